@@ -1,0 +1,36 @@
+"""jaxgmm: Gaussian mixtures as pure functions of JAX, that jit, vmap and differentiate, right in float32."""
+
+from jaxgmm import families as families
+from jaxgmm import params as params
+from jaxgmm.density import component_log_prob as component_log_prob
+from jaxgmm.density import e_step as e_step
+from jaxgmm.density import elbo as elbo
+from jaxgmm.density import log_prob as log_prob
+from jaxgmm.density import predict as predict
+from jaxgmm.density import responsibilities as responsibilities
+from jaxgmm.density import sample as sample
+from jaxgmm.density import score as score
+from jaxgmm.em import FitResult as FitResult
+from jaxgmm.em import Status as Status
+from jaxgmm.em import em_step as em_step
+from jaxgmm.em import fit as fit
+from jaxgmm.em import m_step as m_step
+from jaxgmm.families.family import Family as Family
+from jaxgmm.init import from_responsibilities as from_responsibilities
+from jaxgmm.init import kmeans as kmeans
+from jaxgmm.init import kmeans_plusplus as kmeans_plusplus
+from jaxgmm.init import random_points as random_points
+from jaxgmm.init import random_resp as random_resp
+from jaxgmm.io import load as load
+from jaxgmm.io import save as save
+from jaxgmm.moments import Moments as Moments
+from jaxgmm.params import GMMParams as GMMParams
+from jaxgmm.params import make_params as make_params
+from jaxgmm.search.criteria import aic as aic
+from jaxgmm.search.criteria import best as best
+from jaxgmm.search.criteria import bic as bic
+from jaxgmm.search.criteria import check as check
+from jaxgmm.search.criteria import icl as icl
+from jaxgmm.search.criteria import n_parameters as n_parameters
+from jaxgmm.search.restarts import fit_components as fit_components
+from jaxgmm.search.restarts import fit_restarts as fit_restarts

@@ -1,0 +1,227 @@
+"""The fits behind the command line: the grid, its criteria, the compilation cache, and stopping on Ctrl-C."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+Result = TypeVar("Result")
+
+CRITERIA = ("aic", "bic", "icl")
+_CACHE_LIMIT = 500_000_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One fit of the grid; the criteria are NaN where it failed."""
+
+    covariance_type: str
+    n_components: int
+    n_parameters: int
+    log_likelihood: float
+    criteria: dict[str, float]
+    status: str
+    params: Any  # GMMParams in float64, only the components that are on
+
+    def row(self) -> dict[str, Any]:
+        """What `jaxgmm.plot.plot_criteria` reads."""
+        return {"covariance_type": self.covariance_type, "n_components": self.n_components, **self.criteria}
+
+
+def set_up_jax() -> None:
+    """Double precision, and a cache of compiled programs that makes the next call quick.
+
+    It lies in ``$XDG_CACHE_HOME/jaxgmm`` or ``~/.cache/jaxgmm``; where that cannot be written there is none.
+    """
+    import jax
+
+    jax.config.update("jax_enable_x64", True)
+    # Up to 0.6.0 a program from the cache gave other results on the CPU than the program that was stored.
+    if os.environ.get("JAX_COMPILATION_CACHE_DIR") or jax.__version_info__ < (0, 6, 1):
+        return
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    directory = os.path.join(home, "jaxgmm", "xla")
+    with contextlib.suppress(OSError, ValueError):
+        os.makedirs(directory, mode=0o700, exist_ok=True)
+        # What lies there is run: it must be ours alone.
+        status = os.stat(directory)
+        ours = not hasattr(os, "getuid") or (status.st_uid == os.getuid() and not status.st_mode & 0o022)
+        if not ours or not os.path.isabs(directory) or not os.access(directory, os.W_OK | os.X_OK):
+            return
+        _trim(directory)
+        jax.config.update("jax_compilation_cache_dir", directory)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def fit_structure(
+    X: Array,
+    sample_weight: Array | None,
+    covariance_type: str,
+    sizes: Sequence[int],
+    seed: int,
+    options: dict[str, Any],
+) -> list[Cell]:
+    """Fit one covariance structure with every number of components.
+
+    Args:
+      X: (N, D), float64.
+      sample_weight: (N,) or None.
+      covariance_type: the structure's name.
+      sizes: the numbers of components.
+      seed: of the starts.
+      options: "dtype", in which the fit computes, and what is passed on to `fit_components`.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    import jaxgmm
+    from jaxgmm.params import active
+
+    # What float32 would lose at a large offset is taken off in float64, and given back to the means below.
+    dtype = np.dtype(options["dtype"])
+    offset = X.mean(0) if dtype == np.float32 else np.zeros(X.shape[1])
+    x = jnp.asarray((X - offset).astype(dtype))
+    weight = None if sample_weight is None else jnp.asarray(sample_weight.astype(dtype))
+    results = jaxgmm.fit_components(
+        jax.random.key(seed),
+        x,
+        tuple(sizes),
+        weight,
+        covariance_type=covariance_type,
+        **{name: value for name, value in options.items() if name != "dtype"},
+    )
+
+    @jax.jit
+    def summarise(params: Any, x: Any, weight: Any) -> Any:
+        # Lane by lane: the classification likelihood holds N × K numbers at a time.
+        return jax.lax.map(
+            lambda p: jnp.stack([getattr(jaxgmm, name)(p, x, weight) for name in CRITERIA]), params
+        )
+
+    criteria = np.asarray(summarise(results.params, x, weight), np.float64)
+    cells = []
+    for i, size in enumerate(sizes):
+        lane = jax.tree.map(lambda a, i=i: a[i], results)
+        status = jaxgmm.Status(int(lane.status))
+        failed = status not in (jaxgmm.Status.CONVERGED, jaxgmm.Status.MAX_ITER)
+        params = active(lane.params)
+        cells.append(
+            Cell(
+                covariance_type=covariance_type,
+                n_components=size,
+                n_parameters=int(jaxgmm.n_parameters(params)),
+                log_likelihood=float(lane.log_likelihood),
+                criteria=dict(zip(CRITERIA, [np.nan] * 3 if failed else criteria[i].tolist(), strict=True)),
+                status=status.name,
+                params=_widen(params, offset),
+            )
+        )
+    return cells
+
+
+def best_cell(cells: Sequence[Cell], criterion: str) -> Cell | None:
+    """The cell with the smallest criterion, None where every fit failed."""
+    usable = [cell for cell in cells if np.isfinite(cell.criteria[criterion])]
+    return min(usable, key=lambda cell: cell.criteria[criterion], default=None)
+
+
+def collapsed(params: Any, X: Array, reg_covar: float) -> list[int]:
+    """The components that are, in some direction, no wider than the ridge that `reg_covar` adds."""
+    variance = X.var(0)
+    varying = variance > 0
+    ridge = reg_covar * np.minimum(variance[varying], 1)
+    if not (varying.any() and (ridge > 0).all()):
+        return []
+    covariances = np.asarray(params.covariances)[:, varying][:, :, varying]
+    widths = np.linalg.eigvalsh(covariances / np.sqrt(ridge[:, None] * ridge)).min(1)
+    return np.flatnonzero(widths < 2).tolist()
+
+
+def run_steps(steps: Sequence[tuple[str, Callable[[], Result]]], patience: float = 2.0) -> list[Result]:
+    """Run the steps in order, with a progress bar on a terminal once they have taken `patience` seconds.
+
+    They run in a thread of their own: compiled code does not look for Ctrl-C, and so the main thread can.
+    """
+    results: list[Result] = []
+    errors: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            for _, step in steps:
+                results.append(step())
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(patience)
+    if thread.is_alive():
+        _show(thread, steps, results)
+    if errors:
+        raise errors[0]
+    return results
+
+
+def _show(thread: threading.Thread, steps: Sequence[tuple[str, Any]], results: Sequence[Any]) -> None:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        SpinnerColumn,
+        TextColumn,
+        TimeElapsedColumn,
+    )
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        thread.join()
+        return
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(20),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("", total=len(steps))
+        while thread.is_alive():
+            done = min(len(results), len(steps) - 1)
+            progress.update(task, description=steps[done][0], completed=len(results))
+            thread.join(0.1)
+
+
+def _widen(params: Any, offset: Array) -> Any:
+    """The mixture in float64 and in the data's place, its weights summing to 1 there too."""
+    import jax
+    import jax.numpy as jnp
+
+    params = jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), params)
+    log_weights = params.log_weights - jax.scipy.special.logsumexp(params.log_weights)
+    return dataclasses.replace(params, log_weights=log_weights, means=params.means + offset[None, :])
+
+
+def _trim(directory: str) -> None:
+    """Keep the cache below its limit: the programs used longest ago go first."""
+    entries = []
+    for entry in os.scandir(directory):
+        with contextlib.suppress(OSError):
+            status = entry.stat(follow_symlinks=False)
+            entries.append((max(status.st_atime, status.st_mtime), status.st_size, entry.path))
+    total = sum(size for _, size, _ in entries)
+    for used, size, path in sorted(entries):
+        if total <= _CACHE_LIMIT or used > time.time() - 60:
+            return
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+        total -= size

@@ -1,0 +1,107 @@
+"""What `jaxgmm fit` prints: the table of criteria and the best mixture."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from jaxgmm.cli.fitting import CRITERIA, Cell
+
+_STATUS = {
+    "CONVERGED": "converged",
+    "MAX_ITER": "max. steps",
+    "NONFINITE": "not finite",
+    "DECREASED": "decreased",
+    "DEGENERATE": "degenerate",
+}
+
+
+def console() -> Console:
+    """Stdout, as wide as the terminal; a file or a pipe gets room for whole lines."""
+    wide = None if sys.stdout.isatty() else 100
+    return Console(file=sys.stdout, highlight=False, width=wide)
+
+
+def print_criteria(out: Console, cells: Sequence[Cell], best: Cell | None, criterion: str, unit: str) -> None:
+    """One row per fit; the best is marked. `unit` is what the log-likelihood is a mean over."""
+    table = Table(
+        box=box.SIMPLE_HEAD if _unicode(out) else box.ASCII2,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+        show_edge=False,
+    )
+    table.add_column("")
+    table.add_column("covariance")
+    for name in ("K", "parameters", "log-lik.", *(name.upper() for name in CRITERIA)):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("fit", no_wrap=True)
+    previous = cells[0].covariance_type
+    for cell in cells:
+        if cell.covariance_type != previous:
+            table.add_section()
+            previous = cell.covariance_type
+        values = [cell.criteria[name] for name in CRITERIA]
+        table.add_row(
+            "*" if cell is best else "",
+            cell.covariance_type,
+            str(cell.n_components),
+            str(cell.n_parameters),
+            f"{cell.log_likelihood:.4f}",
+            *(f"{value:.1f}" if math.isfinite(value) else "-" for value in values),
+            _STATUS[cell.status],
+            style="bold" if cell is best else "",
+        )
+    out.print(table)
+    out.print(f"* smallest {criterion.upper()}.  log-lik.: mean log-likelihood per {unit}, in nats.")
+
+
+def print_mixture(out: Console, cell: Cell, columns: Sequence[str]) -> None:
+    """Weights, and mean ± standard deviation of every feature in every component."""
+    weights = np.asarray(cell.params.weights)
+    means = np.asarray(cell.params.means)
+    sds = np.sqrt(np.diagonal(np.asarray(cell.params.covariances), axis1=1, axis2=2))
+    sign = "±" if _unicode(out) else "+/-"
+    cells = [
+        [f"{m} {sign} {s}" for m, s in _row(means[:, j].tolist(), sds[:, j].tolist())]
+        for j in range(len(columns))
+    ]
+    label = min(max(len("component"), *(len(name) for name in columns)), 24)
+    width = max(len(text) for row in cells for text in row) + 3
+    across = max(1, (out.width - label - 1) // width)
+    for first in range(0, len(weights), across):
+        shown = range(first, min(first + across, len(weights)))
+        table = Table(
+            box=box.SIMPLE_HEAD if _unicode(out) else box.ASCII2,
+            padding=(0, 1, 0, 0),
+            pad_edge=False,
+            show_edge=False,
+        )
+        table.add_column("component", max_width=24, overflow="fold")
+        for k in shown:
+            table.add_column(str(k), justify="right", no_wrap=True)
+        table.add_row("weight", *(f"{weights[k]:.4f}" for k in shown), end_section=True)
+        for name, row in zip(columns, cells, strict=True):
+            table.add_row(Text(name), *(row[k] for k in shown))
+        out.print(table)
+        out.print()
+    out.print(f"Each cell: mean {sign} standard deviation within the component.")
+
+
+def _row(means: Sequence[float], sds: Sequence[float]) -> list[tuple[str, str]]:
+    """Means and standard deviations of a feature, to the third significant digit of the smallest."""
+    least = min((sd for sd in sds if sd > 0), default=1.0)
+    decimals = max(0, 2 - math.floor(math.log10(least)))
+    if decimals > 8 or max(map(abs, [*means, *sds])) >= 1e9:
+        return [(f"{mean:.9g}", f"{sd:.2e}") for mean, sd in zip(means, sds, strict=True)]
+    return [(f"{mean:.{decimals}f}", f"{sd:.{decimals}f}") for mean, sd in zip(means, sds, strict=True)]
+
+
+def _unicode(out: Console) -> bool:
+    return out.encoding.lower().startswith("utf")

@@ -1,0 +1,342 @@
+"""Tables in and out: the columns of a CSV, Parquet or npy file, and errors that name the row."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import difflib
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import click
+import numpy as np
+
+from jaxgmm.io import atomic_write
+
+Array = np.ndarray[Any, Any]
+
+READABLE = (".csv", ".tsv", ".parquet", ".pq", ".npy")
+WRITABLE = (".csv", ".parquet", ".npy")
+
+_MISSING = ("", "na", "n/a", "nan", "null", "none", "?", "-", ".")
+
+
+class UserError(click.ClickException):
+    """What a user can put right: one line on stderr, exit status 2."""
+
+    exit_code = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A file's columns by name. `named` is False where the file has no names of its own (npy)."""
+
+    path: str
+    columns: dict[str, Any]  # name -> polars.Series, or (N,) array
+    named: bool
+
+    @property
+    def names(self) -> list[str]:
+        """The columns' names, in the file's order."""
+        return list(self.columns)
+
+    def values(self, name: str) -> Array:
+        """One column as float64 (N,): NaN where a value is missing or is not a number."""
+        return _numbers(self.columns[name])
+
+    def is_numeric(self, name: str) -> bool:
+        """Whether most of what the column holds is numbers."""
+        column = self.columns[name]
+        if isinstance(column, np.ndarray):
+            return True
+        if column.dtype.is_numeric():
+            return True
+        present = _present(column)
+        return bool(present.any() and np.isfinite(self.values(name)).sum() * 2 >= present.sum())
+
+    def default_columns(self, without: str | None) -> tuple[list[str], list[str]]:
+        """The numeric columns, and what to tell about those that are left out."""
+        numeric = [name for name in self.names if name != without and self.is_numeric(name)]
+        text = [name for name in self.names if name != without and name not in numeric]
+        for name in text:
+            self._refuse_commas(name)
+        notes = [f"left out, not numeric: {', '.join(text)}"] if text else []
+        if (
+            self.named
+            and len(numeric) > 1
+            and numeric[0] == self.names[0]
+            and _counts(self.values(numeric[0]))
+        ):
+            notes.append(
+                f"left out, it only numbers the rows: {numeric[0]} (name it in --columns to keep it)"
+            )
+            numeric = numeric[1:]
+        if not numeric:
+            raise UserError(f"{self.path}: no numeric column among {_listing(self.names)}")
+        return numeric, notes
+
+    def find(self, name: str) -> str:
+        """`name`, or an error that suggests the nearest names."""
+        if name in self.columns:
+            return name
+        by_case = {known.casefold(): known for known in self.names}
+        near = [by_case[n] for n in difflib.get_close_matches(name.casefold(), by_case, n=3, cutoff=0.5)]
+        hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"it has {_listing(self.names)}"
+        raise UserError(f"{self.path}: no column {name!r}; {hint}")
+
+    def matrix(self, names: Sequence[str]) -> Array:
+        """The columns as float64 (N, D), or an error naming the first value that is not a finite number."""
+        for name in names:
+            self._check(name, names)
+        return np.column_stack([self.values(name) for name in names])
+
+    def weights(self, name: str) -> Array:
+        """A column of sample weights (N,): finite, not negative, not all zero."""
+        weights = self.matrix([name])[:, 0]
+        if (weights < 0).any():
+            row = int(np.argmax(weights < 0)) + 1
+            raise UserError(
+                f"{self.path}: column {name!r}, row {row}: the weight {weights[row - 1]:g} is negative"
+            )
+        if not weights.any():
+            raise UserError(f"{self.path}: column {name!r}: all weights are zero")
+        return weights
+
+    def _refuse_commas(self, name: str) -> None:
+        """Raise where a column of text is numbers with decimal commas."""
+        import polars
+
+        column = self.columns[name]
+        if column.dtype != polars.String:
+            return
+        present = column.filter(polars.Series(_present(column)))
+        commas = present.str.strip_chars().str.contains(r"^[+-]?\d+(,\d+)+(\.\d*)?$")
+        if len(present) and 2 * commas.sum() >= len(present):
+            raise UserError(
+                f"{self.path}: column {name!r} has numbers with commas, such as {present.filter(commas)[0]!r}"
+                "; write 1234.5 for them, or choose others with --columns"
+            )
+
+    def _check(self, name: str, names: Sequence[str]) -> None:
+        bad = ~np.isfinite(self.values(name))
+        if not bad.any():
+            return
+        row = int(np.argmax(bad))
+        raw = self.columns[name][row]
+        if not self.is_numeric(name):
+            raise UserError(f"{self.path}: column {name!r} is not numeric: row {row + 1} holds {raw!r}")
+        if raw is None or str(raw).strip().casefold() in _MISSING:
+            what = "the value is missing"
+        elif isinstance(raw, str) and not _is_infinite(raw):
+            what = f"{raw!r} is not a number"
+        else:
+            what = f"the value is {float(raw)}"
+        others = int(bad.sum()) - 1
+        more = f" (and in {others} more row{'s' * (others > 1)})" if others else ""
+        rest = [other for other in names if other != name and np.isfinite(self.values(other)).all()]
+        columns = ",".join(rest) if rest and len(",".join(rest)) < 40 else "..."
+        drop, fill = ("drop the rows", "fill them in") if others else ("drop the row", "fill it in")
+        remedy = f"{drop} or {fill}"
+        if len(names) > 1:
+            remedy = f"{drop}, {fill}, or leave the column out with --columns {columns}"
+        raise UserError(f"{self.path}: column {name!r}, row {row + 1}: {what}{more}; {remedy}")
+
+
+def read(path: str) -> Table:
+    """The table in a file, by its extension."""
+    extension = os.path.splitext(path)[1].lower()
+    if os.path.isdir(path):
+        raise UserError(f"{path}: is a directory")
+    if not os.path.exists(path):
+        raise UserError(f"{path}: no such file")
+    if extension not in READABLE:
+        raise UserError(f"{path}: cannot tell the format; the name must end in {', '.join(READABLE)}")
+    if not os.access(path, os.R_OK):
+        raise UserError(f"{path}: permission denied")
+    if os.path.getsize(path) == 0:
+        raise UserError(f"{path}: the file is empty")
+    if extension == ".npy":
+        return _read_npy(path)
+    table = _read_frame(path, extension)
+    if not table.names or not len(table.columns[table.names[0]]):
+        raise UserError(f"{path}: no rows of data")
+    return table
+
+
+def write(path: str | None, columns: dict[str, Array]) -> None:
+    """Write columns to a file by its extension, whole or not at all; CSV to stdout where there is none."""
+    import polars
+
+    frame = polars.DataFrame(columns)
+    if path is None:
+        sys.stdout.buffer.write(frame.write_csv().encode())
+        return
+    extension = os.path.splitext(path)[1].lower()
+    with atomic_write(path) as stream:
+        if extension == ".csv":
+            stream.write(frame.write_csv().encode())
+        elif extension == ".parquet":
+            frame.write_parquet(stream)
+        else:
+            np.save(stream, np.column_stack(list(columns.values())), allow_pickle=False)
+
+
+def check_target(path: str | None, option: str, extensions: Sequence[str], taken: Mapping[str, str]) -> None:
+    """Raise now, before the work, where `path` cannot be written afterwards.
+
+    `taken` maps what other paths are to those paths: none may be written over.
+    """
+    if path is None:
+        return
+    if os.path.splitext(path)[1].lower() not in extensions:
+        raise UserError(f"{option} {path}: the name must end in {', '.join(extensions)}")
+    for what, other in taken.items():
+        if os.path.realpath(other) == os.path.realpath(path):
+            raise UserError(f"{option} {path}: would overwrite {what}")
+    directory = os.path.dirname(os.path.realpath(path))
+    if os.path.isdir(path):
+        raise UserError(f"{option} {path}: is a directory")
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise UserError(f"{option} {path}: is not a regular file")
+    if not os.path.isdir(directory):
+        raise UserError(f"{option} {path}: the directory {directory} does not exist")
+    if not os.access(directory, os.W_OK | os.X_OK):
+        raise UserError(f"{option} {path}: the directory {directory} is not writable")
+
+
+def _read_npy(path: str) -> Table:
+    with open(path, "rb") as stream:
+        if stream.read(6) != b"\x93NUMPY":
+            raise UserError(f"{path}: not an npy file")
+    try:
+        data = np.load(path, allow_pickle=False)
+    except MemoryError:
+        raise UserError(f"{path}: too large for this machine's memory, or damaged") from None
+    except (ValueError, EOFError, OSError, SyntaxError, RecursionError) as error:
+        reason = "it holds Python objects" if "allow_pickle" in str(error) else "damaged"
+        raise UserError(f"{path}: not readable as an array of numbers: {reason}") from None
+    if not isinstance(data, np.ndarray) or data.dtype.kind not in "fiu":
+        raise UserError(
+            f"{path}: the array must hold real numbers, not {getattr(data, 'dtype', 'an archive')}"
+        )
+    if data.ndim != 2:
+        hint = "; make it one column with X.reshape(-1, 1)" if data.ndim == 1 else ""
+        raise UserError(f"{path}: the array must be 2-D (rows, columns), its shape is {data.shape}{hint}")
+    if 0 in data.shape:
+        raise UserError(f"{path}: the array is empty, its shape is {data.shape}")
+    columns = data.astype(np.float64)
+    return Table(path, {f"x{j + 1}": columns[:, j] for j in range(columns.shape[1])}, named=False)
+
+
+def _read_frame(path: str, extension: str) -> Table:
+    import polars
+
+    try:
+        if extension in (".parquet", ".pq"):
+            frame = polars.read_parquet(path)
+        else:
+            frame = polars.read_csv(
+                path,
+                separator=_separator(path, extension),
+                infer_schema_length=None,
+                encoding="utf8-lossy",
+            )
+    except polars.exceptions.NoDataError:
+        raise UserError(f"{path}: the file is empty") from None
+    except (polars.exceptions.PolarsError, OSError, ValueError) as error:
+        detail = _ragged(path, extension) or str(error).partition("\n")[0]
+        raise UserError(f"{path}: not a readable {extension[1:]} file: {detail}") from None
+    if extension in (".csv", ".tsv"):
+        frame = frame.head(len(frame) - _blank_lines(path))
+    names = ["".join(c if c.isprintable() else "?" for c in name.strip()) for name in frame.columns]
+    names = [name or f"column {i + 1}" for i, name in enumerate(names)]
+    if len(set(names)) != len(names):
+        raise UserError(f"{path}: two columns have the same name")
+    return Table(path, dict(zip(names, frame.get_columns(), strict=True)), named=True)
+
+
+def _separator(path: str, extension: str) -> str:
+    """The field separator that the first line shows; and errors for a first line that is no header."""
+    with open(path, "rb") as stream:
+        start = stream.readline(1 << 20)
+    if start[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise UserError(f"{path}: the text is UTF-16; save it as UTF-8")
+    line = start.decode("utf-8-sig", "replace").rstrip("\r\n")
+    separator = "\t" if extension == ".tsv" else max(",;\t", key=line.count)
+    fields = next(csv.reader([line], delimiter=separator), [])
+    if fields and all(_is_number(field) for field in fields):
+        raise UserError(f"{path}: the first line holds numbers; it must name the columns")
+    return separator
+
+
+def _blank_lines(path: str) -> int:
+    """How many lines at a file's end are empty: polars takes them for rows."""
+    with open(path, "rb") as stream:
+        stream.seek(max(0, os.path.getsize(path) - (1 << 16)))
+        end = stream.read()
+    return max(0, end[len(end.rstrip(b"\r\n")) :].count(b"\n") - 1)
+
+
+def _ragged(path: str, extension: str) -> str | None:
+    """Which row of a CSV file has more fields than the header."""
+    if extension not in (".csv", ".tsv"):
+        return None
+    try:
+        with open(path, newline="", encoding="utf-8", errors="replace") as stream:
+            rows = csv.reader(stream, delimiter=_separator(path, extension))
+            width = len(next(rows, []))
+            for i, row in enumerate(rows):
+                if len(row) > width:
+                    return f"row {i + 1} has {len(row)} fields, the header {width}"
+    except csv.Error:
+        pass
+    return None
+
+
+def _numbers(column: Any) -> Array:
+    """A column as float64 (N,), NaN for what is no number."""
+    if isinstance(column, np.ndarray):
+        return column
+    import polars
+
+    if column.dtype == polars.String:
+        column = column.str.strip_chars().cast(polars.Float64, strict=False)
+    elif column.dtype.is_numeric():
+        column = column.cast(polars.Float64)
+    else:
+        return np.full(len(column), np.nan)
+    return np.asarray(column.fill_null(np.nan).to_numpy(), np.float64)
+
+
+def _present(column: Any) -> Array:
+    """Which values of a polars column are not missing."""
+    import polars
+
+    if column.dtype != polars.String:
+        return np.asarray(column.is_not_null().to_numpy())
+    missing = column.str.strip_chars().str.to_lowercase().is_in(list(_MISSING)).fill_null(True)
+    return ~np.asarray(missing.to_numpy())
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_infinite(text: str) -> bool:
+    return _is_number(text) and not np.isfinite(float(text))
+
+
+def _counts(values: Array) -> bool:
+    """Whether a column counts up from 0 or 1."""
+    return bool(len(values) > 2 and values[0] in (0, 1) and np.all(np.diff(values) == 1))
+
+
+def _listing(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:12])
+    return f"{shown}, … ({len(names)} in all)" if len(names) > 12 else shown

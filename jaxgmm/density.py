@@ -1,0 +1,299 @@
+"""What a mixture says of data: log-densities, responsibilities, labels, the bound, and samples."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jax.typing import ArrayLike
+
+from jaxgmm import validate
+from jaxgmm.linalg import block_rows, map_rows
+from jaxgmm.params import GMMParams, scale_like
+
+# Residuals beyond 2**40 are scaled down before they are squared: float32 overflows at 2**64 squared.
+_FAR = float(2.0**40)
+
+
+def log_normaliser(params: GMMParams) -> Array:
+    """(K,) the logarithm of N(μ_k | μ_k, Σ_k): −½ (D log 2π + log |Σ_k|)."""
+    shape = (params.n_components, params.n_features)
+    constant = float(shape[1] * np.log(2 * np.pi))
+    return -0.5 * (constant + params.family.log_det(params.scale, shape))
+
+
+def _distances(params: GMMParams, x: Array) -> tuple[Array, Array]:
+    """Half squared Mahalanobis distances q (K, B) and row scales t (B,): the distance is t² q."""
+    residuals = x.T[None, :, :] - params.means[:, :, None]
+    t = lax.stop_gradient(jnp.maximum(jnp.abs(residuals).max((0, 1)) / _FAR, 1))
+    y = params.family.whitener(params.scale)(residuals / t[None, None, :])
+    return 0.5 * jnp.square(y).sum(1), t
+
+
+def _joint(params: GMMParams, x: Array) -> tuple[Array, Array]:
+    """log π_k N(x | μ_k, Σ_k) = relative (K, B) + offset (B,), where relative never overflows to all −inf.
+
+    The nearest component's distance is taken out of the others before anything is exponentiated, so that
+    responsibilities stay finite where every density underflows.
+    """
+    q, t = _distances(params, x)
+    on = (params.log_weights > -jnp.inf)[:, None]
+    nearest = lax.stop_gradient(jnp.where(on, q, jnp.inf).min(0))
+    constant = params.log_weights + log_normaliser(params)
+    relative = constant[:, None] - t[None, :] * (t[None, :] * (q - nearest[None, :]))
+    return relative, -t * (t * nearest)
+
+
+def _log_sum_exp(a: Array) -> Array:
+    """Over the leading axis, of which at least one entry is finite."""
+    top = lax.stop_gradient(a.max(0))
+    return top + jnp.log(jnp.exp(a - top[None, :]).sum(0))
+
+
+def posterior(params: GMMParams, x: Array) -> tuple[Array, Array]:
+    """The E-step of one block: resp (B, K) and log p(x) (B,)."""
+    relative, offset = _joint(params, x)
+    total = _log_sum_exp(relative)
+    return jnp.exp(relative - total[None, :]).T, total + offset
+
+
+def _component(params: GMMParams, x: Array) -> Array:
+    q, t = _distances(params, x)
+    return (log_normaliser(params)[:, None] - t[None, :] * (t[None, :] * q)).T
+
+
+def check_mixture(params: GMMParams) -> None:
+    """Raise unless it is one mixture whose arrays fit each other."""
+    if not isinstance(params, GMMParams):
+        hint = "; pass result.params" if isinstance(getattr(params, "params", None), GMMParams) else ""
+        raise TypeError(f"params must be GMMParams; got {type(params).__name__}{hint}")
+    like = scale_like(params.family, *params.means.shape) if params.means.ndim == 2 else None
+    validate.single_mixture(params.log_weights, params.means, params.scale, like)
+
+
+def inputs(params: GMMParams, X: ArrayLike) -> tuple[GMMParams, Array]:
+    """One checked mixture and its data (N, D), both in the data's dtype."""
+    check_mixture(params)
+    x = validate.data(X, n_features=params.n_features)
+    return jax.tree.map(lambda a: jnp.asarray(a, x.dtype), params), x
+
+
+@jax.jit
+def _posterior(params: GMMParams, x: Array) -> tuple[Array, Array]:
+    rows = block_rows(x.shape[0], *params.means.shape)
+    return map_rows(lambda b: posterior(params, b), x, block_size=rows)
+
+
+@jax.jit
+def _log_prob(params: GMMParams, x: Array) -> Array:
+    rows = block_rows(x.shape[0], *params.means.shape)
+    return map_rows(lambda b: posterior(params, b)[1], x, block_size=rows)
+
+
+@jax.jit
+def _predict(params: GMMParams, x: Array) -> Array:
+    rows = block_rows(x.shape[0], *params.means.shape)
+
+    def labels(b: Array) -> Array:
+        return jnp.argmax(_joint(params, b)[0], axis=0).astype(jnp.int32)
+
+    return map_rows(labels, x, block_size=rows)
+
+
+@jax.jit
+def _component_log_prob(params: GMMParams, x: Array) -> Array:
+    rows = block_rows(x.shape[0], *params.means.shape)
+    return map_rows(lambda b: _component(params, b), x, block_size=rows)
+
+
+def e_step(params: GMMParams, X: ArrayLike) -> tuple[Array, Array]:
+    """The E-step: which component each sample came from, and how likely the sample is.
+
+    r_nk = π_k N(x_n | μ_k, Σ_k) / p(x_n). The responsibilities sum to 1 in every row for samples as far away
+    as the dtype can hold, where log_prob may be −inf.
+
+    Args:
+      params: the mixture.
+      X: (N, D).
+
+    Returns:
+      resp (N, K), log_prob (N,).
+
+    Raises:
+      ValueError: if X is not (N, D) with the mixture's D, or holds NaN.
+
+    Example:
+      >>> import jaxgmm
+      >>> params = jaxgmm.make_params([0.5, 0.5], [[-1.0], [1.0]], [1.0, 1.0], "spherical")
+      >>> resp, log_prob = jaxgmm.e_step(params, [[0.0], [5.0]])
+      >>> resp.round(2).tolist()[0]
+      [0.5, 0.5]
+
+    References:
+      Dempster, Laird & Rubin (1977), §4.3; Bishop (2006), equation 9.23.
+    """
+    return _posterior(*inputs(params, X))
+
+
+def log_prob(params: GMMParams, X: ArrayLike) -> Array:
+    """(N,) log p(x_n) = log Σ_k π_k N(x_n | μ_k, Σ_k), in nats.
+
+    Differentiable in params and X; gradients are finite, also at switched-off components.
+
+    Example:
+      >>> import jaxgmm
+      >>> params = jaxgmm.make_params([1.0], [[0.0]], [1.0], "spherical")
+      >>> round(float(jaxgmm.log_prob(params, [[0.0]])[0]), 4)
+      -0.9189
+    """
+    return _log_prob(*inputs(params, X))
+
+
+def component_log_prob(params: GMMParams, X: ArrayLike) -> Array:
+    """(N, K) log N(x_n | μ_k, Σ_k), each component's own log-density, without its mixing weight.
+
+    Example:
+      >>> import jaxgmm
+      >>> params = jaxgmm.make_params([0.5, 0.5], [[0.0], [1.0]], [1.0, 1.0], "spherical")
+      >>> jaxgmm.component_log_prob(params, [[0.0]]).round(4).tolist()
+      [[-0.9189..., -1.4189...]]
+    """
+    return _component_log_prob(*inputs(params, X))
+
+
+def responsibilities(params: GMMParams, X: ArrayLike) -> Array:
+    """(N, K) posterior probabilities of the components; rows sum to 1. `e_step` without log_prob.
+
+    Example:
+      >>> import jaxgmm
+      >>> params = jaxgmm.make_params([0.5, 0.5], [[-1.0], [1.0]], [1.0, 1.0], "spherical")
+      >>> jaxgmm.responsibilities(params, [[0.0]]).tolist()
+      [[0.5, 0.5]]
+    """
+    return e_step(params, X)[0]
+
+
+def predict(params: GMMParams, X: ArrayLike) -> Array:
+    """(N,) int32 labels: the component of the largest responsibility.
+
+    Example:
+      >>> import jaxgmm
+      >>> params = jaxgmm.make_params([0.5, 0.5], [[-1.0], [1.0]], [1.0, 1.0], "spherical")
+      >>> jaxgmm.predict(params, [[-3.0], [0.1]]).tolist()
+      [0, 1]
+    """
+    return _predict(*inputs(params, X))
+
+
+def score(params: GMMParams, X: ArrayLike, sample_weight: ArrayLike | None = None) -> Array:
+    """() the mean log-likelihood per unit of sample weight, Σ w_n log p(x_n) / Σ w_n, in nats.
+
+    Args:
+      params: the mixture.
+      X: (N, D).
+      sample_weight: (N,) or None for ones; a sample of weight 0 does not count, wherever it lies.
+
+    Example:
+      >>> import jaxgmm
+      >>> params = jaxgmm.make_params([1.0], [[0.0]], [1.0], "spherical")
+      >>> round(float(jaxgmm.score(params, [[0.0], [9.0]], [1.0, 0.0])), 4)
+      -0.9189
+    """
+    params, x = inputs(params, X)
+    values = _log_prob(params, x)
+    w = validate.weight(sample_weight, x)
+    if w is None:
+        return values.mean()
+    # A sample of weight 0 may be so far away that its log-density is −inf.
+    return (w * jnp.where((w > 0) | jnp.isfinite(values), values, 0)).sum() / w.sum()
+
+
+@jax.jit
+def _elbo(params: GMMParams, r: Array, x: Array, w: Array) -> Array:
+    rows = block_rows(x.shape[0], *params.means.shape)
+
+    def block(rb: Array, xb: Array) -> Array:
+        relative, offset = _joint(params, xb)
+        joint = (relative + offset[None, :]).T
+        some = rb > 0
+        terms = rb * (jnp.where(some, joint, 0) - jnp.log(jnp.where(some, rb, 1)))
+        return jnp.where(some, terms, 0).sum(1)
+
+    return (w * map_rows(block, r, x, block_size=rows)).sum()
+
+
+def elbo(params: GMMParams, resp: ArrayLike, X: ArrayLike, sample_weight: ArrayLike | None = None) -> Array:
+    """() the evidence lower bound Σ_n w_n Σ_k r_nk (log π_k N(x_n | μ_k, Σ_k) − log r_nk), a total in nats.
+
+    EM is coordinate ascent on it: for given params `e_step` gives the responsibilities that maximise it, for
+    given responsibilities `m_step` (with reg_covar=0) the params. It is below the total log-likelihood
+    Σ w_n log p(x_n), and equal to it at `e_step`'s responsibilities.
+
+    Args:
+      params: the mixture.
+      resp: (N, K), rows summing to 1.
+      X: (N, D).
+      sample_weight: (N,) or None for ones.
+
+    Example:
+      >>> import jaxgmm
+      >>> params = jaxgmm.make_params([0.5, 0.5], [[-1.0], [1.0]], [1.0, 1.0], "spherical")
+      >>> resp, log_prob = jaxgmm.e_step(params, [[0.0], [2.0]])
+      >>> bool(abs(jaxgmm.elbo(params, resp, [[0.0], [2.0]]) - log_prob.sum()) < 1e-5)
+      True
+
+    References:
+      Neal & Hinton (1998), A view of the EM algorithm that justifies incremental, sparse, and other variants,
+      equation 7.
+    """
+    params, x = inputs(params, X)
+    r = validate.responsibilities(resp, x)
+    if r.shape[1] != params.n_components:
+        raise ValueError(
+            f"resp must have shape {(x.shape[0], params.n_components)}, one column for each component of "
+            f"params; got shape {r.shape}"
+        )
+    w = validate.weight(sample_weight, x)
+    return _elbo(params, r, x, jnp.ones(x.shape[0], x.dtype) if w is None else w)
+
+
+@functools.partial(jax.jit, static_argnames="n_samples")
+def _sample(key: Array, params: GMMParams, n_samples: int) -> tuple[Array, Array]:
+    n_components, n_features = params.means.shape
+    key_label, key_normal = jax.random.split(key)
+    labels = jax.random.categorical(key_label, params.log_weights, shape=(n_samples,)).astype(jnp.int32)
+    normal = jax.random.normal(key_normal, (n_samples, n_features), params.means.dtype)
+
+    def block(label: Array, z: Array) -> Array:
+        # Every component colours the whole block: K times the arithmetic, but no (n, D, D) array of factors.
+        tiled = jnp.broadcast_to(z.T[None], (n_components, n_features, z.shape[0]))
+        coloured = params.family.colour(params.scale, tiled) + params.means[:, :, None]
+        return jnp.take_along_axis(coloured, label[None, None, :], axis=0)[0].T
+
+    rows = block_rows(n_samples, n_components, n_features)
+    return map_rows(block, labels, normal, block_size=rows), labels
+
+
+def sample(key: Array, params: GMMParams, n_samples: int) -> tuple[Array, Array]:
+    """Draw from the mixture: a component for each sample by its weight, then a point from that component.
+
+    Args:
+      key: a JAX PRNG key.
+      params: the mixture.
+      n_samples: how many; static.
+
+    Returns:
+      X (n_samples, D), labels (n_samples,) int32.
+
+    Example:
+      >>> import jax, jaxgmm
+      >>> params = jaxgmm.make_params([0.5, 0.5], [[-9.0], [9.0]], [1.0, 1.0], "spherical")
+      >>> X, labels = jaxgmm.sample(jax.random.key(0), params, 100)
+      >>> bool(((X[:, 0] > 0) == (labels == 1)).all())
+      True
+    """
+    check_mixture(params)
+    return _sample(validate.key(key), params, validate.count(n_samples, "n_samples", 1))

@@ -1,0 +1,271 @@
+"""Expectation–maximisation: its two steps, their composition, and the fit that is its fixed point."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+from jaxgmm import fixed_point, validate
+from jaxgmm.density import e_step as e_step
+from jaxgmm.density import inputs
+from jaxgmm.em_map import chart, evaluate, frame, maximise, weighted_m_step
+from jaxgmm.families.family import Family
+from jaxgmm.families.table import get_family
+from jaxgmm.fixed_point import Status as Status
+from jaxgmm.linalg import block_rows
+from jaxgmm.moments import Moments, accumulate
+from jaxgmm.params import GMMParams, translate
+
+TOL = 1e-5
+MAX_ITER = 1000
+REG_COVAR = 1e-6
+HISTORY_SIZE = 256
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["params", "log_likelihood", "n_iter", "status", "history"],
+    meta_fields=[],
+)
+@dataclasses.dataclass(frozen=True)
+class FitResult:
+    """A fitted mixture and how the fit ended; under `vmap` every array has leading batch axes.
+
+    Attributes:
+      params: the mixture.
+      log_likelihood: () mean per unit of sample weight, in nats, of `params` themselves.
+      n_iter: () int32, EM steps taken on the way to `params`, rejected extrapolations included.
+      status: () int32, a `Status`.
+      history: (history_size,) log_likelihood after 1, 2, … steps; NaN past n_iter. Where the data lie far
+        from the origin, before the means are rounded to their place there; log_likelihood is after.
+    """
+
+    params: GMMParams
+    log_likelihood: Array  # ()
+    n_iter: Array  # ()
+    status: Array  # ()
+    history: Array  # (history_size,)
+
+
+@functools.partial(jax.jit, static_argnames=("family", "block_size"))
+def _m_step(
+    r: Array, x: Array, w: Array | None, reg_covar: Array, *, family: Family, block_size: int
+) -> GMMParams:
+    f = frame(x, w, reg_covar)
+    return translate(weighted_m_step(r, x, w, f, family, block_size), f.shift)
+
+
+def m_step(
+    resp: ArrayLike,
+    X: ArrayLike,
+    *,
+    covariance_type: str | Family = "full",
+    sample_weight: ArrayLike | None = None,
+    reg_covar: ArrayLike = REG_COVAR,
+) -> GMMParams:
+    """The M-step: the mixture that maximises the expected complete-data log-likelihood under `resp`.
+
+    π_k = n_k / Σ n, μ_k = Σ_n w r x / n_k, Σ_k = Σ_n w r (x − μ_k)(x − μ_k)ᵀ / n_k + ridge, with
+    n_k = Σ_n w_n r_nk, and Σ_k restricted to the covariance structure.
+
+    Args:
+      resp: (N, K), rows summing to 1.
+      X: (N, D).
+      covariance_type: a name or a `Family`.
+      sample_weight: (N,) or None for ones.
+      reg_covar: ridge on the diagonals, in units of X squared; reg_covar · Var x_j for a feature whose
+        variance is below 1.
+
+    Returns:
+      GMMParams. A component without responsibility is switched off and lies at the mean of the data.
+
+    Raises:
+      ValueError, TypeError: for shapes that do not fit, NaN, negative weights or an unknown name.
+
+    Example:
+      >>> import jaxgmm
+      >>> resp = [[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]]
+      >>> params = jaxgmm.m_step(resp, [[0.0], [2.0], [7.0], [9.0]])
+      >>> params.means.tolist()
+      [[1.0], [8.0]]
+
+    References:
+      Bishop (2006), equations 9.24–9.26.
+    """
+    x = validate.data(X)
+    r = validate.responsibilities(resp, x)
+    w = validate.weight(sample_weight, x)
+    reg = validate.not_negative(reg_covar, "reg_covar", x.dtype)
+    rows = block_rows(x.shape[0], r.shape[1], x.shape[1])
+    return _m_step(r, x, w, reg, family=get_family(covariance_type), block_size=rows)
+
+
+@functools.partial(jax.jit, static_argnames="block_size")
+def _em_step(
+    params: GMMParams, x: Array, w: Array | None, reg_covar: Array, *, block_size: int
+) -> tuple[GMMParams, Moments]:
+    f = frame(x, w, reg_covar)
+    relative = translate(params, -f.shift)
+    moments = accumulate(relative, x, w, shift=f.shift, block_size=block_size)
+    new, _ = maximise(relative, moments, f.ridge)
+    return translate(new, f.shift), moments
+
+
+def _prepare(
+    params: GMMParams, X: ArrayLike, sample_weight: ArrayLike | None, block_size: int | None
+) -> tuple[GMMParams, Array, Array | None, int]:
+    params, x = inputs(params, X)
+    w = validate.weight(sample_weight, x)
+    if block_size is None:
+        rows = block_rows(x.shape[0], params.n_components, params.n_features)
+    else:
+        rows = min(validate.count(block_size, "block_size", 1), x.shape[0])
+    return params, x, w, rows
+
+
+def em_step(
+    params: GMMParams,
+    X: ArrayLike,
+    sample_weight: ArrayLike | None = None,
+    *,
+    reg_covar: ArrayLike = REG_COVAR,
+    block_size: int | None = None,
+) -> tuple[GMMParams, Moments]:
+    """One EM iteration, m_step ∘ e_step, by row blocks: nothing of size (N, K) is ever stored.
+
+    Args:
+      params: the mixture.
+      X: (N, D).
+      sample_weight: (N,) or None for ones.
+      reg_covar: as in `m_step`.
+      block_size: rows per block; None chooses from the shapes.
+
+    Returns:
+      The next params, and the `Moments` about `params`; moments.log_likelihood is the total at `params`.
+
+    Raises:
+      ValueError, TypeError: for shapes that do not fit, NaN or negative weights.
+
+    Example:
+      >>> import jaxgmm
+      >>> params = jaxgmm.make_params([0.5, 0.5], [[-1.0], [1.0]], [1.0, 1.0], "spherical")
+      >>> params, moments = jaxgmm.em_step(params, [[-2.0], [-1.0], [1.0], [2.0]])
+      >>> params.weights.tolist()
+      [0.5, 0.5]
+    """
+    params, x, w, rows = _prepare(params, X, sample_weight, block_size)
+    reg = validate.not_negative(reg_covar, "reg_covar", x.dtype)
+    return _em_step(params, x, w, reg, block_size=rows)
+
+
+def run(
+    params: GMMParams,
+    x: Array,
+    w: Array | None,
+    tol: Array,
+    max_iter: Array,
+    reg_covar: Array,
+    accelerate: Array,
+    *,
+    block_size: int,
+    history_size: int,
+) -> FitResult:
+    """`fit` without its checks, for code that is already inside `jit` or `vmap`."""
+    f = frame(x, w, reg_covar)
+    solution = fixed_point.solve(
+        functools.partial(evaluate, block_size),
+        translate(params, -f.shift),
+        (x, w, f),
+        chart=chart(params.family),
+        tol=tol,
+        max_iter=max_iter,
+        accelerate=accelerate,
+        history_size=history_size,
+    )
+    fitted = translate(solution.point, f.shift)
+
+    def as_rounded(p: GMMParams) -> Array:
+        # At a large offset the last digits of the means are lost when the shift is added back, and what is
+        # reported is the likelihood of what is returned.
+        moments = accumulate(p, x, w, block_size=block_size)
+        return moments.log_likelihood / moments.total_weight
+
+    shifted = (f.shift != 0).any() & jnp.isfinite(solution.report)
+    log_likelihood = jax.lax.cond(shifted, as_rounded, lambda p: solution.report, fitted)
+    return FitResult(fitted, log_likelihood, solution.n_iter, solution.status, solution.history)
+
+
+_fit = jax.jit(run, static_argnames=("block_size", "history_size"))
+
+
+def fit(
+    params: GMMParams,
+    X: ArrayLike,
+    sample_weight: ArrayLike | None = None,
+    *,
+    tol: ArrayLike = TOL,
+    max_iter: int | Array = MAX_ITER,
+    reg_covar: ArrayLike = REG_COVAR,
+    accelerate: bool | Array = True,
+    block_size: int | None = None,
+    history_size: int = HISTORY_SIZE,
+) -> FitResult:
+    """Fit a mixture by EM from starting parameters: one jitted `while_loop`, to its fixed point.
+
+    Args:
+      params: where to start; its family and number of components are kept.
+      X: (N, D); float32 or, where JAX allows it, float64. Other types are promoted.
+      sample_weight: (N,) or None for ones; a weight of 0 leaves the row out exactly.
+      tol: stop when the estimated distance to the fixed point is below it. The distance is the Fisher length
+        of `maximise`: about the mixture's own standard deviations, per sample; the log-likelihood is then
+        short of its optimum by about tol²/2 per sample. In float32 a fit also stops when its steps are down
+        to rounding. 0 takes max_iter steps.
+      max_iter: limit on EM steps.
+      reg_covar: as in `m_step`.
+      accelerate: SQUAREM extrapolation; False for plain EM. For a family without natural coordinates,
+        always plain.
+      block_size: rows per block; None chooses from the shapes.
+      history_size: how many entries `history` has; static.
+
+    Of these only block_size and history_size are static: other values compile nothing anew.
+
+    Derivatives of the result with respect to X, sample_weight and reg_covar, forward and reverse, are those
+    of the fixed point, by the implicit function theorem; params, the start, have none. They mean what they
+    say only where the fit has converged.
+
+    Returns:
+      FitResult. Nothing raises when a fit goes wrong: `status` tells, and `params` are the last good ones.
+      `check(result)` raises.
+
+    Raises:
+      ValueError, TypeError: for arguments that do not fit together, NaN data, negative tol.
+
+    Example:
+      >>> import jax, jaxgmm
+      >>> truth = jaxgmm.make_params([0.3, 0.7], [[-4.0], [4.0]], [1.0, 1.0], "spherical")
+      >>> X, _ = jaxgmm.sample(jax.random.key(0), truth, 2000)
+      >>> start = jaxgmm.make_params([0.5, 0.5], [[-1.0], [1.0]], [1.0, 1.0], "spherical")
+      >>> result = jaxgmm.fit(start, X)
+      >>> jaxgmm.Status(int(result.status)).name
+      'CONVERGED'
+
+    References:
+      Dempster, Laird & Rubin (1977); Varadhan & Roland (2008) for the extrapolation.
+    """
+    params, x, w, rows = _prepare(params, X, sample_weight, block_size)
+    return _fit(
+        params,
+        x,
+        w,
+        validate.not_negative(tol, "tol", x.dtype),
+        validate.step_limit(max_iter),
+        validate.not_negative(reg_covar, "reg_covar", x.dtype),
+        validate.flag(accelerate, "accelerate"),
+        block_size=rows,
+        history_size=validate.count(history_size, "history_size", 0),
+    )

@@ -1,0 +1,158 @@
+"""The EM map: its M-step on moments, and the map as `fixed_point` wants it, measured and charted."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxgmm import fixed_point
+from jaxgmm.families.family import Family
+from jaxgmm.linalg import epsilon
+from jaxgmm.moments import Moments, accumulate, location_and_variance
+from jaxgmm.params import GMMParams
+
+
+class Frame(NamedTuple):
+    """What is fixed about the data before EM begins."""
+
+    shift: Array  # (D,)  subtracted from the data, so that means are not rounded at a large offset
+    variance: Array  # (D,)  of the features; 1 for a constant feature
+    ridge: Array  # (D,)  what is added to the diagonals of the covariances
+
+
+def frame(x: Array, w: Array | None, reg_covar: Array) -> Frame:
+    """Survey the data: where they are, how wide they are, and how large a ridge `reg_covar` is for them.
+
+    The ridge of feature j is reg_covar · min(1, Var x_j): absolute for features as wide as 1 or wider, and
+    relative below, so that a feature in small units is not swamped. A constant feature counts as width 1.
+    """
+    mean, variance = location_and_variance(x, w)
+    rounding = jnp.square(8 * epsilon(x.dtype) * jnp.abs(mean))
+    variance = jnp.where(variance > rounding, variance, 1)
+    # Where the offset is small beside the spread, a shift would only add its own rounding to the data.
+    shift = jax.lax.stop_gradient(jnp.where(jnp.square(mean) > variance, mean, 0))
+    return Frame(shift, variance, reg_covar * jnp.minimum(variance, 1))
+
+
+def maximise(params: GMMParams, moments: Moments, ridge: Array) -> tuple[GMMParams, Array]:
+    """The M-step: parameters from moments about `params`; and the squared Fisher length of the step.
+
+    The length is Δ² = Σ_k π_k ((Δ log π_k)² + ‖C_k⁻¹ Δμ_k‖² + ½ ‖C_k⁻¹ ΔΣ_k C_k⁻ᵀ‖²_F), the metric of a
+    complete observation (x, k). A component without weight is switched off and keeps its place and shape.
+    """
+    n = moments.weight
+    on = n > 0
+    mean = moments.first / jnp.where(on, n, 1)[:, None]
+    mean = jnp.where(on[:, None], mean, 0)
+    moved = params.family.colour(params.scale, mean[:, :, None])[:, :, 0]
+    scale, change = params.family.update(params.scale, n, mean, moments.second, ridge)
+    log_weights = jnp.where(on, jnp.log(jnp.where(on, n, 1)) - jnp.log(n.sum()), -jnp.inf)
+    was_on = on & (params.log_weights > -jnp.inf)
+    log_change = jnp.where(was_on, log_weights - jnp.where(was_on, params.log_weights, 0), 0)
+    lengths = jnp.square(log_change) + jnp.square(mean).sum(-1) + 0.5 * change
+    new = GMMParams(log_weights, params.means + moved, scale, params.family)
+    return new, (jnp.where(was_on, jnp.exp(params.log_weights), 0) * lengths).sum()
+
+
+def reference_params(family: Family, means: Array, variance: Array) -> GMMParams:
+    """Equal weights at `means` (K, D), every component as wide as the features' `variance` (D,)."""
+    n_components = means.shape[0]
+    log_weights = jnp.full(n_components, -jnp.log(n_components), means.dtype)
+    return GMMParams(
+        log_weights, means, family.from_variances(jnp.broadcast_to(variance[None, :], means.shape)), family
+    )
+
+
+def weighted_m_step(
+    r: Array, x: Array, w: Array | None, f: Frame, family: Family, block_size: int
+) -> GMMParams:
+    """The M-step from given responsibilities (N, K), with means relative to the frame's shift."""
+    location, _ = location_and_variance(x, w)
+    means = jnp.broadcast_to((location - f.shift)[None, :], (r.shape[1], x.shape[1]))
+    params = reference_params(family, means, f.variance)
+    # Twice: the second pass measures about the first one's result, where nothing cancels.
+    for _ in range(2):
+        moments = accumulate(params, x, w, resp=r, shift=f.shift, block_size=block_size)
+        params, _ = maximise(params, moments, f.ridge)
+    return params
+
+
+def evaluate(
+    block_size: int, params: GMMParams, data: tuple[Array, Array | None, Frame]
+) -> fixed_point.Evaluation:
+    """One EM step as `fixed_point` wants it: with what rounding can do to it.
+
+    What must not fall is the likelihood less the ridge's own penalty, ½ Σ_k π_k tr(ridge Σ_k⁻¹). EM with a
+    ridge climbs it only up to changes of the penalty, which the slack therefore includes.
+    """
+    x, w, f = data
+    eps = epsilon(x.dtype)
+    shape = (params.n_components, params.n_features)
+    moments = accumulate(params, x, w, shift=f.shift, block_size=block_size)
+    image, length = maximise(params, moments, f.ridge)
+    log_likelihood = moments.log_likelihood / moments.total_weight
+
+    weights = params.weights
+    ridged = params.family.inverse_diagonal(params.scale, shape) * f.ridge[None, :]
+    penalty = 0.5 * (weights * ridged.sum(-1)).sum()
+    # Rounding of the factors as they are stored shows in a vector that is coloured and whitened again; that
+    # of the means, in their last digit measured in widths; that of the sums, in D.
+    whiten = params.family.whitener(params.scale)
+    signs = jnp.where(jnp.arange(shape[1]) % 2 == 0, 1, -1).astype(x.dtype)
+    probe = jnp.broadcast_to(signs[None, :, None], (*shape, 1))
+    stored = whiten(params.family.colour(params.scale, probe)) - probe
+    placed = whiten(eps * params.means[:, :, None])
+    spread = (weights * (jnp.square(stored) + jnp.square(placed)).sum((1, 2))).sum()
+    noise = 2 * jnp.sqrt(spread) + 2 * eps * shape[1]
+
+    # A component that is narrower, in some direction, than the last digits of its own place and width is a
+    # point or a plane, and its likelihood has no bound.
+    digits = image.family.diagonal(image.scale, shape) + jnp.square(image.means)
+    floor = (8 * eps) ** 2 * digits + (8 * eps * eps) ** 2 * f.variance[None, :]
+    narrow = image.family.inverse_diagonal(image.scale, shape) * floor >= 1
+    resolved = ~(narrow & (image.weights > 0)[:, None]).any()
+    finite = jnp.stack([jnp.isfinite(a).all() for a in jax.tree.leaves((image.means, image.scale))]).all()
+    objective = log_likelihood - penalty
+    return fixed_point.Evaluation(
+        image=image,
+        objective=objective,
+        report=log_likelihood,
+        step=jnp.sqrt(length),
+        noise=noise,
+        slack=64 * eps * jnp.maximum(1, jnp.abs(objective)) + penalty + jnp.square(noise),
+        valid=resolved & finite & (moments.weight > 0).any(),
+    )
+
+
+def chart(family: Family) -> fixed_point.Chart | None:
+    """Centred logits, and the family's natural parameters in coordinates where the reference is white."""
+    to_natural, from_natural = family.to_natural, family.from_natural
+    if to_natural is None or from_natural is None:
+        return None
+
+    def floor(reference: GMMParams) -> Array:
+        return jnp.maximum(reference.weights, 1e-6)
+
+    def to(reference: GMMParams, params: GMMParams) -> Any:
+        on = params.log_weights > -jnp.inf
+        logits = jnp.where(on, params.log_weights, 0)
+        logits = jnp.where(on, logits - logits.mean(where=on), 0)
+        gap = (params.means - reference.means)[:, :, None]
+        shift = family.whitener(reference.scale)(gap)[:, :, 0]
+        natural = to_natural(reference.scale, floor(reference), params.scale, shift)
+        return jnp.sqrt(floor(reference)) * logits, natural
+
+    def back(reference: GMMParams, coordinates: Any) -> GMMParams:
+        logits, natural = coordinates
+        on = reference.log_weights > -jnp.inf
+        scale, shift = from_natural(reference.scale, floor(reference), natural)
+        means = reference.means + family.colour(reference.scale, shift[:, :, None])[:, :, 0]
+        # A switched-off component has no information, and extrapolating it none either: it stays.
+        logits = jnp.where(on, logits / jnp.sqrt(floor(reference)), -jnp.inf)
+        means = jnp.where(on[:, None], means, reference.means)
+        return GMMParams(jax.nn.log_softmax(logits), means, scale, family)
+
+    return fixed_point.Chart(to, back)

@@ -1,0 +1,67 @@
+"""The record that describes a covariance structure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from jax import Array
+
+Scale = Any  # a family's own pytree of arrays
+
+
+class Family(NamedTuple):
+    """A covariance structure: what EM, sampling and derivatives need to know of Σ_1 … Σ_K, and no more.
+
+    Every Σ_k = C_k C_kᵀ is known through an invertible factor C_k that need not be formed. `scale` is
+    whatever pytree of arrays the structure keeps. Residuals r = x − μ_k and whitened residuals y = C_k⁻¹ r
+    are laid out (K, D, B), rows of data last: that is the fast layout. To add a structure, fill in the
+    record; nothing is registered and nothing subclassed. Build it once (at module level, or in a cached
+    constructor) and of named functions: equal records share one compilation, functions are equal only when
+    they are the same object, and a record of lambdas cannot be pickled.
+
+    Fields:
+      name: what error messages and saved files call it.
+      covariance_shape: (K, D) -> shape of the covariances that `from_covariance` takes.
+      whitener: scale -> a function residuals (K, D, B) -> y (K, D, B), with ‖y‖² the squared Mahalanobis
+        distance. What it needs of `scale` (inverses) is computed once, outside the returned function.
+      colour: (scale, y (K, D, B)) -> residuals (K, D, B); the inverse of whitening.
+      log_det: (scale, (K, D)) -> (K,), log |Σ_k|.
+      diagonal: (scale, (K, D)) -> (K, D), the variances, the diagonals of Σ_k.
+      inverse_diagonal: (scale, (K, D)) -> (K, D), the diagonals of Σ_k⁻¹.
+      second_moment: (scale, y (K, D, B), resp (K, B)) -> pytree of sums over B, linear in resp: of
+        Σ resp y yᵀ, the part that `update` reads.
+      update: (scale, weight (K,), mean (K, D), second, ridge (D,)) -> (new scale, change (K,)). The M-step:
+        the covariances that maximise the expected log-likelihood given Σ resp, the mean of y and the second
+        moments of y about the *current* parameters, plus diag(ridge); and ‖C⁻¹ ΔΣ C⁻ᵀ‖²_F, the squared
+        length of the change. A component of weight 0 keeps its covariance.
+      to_covariance: (scale, (K, D)) -> dense (..., K, D, D); leading batch axes pass through.
+      from_covariance: covariances of `covariance_shape` -> scale; NaN where one is not positive definite.
+      from_variances: variances (K, D) -> the scale of diagonal covariances that the structure has nearest.
+      n_parameters: (K, D) -> number of free covariance parameters; plain arithmetic, K may be traced.
+      to_natural, from_natural: coordinates for extrapolation, about a reference scale and weights (K,):
+        (reference, weights, scale, shift (K, D)) -> pytree, and (reference, weights, pytree) ->
+        (scale, shift), with shift = C_ref⁻¹(μ − μ_ref). At the reference their Euclidean length is the
+        Fisher length of a complete observation. Outside the domain the way back gives NaN. None: fits take
+        plain EM steps.
+    """
+
+    name: str
+    covariance_shape: Callable[[int, int], tuple[int, ...]]
+    whitener: Callable[[Scale], Callable[[Array], Array]]
+    colour: Callable[[Scale, Array], Array]
+    log_det: Callable[[Scale, tuple[int, int]], Array]
+    diagonal: Callable[[Scale, tuple[int, int]], Array]
+    inverse_diagonal: Callable[[Scale, tuple[int, int]], Array]
+    second_moment: Callable[[Scale, Array, Array], Any]
+    update: Callable[[Scale, Array, Array, Any, Array], tuple[Scale, Array]]
+    to_covariance: Callable[[Scale, tuple[int, int]], Array]
+    from_covariance: Callable[[Array], Scale]
+    from_variances: Callable[[Array], Scale]
+    n_parameters: Callable[[Any, int], Any]
+    to_natural: Callable[[Scale, Array, Scale, Array], Any] | None = None
+    from_natural: Callable[[Scale, Array, Any], tuple[Scale, Array]] | None = None
+
+    def __repr__(self) -> str:
+        """Short, for the record's functions say nothing to a reader."""
+        return f"Family({self.name!r})"

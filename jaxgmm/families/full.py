@@ -1,0 +1,131 @@
+"""Every component has a covariance of its own: scale is the lower Cholesky factors (K, D, D)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from jaxgmm.families.family import Family
+from jaxgmm.linalg import einsum, embed_diagonal, epsilon, lower_inverse, safe_cholesky
+
+SQRT_HALF = float(np.sqrt(0.5))
+
+
+def _whitener(scale: Array) -> Callable[[Array], Array]:
+    inverse = lower_inverse(scale)
+    return lambda residuals: einsum("kde,keb->kdb", inverse, residuals)
+
+
+def _colour(scale: Array, y: Array) -> Array:
+    return einsum("kde,keb->kdb", jnp.tril(scale), y)
+
+
+def _log_det(scale: Array, shape: tuple[int, int]) -> Array:
+    return 2 * jnp.log(jnp.diagonal(scale, axis1=-2, axis2=-1)).sum(-1)
+
+
+def _diagonal(scale: Array, shape: tuple[int, int]) -> Array:
+    return jnp.square(scale).sum(-1)
+
+
+def _inverse_diagonal(scale: Array, shape: tuple[int, int]) -> Array:
+    return jnp.square(lower_inverse(scale)).sum(-2)
+
+
+def _second_moment(scale: Array, y: Array, resp: Array) -> Array:
+    return einsum("kdb,keb->kde", y * resp[:, None, :], y)
+
+
+def covariance_step(spread: Array, mean: Array, inverse: Array, ridge: Array) -> tuple[Array, Array]:
+    """Whitened covariances `spread` − mean meanᵀ + C⁻¹ diag(ridge) C⁻ᵀ (..., D, D), and a jitter for them.
+
+    The jitter is the rounding of the subtraction, so that a mean that moved by thousands of widths, or a
+    covariance that vanished, gives a small positive one and never NaN.
+    """
+    eps = epsilon(spread.dtype)
+    jitter = 4 * eps * jnp.diagonal(spread, axis1=-2, axis2=-1) + eps * eps
+    return spread - mean + einsum("...de,...fe->...df", inverse * ridge, inverse), jitter
+
+
+def _update(scale: Array, weight: Array, mean: Array, second: Array, ridge: Array) -> tuple[Array, Array]:
+    active = (weight > 0)[:, None, None]
+    identity = jnp.eye(mean.shape[-1], dtype=mean.dtype)[None]
+    spread = second / jnp.where(active, weight[:, None, None], 1)
+    outer = mean[:, :, None] * mean[:, None, :]
+    target, jitter = covariance_step(spread, outer, lower_inverse(scale), ridge[None, None, :])
+    target = jnp.where(active, target, identity)
+    factors = einsum("kde,kef->kdf", jnp.tril(scale), safe_cholesky(target, jitter))
+    return factors, jnp.square(target - identity).sum((-2, -1))
+
+
+def to_dense(scale: Array, shape: tuple[int, int]) -> Array:
+    """L Lᵀ, with any leading axes."""
+    return einsum("...de,...fe->...df", scale, scale)
+
+
+def _from_variances(variances: Array) -> Array:
+    return embed_diagonal(jnp.sqrt(variances))
+
+
+def relative_precision(reference: Array, scale: Array) -> Array:
+    """C_refᵀ Σ⁻¹ C_ref (..., D, D) from lower factors: the precision in coordinates where Σ_ref is I."""
+    factors = lax.linalg.triangular_solve(scale, reference, left_side=True, lower=True)
+    return einsum("...ed,...ef->...df", factors, factors)
+
+
+def factor_of_inverse(precision: Array) -> Array:
+    """Lower Cholesky factors of the inverses of (..., D, D); NaN where one is not positive definite."""
+    inverse = lower_inverse(lax.linalg.cholesky(precision, symmetrize_input=False))
+    return lax.linalg.cholesky(einsum("...ed,...ef->...df", inverse, inverse), symmetrize_input=False)
+
+
+def _to_natural(reference: Array, weights: Array, scale: Array, shift: Array) -> dict[str, Array]:
+    precision = relative_precision(reference, scale)
+    root = jnp.sqrt(weights)
+    return {
+        "precision": SQRT_HALF * root[:, None, None] * precision,
+        "shift": root[:, None] * einsum("kde,ke->kd", precision, shift),
+    }
+
+
+def _from_natural(reference: Array, weights: Array, natural: dict[str, Array]) -> tuple[Array, Array]:
+    root = jnp.sqrt(weights)
+    factors = factor_of_inverse(natural["precision"] / (SQRT_HALF * root[:, None, None]))
+    shift = einsum("kde,kfe,kf->kd", factors, factors, natural["shift"] / root[:, None])
+    return einsum("kde,kef->kdf", reference, factors), shift
+
+
+def _covariance_shape(n_components: int, n_features: int) -> tuple[int, ...]:
+    return n_components, n_features, n_features
+
+
+def cholesky_of(covariances: Array) -> Array:
+    """Lower Cholesky factors of (..., D, D); NaN where one is not positive definite."""
+    return lax.linalg.cholesky(covariances)
+
+
+def _n_parameters(n_components: Any, n_features: int) -> Any:
+    return n_components * (n_features * (n_features + 1) // 2)
+
+
+full = Family(
+    name="full",
+    covariance_shape=_covariance_shape,
+    whitener=_whitener,
+    colour=_colour,
+    log_det=_log_det,
+    diagonal=_diagonal,
+    inverse_diagonal=_inverse_diagonal,
+    second_moment=_second_moment,
+    update=_update,
+    to_covariance=to_dense,
+    from_covariance=cholesky_of,
+    from_variances=_from_variances,
+    n_parameters=_n_parameters,
+    to_natural=_to_natural,
+    from_natural=_from_natural,
+)

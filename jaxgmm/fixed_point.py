@@ -1,0 +1,271 @@
+"""Fixed points of a map that climbs an objective: safeguarded SQUAREM, its stopping rule, its status.
+
+Nothing here knows of mixtures. A map F is given as a function that *evaluates* a point θ: F(θ) together with
+what is known at θ itself: the objective, how long the step θ → F(θ) is, and how much of either is rounding.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from enum import IntEnum
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.flatten_util import ravel_pytree
+from jax.scipy.sparse.linalg import gmres
+
+from jaxgmm.linalg import epsilon
+
+PyTree = Any
+
+_RUNNING = -1
+_FIRST_RADIUS = 4.0  # the longest extrapolation that is tried before any has succeeded
+_MAX_RATE = 0.9999  # of convergence: beyond it, a ratio of two steps is not known well enough to be used
+_KRYLOV, _RESTARTS = 40, 10  # products of the Jacobian between restarts of the linear solve, and restarts
+_FORGET = 0.7  # how much of an estimated horizon is remembered from one pass to the next
+
+
+class Status(IntEnum):
+    """How an iteration ended. Inside jit it is an int32; compare it with these members."""
+
+    CONVERGED = 0  #: the estimated distance to the fixed point is below tol, or below rounding
+    MAX_ITER = 1  #: max_iter steps were taken first
+    NONFINITE = 2  #: the objective was NaN or infinite (data that overflow, NaN in the data)
+    DECREASED = 3  #: a step lowered the objective by more than rounding explains
+    DEGENERATE = 4  #: the next point lies outside the domain (a covariance has collapsed)
+
+
+class Evaluation(NamedTuple):
+    """What is known of a map at one point θ."""
+
+    image: PyTree  # F(θ)
+    objective: Array  # ()  at θ; must not fall along the iteration
+    report: Array  # ()  at θ; goes into the solution and its history
+    step: Array  # ()  length of F(θ) − θ in a metric of the map's own
+    noise: Array  # ()  the length of step that rounding alone can make
+    slack: Array  # ()  a fall of the objective as small as this is rounding
+    valid: Array  # ()  bool: F(θ) is finite and in the domain
+
+
+class Chart(NamedTuple):
+    """Coordinates about a reference point, in which extrapolation makes sense and lengths are comparable."""
+
+    to: Callable[[PyTree, PyTree], PyTree]  # (reference, θ) -> coordinates
+    back: Callable[[PyTree, PyTree], PyTree]  # (reference, coordinates) -> θ; NaN outside the domain
+
+
+class Solution(NamedTuple):
+    """The last point whose evaluation was good, and how the iteration ended there."""
+
+    point: PyTree
+    report: Array  # ()
+    n_iter: Array  # ()  int32: applications of F on the way to `point`
+    status: Array  # ()  int32, a Status
+    history: Array  # (history_size,)
+
+
+class _State(NamedTuple):
+    base: PyTree  # the last good point
+    image: PyTree  # F(base)
+    point: PyTree  # to be evaluated next: F(base), or an extrapolation
+    extrapolated: Array  # ()  bool: which of the two
+    at_radius: Array  # ()  bool: the extrapolation was cut to the radius
+    radius: Array  # ()
+    objective: Array  # ()  at base
+    report: Array  # ()  at base
+    step: Array  # ()  at base
+    horizon: Array  # ()  ρ/(1 − ρ): the distance still to go, in units of the latest step
+    n_iter: Array  # ()  int32
+    status: Array  # ()  int32
+    history: Array  # (history_size,)
+
+
+def _norm(tree: PyTree) -> Array:
+    leaves = jax.tree.leaves(tree)
+    return jnp.sqrt(sum((jnp.sum(x * x) for x in leaves[1:]), jnp.sum(leaves[0] * leaves[0])))
+
+
+def _select(condition: Array, yes: PyTree, no: PyTree) -> PyTree:
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)
+
+
+def _has_nan(tree: PyTree) -> Array:
+    # Not "is finite": the logarithm of a weight of zero is −inf, and belongs there.
+    return jnp.stack([jnp.isnan(x).any() for x in jax.tree.leaves(tree)]).any()
+
+
+def _extrapolate(
+    chart: Chart, points: tuple[PyTree, PyTree, PyTree], radius: Array, finest: Array
+) -> tuple[PyTree, Array]:
+    """SQUAREM's θ0 + 2αr + α²v in the chart about the middle point; also whether α was cut to `radius`."""
+    c0, c1, c2 = (chart.to(points[1], p) for p in points)
+    r = jax.tree.map(lambda a, b: b - a, c0, c1)
+    v = jax.tree.map(lambda a, b, d: (b - a) - d, c1, c2, r)
+    wanted = jnp.maximum(_norm(r) / jnp.maximum(_norm(v), float(jnp.finfo(radius.dtype).tiny)), 1)
+    # α² multiplies the rounding in v: beyond sqrt(step / noise) the extrapolation would be made of noise.
+    alpha = jnp.minimum(jnp.minimum(wanted, radius), finest)
+    moved = jax.tree.map(lambda a, b, d: a + 2 * alpha * b + alpha * alpha * d, c0, r, v)
+    return chart.back(points[1], moved), (wanted >= radius) & (radius <= finest)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _with_derivative(
+    evaluate: Callable[[PyTree, PyTree], Evaluation], point: PyTree, report: Array, data: PyTree
+) -> tuple[PyTree, Array]:
+    """The point and its report as they are, with the derivative that the implicit function theorem gives.
+
+    At θ = F(θ, data), dθ = (I − ∂F/∂θ)⁻¹ ∂F/∂data. Nothing is computed unless somebody differentiates.
+    """
+    return point, report
+
+
+@_with_derivative.defjvp
+def _implicit(
+    evaluate: Callable[[PyTree, PyTree], Evaluation], primals: tuple[Any, ...], tangents: tuple[Any, ...]
+) -> tuple[Any, Any]:
+    # Through itself, so that a second derivative sees that the point depends on the data.
+    point, report = _with_derivative(evaluate, *primals)
+    data, data_dot = primals[2], tangents[2]
+
+    def image(p: PyTree, d: PyTree) -> PyTree:
+        return evaluate(p, d).image
+
+    # As one vector: the transpose of a linear solve wants every part of its right-hand side to be
+    # differentiated, and a hyperparameter may move only one of the arrays directly.
+    unravel = ravel_pytree(point)[1]
+
+    def residual(v: Array) -> Array:
+        moved = jax.jvp(lambda p: image(p, data), (point,), (unravel(v),))[1]
+        return v - ravel_pytree(moved)[0]
+
+    def krylov(matvec: Callable[[Array], Array], b: Array) -> Array:
+        tol = epsilon(b.dtype) ** 0.75
+        restart = min(b.size, _KRYLOV)
+        return gmres(matvec, b, tol=tol, restart=restart, maxiter=_RESTARTS, solve_method="incremental")[0]
+
+    pushed = ravel_pytree(jax.jvp(lambda d: image(point, d), (data,), (data_dot,))[1])[0]
+    point_dot = unravel(lax.custom_linear_solve(residual, pushed, krylov, krylov))
+    report_dot = jax.jvp(lambda p, d: evaluate(p, d).report, (point, data), (point_dot, data_dot))[1]
+    return (point, report), (point_dot, report_dot)
+
+
+def solve(
+    evaluate: Callable[[PyTree, PyTree], Evaluation],
+    start: PyTree,
+    data: PyTree,
+    *,
+    chart: Chart | None,
+    tol: Array,
+    max_iter: Array,
+    accelerate: Array,
+    history_size: int,
+) -> Solution:
+    """Iterate θ ← F(θ) to its fixed point, with safeguarded squared extrapolation (SQUAREM).
+
+    Two plain steps θ0 → θ1 → θ2 give r = θ1 − θ0, v = (θ2 − θ1) − r and the trial θ0 + 2αr + α²v with
+    α = ‖r‖/‖v‖ cut to [1, radius]. The trial is kept if its objective is no lower than θ1's; otherwise the
+    iteration goes on from θ2, so that it is never slower than the plain one by more than the trial. Each turn
+    of the loop evaluates F once, whatever it is evaluated at: the map is compiled once.
+
+    It stops when the distance still to go is below `tol`: with ρ the ratio of two consecutive plain steps, a
+    step of length Δ leaves Δρ/(1 − ρ). It also stops when Δ is down to rounding (`Evaluation.noise`). With
+    `tol` 0 it takes max_iter steps.
+
+    Args:
+      evaluate: (θ, data) -> Evaluation; a function that closes over nothing that is differentiated.
+      start: the first θ; its derivative is zero.
+      data: whatever else the map depends on. Derivatives of the solution with respect to it, forward and
+        reverse, are those of the fixed point, at the cost of a linear solve with products of F's Jacobian.
+      chart: coordinates for extrapolation, or None for the plain iteration.
+      tol: () distance to the fixed point, in the metric of `Evaluation.step`.
+      max_iter: () int32, how often F may be applied.
+      accelerate: () bool.
+      history_size: how many entries of `report` are kept; entry i is the best point's after i + 1 steps.
+
+    Returns:
+      A `Solution`, whose `report` belongs to the very point that is returned.
+
+    References:
+      Varadhan & Roland (2008), Simple and globally convergent methods for accelerating the convergence of any
+      EM algorithm, Scandinavian Journal of Statistics 35, scheme S3; Henderson & Varadhan (2019), Damped
+      Anderson acceleration with restarts and monotonicity control, JCGS 28.
+    """
+    start, stopped = lax.stop_gradient((start, data))
+    dtype = tol.dtype
+    eps = epsilon(dtype)
+
+    def turn(s: _State) -> _State:
+        e = evaluate(s.point, stopped)
+        finite = jnp.isfinite(e.objective)
+        fell = e.objective < s.objective - jnp.where(s.extrapolated, eps * jnp.abs(s.objective), e.slack)
+        first = s.n_iter == 0
+        good = finite & ~(fell & ~first) & (e.valid | ~s.extrapolated)
+
+        # An extrapolation hides the slow modes behind those that it stirred up: a horizon once seen is
+        # forgotten only by and by.
+        rate = jnp.clip(e.step / s.step, 0, _MAX_RATE)
+        seen = jnp.maximum(rate / (1 - rate), s.horizon * _FORGET)
+        horizon = jnp.where(s.extrapolated | first, s.horizon, seen)
+        near = (e.step * jnp.maximum(1, horizon) <= tol) | (e.step <= e.noise)
+        converged = near & (tol > 0) & good & ~s.extrapolated & ~first
+
+        def code(status: int) -> Array:
+            return jnp.asarray(status, jnp.int32)
+
+        status = jnp.where(s.n_iter >= max_iter, code(Status.MAX_ITER), code(_RUNNING))
+        status = jnp.where(converged, code(Status.CONVERGED), status)
+        plain = jnp.where(e.valid, status, code(Status.DEGENERATE))
+        plain = jnp.where(fell & ~first, code(Status.DECREASED), plain)
+        plain = jnp.where(finite, plain, code(Status.NONFINITE))
+        status = jnp.where(s.extrapolated, status, plain)
+
+        base, image = _select(good, (s.point, e.image), (s.base, s.image))
+        point, extrapolated, at_radius = image, jnp.asarray(False), jnp.asarray(False)
+        if chart is not None:
+            finest = jnp.sqrt(jnp.maximum(e.step / jnp.maximum(e.noise, float(jnp.finfo(dtype).tiny)), 1))
+            trial, cut = _extrapolate(chart, (s.base, s.point, e.image), s.radius, finest)
+            extrapolated = accelerate & ~s.extrapolated & ~first & ~_has_nan(trial)
+            point, at_radius = _select(extrapolated, trial, image), cut & extrapolated
+        longer, shorter = 4 * s.radius, jnp.maximum(s.radius / 4, _FIRST_RADIUS)
+        radius = jnp.where(s.extrapolated & s.at_radius, jnp.where(good, longer, shorter), s.radius)
+
+        report = jnp.where(good, e.report, s.report)
+        slot = jnp.where(first, history_size, s.n_iter - 1)
+        return _State(
+            base=base,
+            image=image,
+            point=point,
+            extrapolated=extrapolated,
+            at_radius=at_radius,
+            radius=radius,
+            objective=jnp.where(good, e.objective, s.objective),
+            report=report,
+            step=jnp.where(good, e.step, s.step),
+            horizon=horizon,
+            n_iter=s.n_iter + jnp.where(status == _RUNNING, 1, 0).astype(jnp.int32),
+            status=status,
+            history=s.history.at[slot].set(report, mode="drop"),
+        )
+
+    nan = jnp.full((), jnp.nan, dtype)
+    state = _State(
+        base=start,
+        image=start,
+        point=start,
+        extrapolated=jnp.asarray(False),
+        at_radius=jnp.asarray(False),
+        radius=jnp.full((), _FIRST_RADIUS, dtype),
+        objective=jnp.full((), -jnp.inf, dtype),
+        report=nan,
+        step=nan,
+        horizon=jnp.zeros((), dtype),
+        n_iter=jnp.zeros((), jnp.int32),
+        status=jnp.full((), _RUNNING, jnp.int32),
+        history=jnp.full((history_size,), jnp.nan, dtype),
+    )
+    end = lax.while_loop(lambda s: s.status == _RUNNING, turn, state)
+    point, report = _with_derivative(evaluate, end.base, end.report, data)
+    return Solution(point, report, end.n_iter, end.status, end.history)

@@ -1,0 +1,339 @@
+"""Where to start: seeds by k-means++, k-means, random points or random responsibilities.
+
+All of it is jittable and vmappable, weighted, and a function of the key alone: same key, same bits.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.typing import ArrayLike
+
+from jaxgmm import validate
+from jaxgmm.em import REG_COVAR, m_step
+from jaxgmm.em_map import Frame, maximise, reference_params, weighted_m_step
+from jaxgmm.families.family import Family
+from jaxgmm.linalg import block_rows, epsilon, sum_rows
+from jaxgmm.moments import accumulate
+from jaxgmm.params import GMMParams
+
+Init = str | Callable[..., GMMParams]
+
+NAMES = ("kmeans++", "kmeans", "random_points", "random_resp")
+
+# A start from a hard partition widens every component by this part of the variance within clusters, so that a
+# seed that took a single point does not begin, and end, as a spike on it.
+_WIDEN = 1e-2
+
+
+def _draw(key: Array, mass: Array, n: int) -> Array:
+    """n row indices in proportion to mass (N,); a row without mass is never drawn."""
+    total = jnp.cumsum(mass)
+    below = jnp.nextafter(total[-1], jnp.zeros((), mass.dtype))
+    at = jnp.minimum(jax.random.uniform(key, (n,), mass.dtype) * total[-1], below)
+    return jnp.minimum(jnp.searchsorted(total, at, side="right"), mass.shape[0] - 1)
+
+
+def _squared_distance(x: Array, centre: Array) -> Array:
+    return jnp.square(x - centre[None, :]).sum(1)
+
+
+def _plusplus(key: Array, x: Array, w: Array, n_components: int) -> Array:
+    """Greedy k-means++ seeds (K, D)."""
+    n_trials = 2 + int(math.log(n_components))
+    key_first, key_rest = jax.random.split(key)
+    first = x[_draw(key_first, w, 1)[0]]
+    centres = jnp.broadcast_to(first[None, :], (n_components, x.shape[1]))
+
+    def add(k: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        centres, closest = carry
+        mass = jnp.where(w > 0, w * closest, 0)
+        # All remaining rows lie on a seed: there is nothing to choose between, so any row will do.
+        mass = jnp.where(mass.sum() > 0, mass, w)
+        trials = x[_draw(jax.random.fold_in(key_rest, k), mass, n_trials)]
+
+        def potential(c: Array) -> Array:
+            return jnp.where(w > 0, w * jnp.minimum(closest, _squared_distance(x, c)), 0).sum()
+
+        chosen = trials[jnp.argmin(jax.vmap(potential)(trials))]
+        return centres.at[k].set(chosen), jnp.minimum(closest, _squared_distance(x, chosen))
+
+    centres, _ = lax.fori_loop(1, n_components, add, (centres, _squared_distance(x, first)))
+    return centres
+
+
+def _lloyd(centres: Array, x: Array, w: Array, max_iter: int) -> Array:
+    """Lloyd's iterations until no centre moves by more than rounding; an empty cluster keeps its centre."""
+    n_components = centres.shape[0]
+    rows = block_rows(x.shape[0], *centres.shape)
+    eps = epsilon(x.dtype)
+
+    def step(centres: Array) -> Array:
+        def block(wb: Array, b: Array) -> tuple[Array, Array]:
+            gaps = b.T[None, :, :] - centres[:, :, None]
+            nearest = jnp.argmin(jnp.square(gaps).sum(1), axis=0)
+            share = jax.nn.one_hot(nearest, n_components, dtype=x.dtype, axis=0) * wb[None, :]
+            return share.sum(1), (gaps * share[:, None, :]).sum(-1)
+
+        mass, moved = sum_rows(block, w, x, block_size=rows)
+        return centres + jnp.where(mass > 0, 1, 0)[:, None] * moved / jnp.where(mass > 0, mass, 1)[:, None]
+
+    def go_on(state: tuple[Array, Array, Array]) -> Array:
+        centres, previous, count = state
+        moving = (jnp.abs(centres - previous) > 4 * eps * jnp.abs(centres)).any()
+        return (count < max_iter) & moving
+
+    def turn(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        return step(state[0]), state[0], state[2] + 1
+
+    return lax.while_loop(go_on, turn, (step(centres), centres, jnp.ones((), jnp.int32)))[0]
+
+
+def _distinct_rows(key: Array, w: Array, n: int) -> Array:
+    """n different row indices, without replacement in proportion to the weights (the Gumbel trick)."""
+    rows = lax.top_k(jnp.log(w) + jax.random.gumbel(key, w.shape, w.dtype), n)[1]
+    # Where fewer than n rows have weight, one of those again rather than one that does not count.
+    return jnp.where(w[rows] > 0, rows, rows[0])
+
+
+def _random_resp(key: Array, shape: tuple[int, int], dtype: jnp.dtype) -> Array:
+    return jax.nn.softmax(jnp.log(jax.random.exponential(key, shape, dtype)), axis=1)
+
+
+def _inputs(
+    key: Array, X: ArrayLike, n_components: int, sample_weight: ArrayLike | None
+) -> tuple[Array, Array, Array, int]:
+    x = validate.data(X)
+    w = validate.weight(sample_weight, x)
+    ones = jnp.ones(x.shape[0], x.dtype) if w is None else w
+    return validate.key(key), x, ones, validate.n_components(n_components, x.shape[0])
+
+
+_jit_plusplus = jax.jit(_plusplus, static_argnames="n_components")
+_jit_rows = jax.jit(_distinct_rows, static_argnames="n")
+_jit_resp = jax.jit(_random_resp, static_argnames=("shape", "dtype"))
+
+
+@functools.partial(jax.jit, static_argnames=("n_components", "max_iter"))
+def _jit_kmeans(key: Array, x: Array, w: Array, n_components: int, max_iter: int) -> Array:
+    return _lloyd(_plusplus(key, x, w, n_components), x, w, max_iter)
+
+
+def kmeans_plusplus(
+    key: Array, X: ArrayLike, n_components: int, sample_weight: ArrayLike | None = None
+) -> Array:
+    """Seeds (K, D) among the rows of X, each drawn in proportion to its squared distance from those before.
+
+    At every seed the best of 2 + log K draws is kept (greedy k-means++). Distances are Euclidean in the
+    units of X.
+
+    Args:
+      key: a JAX PRNG key.
+      X: (N, D).
+      n_components: K; static.
+      sample_weight: (N,) or None for ones; a row of weight 0 is never a seed.
+
+    Raises:
+      ValueError, TypeError: for NaN data, weights that do not fit, K < 1 or K > N.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, jaxgmm
+      >>> X = jnp.array([[0.0], [0.1], [9.0], [9.1]])
+      >>> seeds = jaxgmm.kmeans_plusplus(jax.random.key(0), X, 2)
+      >>> bool(jnp.abs(seeds[0] - seeds[1]) > 8)
+      True
+
+    References:
+      Arthur & Vassilvitskii (2007), k-means++: the advantages of careful seeding.
+    """
+    key, x, w, n = _inputs(key, X, n_components, sample_weight)
+    return _jit_plusplus(key, x, w, n_components=n)
+
+
+def kmeans(
+    key: Array,
+    X: ArrayLike,
+    n_components: int,
+    sample_weight: ArrayLike | None = None,
+    *,
+    max_iter: int = 100,
+) -> Array:
+    """Cluster centres (K, D): Lloyd's iterations from k-means++ seeds, until nothing moves.
+
+    Args:
+      key: a JAX PRNG key.
+      X: (N, D).
+      n_components: K; static.
+      sample_weight: (N,) or None for ones.
+      max_iter: limit on the iterations; static.
+
+    Raises:
+      ValueError, TypeError: as `kmeans_plusplus`.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, jaxgmm
+      >>> X = jnp.array([[0.0], [2.0], [8.0], [10.0]])
+      >>> sorted(jaxgmm.kmeans(jax.random.key(0), X, 2)[:, 0].tolist())
+      [1.0, 9.0]
+
+    References:
+      Lloyd (1982), Least squares quantization in PCM.
+    """
+    key, x, w, n = _inputs(key, X, n_components, sample_weight)
+    limit = validate.count(max_iter, "max_iter", 1)
+    return _jit_kmeans(key, x, w, n_components=n, max_iter=limit)
+
+
+def random_points(
+    key: Array, X: ArrayLike, n_components: int, sample_weight: ArrayLike | None = None
+) -> Array:
+    """K different rows of X (K, D), drawn in proportion to their weights without replacement.
+
+    Args:
+      key: a JAX PRNG key.
+      X: (N, D).
+      n_components: K; static.
+      sample_weight: (N,) or None for ones; a row of weight 0 is never drawn.
+
+    Raises:
+      ValueError, TypeError: as `kmeans_plusplus`.
+
+    Example:
+      >>> import jax, jaxgmm
+      >>> points = jaxgmm.random_points(jax.random.key(0), [[1.0], [2.0], [3.0]], 2, [1.0, 0.0, 1.0])
+      >>> sorted(points[:, 0].tolist())
+      [1.0, 3.0]
+    """
+    key, x, w, n = _inputs(key, X, n_components, sample_weight)
+    return x[_jit_rows(key, w, n=n)]
+
+
+def random_resp(key: Array, X: ArrayLike, n_components: int, sample_weight: ArrayLike | None = None) -> Array:
+    """Random responsibilities (N, K), each row uniform on the simplex.
+
+    Args:
+      key: a JAX PRNG key.
+      X: (N, D); only its number of rows and its dtype count.
+      n_components: K; static.
+      sample_weight: checked, and otherwise of no effect: so that all starts are called alike.
+
+    Raises:
+      ValueError, TypeError: as `kmeans_plusplus`.
+
+    Example:
+      >>> import jax, jaxgmm
+      >>> resp = jaxgmm.random_resp(jax.random.key(0), [[1.0], [2.0], [3.0]], 2)
+      >>> resp.shape
+      (3, 2)
+    """
+    key, x, _, n = _inputs(key, X, n_components, sample_weight)
+    return _jit_resp(key, shape=(x.shape[0], n), dtype=x.dtype)
+
+
+def from_responsibilities(
+    resp: ArrayLike,
+    X: ArrayLike,
+    *,
+    covariance_type: str | Family = "full",
+    sample_weight: ArrayLike | None = None,
+    reg_covar: ArrayLike = REG_COVAR,
+) -> GMMParams:
+    """Starting parameters from responsibilities or a partition: one `m_step`.
+
+    Args:
+      resp: (N, K); for a partition with labels 0 … K − 1, jax.nn.one_hot(labels, K).
+      X: (N, D).
+      covariance_type: a name or a `Family`.
+      sample_weight: (N,) or None for ones.
+      reg_covar: as in `m_step`.
+
+    Raises:
+      ValueError, TypeError: as `m_step`.
+
+    Example:
+      >>> import jax, jaxgmm
+      >>> resp = jax.nn.one_hot(jax.numpy.array([0, 0, 1, 1]), 2)
+      >>> jaxgmm.from_responsibilities(resp, [[0.0], [2.0], [7.0], [9.0]]).means.tolist()
+      [[1.0], [8.0]]
+    """
+    return m_step(resp, X, covariance_type=covariance_type, sample_weight=sample_weight, reg_covar=reg_covar)
+
+
+def check_init(init: Init) -> Init:
+    """Raise unless `init` is the name of a start or a function that makes one."""
+    if callable(init) or (isinstance(init, str) and init in NAMES):
+        return init
+    raise ValueError(
+        f"init must be one of {list(NAMES)} or a function (key, X, n_components, sample_weight) -> params; "
+        f"got {init!r}"
+    )
+
+
+def _mask(params: GMMParams, n_active: Array | None) -> GMMParams:
+    """Switch off all but the first n_active components, and normalise the rest."""
+    if n_active is None:
+        return params
+    on = jnp.arange(params.n_components, dtype=jnp.int32) < n_active
+    log_weights = jax.nn.log_softmax(jnp.where(on, params.log_weights, -jnp.inf))
+    return dataclasses.replace(params, log_weights=log_weights)
+
+
+def start(
+    key: Array,
+    x: Array,
+    w: Array | None,
+    f: Frame,
+    *,
+    family: Family,
+    n_components: int,
+    block_size: int,
+    init: Init,
+    n_active: Array | None = None,
+) -> GMMParams:
+    """Starting parameters (means in the data's own coordinates), for code inside `jit` or `vmap`.
+
+    Seeds are found by the distance that the covariance structure itself would use for the whole data:
+    features in units of their standard deviations, or all in one unit for "spherical". Components beyond
+    `n_active` are switched off.
+    """
+    # A fit does not depend on where it began, as far as derivatives go; some of what follows has none.
+    x, w, f = lax.stop_gradient((x, w, f))
+    if w is not None:
+        # A row that does not count may hold anything, NaN too.
+        x = jnp.where((w > 0)[:, None] | jnp.isfinite(x), x, f.shift[None, :])
+    if callable(init):
+        return _mask(init(key, x, n_components, w), n_active)
+    ones = jnp.ones(x.shape[0], x.dtype) if w is None else w
+    shifted = x - f.shift[None, :]
+    if init == "random_resp":
+        r = _random_resp(key, (x.shape[0], n_components), x.dtype)
+        if n_active is not None:
+            r = jnp.where(jnp.arange(n_components, dtype=jnp.int32)[None, :] < n_active, r, 0)
+            r = r / r.sum(1, keepdims=True)
+        params = weighted_m_step(r, x, w, f, family, block_size)
+        return dataclasses.replace(params, means=params.means + f.shift[None, :])
+
+    one = reference_params(family, jnp.zeros((1, x.shape[1]), x.dtype), f.variance)
+    if init == "random_points":
+        means = shifted[_distinct_rows(key, ones, n_components)]
+        params = _mask(reference_params(family, means, f.variance), n_active)
+    else:
+        # (1, D, N) is the layout of residuals, here about the shift.
+        whitened = family.whitener(one.scale)(shifted.T[None, :, :])[0].T
+        seeds = _plusplus(key, whitened, ones, n_components)
+        if init == "kmeans":
+            seeds = _lloyd(seeds, whitened, ones, 100)
+        means = family.colour(one.scale, seeds.T[None, :, :])[0].T
+        params = _mask(reference_params(family, means, f.variance), n_active)
+        moments = accumulate(params, x, w, hard=True, shift=f.shift, block_size=block_size)
+        partition, _ = maximise(params, moments, f.ridge)
+        variances = family.diagonal(partition.scale, (n_components, partition.n_features))
+        within = (partition.weights[:, None] * variances).sum(0)
+        params, _ = maximise(params, moments, f.ridge + _WIDEN * within)
+    return dataclasses.replace(params, means=params.means + f.shift[None, :])

@@ -1,0 +1,303 @@
+"""Saving and loading mixtures.
+
+A file is an npz archive of plain arrays (see `jaxgmm.io.archive`):
+
+==================  =======  ================================================================
+member              shape    what it holds
+==================  =======  ================================================================
+``format_version``  ()       int64, now 1
+``family``          ()       text, the name of the covariance structure
+``custom_family``   ()       bool, whether that structure is a user's own record
+``log_weights``     (K,)     float32 or float64
+``means``           (K, D)   the same dtype
+``scale_0`` …       its own  the same dtype, ``params.scale`` in the order of ``jax.tree.leaves``
+``columns``         (D,)     text, the names of the features; optional
+==================  =======  ================================================================
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxgmm.families.family import Family
+from jaxgmm.families.table import get_family
+from jaxgmm.io.archive import read_arrays, write_arrays
+from jaxgmm.io.atomic import atomic_write
+from jaxgmm.params import GMMParams
+
+Array = np.ndarray[Any, Any]
+
+_FLOATS = ("<f4", "<f8")
+_REQUIRED = {"family", "custom_family", "log_weights", "means"}
+
+
+def save(
+    path: str | os.PathLike[str],
+    params: GMMParams,
+    *,
+    columns: Sequence[str] | None = None,
+    family: Family | None = None,
+) -> None:
+    """Write one mixture to ``path``, whole or not at all.
+
+    The file first gets another name in the same directory and takes its own once it is safely on disk; an
+    error or Ctrl-C on the way leaves what was there before. No ``.npz`` is appended to the name.
+
+    Args:
+      path: where to write; an existing file is replaced.
+      params: one mixture, log_weights (K,) and means (K, D), float32 or float64; `load` gives back the same
+        bits. Switched-off components (``log_weights = -inf``) are kept; `jaxgmm.params.active` drops them.
+      columns: names of the D features, for `load_columns`.
+      family: needed only where ``params.family`` is a record of your own: the same record, to confirm that
+        you will hand it to `load` too. A file holds arrays, never functions.
+
+    Raises:
+      TypeError: ``params`` is not a ``GMMParams``.
+      ValueError: batched, non-finite or unnormalised parameters, or a structure that is not in the table.
+      OSError: the directory is missing, or cannot be written.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxgmm, tempfile, os
+      >>> from jaxgmm.io import load, save
+      >>> params = jaxgmm.make_params(jnp.ones(1), jnp.zeros((1, 2)), jnp.ones((1, 2)), "diag")
+      >>> path = os.path.join(tempfile.mkdtemp(), "model.npz")
+      >>> save(path, params, columns=["height", "weight"])
+      >>> load(path).means.shape
+      (1, 2)
+    """
+    if not isinstance(params, GMMParams):
+        hint = "; pass result.params" if hasattr(params, "params") else ""
+        raise TypeError(f"save: params must be a GMMParams, got {type(params).__name__}{hint}")
+    custom = _is_custom(params.family, family)
+    log_weights, means = np.asarray(params.log_weights), np.asarray(params.means)
+    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(params.scale)]
+    if log_weights.ndim > 1:
+        raise ValueError(
+            f"save: params must be one mixture, got leading batch axes {log_weights.shape[:-1]}; "
+            "take one out with jax.tree.map(lambda a: a[i], params)"
+        )
+    problem = _problem(log_weights, means, leaves, jax.tree.structure(params.scale), params.family)
+    if problem is None and columns is not None:
+        problem = _column_problem(list(columns), means.shape[1])
+    if problem is not None:
+        raise ValueError(f"save: {problem}")
+
+    members = {
+        "family": np.asarray(params.family.name, np.str_),
+        "custom_family": np.asarray(custom),
+        "log_weights": log_weights,
+        "means": means,
+        **{f"scale_{i}": leaf for i, leaf in enumerate(leaves)},
+    }
+    if columns is not None:
+        members["columns"] = np.asarray(list(columns), np.str_)
+    with atomic_write(path) as stream:
+        write_arrays(stream, members)
+
+
+def load(path: str | os.PathLike[str], family: Family | None = None) -> GMMParams:
+    """Read a mixture that `save` wrote.
+
+    Names, sizes, dtypes and shapes are checked before anything is read, and the parameters themselves after;
+    nothing in the file is executed, and memory stays within a small multiple of the file's size.
+
+    Args:
+      path: the file.
+      family: the record of the covariance structure, needed when it is your own.
+
+    Returns:
+      The mixture in the dtype it was saved in; float64 becomes float32 where JAX's x64 mode is off.
+
+    Raises:
+      FileNotFoundError, IsADirectoryError, PermissionError: as ``open`` does.
+      ValueError: the file is damaged, truncated, newer than this jaxgmm, or holds something other than one
+        valid mixture. The message names the file and what is wrong.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxgmm, tempfile, os
+      >>> from jaxgmm.io import load, save
+      >>> path = os.path.join(tempfile.mkdtemp(), "model.npz")
+      >>> save(path, jaxgmm.make_params(jnp.ones(1), jnp.zeros((1, 2)), jnp.ones(1), "spherical"))
+      >>> load(path).family.name
+      'spherical'
+    """
+    members = read_arrays(path, _accept)
+    try:
+        return _build(members, family)
+    except ValueError as error:
+        raise ValueError(f"{os.fspath(path)}: {error}") from None
+
+
+def load_columns(path: str | os.PathLike[str]) -> tuple[str, ...] | None:
+    """The feature names saved with a mixture, or None where it was saved without.
+
+    Raises:
+      FileNotFoundError, IsADirectoryError, PermissionError, ValueError: as `load` does, but the values of the
+        parameters are not looked at.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxgmm, tempfile, os
+      >>> from jaxgmm.io import load_columns, save
+      >>> path = os.path.join(tempfile.mkdtemp(), "model.npz")
+      >>> params = jaxgmm.make_params(jnp.ones(1), jnp.zeros((1, 2)), jnp.ones(1), "spherical")
+      >>> save(path, params, columns=["height", "weight"])
+      >>> load_columns(path)
+      ('height', 'weight')
+    """
+    members = read_arrays(path, _accept)
+    if "columns" not in members:
+        return None
+    try:
+        columns = _text(members, "columns", 1).tolist()
+        problem = _column_problem(columns, members["means"].shape[-1] if members["means"].ndim else 0)
+        if problem is not None:
+            raise ValueError(problem)
+    except ValueError as error:
+        raise ValueError(f"{os.fspath(path)}: {error}") from None
+    return tuple(columns)
+
+
+def _accept(names: set[str]) -> str | None:
+    """What is wrong with the names of a file's members; None where nothing is."""
+    n_scales = sum(name.startswith("scale_") for name in names)
+    allowed = _REQUIRED | {"columns"} | {f"scale_{i}" for i in range(n_scales)}
+    if _REQUIRED <= names <= allowed:
+        return None
+    return f"members missing: {sorted(_REQUIRED - names)}, unknown: {sorted(names - allowed)[:8]}"
+
+
+def _is_custom(own: Family, confirmed: Family | None) -> bool:
+    """Whether ``own`` is outside the table; raises unless the caller has confirmed it by passing it again."""
+    try:
+        if get_family(own.name) == own:
+            return False
+    except ValueError:
+        pass
+    if confirmed is None:
+        raise ValueError(
+            f"save: the covariance structure {own.name!r} is not in jaxgmm's table, and a file cannot hold "
+            "its functions; pass family=<the record> to save, and again to load"
+        )
+    if confirmed != own:
+        raise ValueError(
+            f"save: family= is {confirmed.name!r}, another record than params.family, {own.name!r}"
+        )
+    return True
+
+
+def _problem(
+    log_weights: Array,
+    means: Array,
+    leaves: list[Array],
+    structure: Any,
+    family: Family,
+) -> str | None:
+    """What keeps these arrays from being one mixture of ``family``; None where nothing does."""
+    if means.ndim != 2 or 0 in means.shape:
+        return f"means must have shape (K, D), got {means.shape}"
+    n_components, n_features = means.shape
+    if log_weights.shape != (n_components,):
+        return (
+            f"log_weights must have shape {means.shape[:1]}, as means {means.shape}, got {log_weights.shape}"
+        )
+    for name, array in [
+        ("log_weights", log_weights),
+        ("means", means),
+        *(("scale", leaf) for leaf in leaves),
+    ]:
+        if array.dtype.newbyteorder("<").str not in _FLOATS:
+            return f"{name} must be float32 or float64, got {array.dtype}"
+        if array.dtype != means.dtype:
+            return f"{name} must have the dtype of means, {means.dtype}, got {array.dtype}"
+    template = _template(family, means)
+    wanted, got = [leaf.shape for leaf in jax.tree.leaves(template)], [leaf.shape for leaf in leaves]
+    if structure is not None and structure != jax.tree.structure(template):
+        return f"the scale of family {family.name!r} must be {jax.tree.structure(template)}, got {structure}"
+    if wanted != got:
+        return (
+            f"the scale of family {family.name!r} must have shapes {wanted} "
+            f"for {n_components} components in {n_features} dimensions, got {got}"
+        )
+    if (
+        np.isnan(log_weights).any()
+        or not np.isfinite(means).all()
+        or not all(np.isfinite(a).all() for a in leaves)
+    ):
+        return "the parameters are not finite"
+    with np.errstate(over="ignore"):
+        total = np.exp(log_weights.astype(np.float64)).sum()
+    if not abs(total - 1) < (1e-4 if means.dtype == np.float32 else 1e-8):
+        return f"the weights must sum to 1, got {total:.6g}"
+    if family.name in ("full", "tied") and any(np.triu(leaf, 1).any() for leaf in leaves):
+        return f"the scale of family {family.name!r} must be lower triangular"
+    scale = jax.tree.unflatten(jax.tree.structure(template), [jnp.asarray(leaf) for leaf in leaves])
+    log_det = family.log_det(scale, (n_components, n_features))
+    if not np.isfinite(np.asarray(log_det)).all():
+        return "the covariances are not positive definite"
+    return None
+
+
+def _template(family: Family, means: Array) -> Any:
+    """The structure and shapes of the scale that goes with means (K, D); allocates nothing."""
+    return jax.eval_shape(family.from_variances, jax.ShapeDtypeStruct(means.shape, jnp.float32))
+
+
+def _column_problem(columns: list[Any], n_features: int) -> str | None:
+    """What keeps ``columns`` from being names of ``n_features`` features; None where nothing does."""
+    if len(columns) != n_features:
+        return f"columns must name the {n_features} features, got {len(columns)} names"
+    for name in columns:
+        if not isinstance(name, str) or not name or "\0" in name or not name.isprintable():
+            return f"columns must be non-empty printable text, got {name!r}"
+    if len(set(columns)) != len(columns):
+        return "columns must differ from one another"
+    return None
+
+
+def _text(members: dict[str, Array], name: str, ndim: int) -> Array:
+    array = members[name]
+    if array.dtype.kind != "U" or array.ndim != ndim:
+        raise ValueError(f"damaged: {name} must be text with {ndim} axes, got {array.dtype} {array.shape}")
+    return array
+
+
+def _build(members: dict[str, Array], family: Family | None) -> GMMParams:
+    """The mixture in ``members``; ValueError, without the file's name, where they are not one."""
+    name, custom = str(_text(members, "family", 0)), members["custom_family"]
+    if custom.dtype != np.bool_ or custom.shape != ():
+        raise ValueError("damaged: custom_family must be one truth value")
+    if family is None and custom:
+        raise ValueError(
+            f"its covariance structure {name!r} is a user's own; pass the record: load(path, family=…)"
+        )
+    record = get_family(name) if family is None else family
+    if record.name != name:
+        raise ValueError(f"its covariance structure is {name!r}, not the {record.name!r} that was passed")
+    leaves = [members[f"scale_{i}"] for i in range(sum(stem.startswith("scale_") for stem in members))]
+    if members["means"].dtype.kind != "f":
+        raise ValueError(f"damaged: means must be floating point, got {members['means'].dtype}")
+    dtype = jax.dtypes.canonicalize_dtype(members["means"].dtype)
+    narrowed = dtype != members["means"].dtype
+    log_weights, means = members["log_weights"], members["means"]
+    if narrowed and log_weights.dtype == means.dtype and all(leaf.dtype == means.dtype for leaf in leaves):
+        with np.errstate(over="ignore"):
+            log_weights, means, *leaves = (a.astype(dtype) for a in (log_weights, means, *leaves))
+    problem = _problem(log_weights, means, leaves, None, record)
+    if problem is not None:
+        hint = " (in float32; the file is float64: set jax_enable_x64)" if narrowed else ""
+        raise ValueError(f"not a valid mixture: {problem}{hint}")
+    if "columns" in members:
+        problem = _column_problem(_text(members, "columns", 1).tolist(), means.shape[1])
+        if problem is not None:
+            raise ValueError(f"damaged: {problem}")
+    structure = jax.tree.structure(_template(record, means))
+    scale = jax.tree.unflatten(structure, [jnp.asarray(leaf) for leaf in leaves])
+    return GMMParams(
+        log_weights=jnp.asarray(log_weights), means=jnp.asarray(means), scale=scale, family=record
+    )

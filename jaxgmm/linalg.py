@@ -1,0 +1,130 @@
+"""Triangular and Cholesky work that is safe in float32, row blocks, and compensated sums."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+# An accelerator's default may be TF32 or bfloat16, whose three digits are fewer than a covariance needs.
+PRECISION = lax.Precision.HIGHEST
+
+# Working set of one row block in numbers: the (K, D, block) residuals should stay in the second-level cache.
+_BLOCK_NUMBERS = 1 << 18
+
+
+def epsilon(dtype: Any) -> float:
+    """The dtype's rounding unit as a Python number: NumPy's own scalars would promote what they multiply."""
+    return float(jnp.finfo(dtype).eps)
+
+
+def einsum(subscripts: str, *operands: Array) -> Array:
+    """`jnp.einsum` with full-precision products."""
+    return jnp.einsum(subscripts, *operands, precision=PRECISION)
+
+
+def embed_diagonal(values: Array) -> Array:
+    """Diagonal matrices (..., D, D) of values (..., D)."""
+    identity = jnp.eye(values.shape[-1], dtype=values.dtype)
+    return values[..., None] * identity.reshape((1,) * (values.ndim - 1) + identity.shape)
+
+
+def lower_inverse(factors: Array) -> Array:
+    """Inverse of lower triangular matrices (..., D, D); what stands above the diagonal is not read."""
+    identity = jnp.broadcast_to(jnp.eye(factors.shape[-1], dtype=factors.dtype), factors.shape)
+    return lax.linalg.triangular_solve(factors, identity, left_side=True, lower=True)
+
+
+def safe_cholesky(matrices: Array, jitter: Array) -> Array:
+    """Lower Cholesky factors of (..., D, D); where a matrix is not positive definite, of it plus `jitter`.
+
+    `jitter` (..., D) is added to the diagonal of the matrices that fail, and only of those. A matrix that
+    still fails gives NaN. Only the factorisation that is returned is differentiated, so that the one that
+    failed cannot poison a gradient.
+    """
+    first = lax.linalg.cholesky(lax.stop_gradient(matrices), symmetrize_input=False)
+    failed = ~jnp.isfinite(first).all((-2, -1))
+    added = jnp.where(failed[..., None], jitter, jnp.zeros((), matrices.dtype))
+    return lax.linalg.cholesky(matrices + embed_diagonal(added), symmetrize_input=False)
+
+
+def block_rows(n_samples: int, n_components: int, n_features: int, lanes: int = 1) -> int:
+    """Rows per block: as many as keep (K, D, block) in cache, between 128 and 2048 (8 for many lanes)."""
+    rows = _BLOCK_NUMBERS // max(1, n_components * n_features * lanes)
+    power = 1 << max(rows, 1).bit_length() - 1
+    return min(n_samples, min(2048, max(128 if lanes == 1 else 8, power)))
+
+
+def _two_sum(total: Array, error: Array, term: Array) -> tuple[Array, Array]:
+    """One step of a compensated sum (Knuth's two-sum): the rounding of total + term goes to error.
+
+    The pair is then renormalised (Dekker), or after millions of terms the errors' own sum would round.
+    """
+    new = total + term
+    virtual = new - total
+    error = error + ((total - (new - virtual)) + (term - virtual))
+    whole = new + error
+    return whole, error - (whole - new)
+
+
+def sum_rows(body: Callable[..., Any], weight: Array | None, *rows: Array, block_size: int) -> Any:
+    """Sum `body(weight_block, *row_blocks)` over blocks of rows, compensated from block to block.
+
+    Args:
+      body: maps a block's weights (block,) and rows (block, ...) to a pytree of sums over that block.
+        It must be linear in the weights, for the last block overlaps the one before, with weight zero for
+        the rows already counted: nothing is padded and nothing copied.
+      weight: (N,), or None for ones.
+      *rows: arrays of leading size N.
+      block_size: rows per block.
+
+    A plain float32 running sum of 1e8 responsibilities stops growing at 2**24; this one stays right to
+    rounding, because within a block the sum is short and between blocks nothing is lost.
+    """
+    n_samples = rows[0].shape[0]
+    if weight is None:
+        weight = jnp.ones(n_samples, rows[0].dtype)
+    if n_samples <= block_size:
+        return body(weight, *rows)
+
+    # Reverse mode computes a block again rather than keep what it computed for every row.
+    remade = jax.checkpoint(body)
+
+    def one(carry: Any, index: Array) -> tuple[Any, None]:
+        first = index * block_size
+        start = jnp.minimum(first, n_samples - block_size)
+        blocks = [lax.dynamic_slice_in_dim(a, start, block_size) for a in (weight, *rows)]
+        new = start + jnp.arange(block_size, dtype=jnp.int32) >= first
+        terms = remade(jnp.where(new, blocks[0], jnp.zeros((), blocks[0].dtype)), *blocks[1:])
+        leaves = [_two_sum(t, e, x) for (t, e), x in zip(carry, jax.tree.leaves(terms), strict=True)]
+        return leaves, None
+
+    shapes = jax.eval_shape(body, weight[:block_size], *(a[:block_size] for a in rows))
+    zeros = [(jnp.zeros(s.shape, s.dtype),) * 2 for s in jax.tree.leaves(shapes)]
+    n_blocks = -(-n_samples // block_size)
+    carry, _ = lax.scan(one, zeros, jnp.arange(n_blocks, dtype=jnp.int32))
+    return jax.tree.unflatten(jax.tree.structure(shapes), [total + error for total, error in carry])
+
+
+def map_rows(body: Callable[..., Any], *rows: Array, block_size: int) -> Any:
+    """Apply `body(*row_blocks)` a block of rows at a time; its outputs (block, ...) become (N, ...)."""
+    n_samples = rows[0].shape[0]
+    if n_samples <= block_size:
+        return body(*rows)
+    n_blocks = -(-n_samples // block_size)
+    overlap = n_blocks * block_size - n_samples
+
+    def one(_: None, index: Array) -> tuple[None, Any]:
+        start = jnp.minimum(index * block_size, n_samples - block_size)
+        return None, body(*(lax.dynamic_slice_in_dim(a, start, block_size) for a in rows))
+
+    _, blocks = lax.scan(one, None, jnp.arange(n_blocks, dtype=jnp.int32))
+
+    def join(a: Array) -> Array:
+        head = a[:-1].reshape((-1, *a.shape[2:]))
+        return jnp.concatenate([head, a[-1, overlap:]])
+
+    return jax.tree.map(join, blocks)

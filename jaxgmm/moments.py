@@ -1,0 +1,144 @@
+"""`Moments`, the one statistic that EM needs of the data: additive, and small enough to send anywhere."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from jaxgmm.density import log_normaliser
+from jaxgmm.linalg import einsum, sum_rows
+from jaxgmm.params import GMMParams
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["weight", "first", "second", "log_likelihood", "total_weight"],
+    meta_fields=[],
+)
+@dataclasses.dataclass(frozen=True)
+class Moments:
+    """Sums over samples of responsibilities and of residuals whitened about the current parameters.
+
+    With r_nk the responsibilities, w_n the sample weights and y_nk = C_k⁻¹(x_n − μ_k). Raw or merely centred
+    sums of squares would cancel in float32; these do not, because y is of order 1 wherever r is not small.
+    Records about the same parameters add with `+`: over blocks, shards, hosts or a stream.
+
+    Attributes:
+      weight: (K,) Σ w r.
+      first: (K, D) Σ w r y.
+      second: the covariance structure's part of Σ w r y yᵀ; for "full", (K, D, D).
+      log_likelihood: () Σ w log p(x) at the current parameters, a total.
+      total_weight: () Σ w.
+    """
+
+    weight: Array  # (K,)
+    first: Array  # (K, D)
+    second: Any
+    log_likelihood: Array  # ()
+    total_weight: Array  # ()
+
+    def __add__(self, other: Moments) -> Moments:
+        """The moments of two sets of samples together."""
+        return jax.tree.map(jnp.add, self, other)
+
+    def __mul__(self, by: Array | float) -> Moments:
+        """The moments of samples whose weights are all multiplied."""
+        return jax.tree.map(lambda a: a * by, self)
+
+    @staticmethod
+    def zero(params: GMMParams) -> Moments:
+        """The moments of no samples at all: the identity of `+`."""
+        shapes = jax.eval_shape(
+            lambda p: _block(p, jnp.ones(1, p.means.dtype), p.means[:1], None, None, False), params
+        )
+        return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+
+
+def _block(
+    params: GMMParams, w: Array, x: Array, resp: Array | None, shift: Array | None, hard: bool
+) -> Moments:
+    """The moments of one block of rows x (B, D) with weights w (B,); resp (B, K) or None for the E-step's."""
+    # A row that does not count may hold anything, NaN too.
+    x = jnp.where((w > 0)[:, None] | jnp.isfinite(x), x, jnp.zeros((), x.dtype))
+    if shift is not None:
+        x = x - shift[None, :]
+    y = params.family.whitener(params.scale)(x.T[None, :, :] - params.means[:, :, None])
+    if resp is None:
+        # Where every distance overflows they are all as far: finite, so that nothing becomes NaN.
+        distance = jnp.minimum(jnp.square(y).sum(1), float(jnp.finfo(x.dtype).max) / 8)
+        joint = (params.log_weights + log_normaliser(params))[:, None] - 0.5 * distance
+        top = lax.stop_gradient(joint.max(0))
+        shares = jnp.exp(joint - top[None, :])
+        total = shares.sum(0)
+        log_likelihood = (w * (top + jnp.log(total))).sum()
+        if hard:
+            on = (params.log_weights > -jnp.inf)[:, None]
+            nearest = jnp.argmin(jnp.where(on, distance, jnp.inf), axis=0)
+            shares = jax.nn.one_hot(nearest, shares.shape[0], dtype=x.dtype, axis=0)
+            total = jnp.ones_like(total)
+        r = shares * (w / total)[None, :]
+    else:
+        log_likelihood = jnp.zeros((), x.dtype)
+        r = resp.T * w[None, :]
+    return Moments(
+        weight=r.sum(1),
+        first=einsum("kdb,kb->kd", y, r),
+        second=params.family.second_moment(params.scale, y, r),
+        log_likelihood=log_likelihood,
+        total_weight=w.sum(),
+    )
+
+
+def accumulate(
+    params: GMMParams,
+    x: Array,
+    sample_weight: Array | None,
+    *,
+    resp: Array | None = None,
+    hard: bool = False,
+    shift: Array | None = None,
+    block_size: int,
+) -> Moments:
+    """Moments of the rows of x − shift about `params`, a block at a time; nothing of size (N, K) is stored.
+
+    Args:
+      params: the current parameters, whose means are relative to `shift`.
+      x: (N, D).
+      sample_weight: (N,) or None for ones.
+      resp: (N, K), or None for the E-step's own at `params`.
+      hard: without resp, give each row wholly to the component nearest in that component's own metric.
+      shift: (D,) subtracted from each block as it is read, or None.
+      block_size: rows per block.
+    """
+
+    def block(w: Array, b: Array, r: Array | None = None) -> Moments:
+        return _block(params, w, b, r, shift, hard)
+
+    rows = (x,) if resp is None else (x, resp)
+    return sum_rows(block, sample_weight, *rows, block_size=block_size)
+
+
+def location_and_variance(
+    x: Array, sample_weight: Array | None, block_size: int = 2048
+) -> tuple[Array, Array]:
+    """Weighted mean (D,) and variance (D,) of the features, the variance about the mean."""
+
+    def safe(w: Array, b: Array) -> Array:
+        return jnp.where((w > 0)[:, None] | jnp.isfinite(b), b, jnp.zeros((), b.dtype))
+
+    total, first = sum_rows(
+        lambda w, b: (w.sum(), (w[:, None] * safe(w, b)).sum(0)), sample_weight, x, block_size=block_size
+    )
+    mean = first / total
+
+    def deviations(w: Array, b: Array) -> tuple[Array, Array]:
+        d = safe(w, b) - mean[None, :]
+        return (w[:, None] * d).sum(0), (w[:, None] * d * d).sum(0)
+
+    rest, squares = sum_rows(deviations, sample_weight, x, block_size=block_size)
+    return mean + rest / total, squares / total - jnp.square(rest / total)

@@ -1,0 +1,137 @@
+"""The parameters of a mixture, and building them from weights, means and covariances."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
+
+from jaxgmm import validate
+from jaxgmm.families.family import Family
+from jaxgmm.families.table import get_family
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["log_weights", "means", "scale"],
+    meta_fields=["family"],
+)
+@dataclasses.dataclass(frozen=True)
+class GMMParams:
+    """A Gaussian mixture p(x) = Σ_k π_k N(x | μ_k, Σ_k): an immutable pytree.
+
+    Nothing is checked when one is built, for `vmap` and `jax.tree.map` build these too: `make_params` checks.
+    Under `vmap` every array carries leading batch axes.
+
+    Attributes:
+      log_weights: (K,) log π_k; -inf switches a component off.
+      means: (K, D).
+      scale: the covariance structure's own arrays; for "full", lower Cholesky factors (K, D, D).
+      family: the covariance structure; static.
+    """
+
+    log_weights: Array  # (K,)
+    means: Array  # (K, D)
+    scale: Any
+    family: Family
+
+    @property
+    def weights(self) -> Array:
+        """Mixing weights π (..., K)."""
+        return jnp.exp(self.log_weights)
+
+    @property
+    def covariances(self) -> Array:
+        """Dense covariances (..., K, D, D), whatever the structure."""
+        return self.family.to_covariance(self.scale, (self.n_components, self.n_features))
+
+    @property
+    def n_components(self) -> int:
+        """K, switched-off components included."""
+        return self.means.shape[-2]
+
+    @property
+    def n_features(self) -> int:
+        """D."""
+        return self.means.shape[-1]
+
+
+def make_params(
+    weights: ArrayLike,
+    means: ArrayLike,
+    covariances: ArrayLike,
+    covariance_type: str | Family = "full",
+) -> GMMParams:
+    """Parameters from weights, means and covariances in scikit-learn's shapes.
+
+    Args:
+      weights: (K,), not negative, summing to 1 (to rounding: they are normalised). 0 switches off.
+      means: (K, D), in the data's units.
+      covariances: full (K, D, D), tied (D, D), diag (K, D) variances, spherical (K,) variances.
+      covariance_type: a name or a `Family`.
+
+    Returns:
+      GMMParams, in float64 if any argument is and JAX allows it, else float32.
+
+    Raises:
+      ValueError: for a wrong shape, weights that do not sum to 1, or a covariance that is not positive
+        definite. Under `jit` values cannot be seen, and such a covariance gives NaN factors.
+      TypeError: for complex or non-numeric arrays.
+
+    Example:
+      >>> import jaxgmm
+      >>> params = jaxgmm.make_params([0.4, 0.6], [[0.0, 0.0], [3.0, 1.0]], [1.0, 4.0], "spherical")
+      >>> params.covariances.shape
+      (2, 2, 2)
+    """
+    family = get_family(covariance_type)
+    w, mu = validate.mixture_parts(weights, means)
+    n_components, n_features = mu.shape
+    shape = family.covariance_shape(n_components, n_features)
+    scale = family.from_covariance(validate.covariances(covariances, shape, family.name, mu.dtype))
+    shared = shape == family.covariance_shape(n_components + 1, n_features)
+    validate.positive_definite(scale, shared=shared)
+    return GMMParams(jnp.log(w) - jnp.log(w.sum()), mu, scale, family)
+
+
+@functools.lru_cache
+def scale_like(family: Family, n_components: int, n_features: int) -> Any:
+    """The shapes of the family's arrays for K components in D dimensions."""
+    return jax.eval_shape(
+        family.from_variances, jax.ShapeDtypeStruct((n_components, n_features), jnp.float32)
+    )
+
+
+def translate(params: GMMParams, by: Array) -> GMMParams:
+    """The same mixture with every mean moved by `by` (D,)."""
+    return dataclasses.replace(params, means=params.means + by[None, :])
+
+
+def active(params: GMMParams) -> GMMParams:
+    """The same mixture without its switched-off components; for one concrete mixture, outside `jit`.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxgmm
+      >>> params = jaxgmm.make_params([0.5, 0.0, 0.5], [[0.0], [1.0], [2.0]], [1.0, 1.0, 1.0], "spherical")
+      >>> jaxgmm.params.active(params).n_components
+      2
+    """
+    validate.single_mixture(params.log_weights, params.means, params.scale)
+    on = np.asarray(params.log_weights) > -np.inf
+    if on.all():
+        return params
+    # Which of the family's arrays have a row for each component shows in how their shapes follow K.
+    one, other = (
+        scale_like(params.family, k, params.n_features)
+        for k in (params.n_components, params.n_components + 1)
+    )
+    scale = jax.tree.map(lambda a, b, c: a if b.shape == c.shape else a[on], params.scale, one, other)
+    return dataclasses.replace(
+        params, log_weights=params.log_weights[on], means=params.means[on], scale=scale
+    )

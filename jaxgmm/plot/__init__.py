@@ -1,0 +1,16 @@
+"""Pictures of a mixture, of its pairwise marginals, and of the criteria that chose it (extra ``[plot]``).
+
+Every function draws on the axes or figure it is given, or makes its own through pyplot so that a notebook
+shows it. Colours are Okabe and Ito's, which stay apart for colour-blind readers; components carry their
+number, lines a marker.
+"""
+
+try:
+    from jaxgmm.plot.criteria import plot_criteria as plot_criteria
+    from jaxgmm.plot.panels import plot_density as plot_density
+    from jaxgmm.plot.panels import plot_fit as plot_fit
+    from jaxgmm.plot.panels import plot_pairs as plot_pairs
+except ImportError as error:
+    if (error.name or "").partition(".")[0] != "matplotlib":
+        raise
+    raise ImportError("jaxgmm.plot needs Matplotlib: pip install 'jaxgmm[plot]'", name=error.name) from error

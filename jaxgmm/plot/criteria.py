@@ -1,0 +1,125 @@
+"""Criterion curves: one line per covariance structure over the number of components."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
+
+from jaxgmm.plot.style import HALO, MARKERS, PALETTE, SMALL, STYLES, TEXT, new_figure, tidy
+
+# A difference above ten is very strong evidence (Kass & Raftery 1995, section 3.2, for BIC).
+_LINEAR = 10.0
+
+
+def plot_criteria(
+    table: Sequence[Mapping[str, Any]], *, criterion: str = "bic", ax: Axes | None = None
+) -> Axes:
+    """Draw a criterion over the number of components, one line per covariance structure, the best one marked.
+
+    What is drawn is the difference from the best fit, linear up to 10 and logarithmic above.
+
+    Args:
+      table: one mapping per fit, with ``"covariance_type"``, ``"n_components"`` and the criterion under its
+        own name (smaller is better). A value that is not finite leaves a gap.
+      criterion: which one to draw.
+      ax: where to draw; None makes a figure.
+
+    Returns:
+      The axes.
+
+    Raises:
+      ValueError: the table has no finite value.
+
+    Example:
+      >>> from jaxgmm.plot import plot_criteria
+      >>> rows = [{"covariance_type": "full", "n_components": k, "bic": abs(k - 2.0)} for k in (1, 2, 3)]
+      >>> ax = plot_criteria(rows)
+    """
+    finite = [row for row in table if np.isfinite(float(row[criterion]))]
+    if not finite:
+        raise ValueError(f"plot_criteria: the table has no finite {criterion}")
+    axes = new_figure((3.5, 3.0)).add_subplot() if ax is None else ax
+    best = min(finite, key=lambda row: float(row[criterion]))
+    lowest = float(best[criterion])
+    top = max(float(row[criterion]) for row in finite) - lowest or 1.0
+    wide = top > _LINEAR
+    if wide:
+        # Linear where fits compete, logarithmic where not: a bad structure must not flatten the others.
+        axes.set_yscale("symlog", linthresh=_LINEAR, linscale=1)
+    ends = []
+    for i, name in enumerate(dict.fromkeys(str(row["covariance_type"]) for row in finite)):
+        rows = sorted(
+            (r for r in table if r["covariance_type"] == name), key=lambda r: int(r["n_components"])
+        )
+        k = np.array([row["n_components"] for row in rows], int)
+        y = np.array([row[criterion] for row in rows], float) - lowest
+        y[~np.isfinite(y)] = np.nan
+        colour, style = PALETTE[i % len(PALETTE)], STYLES[i // len(PALETTE) % len(STYLES)]
+        axes.plot(k, y, style, color=colour, marker=MARKERS[i % len(MARKERS)], ms=4, lw=1.2, clip_on=False)
+        ends.append((float(y[np.isfinite(y)][-1]), name, colour))
+    axes.plot(int(best["n_components"]), 0, "o", ms=10, mfc="none", mec="black", mew=1.2, clip_on=False)
+    axes.margins(x=0.05)
+    # Smaller is better, so below the best there is nothing but the room that its label takes, in points.
+    points = 72 / axes.figure.dpi
+    box = axes.get_window_extent()
+    room = min(24 / (box.height * points), 0.5)
+    height = _LINEAR * (1 + np.log10(top / _LINEAR)) if wide else top
+    axes.set_ylim(-height * room / (1 - room), 1.15 * top)
+    decades = [0.0, *(10.0**e for e in range(1, int(np.log10(top)) + 1))]
+    axes.set_yticks(decades if wide else [v for v in axes.get_yticks() if 0 <= v <= 1.15 * top])
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.spines["left"].set_bounds(0, axes.get_ylim()[1])
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.set_xlabel("number of components K", fontsize=TEXT)
+    scale = f" (log above {_LINEAR:g})" if wide else ""
+    axes.set_ylabel(f"{criterion.upper()} above the best{scale}", fontsize=TEXT)
+    tidy(axes)
+    _mark(axes, int(best["n_components"]), f"best: {best['covariance_type']}, K = {best['n_components']}")
+    _label_ends(axes, ends)
+    return axes
+
+
+def _mark(axes: Axes, k: int, text: str) -> None:
+    """Write below the best what it is, within the axes."""
+    width = axes.get_window_extent().width * 72 / axes.figure.dpi
+    middle, half = axes.transLimits.transform((k, 0))[0] * width, 0.3 * SMALL * len(text)
+    axes.annotate(
+        text,
+        (k, 0),
+        xytext=(min(max(middle, half + 2), width - half) - middle, -8),
+        textcoords="offset points",
+        ha="center",
+        va="top",
+        fontsize=SMALL,
+        path_effects=HALO,
+    )
+
+
+def _label_ends(axes: Axes, ends: list[tuple[float, str, str]]) -> None:
+    """Write each line's name at its right-hand end, moved up or down until no two overlap."""
+    gap = 1.25 * SMALL * axes.figure.dpi / 72 / axes.get_window_extent().height
+    ends = sorted(ends)
+    to_axes = axes.transScale + axes.transLimits
+    heights = [float(to_axes.transform((1, y))[1]) for y, _, _ in ends]
+    for _ in range(200):
+        for i in range(1, len(heights)):
+            overlap = max(0.0, gap - (heights[i] - heights[i - 1]))
+            heights[i - 1], heights[i] = heights[i - 1] - overlap / 2, heights[i] + overlap / 2
+    for i in reversed(range(len(heights))):
+        heights[i] = min(heights[i], 1 - gap * (len(heights) - 1 - i))
+    for (_, name, colour), at in zip(ends, heights, strict=True):
+        axes.annotate(
+            name,
+            (1, at),
+            xycoords="axes fraction",
+            xytext=(5, 0),
+            textcoords="offset points",
+            color=colour,
+            fontsize=SMALL,
+            va="center",
+        )

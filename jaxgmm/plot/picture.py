@@ -1,0 +1,209 @@
+"""One mixture and its data, ready to be drawn: a marginal of one feature, or of two."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.patches import Ellipse, Patch
+
+from jaxgmm.density import predict
+from jaxgmm.params import GMMParams, active
+from jaxgmm.plot.style import GREYS, HALO, PALETTE, STYLES, tidy
+
+Array = np.ndarray[Any, Any]
+
+MASS = (0.95, 0.8, 0.5)
+
+
+class Picture:
+    """What the panels share: the active components on the host in float64, the points, and the colours."""
+
+    def __init__(
+        self, params: GMMParams, X: Any, columns: Sequence[str] | None, sample_weight: Any, max_points: int
+    ) -> None:
+        if np.ndim(params.log_weights) != 1:
+            raise ValueError(
+                f"plot: params must be one mixture, got batch axes {np.shape(params.log_weights)[:-1]}"
+            )
+        self.grid, self.font = 121, 9
+        # Numbers must be those of `params`, also where some component before is switched off.
+        self.numbers = np.flatnonzero(np.asarray(params.log_weights) > -np.inf)
+        params = active(params)
+        self.weights = np.asarray(params.weights, np.float64)
+        self.means = np.asarray(params.means, np.float64)
+        self.covariances = np.asarray(params.covariances, np.float64)
+        self.n_features = self.means.shape[1]
+        self.columns = [f"x{j + 1}" for j in range(self.n_features)] if columns is None else list(columns)
+        if len(self.columns) != self.n_features:
+            raise ValueError(f"plot: columns must name {self.n_features} features, got {len(self.columns)}")
+        self.X: Array | None = None
+        self.n_samples = 0
+        if X is None:
+            return
+        data = np.asarray(X, np.float64)
+        if data.ndim != 2 or data.shape[1] != self.n_features or not len(data):
+            raise ValueError(f"plot: X must have shape (N, {self.n_features}), got {data.shape}")
+        weight = np.ones(len(data)) if sample_weight is None else np.asarray(sample_weight, np.float64)
+        if weight.shape != (len(data),):
+            raise ValueError(f"plot: sample_weight must have shape ({len(data)},), got {weight.shape}")
+        self.X, self.weight = data[weight > 0], weight[weight > 0]
+        self.n_samples = len(self.X)
+        # A fixed seed: the same call draws the same picture.
+        shown = np.random.default_rng(0).permutation(self.n_samples)[:max_points]
+        self.points = self.X[np.sort(shown)]
+        self.labels = np.asarray(predict(params, self.points.astype(np.asarray(params.means).dtype)))
+
+    def colour(self, k: int) -> str:
+        """The colour of the k-th component that is on."""
+        return PALETTE[self.numbers[k] % len(PALETTE)]
+
+    def style(self, k: int) -> Any:
+        """Its line style, which tells apart those that share a colour."""
+        return STYLES[self.numbers[k] // len(PALETTE) % len(STYLES)]
+
+    def limits(self, j: int) -> tuple[float, float]:
+        """The range of feature j on the axes: the data and most ellipses, or the means ± 3 deviations."""
+        sd = np.sqrt(self.covariances[:, j, j])
+        if self.X is None:
+            low, high = (self.means[:, j] - 3 * sd).min(), (self.means[:, j] + 3 * sd).max()
+        else:
+            low, high = self.X[:, j].min(), self.X[:, j].max()
+            reach = 0.15 * (high - low)
+            low = max(min(low, (self.means[:, j] - 2.1 * sd).min()), low - reach)
+            high = min(max(high, (self.means[:, j] + 2.1 * sd).max()), high + reach)
+        margin = 0.04 * (high - low) or 1.0
+        return float(low - margin), float(high + margin)
+
+    def draw_marginal(self, axes: Axes, j: int, numbered: bool = True) -> None:
+        """The histogram, the density and each component's share of it, of one feature."""
+        low, high = self.limits(j)
+        means, sd = self.means[:, j], np.sqrt(self.covariances[:, j, j])
+        # An even grid would step over a narrow component.
+        grid = np.concatenate(
+            [np.linspace(low, high, 401), (means + sd * np.linspace(-4, 4, 81)[:, None]).ravel()]
+        )
+        grid = np.unique(grid[(grid >= low) & (grid <= high)])
+        shares = self.weights / sd * np.exp(-0.5 * ((grid[:, None] - means) / sd) ** 2) / np.sqrt(2 * np.pi)
+        if self.X is not None:
+            edges = np.histogram_bin_edges(self.X[:, j], bins=_n_bins(self.X[:, j]))
+            axes.hist(
+                self.X[:, j],
+                edges.tolist(),
+                weights=self.weight,
+                density=True,
+                histtype="stepfilled",
+                color=GREYS[1],
+            )
+        axes.plot(grid, shares.sum(1), color="black", lw=1.2, zorder=3)
+        for k in range(len(means)):
+            axes.fill_between(grid, shares[:, k], color=self.colour(k), alpha=0.3, lw=0)
+            axes.plot(grid, shares[:, k], self.style(k), color=self.colour(k), lw=1)
+            if low < means[k] < high and numbered:
+                self.number(axes, k, means[k], 0.5 * self.weights[k] / sd[k] / np.sqrt(2 * np.pi))
+        axes.set_xlim(low, high)
+        axes.set_ylim(0, axes.get_ylim()[1])
+        tidy(axes)
+
+    def draw_pair(self, axes: Axes, i: int, j: int) -> None:
+        """The density, the points and the components' ellipses, of feature i across and feature j up."""
+        (x_low, x_high), (y_low, y_high) = self.limits(i), self.limits(j)
+        x, y = np.linspace(x_low, x_high, self.grid), np.linspace(y_low, y_high, self.grid)
+        density = self.pair_density(i, j, x[None, :], y[:, None])
+        levels = _mass_levels(density)
+        if levels:
+            axes.contourf(x, y, density, [*levels, np.inf], colors=GREYS[-len(levels) :], zorder=0)
+        if self.X is not None:
+            size = float(np.clip(2500 / len(self.points), 2, 9))
+            for k in range(len(self.weights)):
+                mine = self.points[self.labels == k]
+                axes.scatter(mine[:, i], mine[:, j], size, self.colour(k), lw=0, alpha=0.55, rasterized=True)
+        for k, mean in enumerate(self.means):
+            values, vectors = np.linalg.eigh(self.covariances[k][np.ix_([i, j], [i, j])])
+            width, height = np.sqrt(np.maximum(values, 0))
+            angle = float(np.degrees(np.arctan2(vectors[1, 0], vectors[0, 0])))
+            for radius, line in ((1, 1.3), (2, 0.8)):
+                size2 = (2 * radius * width, 2 * radius * height)
+                edge = Ellipse(
+                    (mean[i], mean[j]), *size2, angle=angle, fill=False, ec=self.colour(k), lw=line
+                )
+                edge.set_linestyle(self.style(k))
+                axes.add_patch(edge)
+            if x_low < mean[i] < x_high and y_low < mean[j] < y_high:
+                self.number(axes, k, mean[i], mean[j])
+        axes.set_xlim(x_low, x_high)
+        axes.set_ylim(y_low, y_high)
+        tidy(axes)
+
+    def pair_density(self, i: int, j: int, x: Array, y: Array) -> Array:
+        """The marginal density of features i and j."""
+        total = np.zeros(np.broadcast_shapes(x.shape, y.shape))
+        for weight, mean, covariance in zip(self.weights, self.means, self.covariances, strict=True):
+            sd_x = np.sqrt(covariance[i, i])
+            slope = covariance[i, j] / covariance[i, i]
+            # What rounding leaves of var(y | x) must stay positive where the two features are collinear.
+            sd_y = np.sqrt(max(covariance[j, j] - slope * covariance[i, j], 1e-12 * covariance[j, j]))
+            u = (x - mean[i]) / sd_x
+            v = (y - mean[j] - slope * (x - mean[i])) / sd_y
+            total += weight * np.exp(-0.5 * (u**2 + v**2)) / (2 * np.pi * sd_x * sd_y)
+        return total
+
+    def number(self, axes: Axes, k: int, x: float, y: float) -> None:
+        """Write its number."""
+        text, colour = str(self.numbers[k]), self.colour(k)
+        axes.text(
+            x,
+            y,
+            text,
+            color=colour,
+            fontsize=self.font,
+            weight="bold",
+            ha="center",
+            va="center",
+            path_effects=HALO,
+        )
+
+    def apart(self) -> Array:
+        """(D,), the variance between the means over the mean variance within the components, by feature."""
+        centre = self.weights @ self.means
+        between = self.weights @ (self.means - centre) ** 2
+        within = self.weights @ np.diagonal(self.covariances, axis1=1, axis2=2)
+        return np.asarray(between / within)
+
+    def key(self) -> list[Any]:
+        """The legend's entries."""
+        one_dimension = self.n_features == 1
+        entries: list[Any] = []
+        if one_dimension:
+            entries.append(Line2D([], [], color="black", lw=1.4, label="mixture"))
+            entries.append(Line2D([], [], color="#666666", lw=1, label="its components, numbered"))
+            if self.X is not None:
+                entries.append(Patch(color=GREYS[1], label=f"data, {self.n_samples:,} rows"))
+            return entries
+        entries.append(Patch(fc=GREYS[1], label="50, 80, 95 % of the density"))
+        entries.append(Line2D([], [], color="#666666", lw=1.2, label="1 and 2 standard deviations"))
+        if self.X is not None:
+            n = len(self.points)
+            rows = f"{n:,} rows" if n == self.n_samples else f"{n:,} of {self.n_samples:,} rows"
+            entries.append(Line2D([], [], color="#666666", marker="o", lw=0, ms=3, label=rows))
+        return entries
+
+
+def _n_bins(x: Array) -> int:
+    """Freedman and Diaconis' number of bins, within what a small figure can show."""
+    quarter, three = np.quantile(x, [0.25, 0.75])
+    width = 2 * (three - quarter) / len(x) ** (1 / 3)
+    return int(np.clip(np.ptp(x) / width, 12 if len(x) >= 50 else 5, 60)) if width > 0 else 30
+
+
+def _mass_levels(density: Array) -> list[float]:
+    """The levels above which a density on an even grid holds the shares `MASS` of its mass, rising."""
+    ordered = np.sort(density, axis=None)[::-1]
+    mass = np.cumsum(ordered)
+    if not mass[-1] > 0:
+        return []
+    levels = [float(ordered[np.searchsorted(mass, share * mass[-1])]) for share in MASS]
+    return sorted({level for level in levels if 0 < level < ordered[0]})

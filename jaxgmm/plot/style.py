@@ -1,0 +1,35 @@
+"""What all pictures share: colours, line styles, sizes of type, and the bare axes."""
+
+from __future__ import annotations
+
+from matplotlib import patheffects
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+# Okabe & Ito (2008), without black and yellow; the light ones last, because they are weak on white.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+STYLES = ("-", "--", ":", "-.")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h")
+GREYS = ("#ededed", "#dadada", "#c2c2c2")
+SMALL, TEXT = 7, 8
+HALO = [patheffects.withStroke(linewidth=2, foreground="white")]
+
+
+def new_figure(size: tuple[float, float], figure: Figure | None = None) -> Figure:
+    """The figure that was given, in this size, or a new one that a notebook will show."""
+    if figure is None:
+        # Only here: pyplot chooses a window system, which a caller with a figure of their own does not want.
+        from matplotlib import pyplot
+
+        return pyplot.figure(figsize=size, layout="constrained")
+    figure.set_size_inches(size)
+    return figure
+
+
+def tidy(axes: Axes) -> None:
+    """Two spines fewer, and small type."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=SMALL)
+    axes.xaxis.get_offset_text().set_fontsize(SMALL - 1)
+    # To the left of the axis: above it another panel may follow.
+    axes.yaxis.get_offset_text().set(fontsize=SMALL - 1, ha="right")

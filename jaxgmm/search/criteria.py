@@ -1,0 +1,204 @@
+"""Which of several fits to keep: information criteria, the best lane, and the boundary that raises."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
+
+from jaxgmm import validate
+from jaxgmm.density import e_step, score
+from jaxgmm.em import FitResult, Status
+from jaxgmm.params import GMMParams
+
+_REMEDIES = {
+    Status.MAX_ITER: "did not converge within max_iter steps. Raise max_iter, or loosen tol",
+    Status.NONFINITE: "met a likelihood that is not finite. Scale the data, or look for NaN and huge values",
+    Status.DECREASED: "met a step that lowered the likelihood. Check a user-defined family's update, or "
+    "raise reg_covar",
+    Status.DEGENERATE: "has a component whose covariance collapsed onto too few distinct points. Raise "
+    "reg_covar, use fewer components, or a covariance_type with fewer parameters",
+}
+
+
+def n_parameters(params: GMMParams) -> int | Array:
+    """Free parameters of the mixture: weights, means and covariances of the components that are on.
+
+    An int for a concrete mixture; an int32 () inside `jit` or `vmap`, where the number that are on is traced.
+
+    Raises:
+      ValueError: for a batch of mixtures; use jax.vmap.
+
+    Example:
+      >>> import jaxgmm
+      >>> params = jaxgmm.make_params([0.5, 0.5], [[0.0, 0.0], [1.0, 1.0]], [[1.0, 0.0], [0.0, 1.0]], "tied")
+      >>> jaxgmm.n_parameters(params)
+      8
+    """
+    on = params.log_weights > -jnp.inf
+    if on.ndim != 1:
+        raise ValueError(
+            f"params must hold one mixture; got log_weights of shape {on.shape}. Use jax.vmap(n_parameters)"
+        )
+    k: Any = int(np.asarray(on).sum()) if validate.is_concrete(on) else on.sum().astype(jnp.int32)
+    return (k - 1) + k * params.n_features + params.family.n_parameters(k, params.n_features)
+
+
+def _size(X: ArrayLike, sample_weight: ArrayLike | None, like: Array) -> Array:
+    if sample_weight is not None:
+        return jnp.asarray(sample_weight, like.dtype).sum()
+    return jnp.asarray(np.shape(X)[0], like.dtype)
+
+
+def _free(params: GMMParams, like: Array) -> Array:
+    return jnp.asarray(n_parameters(params), like.dtype)
+
+
+def aic(params: GMMParams, X: ArrayLike, sample_weight: ArrayLike | None = None) -> Array:
+    """() Akaike's criterion, −2 log L + 2 p; smaller is better.
+
+    Args:
+      params: the mixture.
+      X: (N, D).
+      sample_weight: (N,) counts of the samples, or None for ones.
+
+    Example:
+      >>> import jaxgmm
+      >>> params = jaxgmm.make_params([1.0], [[0.0]], [1.0], "spherical")
+      >>> round(float(jaxgmm.aic(params, [[0.0], [0.0]])), 3)  # −2 · 2 · log N(0 | 0, 1) + 2 · 2
+      7.676
+
+    References:
+      Akaike (1974), A new look at the statistical model identification.
+    """
+    mean = score(params, X, sample_weight)
+    return -2 * mean * _size(X, sample_weight, mean) + 2 * _free(params, mean)
+
+
+def bic(params: GMMParams, X: ArrayLike, sample_weight: ArrayLike | None = None) -> Array:
+    """() Schwarz's criterion, −2 log L + p log n; smaller is better (the negative of mclust's).
+
+    Args:
+      params: the mixture.
+      X: (N, D).
+      sample_weight: (N,) counts of the samples, or None for ones; n is their sum.
+
+    Example:
+      >>> import jaxgmm
+      >>> params = jaxgmm.make_params([1.0], [[0.0]], [1.0], "spherical")
+      >>> round(float(jaxgmm.bic(params, [[0.0], [0.0]])), 3)  # −2 · 2 · log N(0 | 0, 1) + 2 log 2
+      5.062
+
+    References:
+      Schwarz (1978), Estimating the dimension of a model.
+    """
+    mean = score(params, X, sample_weight)
+    n = _size(X, sample_weight, mean)
+    return -2 * mean * n + _free(params, mean) * jnp.log(n)
+
+
+def icl(params: GMMParams, X: ArrayLike, sample_weight: ArrayLike | None = None) -> Array:
+    """() the integrated completed likelihood, bic − 2 Σ_n log max_k r_nk; smaller is better.
+
+    It adds to `bic` what is uncertain about the samples' labels, and so asks for clusters that are apart.
+
+    Args:
+      params: the mixture.
+      X: (N, D).
+      sample_weight: (N,) counts of the samples, or None for ones.
+
+    Example:
+      >>> import jaxgmm
+      >>> params = jaxgmm.make_params([0.5, 0.5], [[-9.0], [9.0]], [1.0, 1.0], "spherical")
+      >>> X = [[-9.0], [9.0]]
+      >>> bool(abs(jaxgmm.icl(params, X) - jaxgmm.bic(params, X)) < 1e-5)
+      True
+
+    References:
+      Biernacki, Celeux & Govaert (2000), Assessing a mixture model for clustering with the integrated
+      completed likelihood, equation 2 with the labels of highest posterior probability.
+    """
+    value = bic(params, X, sample_weight)
+    certainty = jnp.log(e_step(params, X)[0].max(1))
+    weights = jnp.ones_like(certainty) if sample_weight is None else jnp.asarray(sample_weight, value.dtype)
+    return value - 2 * (weights * certainty).sum()
+
+
+def failed(results: FitResult) -> Array:
+    """Which lanes (...,) ended as NONFINITE, DEGENERATE or DECREASED."""
+    status = results.status
+    return (
+        (status == Status.NONFINITE) | (status == Status.DEGENERATE) | (status == Status.DECREASED)
+    ) | ~jnp.isfinite(results.log_likelihood)
+
+
+def best(results: FitResult, criterion: Callable[[GMMParams], Array] | ArrayLike | None = None) -> FitResult:
+    """The best of several fits: the highest likelihood, or the smallest criterion. Failed lanes are skipped.
+
+    Jittable. If every lane has failed, a failed one is returned, and its status says so.
+
+    Args:
+      results: a FitResult with one leading axis, as `fit_restarts`, `fit_components` or `vmap` give it.
+      criterion: None for the highest log_likelihood; or what should be smallest: an array with a value for
+        each lane, or a function of one mixture, such as `lambda params: jaxgmm.bic(params, X)`.
+
+    Returns:
+      FitResult without the leading axis.
+
+    Raises:
+      ValueError: if results has no leading axis or criterion does not fit it.
+
+    Example:
+      >>> import jax, jaxgmm
+      >>> X = jax.random.normal(jax.random.key(0), (200, 2))
+      >>> results = jaxgmm.fit_components(jax.random.key(1), X, (1, 2, 3), n_init=2)
+      >>> one = jaxgmm.best(results, lambda params: jaxgmm.bic(params, X))
+      >>> one.status.shape
+      ()
+    """
+    lanes = jnp.shape(results.status)
+    if len(lanes) != 1:
+        raise ValueError(
+            f"results must have one leading axis, a lane for each fit; got status of shape {lanes}"
+        )
+    if criterion is None:
+        value = -results.log_likelihood
+    elif callable(criterion):
+        value = jax.vmap(criterion)(results.params)
+    else:
+        value = jnp.asarray(criterion, results.log_likelihood.dtype)
+    if value.shape != lanes:
+        raise ValueError(f"criterion must give a value for each lane, shape {lanes}; got shape {value.shape}")
+    usable = ~failed(results) & jnp.isfinite(value)
+    chosen = jnp.argmin(jnp.where(usable, value, jnp.inf))
+    return jax.tree.map(lambda a: a[chosen], results)
+
+
+def check(result: FitResult) -> FitResult:
+    """Raise if a fit, or any lane of several, did not converge, saying what can be done; else return it.
+
+    For concrete results, outside `jit`.
+
+    Raises:
+      RuntimeError: naming the status, the lane and the remedy.
+
+    Example:
+      >>> import jax, jaxgmm
+      >>> X = jax.random.normal(jax.random.key(0), (200, 2))
+      >>> result = jaxgmm.check(jaxgmm.best(jaxgmm.fit_restarts(jax.random.key(1), X, 1, n_init=1)))
+    """
+    if not validate.is_concrete(result.status):
+        raise TypeError("check needs a concrete result; inside jit look at result.status instead")
+    statuses = np.atleast_1d(np.asarray(result.status))
+    bad = np.argwhere(statuses != Status.CONVERGED)
+    if not len(bad):
+        return result
+    status = Status(int(statuses[tuple(bad[0])]))
+    where = "the fit" if np.ndim(result.status) == 0 else f"lane {', '.join(str(i) for i in bad[0])}"
+    more = f" ({len(bad)} of {statuses.size} lanes did not converge.)" if statuses.size > 1 else ""
+    raise RuntimeError(f"{status.name}: {where} {_REMEDIES[status]}.{more}")

@@ -1,0 +1,236 @@
+"""Many fits at once over one X: restarts, and several numbers of components padded to the largest."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
+
+from jaxgmm import validate
+from jaxgmm.em import HISTORY_SIZE, MAX_ITER, REG_COVAR, TOL, FitResult, run
+from jaxgmm.em_map import frame
+from jaxgmm.families.family import Family
+from jaxgmm.families.table import get_family
+from jaxgmm.init import Init, check_init, start
+from jaxgmm.linalg import block_rows
+from jaxgmm.search.criteria import best
+
+
+@functools.partial(
+    jax.jit,
+    static_argnames=("family", "n_components", "n_init", "init", "block_size", "history_size"),
+)
+def _fit_lanes(
+    key: Array,
+    x: Array,
+    w: Array | None,
+    sizes: Array | None,
+    tol: Array,
+    max_iter: Array,
+    reg_covar: Array,
+    accelerate: Array,
+    *,
+    family: Family,
+    n_components: int,
+    n_init: int,
+    init: Init,
+    block_size: int,
+    history_size: int,
+) -> FitResult:
+    """n_init fits; or, for each of `sizes` (L,), the best of n_init fits with that many components on."""
+    f = frame(x, w, reg_covar)
+
+    def lane(key: Array, n_active: Array | None) -> FitResult:
+        params = start(
+            key, x, w, f, family=family, n_components=n_components, block_size=block_size, init=init,
+            n_active=n_active,
+        )  # fmt: skip
+        return run(
+            params,
+            x,
+            w,
+            tol,
+            max_iter,
+            reg_covar,
+            accelerate,
+            block_size=block_size,
+            history_size=history_size,
+        )
+
+    if sizes is None:
+        return jax.vmap(lambda k: lane(k, None))(jax.random.split(key, n_init))
+    keys = jax.random.split(key, sizes.shape[0] * n_init)
+    results = jax.vmap(lane)(keys, jnp.repeat(sizes, n_init))
+    grouped = jax.tree.map(lambda a: a.reshape((sizes.shape[0], n_init, *a.shape[1:])), results)
+    return jax.vmap(best)(grouped)
+
+
+def _fit_many(
+    key: Array,
+    X: ArrayLike,
+    sizes: tuple[int, ...] | None,
+    n_components: int,
+    sample_weight: ArrayLike | None,
+    covariance_type: str | Family,
+    n_init: int,
+    init: Init,
+    tol: ArrayLike,
+    max_iter: Any,
+    reg_covar: ArrayLike,
+    accelerate: Any,
+    block_size: int | None,
+    history_size: int,
+) -> FitResult:
+    x = validate.data(X)
+    w = validate.weight(sample_weight, x)
+    n_init = validate.count(n_init, "n_init", 1)
+    lanes = n_init * (1 if sizes is None else len(sizes))
+    rows = (
+        block_rows(x.shape[0], n_components, x.shape[1], lanes)
+        if block_size is None
+        else min(validate.count(block_size, "block_size", 1), x.shape[0])
+    )
+    return _fit_lanes(
+        validate.key(key),
+        x,
+        w,
+        None if sizes is None else jnp.asarray(sizes, jnp.int32),
+        validate.not_negative(tol, "tol", x.dtype),
+        validate.step_limit(max_iter),
+        validate.not_negative(reg_covar, "reg_covar", x.dtype),
+        validate.flag(accelerate, "accelerate"),
+        family=get_family(covariance_type),
+        n_components=n_components,
+        n_init=n_init,
+        init=check_init(init),
+        block_size=rows,
+        history_size=validate.count(history_size, "history_size", 0),
+    )
+
+
+def fit_restarts(
+    key: Array,
+    X: ArrayLike,
+    n_components: int,
+    sample_weight: ArrayLike | None = None,
+    *,
+    covariance_type: str | Family = "full",
+    n_init: int = 10,
+    init: Init = "kmeans++",
+    tol: ArrayLike = TOL,
+    max_iter: int | Array = MAX_ITER,
+    reg_covar: ArrayLike = REG_COVAR,
+    accelerate: bool | Array = True,
+    block_size: int | None = None,
+    history_size: int = HISTORY_SIZE,
+) -> FitResult:
+    """Fit from n_init different starts at once, by `vmap` over one X.
+
+    Args:
+      key: a JAX PRNG key; same key, same starts.
+      X: (N, D).
+      n_components: K; static.
+      sample_weight: (N,) or None for ones.
+      covariance_type: a name or a `Family`.
+      n_init: number of starts; static.
+      init: "kmeans++" (seeds, hard assignment, one M-step), "kmeans", "random_points" (K rows, every
+        component as wide as the data), "random_resp", or a function (key, X, n_components, sample_weight)
+        -> GMMParams.
+      tol: as in `fit`.
+      max_iter: as in `fit`.
+      reg_covar: as in `m_step`.
+      accelerate: as in `fit`.
+      block_size: as in `fit`.
+      history_size: as in `fit`.
+
+    Returns:
+      FitResult with a leading axis n_init. A lane that fails says so in its status and leaves the others
+      alone; `best(results)` picks the winner.
+
+    Raises:
+      ValueError, TypeError: as `fit`, and for K < 1, K > N, or an unknown name.
+
+    Example:
+      >>> import jax, jaxgmm
+      >>> X = jax.random.normal(jax.random.key(0), (300, 2))
+      >>> results = jaxgmm.fit_restarts(jax.random.key(1), X, 2, n_init=4)
+      >>> results.log_likelihood.shape
+      (4,)
+      >>> params = jaxgmm.best(results).params
+    """
+    n = validate.n_components(n_components, validate.data(X).shape[0])
+    return _fit_many(
+        key, X, None, n, sample_weight, covariance_type, n_init, init,
+        tol, max_iter, reg_covar, accelerate, block_size, history_size,
+    )  # fmt: skip
+
+
+def fit_components(
+    key: Array,
+    X: ArrayLike,
+    n_components: Sequence[int] = (1, 2, 3, 4, 5, 6, 7, 8, 9),
+    sample_weight: ArrayLike | None = None,
+    *,
+    covariance_type: str | Family = "full",
+    n_init: int = 10,
+    init: Init = "kmeans++",
+    tol: ArrayLike = TOL,
+    max_iter: int | Array = MAX_ITER,
+    reg_covar: ArrayLike = REG_COVAR,
+    accelerate: bool | Array = True,
+    block_size: int | None = None,
+    history_size: int = HISTORY_SIZE,
+) -> FitResult:
+    """Fit mixtures with several numbers of components at once, one compilation for all of them.
+
+    Every mixture has the arrays of the largest; components beyond its own number are switched off
+    (log_weights = -inf), cost nothing in the criteria and stay off.
+
+    Args:
+      key: a JAX PRNG key.
+      X: (N, D).
+      n_components: the numbers of components, such as range(1, 10). Which they are does not matter to the
+        compilation; how many, and the largest, do.
+      sample_weight: (N,) or None for ones.
+      covariance_type: a name or a `Family`.
+      n_init: starts for each number; the best is kept. Static.
+      init: as in `fit_restarts`.
+      tol: as in `fit`.
+      max_iter: as in `fit`.
+      reg_covar: as in `m_step`.
+      accelerate: as in `fit`.
+      block_size: as in `fit`.
+      history_size: as in `fit`.
+
+    Returns:
+      FitResult with a leading axis, one lane for each entry of n_components.
+
+    Raises:
+      ValueError, TypeError: as `fit_restarts`.
+
+    Example:
+      >>> import jax, jaxgmm
+      >>> X = jax.random.normal(jax.random.key(0), (300, 2))
+      >>> results = jaxgmm.fit_components(jax.random.key(1), X, (1, 2, 3), n_init=2)
+      >>> bics = jax.vmap(lambda params: jaxgmm.bic(params, X))(results.params)
+      >>> int(bics.argmin()) + 1
+      1
+    """
+    n_samples = validate.data(X).shape[0]
+    if isinstance(n_components, str) or np.ndim(n_components) != 1:
+        raise TypeError(
+            f"n_components must be a sequence of ints, such as range(1, 10); got {n_components!r}"
+        )
+    sizes = tuple(validate.n_components(k, n_samples) for k in n_components)
+    if not sizes:
+        raise ValueError("n_components must name at least one number of components; got none")
+    return _fit_many(
+        key, X, sizes, max(sizes), sample_weight, covariance_type, n_init, init,
+        tol, max_iter, reg_covar, accelerate, block_size, history_size,
+    )  # fmt: skip

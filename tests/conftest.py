@@ -1,0 +1,94 @@
+"""Shared fixtures: every test that takes `dtype` runs in float32 and, with 64-bit JAX, in float64."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxgmm
+from jaxgmm.families import FAMILIES
+
+# Silent promotion is how a float64 constant gets into float32 code, or (K,) is added to (N, K) the wrong way.
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+DATA = pathlib.Path(__file__).parent / "data"
+NAMES = sorted(FAMILIES)
+
+
+@contextlib.contextmanager
+def x64(enabled: bool):
+    """64-bit JAX for a while, spelled as every supported version of JAX understands it."""
+    before = jax.config.jax_enable_x64
+    jax.config.update("jax_enable_x64", enabled)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_x64", before)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _forget_compiled_programs():
+    """Thousands of compiled programs use up the memory maps that a process may have, and crash it."""
+    yield
+    jax.clear_caches()
+
+
+@pytest.fixture(params=["float32", "float64"], ids=["x32", "x64"])
+def dtype(request):
+    with x64(request.param == "float64"):
+        yield np.dtype(request.param)
+
+
+@pytest.fixture
+def double():
+    """64-bit JAX, for tests against outside numbers."""
+    with x64(True):
+        yield np.dtype("float64")
+
+
+@pytest.fixture(params=NAMES)
+def name(request):
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def mclust():
+    return {n: json.loads((DATA / f"mclust_{n}.json").read_text()) for n in ("iris", "faithful")}
+
+
+def overlapping(n_samples=400, n_features=3, n_components=3, seed=0, separation=2.0):
+    """A mixture whose components overlap: X float64 (N, D) and the labels it was drawn with (N,)."""
+    rng = np.random.default_rng(seed)
+    means = rng.normal(size=(n_components, n_features)) * separation
+    factors = rng.normal(size=(n_components, n_features, n_features)) / np.sqrt(n_features)
+    factors += 0.5 * np.eye(n_features)
+    labels = rng.integers(n_components, size=n_samples)
+    X = means[labels] + np.einsum("nde,ne->nd", factors[labels], rng.normal(size=(n_samples, n_features)))
+    return X, labels
+
+
+def soft_labels(labels, n_components, dtype=np.float64):
+    """Responsibilities of 0.8 for the label, the rest spread evenly."""
+    return (0.8 * np.eye(n_components)[labels] + 0.2 / n_components).astype(dtype)
+
+
+def start_from(X, labels, name, dtype, **options):
+    """Starting parameters of one family from soft labels."""
+    resp = soft_labels(labels, int(labels.max()) + 1, dtype)
+    return jaxgmm.m_step(resp, X.astype(dtype), covariance_type=name, **options)
+
+
+def dense(params):
+    """weights, means and covariances as float64 NumPy arrays, the covariances from float64 factors."""
+    wide = [np.asarray(a, np.float64) for a in (params.weights, params.means)]
+    with x64(True):
+        scale = jax.tree.map(lambda a: jnp.asarray(np.asarray(a), jnp.float64), params.scale)
+        cov = params.family.to_covariance(scale, params.means.shape)
+    return *wide, np.asarray(cov)

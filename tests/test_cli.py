@@ -1,0 +1,761 @@
+"""The command line, tried as a user would: right answers, and one line for every mistake."""
+
+import io
+import os
+import re
+import signal
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import polars
+import pytest
+
+import jaxgmm
+from jaxgmm.cli import _run, fitting
+from jaxgmm.cli.options import Components, Names, spell
+from jaxgmm.cli.tables import UserError, read, write
+from jaxgmm.io import load, load_columns, save
+
+QUICK = ("-k", "1", "--covariance", "spherical", "--n-init", "1")
+
+
+@pytest.fixture(autouse=True)
+def no_cache_of_the_users(monkeypatch, tmp_path_factory):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "no cache of the user's"))
+
+
+@pytest.fixture(scope="module")
+def blobs():
+    """Two clusters that nobody could miss: X (120, 2)."""
+    rng = np.random.default_rng(0)
+    near, far = rng.normal(size=(80, 2)) * [0.5, 2], rng.normal(size=(40, 2)) + np.array([[8.0, 50.0]])
+    return np.concatenate([near, far]).round(4)
+
+
+@pytest.fixture
+def data(tmp_path, blobs):
+    frame = polars.DataFrame({"width": blobs[:, 0], "kind": ["x"] * len(blobs), "height": blobs[:, 1]})
+    frame.write_csv(tmp_path / "data.csv")
+    return str(tmp_path / "data.csv")
+
+
+@pytest.fixture
+def command(capfdbinary, monkeypatch, tmp_path):
+    """Run the command line in this process: status, stdout, stderr. JAX is left as it was found."""
+    # Where this is set the command leaves JAX's cache as it is.
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "unused"))
+    before = jax.config.jax_enable_x64
+
+    def run(*arguments):
+        try:
+            code, message = _run([str(argument) for argument in arguments])
+        finally:
+            jax.config.update("jax_enable_x64", before)
+        sys.stdout.flush()
+        captured = capfdbinary.readouterr()
+        errors = captured.err.decode() + (f"jaxgmm: {message}\n" if message else "")
+        return code, captured.out.decode(), errors
+
+    return run
+
+
+def put(folder, content, name="data.csv"):
+    path = folder / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def process(tmp_path_factory):
+    """Run the command, or other code, in a process of its own, away from the user's cache."""
+    cache = str(tmp_path_factory.mktemp("cache"))
+
+    def run(*arguments, code=None, **environment):
+        start = ["-c", code] if code else ["-m", "jaxgmm.cli"]
+        return subprocess.run(
+            [sys.executable, *start, *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            check=False,
+            env=os.environ | {"XDG_CACHE_HOME": cache, "JAX_COMPILATION_CACHE_DIR": ""} | environment,
+        )
+
+    return run
+
+
+# --- fit
+
+
+def test_fit_prints_draws_and_saves(command, data, blobs, tmp_path):
+    picture, model = tmp_path / "p.png", tmp_path / "m.npz"
+    code, out, err = command(
+        "fit",
+        data,
+        "--components",
+        "1:3",
+        "--covariance",
+        "diag,tied",
+        "--n-init",
+        "2",
+        "--plot",
+        picture,
+        "--out",
+        model,
+    )
+    assert code == 0
+    lines = out.splitlines()
+    marked = [line for line in lines if line.startswith("*  ")]
+    assert len(marked) == 1
+    assert marked[0].split()[1:4] == ["diag", "2", "9"]
+    assert sum(line.strip(" *").startswith(("diag", "tied")) for line in lines) == 6
+    assert "Best by BIC: diag, K = 2  (120 rows, 2 columns)" in lines
+    weights = next(line for line in lines if line.startswith("weight")).split()[1:]
+    assert sorted(weights) == ["0.3333", "0.6667"]
+    assert any(re.match(r"width +-?\d+\.\d+ ± \d", line) for line in lines)
+    assert any(line.startswith("height") for line in lines)
+    assert all(len(line) <= 100 for line in lines)
+    assert err.splitlines() == [
+        f"jaxgmm: {data}: left out, not numeric: kind",
+        f"jaxgmm: saved {model}",
+        f"jaxgmm: drew {picture}",
+    ]
+    assert picture.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    assert load_columns(model) == ("width", "height")
+    means = np.sort(np.asarray(load(model).means), 0)
+    np.testing.assert_allclose(means, [blobs[:80].mean(0), blobs[80:].mean(0)], rtol=1e-3)
+
+
+def test_the_table_is_what_the_library_says(command, data, blobs):
+    _, out, _ = command("fit", data, "-k", "2", "--covariance", "full", "--n-init", "2", "--seed", "3")
+    row = next(line for line in out.splitlines() if line.startswith("*  ")).split()[4:8]
+    before = jax.config.jax_enable_x64
+    jax.config.update("jax_enable_x64", True)
+    try:
+        results = jaxgmm.fit_components(jax.random.key(3), blobs, (2,), n_init=2)
+        best = jaxgmm.best(results)
+        criteria = [float(f(best.params, blobs)) for f in (jaxgmm.aic, jaxgmm.bic, jaxgmm.icl)]
+        wanted = [f"{float(best.log_likelihood):.4f}", *(f"{value:.1f}" for value in criteria)]
+    finally:
+        jax.config.update("jax_enable_x64", before)
+    assert row == wanted
+
+
+def test_same_seed_same_result(command, data):
+    runs = [
+        command("fit", data, "-k", "3", "--covariance", "full", "--n-init", "1", "--seed", "7") for _ in "ab"
+    ]
+    assert runs[0] == runs[1]
+
+
+@pytest.mark.parametrize("criterion", ["aic", "bic", "icl"])
+def test_criterion_decides(command, data, criterion):
+    _, out, _ = command(
+        "fit", data, "-k", "1:3", "--covariance", "spherical", "--n-init", "1", "--criterion", criterion
+    )
+    header, *body = [
+        line.strip("* ").split() for line in out.splitlines() if "covariance" in line or "spherical  " in line
+    ]
+    column = header.index(criterion.upper()) - len(header)
+    values = {int(row[1]): float(row[column]) for row in body}
+    assert f"K = {min(values, key=values.get)} " in out
+    assert f"smallest {criterion.upper()}" in out
+
+
+def test_weights_are_repetitions(command, tmp_path):
+    once = put(tmp_path, "n,x\n1,0.5\n3,1.5\n0,99\n2,4\n", "once.csv")
+    often = put(tmp_path, "x\n0.5\n1.5\n1.5\n1.5\n4\n4\n", "often.csv")
+    weighted = command("fit", once, *QUICK, "--weights", "n", "--columns", "x")[1].splitlines()
+    repeated = command("fit", often, *QUICK)[1].splitlines()
+    assert weighted[2] == repeated[2]
+    assert "per unit of weight" in weighted[3]
+
+
+def test_float32_is_centred(command, tmp_path, blobs):
+    far = blobs + 1e7
+    polars.DataFrame({"a": far[:, 0], "b": far[:, 1]}).write_parquet(tmp_path / "far.parquet")
+    options = ("-k", "2", "--covariance", "full", "--n-init", "2")
+    for precision in ("--float32", "--float64"):
+        code, _, _ = command(
+            "fit", tmp_path / "far.parquet", *options, precision, "--out", tmp_path / f"{precision}.npz"
+        )
+        assert code == 0
+    with np.load(tmp_path / "--float32.npz") as single, np.load(tmp_path / "--float64.npz") as double:
+        assert single["means"].dtype == np.float64
+        order = [np.argsort(m["means"][:, 0]) for m in (single, double)]
+        np.testing.assert_allclose(
+            single["means"][order[0]] - 1e7, double["means"][order[1]] - 1e7, atol=1e-3
+        )
+    code, out, _ = command("predict", tmp_path / "--float32.npz", tmp_path / "far.parquet")
+    labels = [line.split(",")[0] for line in out.splitlines()[1:]]
+    assert code == 0
+    assert len(set(labels[:80])) == len(set(labels[80:])) == 1
+
+
+def test_a_fit_that_did_not_converge_says_so(command, data, tmp_path):
+    code, out, err = command(
+        "fit",
+        data,
+        "-k",
+        "3",
+        "--covariance",
+        "full",
+        "--max-iter",
+        "1",
+        "--n-init",
+        "1",
+        "--out",
+        tmp_path / "m.npz",
+    )
+    assert code == 1
+    assert "max. steps" in out
+    assert "weight" in out
+    assert err.splitlines()[-1] == "jaxgmm: the best fit did not converge: raise --max-iter, or loosen --tol"
+    assert (tmp_path / "m.npz").exists()
+
+
+def test_every_fit_failed(command, data, tmp_path, monkeypatch):
+    genuine = fitting.fit_structure
+
+    def failing(*arguments):
+        cells = genuine(*arguments)
+        return [
+            fitting.dataclasses.replace(c, criteria=dict.fromkeys(c.criteria, np.nan), status="NONFINITE")
+            for c in cells
+        ]
+
+    monkeypatch.setattr(fitting, "fit_structure", failing)
+    code, out, err = command("fit", data, *QUICK, "--out", tmp_path / "m.npz", "--plot", tmp_path / "p.png")
+    assert code == 1
+    assert "not finite" in out
+    assert "every fit failed (NONFINITE)" in err
+    assert sorted(os.listdir(tmp_path)) == ["data.csv"]
+
+
+def test_a_collapsed_component_is_pointed_out(command, tmp_path):
+    path = put(tmp_path, "x,y,c\n" + "".join(f"{i},{i * i % 7},1\n" for i in (1, 2, 4, 7, 11)))
+    code, _, err = command("fit", path, "-k", "5", "--covariance", "diag", "--n-init", "1")
+    assert code in (0, 1)
+    assert "constant, and so no help in telling components apart: c" in err
+    assert "components 0, 1, 2, 3, 4; the criteria flatter this" in err
+
+
+def test_defaults_in_the_help(command):
+    code, out, _ = command("fit", "--help")
+    assert code == 0
+    for text in (
+        "[default: 1:9]",
+        "full,tied,diag,spherical",
+        "mean log-likelihood per row",
+        "Example:",
+        "jaxgmm fit faithful",
+    ):
+        assert text in out
+    assert all(len(line) <= 80 for line in out.splitlines())
+
+
+def test_version_and_bare_command(command):
+    code, out, _ = command("--version")
+    assert (code, out) == (0, f"jaxgmm {jaxgmm._version.__version__}\n")
+    code, out, _ = command()
+    assert code == 0
+    assert {"fit", "predict", "sample"} <= set(out.split())
+
+
+# --- predict and sample
+
+
+@pytest.fixture
+def model(tmp_path):
+    params = jaxgmm.make_params([0.25, 0.75], [[0.0, 0.0], [8.0, 50.0]], [1.0, 4.0], "spherical")
+    save(tmp_path / "model.npz", params, columns=["width", "height"])
+    return str(tmp_path / "model.npz")
+
+
+def test_predict_is_what_the_library_says(command, model, data, blobs):
+    code, out, err = command("predict", model, data)
+    assert (code, err) == (0, "")
+    frame = polars.read_csv(io.StringIO(out))
+    assert frame.columns == ["label", "responsibility", "log_density"]
+    params, X = load(model), blobs.astype(np.float32)
+    np.testing.assert_array_equal(frame["label"], jaxgmm.predict(params, X))
+    np.testing.assert_allclose(frame["log_density"], jaxgmm.log_prob(params, X), rtol=1e-4)
+    np.testing.assert_allclose(frame["responsibility"], jaxgmm.responsibilities(params, X).max(1), rtol=1e-4)
+
+
+def test_predict_in_parts_is_predict_at_once(command, model, data, monkeypatch):
+    from jaxgmm.cli import commands
+
+    whole = command("predict", model, data)
+    monkeypatch.setattr(commands, "_ROWS_AT_ONCE", 50)
+    assert command("predict", model, data) == whole
+
+
+@pytest.mark.parametrize("extension", [".csv", ".parquet", ".npy"])
+def test_predict_writes_files(command, model, data, tmp_path, extension):
+    path = tmp_path / f"labels{extension}"
+    code, out, _ = command("predict", model, data, "--out", path)
+    assert (code, out) == (0, "")
+    readers = {".csv": polars.read_csv, ".parquet": polars.read_parquet, ".npy": np.load}
+    assert readers[extension](path).shape == (120, 3)
+
+
+def test_predict_finds_columns_by_name(command, model, blobs, tmp_path):
+    frame = polars.DataFrame({"height": blobs[:, 1], "z": blobs[:, 0] * 9, "width": blobs[:, 0]})
+    frame.write_csv(tmp_path / "other.csv")
+    np.save(tmp_path / "plain.npy", blobs)
+    frame.rename({"width": "w", "height": "h"}).write_csv(tmp_path / "renamed.csv")
+    results = [
+        command("predict", model, tmp_path / "other.csv"),
+        command("predict", model, tmp_path / "plain.npy"),
+        command("predict", model, tmp_path / "renamed.csv", "--columns", "w,h"),
+    ]
+    assert results[0][0] == 0
+    assert results[0] == results[1] == results[2]
+
+
+def test_predict_with_a_model_that_has_no_names(command, model, data, tmp_path):
+    save(tmp_path / "nameless.npz", load(model))
+    assert command("predict", tmp_path / "nameless.npz", data) == command("predict", model, data)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        (("--columns", "width"), r"1 column \(width\), but .*model.npz was fitted to 2 \(width,height\)"),
+        (("--columns", "width,kind"), "'kind' is not numeric: row 1 holds 'x'"),
+        (("--columns", "width,heigth"), "no column 'heigth'; did you mean 'height'?"),
+    ],
+)
+def test_predict_with_the_wrong_columns(command, model, data, arguments, match):
+    code, out, err = command("predict", model, data, *arguments)
+    assert (code, out) == (2, "")
+    assert re.search(match, err)
+
+
+def test_predict_on_other_data(command, model, tmp_path):
+    code, _, err = command("predict", model, put(tmp_path, "a,b\n1,2\n"))
+    assert code == 2
+    assert "no column 'width'; it has a, b" in err
+    assert "was fitted to width,height" in err
+    code, _, err = command("predict", model, put(tmp_path, "width,height\n1,2\n,3\n"))
+    assert code == 2
+    assert "column 'width', row 2: the value is missing" in err
+
+
+def test_sample(command, model, tmp_path):
+    first = command("sample", model, 5, "--seed", "1")
+    assert first[0] == 0
+    assert first[1].splitlines()[0] == "width,height"
+    assert len(first[1].splitlines()) == 6
+    assert command("sample", model, 5, "--seed", "1") == first
+    assert command("sample", model, 5, "--seed", "2") != first
+    assert command("sample", model, 3, "--labels")[1].splitlines()[0] == "width,height,label"
+    command("sample", model, 4000, "--out", tmp_path / "s.npy")
+    np.testing.assert_allclose(np.load(tmp_path / "s.npy").mean(0), [6.0, 37.5], rtol=0.05)
+
+
+def test_a_sample_can_be_fitted(command, model, tmp_path):
+    assert command("sample", model, 50, "--out", tmp_path / "s.parquet")[0] == 0
+    code, out, _ = command("fit", tmp_path / "s.parquet", *QUICK)
+    assert code == 0
+    assert "50 rows, 2 columns" in out
+
+
+@pytest.mark.parametrize("name", ["predict", "sample"])
+def test_a_bad_model(command, data, tmp_path, name):
+    last = data if name == "predict" else "3"
+    bad = put(tmp_path, b"PK\x03\x04 nonsense", "bad.npz")
+    for path in (bad, str(tmp_path / "missing.npz"), str(tmp_path)):
+        code, out, err = command(name, path, last)
+        assert (code, out) == (2, "")
+        assert err.startswith(f"jaxgmm: {path}: ")
+        assert err.count("\n") == 1
+
+
+# --- mistakes: one line, status 2, nothing written
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        ("", "the file is empty"),
+        ("\n\n", "the file is empty"),
+        ("a,b\n", "no rows of data"),
+        ("1,2\n3,4\n", "the first line holds numbers; it must name the columns"),
+        ("s,t\nx,y\n", "no numeric column among s, t"),
+        ("a,b\n1,2,3\n", "row 1 has 3 fields, the header 2"),
+        ("a,b\n1,2\n3,4\n5,6,7\n", "row 3 has 3 fields, the header 2"),
+        ("a,b\n1,2\n,3\n4,5\n", "row 2: .*; drop the row, fill it in, or leave .* with --columns b"),
+        ("a,b\n1,2\nNA,3\n,5\n6,7\n8,9\n", r"row 2: .* \(and in 1 more row\); drop the rows, fill them in"),
+        ("a,b\n1,2\nnan,3\n4,5\n", "column 'a', row 2: the value is missing"),
+        ("a\n1\n\n2\n", "column 'a', row 2: the value is missing; drop the row or fill it in"),
+        ("a,b\n1,2\n3\n4,5\n", "column 'b', row 2: the value is missing"),
+        ("a,b\n1,2\n3,oops\n5,6\n", "column 'b', row 2: 'oops' is not a number"),
+        ("a,b\n1,2\n3,-inf\n5,6\n", "column 'b', row 2: the value is -inf"),
+        ("a,b\n1,2\n3,1e999\n5,6\n", "column 'b', row 2: the value is inf"),
+        ("a;b\n1,5;2\n2,5;3\n", "column 'a' has numbers with commas, such as '1,5'"),
+        ('a,b\n"1,234",2\n"2,345.6",3\n', "column 'a' has numbers with commas"),
+        ("a,b\n1,2\n".encode("utf-16"), "UTF-16; save it as UTF-8"),
+        ("a, a\n1,2\n3,4\n", "two columns have the same name"),
+        ("a,b\n1,2\n", "too few"),
+    ],
+)  # fmt: skip
+def test_data_that_cannot_be_fitted(command, tmp_path, content, match):
+    path = put(tmp_path, content)
+    code, out, err = command("fit", path, *QUICK, "--out", tmp_path / "m.npz")
+    assert (code, out) == (2, "")
+    assert err.startswith(f"jaxgmm: {path}: ")
+    assert err.count("\n") == 1
+    assert re.search(match, err), err
+    assert os.listdir(tmp_path) == ["data.csv"]
+
+
+def test_other_formats_that_cannot_be_fitted(command, tmp_path):
+    def npy(array):
+        content = io.BytesIO()
+        np.save(content, array, allow_pickle=True)
+        return content.getvalue()
+
+    noise = np.random.default_rng(0).bytes(2000)
+    cases = {
+        "text.txt": (b"a,b\n1,2\n", "the name must end in"),
+        "noise.parquet": (noise, "not a readable parquet file"),
+        "noise.csv": (noise, "jaxgmm"),
+        "noise.npy": (noise, "not an npy file"),
+        "short.npy": (npy(np.zeros((50, 2)))[:200], "damaged"),
+        "huge.npy": (
+            npy(np.zeros((9, 2))).replace(b"(9, 2)", b"(9999999999999, 2)")[:128],
+            "damaged|too large",
+        ),
+        "object.npy": (npy(np.array([[1, "a"]], object)), "it holds Python objects"),
+        "one.npy": (npy(np.zeros(5)), r"must be 2-D \(rows, columns\), its shape is \(5,\).*reshape"),
+        "three.npy": (npy(np.zeros((2, 2, 2))), r"its shape is \(2, 2, 2\)"),
+        "none.npy": (npy(np.zeros((0, 2))), "empty"),
+        "complex.npy": (npy(np.zeros((5, 2), complex)), "real numbers, not complex128"),
+        "bool.npy": (npy(np.zeros((5, 2), bool)), "real numbers, not bool"),
+        "nan.npy": (npy(np.array([[1, 2], [3, np.nan], [4, 5]])), "column 'x2', row 2: the value is missing"),
+    }
+    for name, (content, match) in cases.items():
+        path = put(tmp_path, content, name)
+        code, out, err = command("fit", path, *QUICK)
+        assert (code, out) == (2, ""), name
+        assert err.startswith(f"jaxgmm: {path}: "), err
+        assert re.search(match, err), err
+        assert err.count("\n") == 1, err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        (("--columns", "widht"), "no column 'widht'; did you mean 'width'?"),
+        (("--columns", "HEIGHT"), "no column 'HEIGHT'; did you mean 'height'?"),
+        (("--columns", "zzzz"), "no column 'zzzz'; it has width, kind, height"),
+        (("--columns", "kind,width"), "column 'kind' is not numeric: row 1 holds 'x'"),
+        (("--columns", "width,width"), "a name twice"),
+        (("--columns", "width,,height"), "an empty name"),
+        (("--weights", "kind"), "column 'kind' is not numeric"),
+        (("--weights", "widht"), "did you mean 'width'?"),
+        (("--weights", "width"), r"column 'width', row \d+: the weight -[\d.]+ is negative"),
+        (("--weights", "width", "--columns", "width"), "is also among --columns"),
+        (("-k", "121"), "120 rows are too few for 121 components"),
+        (("-k", "0"), "'0' is not a number"),
+        (("-k", "3:1"), "'3:1' is not a number"),
+        (("-k", "two"), "'two' is not a number"),
+        (("-k", "1:99999999999"), "is not a number"),
+        (("--covariance", "fulll"), "did you mean 'full'?"),
+        (("--criterion", "dic"), "'dic'"),
+        (("--n-init", "0"), "x>=1"),
+        (("--tol", "nan"), "'nan' is not a finite number"),
+        (("--reg-covar", "-1"), "x>=0"),
+        (("--max-iter", "x"), "not a valid integer"),
+        (("--plto", "x.png"), "No such option.*--plot"),
+        (("--plot", "x.bmp"), r"must end in \.png, \.pdf, \.svg"),
+        (("--plot", "no/where/x.png"), "the directory .*no/where does not exist"),
+        (("--out", "m.csv"), r"must end in \.npz"),
+        (("--out", "folder.npz"), "is a directory"),
+        (("--out", "pipe.npz"), "not a regular file"),
+        (("extra",), "unexpected extra argument"),
+    ],
+)
+def test_options_that_cannot_be_used(command, data, tmp_path, monkeypatch, arguments, match):
+    monkeypatch.chdir(tmp_path)
+    os.mkdir("folder.npz")
+    os.mkfifo("pipe.npz")
+    code, out, err = command("fit", data, *QUICK, *arguments)
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1
+    assert re.search(match, err), err
+    assert sorted(os.listdir()) == ["data.csv", "folder.npz", "pipe.npz"]
+
+
+def test_nothing_is_written_over(command, data, model, tmp_path):
+    code, _, err = command("predict", model, data, "--out", data)
+    assert code == 2
+    assert "would overwrite the data" in err
+    link = tmp_path / "link.csv"
+    link.symlink_to(data)
+    assert command("predict", model, data, "--out", link)[0] == 2
+    odd = put(tmp_path, "a,b\n1,2\n3,5\n", "data.npz.csv")
+    os.symlink(odd, tmp_path / "odd.npz")
+    assert command("fit", odd, *QUICK, "--out", tmp_path / "odd.npz")[0] == 2
+
+
+def test_mistyped_commands(command):
+    code, _, err = command("fti", "x.csv")
+    assert code == 2
+    assert "No such command 'fti'" in err
+    code, _, err = command("fit")
+    assert code == 2
+    assert err == "jaxgmm: Missing argument 'DATA'.\n"
+    code, _, err = command("fit", "nowhere.csv")
+    assert (code, err) == (2, "jaxgmm: nowhere.csv: no such file\n")
+
+
+def test_a_directory_that_cannot_be_written(command, data, tmp_path, monkeypatch):
+    folder = tmp_path / "locked"
+    folder.mkdir()
+    # Root may write anywhere, and tests may run as root.
+    monkeypatch.setattr(os, "access", lambda path, mode: os.fspath(path) != os.path.realpath(folder))
+    code, _, err = command("fit", data, *QUICK, "--out", folder / "m.npz")
+    assert code == 2
+    assert "not writable" in err
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device", "p.png"), KeyboardInterrupt()])
+def test_no_partial_file_where_writing_fails(command, data, tmp_path, monkeypatch, error):
+    def fail(figure, stream, **_):
+        stream.write(b"half a picture")
+        raise error
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", fail)
+    code, _, err = command("fit", data, *QUICK, "--plot", tmp_path / "p.png")
+    assert code == (2 if isinstance(error, OSError) else 130)
+    assert err.splitlines()[-1] == (
+        "jaxgmm: p.png: No space left on device" if isinstance(error, OSError) else "jaxgmm: interrupted"
+    )
+    assert os.listdir(tmp_path) == ["data.csv"]
+
+
+# --- reading tables
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "a,b,c\n1,2,x\n3.5,4,y\n",
+        "a;b;c\r\n1;2;x\r\n3.5;4;y\r\n",
+        "a\tb\tc\n1\t2\tx\n3.5\t4\ty\n",
+        "\ufeffa,b,c\n1,2,x\n3.5,4,y\n",
+        "a, b, c\n1, 2, x\n3.5, 4, y\n",
+        '"a","b","c"\n"1","2","x"\n"3.5","4","y"\n',
+        "a,b,c\n1,2,x\n3.5,4,y\n\n\n",
+        "a,b,c\r\n1,2,x\r\n3.5,4,y\r\n\r\n",
+        "a,b,c\n1,2,x\n3.5,4,y",
+        "a,b,c\n1e0,+2,x\n35e-1,4.0,y\n",
+        "a,b,c\n1,2,caf\xe9\n3.5,4,y\n".encode("latin-1"),
+    ],
+)
+def test_ways_to_write_a_csv(tmp_path, content):
+    table = read(put(tmp_path, content))
+    assert table.names == ["a", "b", "c"]
+    assert table.default_columns(None) == (["a", "b"], ["left out, not numeric: c"])
+    np.testing.assert_array_equal(table.matrix(["a", "b"]), [[1, 2], [3.5, 4]])
+
+
+def test_parquet_types(tmp_path):
+    frame = polars.DataFrame(
+        {
+            "whole": [1, 2, 4],
+            "real": [0.5, 1.5, 2.5],
+            "text": ["a", "b", "c"],
+            "digits": ["1", "2", "7"],
+            "truth": [True, False, True],
+            "money": polars.Series(["1.25", "2.50", "3.75"]).cast(polars.Decimal(10, 2)),
+            "day": polars.Series(["2020-01-01"] * 3).str.to_date(),
+        }
+    )
+    frame.write_parquet(tmp_path / "t.parquet")
+    table = read(str(tmp_path / "t.parquet"))
+    names, notes = table.default_columns(None)
+    assert names == ["whole", "real", "digits", "money"]
+    assert notes == ["left out, not numeric: text, truth, day"]
+    assert table.matrix(names)[1].tolist() == [2, 1.5, 2, 2.5]
+
+
+def test_a_column_that_numbers_the_rows_is_left_out(tmp_path):
+    table = read(put(tmp_path, ",x,y\n1,5,1\n2,7,2\n3,6,3\n"))
+    names, notes = table.default_columns(None)
+    assert names == ["x", "y"]
+    assert "only numbers the rows: column 1" in notes[0]
+    assert table.matrix(["column 1"]).shape == (3, 1)
+    alone = read(put(tmp_path, "t\n1\n2\n3\n"))
+    assert alone.default_columns(None) == (["t"], [])
+
+
+def test_mostly_numbers_is_a_number_column(tmp_path):
+    table = read(put(tmp_path, "a,b\n1,x\n2,3\noops,y\n4,\n"))
+    assert table.is_numeric("a")
+    assert not table.is_numeric("b")
+
+
+def test_names_cannot_speak_to_the_terminal(tmp_path):
+    assert read(put(tmp_path, "\x1b[31mred,[bold]b\n1,2\n")).names == ["?[31mred", "[bold]b"]
+
+
+def test_names_with_markup_are_printed_as_they_are(command, tmp_path):
+    path = put(tmp_path, '"[red]a,b[/red]",$x$\n1,2\n3,5\n2,2\n')
+    code, out, _ = command(
+        "fit", path, *QUICK, "--columns", '"[red]a,b[/red]",$x$', "--plot", tmp_path / "p.pdf"
+    )
+    assert code == 0
+    assert "[red]a,b[/red]" in out
+
+
+def test_writing_to_stdout_is_csv(capfdbinary):
+    write(None, {"a": np.arange(2), "b c": np.array([0.1, 1e-20])})
+    sys.stdout.flush()
+    assert capfdbinary.readouterr().out == b"a,b c\n0,0.1\n1,1e-20\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "sizes"),
+    [("3", (3,)), ("1:4", (1, 2, 3, 4)), ("1,2,5", (1, 2, 5)), ("5,1:2,2", (1, 2, 5)), (" 2 , 3", (2, 3))],
+)
+def test_components(text, sizes):
+    assert Components().convert(text, None, None) == sizes
+
+
+def test_names_and_spelling():
+    assert Names().convert('a, "b,c" ,d', None, None) == ("a", "b,c", "d")
+    assert [spell(k) for k in [(3,), (1, 2), (1, 2, 3), (1, 2, 5)]] == ["3", "1, 2", "1..3", "1, 2, 5"]
+
+
+def test_user_errors_end_with_2():
+    assert UserError("x").exit_code == 2
+
+
+# --- the process: signals, extras, the cache, pipes
+
+
+needs_cache = pytest.mark.skipif(jax.__version_info__ < (0, 6, 1), reason="there the command keeps no cache")
+
+WAITING = """
+import sys, time
+from jaxgmm.cli import fitting, main
+def wait(*_):
+    sys.stdout.write("fitting\\n"); sys.stdout.flush(); time.sleep(60)
+fitting.fit_structure = wait
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "said"), [(signal.SIGINT, 130, "jaxgmm: interrupted\n"), (signal.SIGTERM, 143, "")]
+)
+def test_a_signal_during_a_fit(data, tmp_path, number, status, said):
+    outputs = ["--out", str(tmp_path / "m.npz"), "--plot", str(tmp_path / "p.png"), "--columns", "width"]
+    with subprocess.Popen(
+        [sys.executable, "-c", WAITING, "fit", data, *outputs],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as running:
+        assert running.stdout.readline() == "fitting\n"
+        running.send_signal(number)
+        _, err = running.communicate(timeout=20)
+    assert running.returncode == status
+    assert err == said
+    assert os.listdir(tmp_path) == ["data.csv"]
+
+
+def test_work_in_order_and_errors_from_it():
+    assert fitting.run_steps([("a", lambda: 1), ("b", lambda: 2)]) == [1, 2]
+    with pytest.raises(ZeroDivisionError):
+        fitting.run_steps([("a", lambda: 1 / 0)])
+
+
+def test_progress_is_for_terminals_only(capfd):
+    import time
+
+    assert fitting.run_steps([("a", lambda: time.sleep(0.3)), ("b", lambda: 2)], patience=0.05)[1] == 2
+    assert capfd.readouterr() == ("", "")
+
+
+@needs_cache
+def test_the_cache_is_filled(process, data, tmp_path):
+    assert process("fit", data, *QUICK, XDG_CACHE_HOME=str(tmp_path)).returncode == 0
+    assert os.listdir(tmp_path / "jaxgmm" / "xla")
+
+
+def test_results_do_not_depend_on_the_cache(process, data, tmp_path):
+    """Not on whether there is one, nor on whether it is new: old versions of JAX get this wrong."""
+    first, again = (process("fit", data, *QUICK, XDG_CACHE_HOME=str(tmp_path)) for _ in "ab")
+    without = process("fit", data, *QUICK, XDG_CACHE_HOME=data)
+    for run in (again, without):
+        assert (run.returncode, run.stdout, run.stderr) == (0, first.stdout, first.stderr)
+    assert first.stderr == f"jaxgmm: {data}: left out, not numeric: kind\n"
+
+
+@needs_cache
+def test_a_cache_that_others_could_write_is_not_used(process, tmp_path):
+    code = "import jax; from jaxgmm.cli.fitting import set_up_jax; set_up_jax(); "
+    code += "import sys; sys.stdout.write(str(jax.config.jax_compilation_cache_dir))"
+    folder = tmp_path / "jaxgmm" / "xla"
+    assert process(code=code, XDG_CACHE_HOME=str(tmp_path)).stdout == str(folder)
+    folder.chmod(0o777)
+    assert process(code=code, XDG_CACHE_HOME=str(tmp_path)).stdout in ("", "None")
+
+
+def test_the_cache_is_kept_small(tmp_path, monkeypatch):
+    monkeypatch.setattr(fitting, "_CACHE_LIMIT", 250)
+    for age, name in enumerate(["newest", "newer", "older", "oldest"]):
+        (tmp_path / name).write_bytes(bytes(100))
+        os.utime(tmp_path / name, (1e9 - age, 1e9 - age))
+    fitting._trim(str(tmp_path))
+    assert sorted(os.listdir(tmp_path)) == ["newer", "newest"]
+
+
+@pytest.mark.parametrize(
+    ("missing", "extra"), [("click", "cli"), ("rich", "cli"), ("polars", "cli"), ("matplotlib", "plot")]
+)
+def test_a_missing_extra_is_named(process, data, tmp_path, missing, extra):
+    code = f"import sys; sys.modules[{missing!r}] = None; from jaxgmm.cli import main; main(sys.argv[1:])"
+    run = process("fit", data, *QUICK, "--columns", "width", "--plot", tmp_path / "p.png", code=code)
+    assert (run.returncode, run.stdout) == (2, "")
+    assert run.stderr == f"jaxgmm: this needs {missing}: pip install 'jaxgmm[{extra}]'\n"
+
+
+def test_the_library_does_not_load_the_command_line(process):
+    code = "import sys, jaxgmm, jaxgmm.io; sys.stdout.write(' '.join(sys.modules))"
+    loaded = set(process(code=code).stdout.split())
+    assert "jaxgmm.em" in loaded
+    assert not loaded & {"click", "rich", "polars", "matplotlib"}
+
+
+def test_a_terminal_without_unicode(process, data):
+    run = process("fit", data, *QUICK, PYTHONIOENCODING="ascii")
+    assert run.returncode == 0
+    assert "+/-" in run.stdout
+    assert run.stdout.isascii()
+
+
+def test_a_reader_that_stops_early(model):
+    with subprocess.Popen(
+        [sys.executable, "-m", "jaxgmm.cli", "sample", model, "200000"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as running:
+        assert running.stdout.readline() == b"width,height\n"
+        running.stdout.close()
+        assert running.stderr.read() == b""
+
+
+def test_a_request_too_large_for_memory_is_one_line(command, monkeypatch, data):
+    def exhausted(*_):
+        raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9999999999999 bytes.")
+
+    monkeypatch.setattr(fitting, "fit_structure", exhausted)
+    code, _, err = command("fit", data, *QUICK)
+    assert (code, err.splitlines()[-1]) == (2, "jaxgmm: not enough memory")

@@ -1,0 +1,150 @@
+"""Derivatives of a fit, against finite differences of complete refits."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxgmm
+from tests.conftest import overlapping, start_from
+
+X, LABELS = overlapping(120, 2, 2, seed=1, separation=2.5)
+WEIGHTS = np.random.default_rng(0).uniform(0.5, 1.5, size=len(X))
+TIGHT = {"tol": 1e-13, "max_iter": 5000}
+
+
+def summary(result):
+    """One number that every part of the result has a say in."""
+    p = result.params
+    return jnp.sin(p.means).sum() + p.weights[0] + jnp.log1p(p.covariances**2).sum() + result.log_likelihood
+
+
+def total(start, x, w, reg):
+    return summary(jaxgmm.fit(start, x, w, reg_covar=reg, **TIGHT))
+
+
+def arguments():
+    return jnp.asarray(X), jnp.asarray(WEIGHTS), jnp.asarray(1e-3)
+
+
+def directions():
+    rng = np.random.default_rng(5)
+    return jnp.asarray(rng.normal(size=X.shape)), jnp.asarray(rng.normal(size=len(X))), jnp.asarray(1.0)
+
+
+def test_gradients_and_tangents_agree_with_refits(name, double):
+    start = start_from(X, LABELS, name, double)
+    function = jax.jit(lambda *a: total(start, *a))
+    at, along = arguments(), directions()
+    gradients = jax.jit(jax.grad(function, argnums=(0, 1, 2)))(*at)
+    slopes = [float((g * d).sum()) for g, d in zip(gradients, along, strict=True)]
+    for i, h in enumerate((1e-5, 1e-5, 1e-6)):
+        up, down = (function(*at[:i], at[i] + s * h * along[i], *at[i + 1 :]) for s in (1, -1))
+        np.testing.assert_allclose(slopes[i], (up - down) / (2 * h), rtol=1e-6)
+    tangent = jax.jvp(function, at, along)[1]
+    np.testing.assert_allclose(tangent, sum(slopes), rtol=1e-10)
+
+
+def test_the_start_has_no_gradient(double):
+    start = start_from(X, LABELS, "full", double)
+    gradient = jax.grad(lambda p: total(p, *arguments()))(start)
+    assert all((np.asarray(a) == 0).all() for a in jax.tree.leaves(gradient))
+
+
+def test_second_derivatives(double):
+    start = start_from(X, LABELS, "diag", double)
+    x, w, _ = arguments()
+    first = jax.jit(jax.grad(lambda r: total(start, x, w, r)))
+    second = jax.jit(jax.grad(jax.grad(lambda r: total(start, x, w, r))))
+    h = 1e-5
+    numerical = (first(1e-2 + h) - first(1e-2 - h)) / (2 * h)
+    np.testing.assert_allclose(second(1e-2), numerical, rtol=1e-5)
+
+
+def test_float32_gradients_are_near_those_of_float64(dtype):
+    gradient = {}
+    for kind in ("float32", "float64"):
+        if kind == "float64" and dtype == np.float32:
+            continue
+        start = start_from(X, LABELS, "full", np.dtype(kind))
+        x = jnp.asarray(X, kind)
+        gradient[kind] = np.asarray(
+            jax.grad(lambda x, s=start: jaxgmm.fit(s, x).params.means.sum())(x), float
+        )
+    if dtype == np.float64:
+        scale = np.abs(gradient["float64"]).max()
+        np.testing.assert_allclose(gradient["float32"] / scale, gradient["float64"] / scale, atol=1e-3)
+    # Moving every sample by 1 moves every mean by 1.
+    np.testing.assert_allclose(gradient["float32"].sum(0), 2, rtol=1e-3)
+
+
+def test_vmap_of_grad_is_the_loop_and_grad_of_vmap_its_sum(double):
+    start = start_from(X, LABELS, "full", double)
+    x, w, reg = arguments()
+    batch = jnp.stack([x, x * 1.1 + 0.2])
+
+    def value(x):
+        return total(start, x, w, reg)
+
+    together = jax.vmap(jax.grad(value))(batch)
+    outside = jax.grad(lambda b: jax.vmap(value)(b).sum())(batch)
+    for i in range(2):
+        alone = jax.grad(value)(batch[i])
+        np.testing.assert_allclose(together[i], alone, rtol=1e-7, atol=1e-9)
+        np.testing.assert_allclose(outside[i], alone, rtol=1e-7, atol=1e-9)
+
+
+def test_through_restarts_best_jit_and_scan(double):
+    key = jax.random.key(0)
+
+    def winner(x):
+        results = jaxgmm.fit_restarts(key, x, 2, n_init=3, tol=1e-10)
+        return jaxgmm.best(results).params.means.sum()
+
+    def descend(x, _):
+        value, gradient = jax.value_and_grad(winner)(x)
+        return x - 0.1 * gradient, value
+
+    _, values = jax.jit(lambda x: jax.lax.scan(descend, x, length=3))(jnp.asarray(X))
+    # The sum of the means falls by at most what a shift of all the data would make it fall.
+    assert (np.diff(values) < 0).all()
+
+
+def test_switched_off_components_and_zero_weights_give_finite_gradients(double):
+    start = start_from(X, LABELS, "full", double)
+    padded = jax.tree.map(lambda a: jnp.concatenate([a, a[:1]]), start)
+    padded = dataclasses.replace(padded, log_weights=padded.log_weights.at[2].set(-jnp.inf))
+    x, w, reg = arguments()
+
+    def value(params):
+        def of(x, w):
+            p = jaxgmm.fit(params, x, w, reg_covar=reg, **TIGHT).params
+            return jnp.sin(p.means[:2]).sum() + p.covariances[:2].sum()
+
+        return of
+
+    absent = w.at[3].set(0.0)
+    for_x, for_w = jax.grad(value(start), argnums=(0, 1))(x, absent)
+    assert np.isfinite(for_x).all()
+    np.testing.assert_array_equal(for_x[3], 0)
+    # The one-sided derivative at weight zero: what letting the sample in a little would do.
+    h = 1e-6
+    slope = (value(start)(x, absent.at[3].set(h)) - value(start)(x, absent)) / h
+    np.testing.assert_allclose(for_w[3], slope, rtol=1e-4)
+    off_x, off_w = jax.grad(value(padded), argnums=(0, 1))(x, absent)
+    np.testing.assert_allclose(off_x, for_x, atol=1e-9)
+    np.testing.assert_allclose(off_w, for_w, atol=1e-9)
+
+
+@pytest.mark.parametrize("block_size", [50, 120])
+def test_blocks_do_not_change_a_gradient(double, block_size):
+    start = start_from(X, LABELS, "full", double)
+
+    def value(x, rows):
+        return jaxgmm.fit(start, x, block_size=rows, **TIGHT).params.means[0].sum()
+
+    whole = jax.grad(value)(jnp.asarray(X), 120)
+    parts = jax.grad(value)(jnp.asarray(X), block_size)
+    np.testing.assert_allclose(parts, whole, rtol=1e-7, atol=1e-10)

@@ -1,0 +1,248 @@
+"""Every covariance structure, and one written here by a user, through the same checks."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxgmm
+from jaxgmm.families import FAMILIES, Family, get_family
+from tests.conftest import NAMES, overlapping, soft_labels
+
+
+def _two_widths() -> Family:
+    """A user's structure: Σ_k = σ_k² diag(1, 4, 9, …), with one σ for each component."""
+
+    def shape_of(n_features, dtype):
+        return jnp.arange(1, n_features + 1, dtype=dtype)
+
+    def update(scale, weight, mean, second, ridge):
+        on = weight > 0
+        spread = (second.sum(-1) / jnp.where(on, weight, 1) - jnp.square(mean).sum(-1)) / mean.shape[-1]
+        widths = shape_of(mean.shape[-1], mean.dtype)
+        target = spread + (ridge / widths**2).mean() / scale**2
+        target = jnp.where(on, target, 1)
+        return scale * jnp.sqrt(target), mean.shape[-1] * jnp.square(target - 1)
+
+    def spread_out(scale, shape):
+        return scale[..., None] * shape_of(shape[-1], scale.dtype).reshape((1,) * scale.ndim + (-1,))
+
+    return Family(
+        name="two_widths",
+        covariance_shape=lambda k, d: (k,),
+        whitener=lambda s: lambda r: r / (s[:, None] * shape_of(r.shape[1], s.dtype)[None, :])[:, :, None],
+        colour=lambda s, y: y * (s[:, None] * shape_of(y.shape[1], s.dtype)[None, :])[:, :, None],
+        log_det=lambda s, shape: 2 * jnp.log(spread_out(s, shape)).sum(-1),
+        diagonal=lambda s, shape: spread_out(s, shape) ** 2,
+        inverse_diagonal=lambda s, shape: spread_out(s, shape) ** -2,
+        second_moment=lambda s, y, r: (y * y * r[:, None, :]).sum(-1),
+        update=update,
+        to_covariance=lambda s, shape: jax.vmap(jnp.diag)(spread_out(s, shape) ** 2),
+        from_covariance=jnp.sqrt,
+        from_variances=lambda v: jnp.sqrt((v / shape_of(v.shape[-1], v.dtype)[None, :] ** 2).mean(-1)),
+        n_parameters=lambda k, d: k,
+    )
+
+
+USERS = _two_widths()
+ALL = [*(FAMILIES[n] for n in NAMES), USERS]
+
+
+@pytest.fixture(params=ALL, ids=lambda f: f.name)
+def family(request):
+    return request.param
+
+
+def _given(family, cov):
+    """Dense covariances (K, D, D) in the shape that the family takes."""
+    k, d, _ = cov.shape
+    variances = np.einsum("kdd->kd", cov)
+    shapes = {(k, d, d): cov, (d, d): cov[0], (k, d): variances, (k,): variances.mean(1)}
+    return shapes[family.covariance_shape(k, d)]
+
+
+def _scale(family, dtype, n_components=3, n_features=4, seed=0):
+    """A scale of the family, and its dense covariances in float64."""
+    rng = np.random.default_rng(seed)
+    root = rng.normal(size=(n_components, n_features, n_features)) + 2 * np.eye(n_features)
+    cov = np.einsum("kde,kfe->kdf", root, root)
+    given = _given(family, cov)
+    scale = family.from_covariance(jnp.asarray(given, dtype))
+    return scale, np.asarray(family.to_covariance(scale, (n_components, n_features)), np.float64)
+
+
+def _tolerance(dtype, factor=100):
+    return factor * float(np.finfo(dtype).eps)
+
+
+def test_whitening_gives_the_mahalanobis_distance(family, dtype):
+    scale, cov = _scale(family, dtype)
+    r = np.random.default_rng(1).normal(size=(3, 4, 20))
+    y = family.whitener(scale)(jnp.asarray(r, dtype))
+    expected = np.einsum("kdb,kde,keb->kb", r, np.linalg.inv(cov), r)
+    np.testing.assert_allclose(np.square(y).sum(1), expected, rtol=_tolerance(dtype))
+
+
+def test_colouring_undoes_whitening(family, dtype):
+    scale, _ = _scale(family, dtype)
+    r = jnp.asarray(np.random.default_rng(1).normal(size=(3, 4, 20)), dtype)
+    back = family.colour(scale, family.whitener(scale)(r))
+    np.testing.assert_allclose(back, r, atol=_tolerance(dtype))
+
+
+def test_log_det_and_diagonals(family, dtype):
+    scale, cov = _scale(family, dtype)
+    tolerance = _tolerance(dtype)
+    np.testing.assert_allclose(family.log_det(scale, (3, 4)), np.linalg.slogdet(cov)[1], rtol=tolerance)
+    np.testing.assert_allclose(family.diagonal(scale, (3, 4)), np.einsum("kdd->kd", cov), rtol=tolerance)
+    inverse = np.einsum("kdd->kd", np.linalg.inv(cov))
+    np.testing.assert_allclose(family.inverse_diagonal(scale, (3, 4)), inverse, rtol=tolerance)
+
+
+def test_from_variances_is_the_nearest_diagonal(family, dtype):
+    variances = jnp.asarray(np.array([[1.0, 4.0, 9.0, 16.0]]).repeat(3, 0), dtype)
+    cov = np.asarray(family.to_covariance(family.from_variances(variances), (3, 4)))
+    np.testing.assert_allclose(np.trace(cov, axis1=1, axis2=2), 30, rtol=_tolerance(dtype))
+    np.testing.assert_allclose(cov * (1 - np.eye(4, dtype=dtype)), 0, atol=1e-6)
+
+
+@pytest.mark.parametrize("n_features", [1, 4])
+def test_update_maximises_the_expected_log_likelihood(family, n_features, double):
+    """Against a numerical check: no small change within the structure does better."""
+    rng = np.random.default_rng(2)
+    scale, _ = _scale(family, double, n_features=n_features)
+    y = jnp.asarray(rng.normal(size=(3, n_features, 50)) * 1.5 + 0.3)
+    resp = jnp.asarray(rng.dirichlet(np.ones(3), size=50).T)
+    weight, mean = resp.sum(1), jnp.einsum("kdb,kb->kd", y, resp) / resp.sum(1)[:, None]
+    shape = (3, n_features)
+    new, change = family.update(
+        scale, weight, mean, family.second_moment(scale, y, resp), jnp.zeros(n_features)
+    )
+    residuals = family.colour(scale, y - mean[:, :, None])
+
+    def expected(s):
+        distance = jnp.square(family.whitener(s)(residuals)).sum(1)
+        return -0.5 * (resp * (distance + family.log_det(s, shape)[:, None])).sum()
+
+    slope = jax.grad(expected)(new)
+    # Only what the structure reads of its arrays: factors are lower triangular.
+    size = float(expected(new))
+    assert max(
+        float(jnp.abs(jnp.tril(g) if g.ndim > 1 else g).max()) for g in jax.tree.leaves(slope)
+    ) < 1e-10 * abs(size)
+    assert expected(new) >= expected(scale)
+    whitened = family.whitener(scale)(
+        family.whitener(scale)(
+            family.to_covariance(new, shape) - family.to_covariance(scale, shape)
+        ).swapaxes(1, 2)
+    )
+    np.testing.assert_allclose(change, jnp.square(whitened).sum((1, 2)), rtol=1e-9)
+
+
+def test_update_adds_the_ridge(name, double):
+    family = get_family(name)
+    scale, _ = _scale(family, double)
+    y = jnp.asarray(np.random.default_rng(3).normal(size=(3, 4, 50)))
+    resp = jnp.ones((3, 50))
+    arguments = (scale, resp.sum(1), y.mean(2), family.second_moment(scale, y, resp))
+    ridge = jnp.array([0.1, 0.2, 0.3, 0.4])
+    plain, ridged = (family.update(*arguments, r)[0] for r in (jnp.zeros(4), ridge))
+    difference = family.to_covariance(ridged, (3, 4)) - family.to_covariance(plain, (3, 4))
+    added = jnp.diag(jnp.full(4, 0.25) if name == "spherical" else ridge)
+    np.testing.assert_allclose(difference, jnp.broadcast_to(added, (3, 4, 4)), atol=1e-12)
+
+
+@pytest.mark.parametrize("family", [f for f in ALL if f.name != "tied"], ids=lambda f: f.name)
+def test_a_component_without_weight_keeps_its_covariance(family, dtype):
+    scale, cov = _scale(family, dtype)
+    y = jnp.asarray(np.random.default_rng(3).normal(size=(3, 4, 50)), dtype)
+    resp = jnp.ones((3, 50), dtype).at[1].set(0)
+    mean = jnp.zeros((3, 4), dtype)
+    new, change = family.update(
+        scale, resp.sum(1), mean, family.second_moment(scale, y, resp), jnp.full(4, 0.5, dtype)
+    )
+    np.testing.assert_allclose(family.to_covariance(new, (3, 4))[1], cov[1], rtol=_tolerance(dtype))
+    assert change[1] == 0
+
+
+def test_update_never_gives_nan_where_a_covariance_vanishes(name, dtype):
+    family = get_family(name)
+    scale, _ = _scale(family, dtype)
+    mean = jnp.full((3, 4), 1e3, dtype)
+    y = jnp.broadcast_to(mean[:, :, None], (3, 4, 7))
+    resp = jnp.ones((3, 7), dtype)
+    new, _ = family.update(
+        scale, resp.sum(1), mean, family.second_moment(scale, y, resp), jnp.zeros(4, dtype)
+    )
+    assert all(np.isfinite(a).all() for a in jax.tree.leaves(new))
+    assert (np.asarray(family.diagonal(new, (3, 4))) > 0).all()
+
+
+def test_natural_coordinates_go_there_and_back(name, dtype):
+    family = get_family(name)
+    reference, _ = _scale(family, dtype, seed=1)
+    scale, cov = _scale(family, dtype, seed=2)
+    weights = jnp.asarray([0.2, 0.3, 0.5], dtype)
+    shift = jnp.asarray(np.random.default_rng(3).normal(size=(3, 4)), dtype)
+    natural = family.to_natural(reference, weights, scale, shift)
+    back, moved = family.from_natural(reference, weights, natural)
+    np.testing.assert_allclose(
+        family.to_covariance(back, (3, 4)), cov, rtol=_tolerance(dtype, 1e4), atol=1e-4
+    )
+    np.testing.assert_allclose(moved, shift, rtol=_tolerance(dtype, 1e4), atol=1e-4)
+
+
+def test_natural_coordinates_are_linear_in_the_precision_and_have_fisher_length(name, double):
+    family = get_family(name)
+    reference, cov = _scale(family, double, seed=1)
+    weights = jnp.asarray([0.2, 0.3, 0.5])
+    zero = jnp.zeros((3, 4))
+    base = family.to_natural(reference, weights, reference, zero)
+    # Σ⁻¹ → 1.001 Σ⁻¹ everywhere: the whitened change of the covariance has length² D·0.001² to first order.
+    smaller = family.from_covariance(jnp.asarray(_given(family, cov) / 1.001))
+    moved = family.to_natural(reference, weights, smaller, zero)
+    length = sum(
+        float(jnp.square(a - b).sum()) for a, b in zip(*map(jax.tree.leaves, (moved, base)), strict=True)
+    )
+    np.testing.assert_allclose(length, 0.5 * 4 * 0.001**2, rtol=1e-6)
+
+
+def test_natural_coordinates_outside_the_domain_give_nan(name, dtype):
+    family = get_family(name)
+    reference, _ = _scale(family, dtype)
+    weights, zero = jnp.full(3, 1 / 3, dtype), jnp.zeros((3, 4), dtype)
+    natural = family.to_natural(reference, weights, reference, zero)
+    scale, _ = family.from_natural(reference, weights, {**natural, "precision": -natural["precision"]})
+    assert all(np.isnan(a).any() for a in jax.tree.leaves(scale))
+
+
+def test_a_family_written_by_a_user_fits_every_way(dtype):
+    X, labels = overlapping(n_features=3)
+    resp = soft_labels(labels, 3, dtype)
+    start = jaxgmm.m_step(resp, X.astype(dtype), covariance_type=USERS)
+    result = jaxgmm.check(jaxgmm.fit(start, X.astype(dtype)))
+    history = np.asarray(result.history)
+    history = history[np.isfinite(history)]
+    assert (np.diff(history) > -2e-6).all()
+    again, _ = jaxgmm.em_step(result.params, X.astype(dtype))
+    np.testing.assert_allclose(again.means, result.params.means, atol=1e-3)
+    cov = np.asarray(result.params.covariances)
+    np.testing.assert_allclose(cov[:, 1, 1] / cov[:, 0, 0], 4, rtol=1e-4)
+    many = jaxgmm.fit_restarts(jax.random.key(0), X.astype(dtype), 2, covariance_type=USERS, n_init=2)
+    assert many.log_likelihood.shape == (2,)
+    assert jaxgmm.n_parameters(result.params) == 2 + 9 + 3
+
+
+def test_get_family_takes_names_and_records():
+    assert get_family("diag") is FAMILIES["diag"]
+    assert get_family(USERS) is USERS
+    with pytest.raises(ValueError, match="did you mean 'diag'"):
+        get_family("diagg")
+    with pytest.raises(TypeError, match="covariance_type"):
+        get_family(3)
+
+
+def test_equal_records_are_equal_and_hash_alike():
+    assert FAMILIES["full"] == FAMILIES["full"]._replace()
+    assert hash(FAMILIES["full"]) == hash(FAMILIES["full"]._replace())
+    assert repr(FAMILIES["full"]) == "Family('full')"

@@ -1,0 +1,616 @@
+"""Saving and loading: exact round trips, and a reader that no file can fool."""
+
+import contextlib
+import io
+import os
+import pickle
+import stat
+import struct
+import subprocess
+import sys
+import tracemalloc
+import zipfile
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxgmm
+from jaxgmm.families import FAMILIES
+from jaxgmm.io import atomic_write, load, load_columns, save
+from jaxgmm.io.archive import FORMAT_VERSION
+
+
+@contextlib.contextmanager
+def precision(dtype):
+    before = jax.config.jax_enable_x64
+    jax.config.update("jax_enable_x64", np.dtype(dtype) == np.float64)
+    try:
+        yield np.dtype(dtype)
+    finally:
+        jax.config.update("jax_enable_x64", before)
+
+
+@pytest.fixture(params=["float32", "float64"])
+def bits(request):
+    with precision(request.param) as dtype:
+        yield dtype
+
+
+def mixture(name, dtype="float32", n_components=3, n_features=2, off=()):
+    """A mixture of one family with numbers that no decimal notation holds exactly."""
+    rng = np.random.default_rng(5)
+    family = FAMILIES[name]
+    weights = rng.uniform(1, 2, n_components)
+    weights[list(off)] = 0
+    means = rng.normal(size=(n_components, n_features)) * 1e3
+    params = jaxgmm.GMMParams(
+        log_weights=jnp.asarray(np.log(np.where(weights > 0, weights, 1) / weights.sum()), dtype),
+        means=jnp.asarray(means, dtype),
+        scale=family.from_variances(jnp.asarray(rng.uniform(0.1, 2, means.shape), dtype)),
+        family=family,
+    )
+    on = jnp.asarray(weights > 0)
+    params = jax.tree.unflatten(
+        jax.tree.structure(params),
+        [jnp.where(on, params.log_weights, -jnp.inf), *jax.tree.leaves(params)[1:]],
+    )
+    if name in ("full", "tied"):
+        low = jnp.asarray(np.tril(rng.normal(size=np.shape(params.scale)), -1), dtype)
+        params = jax.tree.unflatten(
+            jax.tree.structure(params), [params.log_weights, params.means, params.scale + low]
+        )
+    return params
+
+
+def identical(a, b):
+    left, right = jax.tree.leaves(a), jax.tree.leaves(b)
+    return (
+        a.family == b.family
+        and len(left) == len(right)
+        and all(
+            x.dtype == y.dtype and np.array_equal(np.asarray(x), np.asarray(y))
+            for x, y in zip(left, right, strict=True)
+        )
+    )
+
+
+def arrays(path):
+    with np.load(path, allow_pickle=False) as archive:
+        return {name: archive[name] for name in archive.files}
+
+
+def rewrite(path, members, method=zipfile.ZIP_STORED):
+    """A file with these members, whatever they are."""
+    with zipfile.ZipFile(path, "w", method) as archive:
+        for name, array in members.items():
+            content = io.BytesIO()
+            np.lib.format.write_array(content, np.asanyarray(array), version=(1, 0))
+            archive.writestr(f"{name}.npy", content.getvalue())
+
+
+@pytest.fixture
+def saved(tmp_path):
+    path = tmp_path / "model.npz"
+    save(path, mixture("full"), columns=["a", "b c"])
+    return path
+
+
+# --- round trips
+
+
+@pytest.mark.parametrize("name", sorted(FAMILIES))
+@pytest.mark.parametrize("off", [(), (1,)], ids=["all on", "one off"])
+def test_round_trip_is_exact(tmp_path, name, off, bits):
+    params = mixture(name, bits, off=off)
+    save(tmp_path / "m", params)
+    assert identical(load(tmp_path / "m"), params)
+    assert load_columns(tmp_path / "m") is None
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 5), (4, 1), (40, 7)])
+def test_round_trip_of_any_size(tmp_path, shape):
+    params = mixture("full", n_components=shape[0], n_features=shape[1])
+    save(tmp_path / "m", params)
+    assert identical(load(str(tmp_path / "m")), params)
+
+
+def test_a_fit_survives(tmp_path):
+    X = np.random.default_rng(0).normal(size=(60, 2)).astype(np.float32)
+    results = jaxgmm.fit_components(jax.random.key(0), X, (1, 2), n_init=1)
+    for lane in range(2):
+        params = jax.tree.map(lambda a, lane=lane: a[lane], results.params)
+        save(tmp_path / "m", params)
+        again = load(tmp_path / "m")
+        assert identical(again, params)
+        np.testing.assert_array_equal(jaxgmm.log_prob(again, X), jaxgmm.log_prob(params, X))
+
+
+def test_same_model_same_bytes(tmp_path):
+    save(tmp_path / "a", mixture("tied"), columns=["x", "y"])
+    save(tmp_path / "b", mixture("tied"), columns=["x", "y"])
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_numpy_reads_it(saved):
+    members = arrays(saved)
+    assert str(members["family"]) == "full"
+    assert members["means"].shape == (3, 2)
+
+
+def test_float64_in_a_float32_session(tmp_path):
+    with precision("float64"):
+        save(tmp_path / "m", mixture("full", "float64"))
+    with precision("float32"):
+        params = load(tmp_path / "m")
+    assert params.means.dtype == np.float32
+    np.testing.assert_allclose(params.means, arrays(tmp_path / "m")["means"], rtol=1e-7)
+
+
+def test_float64_that_float32_cannot_hold(tmp_path):
+    with precision("float64"):
+        params = jaxgmm.make_params(np.ones(1), np.zeros((1, 1)), np.full(1, 1e-200), "spherical")
+        save(tmp_path / "m", params)
+    with precision("float32"), pytest.raises(ValueError, match="jax_enable_x64"):
+        load(tmp_path / "m")
+
+
+@pytest.mark.parametrize("columns", [["a", "b"], ["é 世", "x,y"], ["a\ud800", "b"]])
+def test_columns(tmp_path, columns):
+    if "\ud800" in columns[0]:
+        with pytest.raises(ValueError, match="columns"):
+            save(tmp_path / "m", mixture("diag"), columns=columns)
+        return
+    save(tmp_path / "m", mixture("diag"), columns=columns)
+    assert load_columns(tmp_path / "m") == tuple(columns)
+
+
+@pytest.mark.parametrize("columns", [["a"], ["a", "a"], ["a", ""], ["a", "b\0"], ["a", 3], ["a", "\x1b[31m"]])
+def test_bad_columns_are_refused(tmp_path, columns):
+    with pytest.raises(ValueError, match="columns"):
+        save(tmp_path / "m", mixture("diag"), columns=columns)
+    assert os.listdir(tmp_path) == []
+
+
+# --- what save refuses
+
+
+def test_batched_params_are_refused(tmp_path):
+    batch = jax.tree.map(lambda a: a[None], mixture("full"))
+    with pytest.raises(ValueError, match=r"batch axes \(1,\)"):
+        save(tmp_path / "m", batch)
+
+
+def test_other_objects_are_refused(tmp_path):
+    with pytest.raises(TypeError, match="GMMParams"):
+        save(tmp_path / "m", {"means": 1})
+    result = jaxgmm.fit_restarts(jax.random.key(0), np.eye(4, 2, dtype=np.float32), 1, n_init=1)
+    with pytest.raises(TypeError, match=r"result\.params"):
+        save(tmp_path / "m", result)
+
+
+@pytest.mark.parametrize("field", ["log_weights", "means", "scale"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_bad_values_are_refused(tmp_path, field, value):
+    params = mixture("diag")
+    fields = {"log_weights": params.log_weights, "means": params.means, "scale": params.scale}
+    fields[field] = fields[field].at[(0,) * fields[field].ndim].set(value)
+    bad = jaxgmm.GMMParams(**fields, family=params.family)
+    with pytest.raises(ValueError, match=r"finite|sum to 1"):
+        save(tmp_path / "m", bad)
+    assert os.listdir(tmp_path) == []
+
+
+def test_half_precision_is_refused(tmp_path):
+    half = jax.tree.map(lambda a: a.astype(jnp.bfloat16), mixture("diag"))
+    with pytest.raises(ValueError, match="float32 or float64, got bfloat16"):
+        save(tmp_path / "m", half)
+
+
+def test_a_user_family_must_be_confirmed(tmp_path):
+    own = FAMILIES["diag"]._replace(name="mine")
+    params = jaxgmm.GMMParams(*jax.tree.leaves(mixture("diag")), family=own)
+    with pytest.raises(ValueError, match=r"'mine' is not in jaxgmm's table.*family="):
+        save(tmp_path / "m", params)
+    save(tmp_path / "m", params, family=own)
+    assert identical(load(tmp_path / "m", family=own), params)
+    with pytest.raises(ValueError, match="user's own"):
+        load(tmp_path / "m")
+    with pytest.raises(ValueError, match="'mine', not the 'full'"):
+        load(tmp_path / "m", family=FAMILIES["full"])
+
+
+def test_a_user_family_that_borrows_a_name(tmp_path):
+    own = FAMILIES["diag"]._replace(to_covariance=lambda scale, shape: scale)
+    params = jaxgmm.GMMParams(*jax.tree.leaves(mixture("diag")), family=own)
+    with pytest.raises(ValueError, match="not in jaxgmm's table"):
+        save(tmp_path / "m", params)
+    with pytest.raises(ValueError, match="another record"):
+        save(tmp_path / "m", params, family=FAMILIES["diag"])
+    save(tmp_path / "m", params, family=own)
+    with pytest.raises(ValueError, match="user's own"):
+        load(tmp_path / "m")
+
+
+def test_a_user_family_with_a_tree_for_a_scale(tmp_path):
+    diag = FAMILIES["diag"]
+    own = diag._replace(
+        name="tree",
+        from_variances=lambda v: {"b": {"sd": jnp.sqrt(v)}, "a": (jnp.ones(v.shape[1]),)},
+        log_det=lambda scale, shape: diag.log_det(scale["b"]["sd"], shape),
+    )
+    base = mixture("diag")
+    scale = {"b": {"sd": base.scale}, "a": (jnp.arange(1.0, 3.0),)}
+    params = jaxgmm.GMMParams(base.log_weights, base.means, scale, own)
+    save(tmp_path / "m", params, family=own)
+    again = load(tmp_path / "m", family=own)
+    assert identical(again, params)
+    assert jax.tree.structure(again) == jax.tree.structure(params)
+
+
+# --- writing whole or not at all
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit])
+def test_an_interrupted_write_leaves_nothing(tmp_path, error):
+    path = tmp_path / "f"
+
+    def write_half():
+        with atomic_write(path) as stream:
+            stream.write(b"half")
+            raise error
+
+    with pytest.raises(error):
+        write_half()
+    assert os.listdir(tmp_path) == []
+    path.write_bytes(b"old")
+    with pytest.raises(error):
+        write_half()
+    assert os.listdir(tmp_path) == ["f"]
+    assert path.read_bytes() == b"old"
+
+
+def test_an_interrupted_save_leaves_the_old_model(saved, monkeypatch):
+    before = saved.read_bytes()
+
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(np.lib.format, "write_array", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        save(saved, mixture("diag"))
+    assert saved.read_bytes() == before
+    assert os.listdir(saved.parent) == [saved.name]
+
+
+def test_a_replaced_file_keeps_its_permissions_and_links(tmp_path):
+    path, link = tmp_path / "f", tmp_path / "link"
+    path.write_bytes(b"old")
+    path.chmod(0o600)
+    link.symlink_to(path)
+    with atomic_write(link) as stream:
+        stream.write(b"new")
+    assert link.is_symlink()
+    assert path.read_bytes() == b"new"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_a_new_file_has_the_usual_permissions(tmp_path):
+    before = os.umask(0o027)
+    try:
+        with atomic_write(tmp_path / "f") as stream:
+            stream.write(b"new")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "f").stat().st_mode) == 0o640
+
+
+def test_places_that_cannot_be_written(tmp_path):
+    with pytest.raises(IsADirectoryError):
+        save(tmp_path, mixture("full"))
+    with pytest.raises(FileNotFoundError):
+        save(tmp_path / "no" / "m", mixture("full"))
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match="not a regular file"):
+        save(tmp_path / "pipe", mixture("full"))
+
+
+# --- files that are not models
+
+
+def test_missing_file_and_directory(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        load(tmp_path / "m")
+    with pytest.raises(IsADirectoryError):
+        load(tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match="not a regular file"):
+        load(tmp_path / "pipe")
+
+
+def refused(path, match=None):
+    """`load` says which file and why, in one line; `load_columns` either reads it or does too."""
+    with pytest.raises(ValueError, match=match) as caught:
+        load(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    with contextlib.suppress(ValueError):
+        load_columns(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04", b"PK\x05\x06" + bytes(18), bytes(1000)])
+def test_not_a_zip(tmp_path, content):
+    (tmp_path / "m").write_bytes(content)
+    refused(tmp_path / "m", "not a jaxgmm model")
+
+
+def test_an_npz_of_something_else(tmp_path):
+    np.savez(tmp_path / "m.npz", X=np.zeros(3))
+    refused(tmp_path / "m.npz", "no format_version")
+
+
+def test_truncation_anywhere(saved):
+    content = saved.read_bytes()
+    for end in range(0, len(content), 3):
+        saved.write_bytes(content[:end])
+        refused(saved)
+
+
+@pytest.mark.parametrize("mask", [0x01, 0x80, 0xFF])
+def test_a_flipped_byte_is_found_or_harmless(saved, mask):
+    params, content = load(saved), saved.read_bytes()
+    harmless = 0
+    for at in range(0, len(content), 2):
+        saved.write_bytes(content[:at] + bytes([content[at] ^ mask]) + content[at + 1 :])
+        with contextlib.suppress(ValueError):
+            assert identical(load(saved), params), f"byte {at}: another model"
+            harmless += 1
+    # Dates, attributes and the like; everything else is under a checksum.
+    assert harmless < 0.25 * len(content) / 2
+
+
+def test_random_bytes_in_place_of_members(saved):
+    rng = np.random.default_rng(0)
+    content = bytearray(saved.read_bytes())
+    for _ in range(200):
+        damaged = bytearray(content)
+        at = int(rng.integers(len(content) - 40))
+        damaged[at : at + 40] = rng.bytes(40)
+        saved.write_bytes(damaged)
+        with contextlib.suppress(ValueError):
+            load(saved)
+
+
+def test_random_headers_inside_a_sound_zip(saved):
+    """The checksums are right, so that the npy parser itself has to hold."""
+    rng = np.random.default_rng(1)
+    members = arrays(saved)
+    for _ in range(300):
+        with zipfile.ZipFile(saved, "w") as archive:
+            for name, array in members.items():
+                content = io.BytesIO()
+                np.lib.format.write_array(content, array, version=(1, 0))
+                raw = bytearray(content.getvalue())
+                if rng.random() < 0.3:
+                    at = int(rng.integers(min(len(raw), 128)))
+                    raw[at] = int(rng.integers(256))
+                archive.writestr(f"{name}.npy", bytes(raw))
+        with contextlib.suppress(ValueError):
+            load(saved)
+
+
+class Payload:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def test_nothing_is_unpickled(saved, tmp_path):
+    witness = tmp_path / "witness"
+    members = arrays(saved)
+    evil = np.empty(members["means"].shape, object)
+    evil[...] = Payload(witness)
+    rewrite(saved, members | {"means": evil})
+    refused(saved, "does not hold plain numbers")
+    raw = pickle.dumps(Payload(witness))
+    with zipfile.ZipFile(saved, "w") as archive:
+        archive.writestr("format_version.npy", raw)
+    refused(saved, "not an array")
+    saved.write_bytes(raw)
+    refused(saved)
+    assert not witness.exists()
+
+
+def test_a_header_is_not_evaluated(saved, tmp_path):
+    header = "{'descr': '<f4', 'fortran_order': False, 'shape': (" + "-" * 400 + "1,), }"
+    body = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header) + 1) + header.encode() + b"\n" + bytes(4)
+    with zipfile.ZipFile(saved, "w") as archive:
+        archive.writestr("format_version.npy", body)
+    refused(saved, "does not hold plain numbers")
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_bomb_is_refused_before_it_is_unpacked(saved, method):
+    members = arrays(saved)
+    rewrite(saved, members | {"means": np.zeros((3, 2_000_000), np.float32)}, method)
+    assert saved.stat().st_size < 1_000_000
+    tracemalloc.start()
+    try:
+        refused(saved, "compressed")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 2_000_000
+
+
+def test_a_huge_declared_shape(saved):
+    def declare(shape, dtype="<f4", size=24):
+        header = repr({"descr": dtype, "fortran_order": False, "shape": shape})[:-1] + ", }"
+        header += " " * (117 - len(header)) + "\n"
+        return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header.encode() + bytes(size)
+
+    members = arrays(saved)
+    cases = [
+        ((10**12, 2), "<f4"),
+        ((2**62, 2**62), "<f4"),
+        ((3, 2**63), "<f4"),
+        ((), "<U999999999"),
+        ((0,), "<U0"),
+    ]
+    for shape, dtype in cases:
+        rewrite(saved, {name: array for name, array in members.items() if name != "means"})
+        with zipfile.ZipFile(saved, "a") as archive:
+            archive.writestr("means.npy", declare(shape, dtype))
+        refused(saved, "damaged")
+
+
+def test_a_family_that_would_need_far_more_memory_than_the_file(saved):
+    """(1, 200 000) means fit in a file; their dense covariance would be 160 GB."""
+    n = 200_000
+    rewrite(
+        saved,
+        {
+            "format_version": np.int64(1),
+            "family": np.str_("full"),
+            "custom_family": np.False_,
+            "log_weights": np.zeros(1, np.float32),
+            "means": np.zeros((1, n), np.float32),
+            "scale_0": np.zeros((1, 1, 1), np.float32),
+        },
+    )
+    refused(saved, "shapes")
+
+
+def test_a_lying_directory(saved):
+    """The zip's directory may claim any size: a member is never read beyond it, nor trusted to it."""
+    content = bytearray(saved.read_bytes())
+    at = content.rindex(b"PK\x01\x02")
+    for claim in (0, 1, 10**9, 2**32 - 2):
+        lying = bytearray(content)
+        struct.pack_into("<II", lying, at + 20, claim, claim)
+        saved.write_bytes(lying)
+        refused(saved)
+
+
+@pytest.mark.parametrize(
+    "name", ["../../evil", "/etc/evil", "means.npy/x", "scale_2", "scale_00", "Means", ""]
+)
+def test_foreign_members(saved, name):
+    rewrite(saved, arrays(saved) | {name: np.zeros(2)})
+    refused(saved, "unknown")
+    assert os.listdir(saved.parent) == [saved.name]
+
+
+def test_a_member_that_is_no_array(saved):
+    with zipfile.ZipFile(saved, "a") as archive:
+        archive.writestr("run.py", "print()")
+    refused(saved, "unknown")
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_duplicate_members(saved):
+    with zipfile.ZipFile(saved, "a") as archive:
+        archive.writestr("means.npy", archive.read("means.npy"))
+    refused(saved, "one name twice")
+
+
+def test_too_many_members(saved):
+    rewrite(saved, arrays(saved) | {f"scale_{i}": np.zeros(2) for i in range(1, 100)})
+    refused(saved, "too many")
+
+
+def test_a_missing_member(saved):
+    members = arrays(saved)
+    for name in ("family", "custom_family", "log_weights", "means"):
+        rewrite(saved, {other: array for other, array in members.items() if other != name})
+        refused(saved, f"missing: \\['{name}'\\]")
+
+
+def test_a_newer_version_is_said_to_be_newer(saved):
+    members = arrays(saved)
+    rewrite(saved, members | {"format_version": np.int64(FORMAT_VERSION + 1), "something_new": np.zeros(2)})
+    refused(saved, "newer jaxgmm.*upgrade")
+
+
+@pytest.mark.parametrize(
+    "version", [np.int64(0), np.int64(-1), np.float64(1), np.ones(2, np.int64), np.str_("1")]
+)
+def test_a_bad_version(saved, version):
+    rewrite(saved, arrays(saved) | {"format_version": version})
+    refused(saved, "format_version")
+
+
+full = np.tile(np.eye(2, dtype=np.float32), (3, 1, 1))
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"family": np.str_("nonsense")}, "covariance_type must be one of"),
+        ({"family": np.str_("diag")}, "shapes"),
+        ({"family": np.array(["full"])}, "family must be text"),
+        ({"family": np.float64(1)}, "family must be text"),
+        ({"custom_family": np.int64(0)}, "custom_family"),
+        ({"custom_family": np.True_}, "user's own"),
+        ({"log_weights": np.zeros(3, np.float32)}, "sum to 1, got 3"),
+        ({"log_weights": np.array([0, np.nan, -np.inf], np.float32)}, "finite"),
+        ({"log_weights": np.full(3, -np.inf, np.float32)}, "sum to 1, got 0"),
+        ({"log_weights": np.full(3, 1e30, np.float32)}, "sum to 1"),
+        ({"log_weights": np.zeros((3, 1), np.float32)}, "log_weights must have shape"),
+        ({"log_weights": np.zeros(2, np.float32)}, "log_weights must have shape"),
+        ({"log_weights": np.log(np.full(3, 1 / 3))}, "dtype of means"),
+        ({"means": np.zeros((3, 2), np.int64)}, "floating point"),
+        ({"means": np.zeros((3, 2), bool)}, "floating point"),
+        ({"means": np.zeros(3, np.float32)}, "means must have shape"),
+        ({"means": np.zeros((0, 2), np.float32)}, "means must have shape"),
+        ({"means": np.zeros((3, 3), np.float32)}, "shapes"),
+        ({"means": np.full((3, 2), np.inf, np.float32)}, "finite"),
+        ({"means": np.asfortranarray(np.zeros((3, 2), np.float32))}, "plain numbers"),
+        ({"means": np.zeros((3, 2), ">f4")}, "plain numbers"),
+        ({"means": np.zeros((3, 2), np.float16)}, "plain numbers"),
+        ({"means": np.zeros((3, 2), np.complex64)}, "plain numbers"),
+        ({"scale_0": -full}, "positive definite"),
+        ({"scale_0": 0 * full}, "positive definite"),
+        ({"scale_0": np.ones((3, 2, 2), np.float32)}, "lower triangular"),
+        ({"scale_0": full * np.nan}, "finite"),
+        ({"scale_0": full.astype(np.float64)}, "dtype of means"),
+        ({"scale_1": full}, "shapes"),
+        ({"columns": np.array(["a"])}, "columns must name"),
+        ({"columns": np.array(["a", "a"])}, "differ"),
+        ({"columns": np.array(["a", "\x1b[2J"])}, "printable"),
+        ({"columns": np.zeros(2)}, "columns must be text"),
+    ],
+)
+def test_contents_that_are_no_mixture(saved, changes, match):
+    rewrite(saved, arrays(saved) | changes)
+    refused(saved, match)
+
+
+def test_text_that_is_not_unicode(saved):
+    members = arrays(saved)
+    bad = np.frombuffer(struct.pack("<II", 0x61, 0x7FFFFFFF), "<U1")
+    content = io.BytesIO()
+    np.lib.format.write_array(content, np.zeros(2, np.int32), version=(1, 0))
+    raw = content.getvalue()[:-8].replace(b"'<i4'", b"'<U1'") + bad.tobytes()
+    rewrite(saved, {name: array for name, array in members.items() if name != "columns"})
+    with zipfile.ZipFile(saved, "a") as archive:
+        archive.writestr("columns.npy", raw)
+    refused(saved)
+
+
+def test_columns_of_a_damaged_file(saved):
+    rewrite(saved, arrays(saved) | {"columns": np.array(["a", "b", "c"])})
+    with pytest.raises(ValueError, match="columns must name the 2 features"):
+        load_columns(saved)
+
+
+def test_a_model_travels_to_a_new_process(saved):
+    code = (
+        "import sys, jaxgmm.io; p = jaxgmm.io.load(sys.argv[1]); "
+        "sys.stdout.write(p.family.name + str(p.means.shape) + str('polars' in sys.modules))"
+    )
+    run = subprocess.run([sys.executable, "-c", code, str(saved)], capture_output=True, text=True, check=True)
+    assert run.stdout == "full(3, 2)False"

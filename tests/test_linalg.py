@@ -1,0 +1,75 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxgmm import linalg
+
+
+def test_lower_inverse_is_the_inverse_and_ignores_the_upper_triangle(dtype):
+    rng = np.random.default_rng(0)
+    lower = np.tril(rng.normal(size=(4, 5, 5))) + 3 * np.eye(5)
+    full = lower + np.triu(rng.normal(size=(4, 5, 5)), 1)
+    got = linalg.lower_inverse(jnp.asarray(full, dtype))
+    np.testing.assert_allclose(got @ jnp.asarray(lower, dtype), np.tile(np.eye(5), (4, 1, 1)), atol=2e-6)
+
+
+def test_safe_cholesky_touches_only_the_matrices_that_fail(dtype):
+    good, bad = np.array([[2.0, 1.0], [1.0, 2.0]]), np.array([[1.0, 1.0], [1.0, 1.0 - 1e-3]])
+    a = jnp.asarray(np.stack([good, bad]), dtype)
+    factors = linalg.safe_cholesky(a, jnp.full((2, 2), 0.1, dtype))
+    eps = np.finfo(dtype).eps
+    np.testing.assert_allclose(factors[0] @ factors[0].T, good, rtol=4 * eps)
+    np.testing.assert_allclose(factors[1] @ factors[1].T, bad + 0.1 * np.eye(2), rtol=4 * eps)
+
+
+def test_safe_cholesky_has_finite_gradients_where_it_had_to_add_jitter(dtype):
+    a = jnp.asarray([[1.0, 1.0], [1.0, 0.9]], dtype)
+    gradient = jax.grad(lambda m: linalg.safe_cholesky(m, jnp.full(2, 0.5, dtype)).sum())(a)
+    assert np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("block_size", [1, 7, 64, 100, 1000])
+def test_sum_rows_counts_every_row_once(dtype, block_size):
+    rng = np.random.default_rng(1)
+    x, w = rng.normal(size=(100, 2)), rng.uniform(size=100)
+
+    def body(wb, xb):
+        return {"w": wb.sum(), "x": (wb[:, None] * xb).sum(0)}
+
+    got = linalg.sum_rows(body, jnp.asarray(w, dtype), jnp.asarray(x, dtype), block_size=block_size)
+    tolerance = 20 * np.finfo(dtype).eps
+    np.testing.assert_allclose(got["w"], w.sum(), rtol=tolerance)
+    np.testing.assert_allclose(got["x"], w @ x, rtol=tolerance, atol=50 * tolerance)
+
+
+@pytest.mark.parametrize("block_size", [1, 7, 100, 1000])
+def test_map_rows_gives_every_row_its_own_output(dtype, block_size):
+    x = jnp.asarray(np.arange(200.0).reshape(100, 2), dtype)
+    out = linalg.map_rows(lambda b: {"sum": b.sum(1), "row": b}, x, block_size=block_size)
+    np.testing.assert_array_equal(out["row"], x)
+    np.testing.assert_array_equal(out["sum"], x.sum(1))
+
+
+def test_sums_over_many_blocks_are_compensated():
+    n, block = 1 << 20, 4
+    x = jnp.full((n, 1), 0.1, jnp.float32)
+    exact = float(np.float64(np.float32(0.1)) * n)
+    got = linalg.sum_rows(lambda w, b: (w[:, None] * b).sum(), None, x, block_size=block)
+    plain = jax.lax.scan(lambda c, b: (c + b.sum(), None), jnp.float32(0), x.reshape(-1, block))[0]
+    assert abs(float(plain) / exact - 1) > 1e-4
+    assert abs(float(got) / exact - 1) < 1e-7
+
+
+def test_block_rows_fit_the_cache_and_never_exceed_the_data():
+    assert linalg.block_rows(50, 3, 2) == 50
+    for k, d in [(1, 1), (16, 16), (64, 32), (32, 128), (1000, 1000)]:
+        rows = linalg.block_rows(10**6, k, d)
+        assert 128 <= rows <= 2048
+        assert rows & (rows - 1) == 0
+    assert linalg.block_rows(10**6, 8, 8, lanes=50) < linalg.block_rows(10**6, 8, 8)
+
+
+def test_embed_diagonal():
+    got = linalg.embed_diagonal(jnp.array([[1.0, 2.0], [3.0, 4.0]]))
+    np.testing.assert_array_equal(got, [[[1, 0], [0, 2]], [[3, 0], [0, 4]]])

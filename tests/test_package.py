@@ -1,0 +1,271 @@
+"""The house itself: what an import costs, which floor imports which, and what the public face shows."""
+
+import ast
+import copy
+import inspect
+import json
+import os
+import pathlib
+import pickle
+import re
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxgmm
+from tests.conftest import start_from
+
+PACKAGE = pathlib.Path(jaxgmm.__file__).parent
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+# A file imports from its own floor or from one below.
+FLOORS = {
+    room: floor
+    for floor, rooms in enumerate(
+        [
+            ["_version"],
+            ["linalg"],
+            ["fixed_point"],
+            ["validate"],
+            ["families"],
+            ["params"],
+            ["priors"],
+            ["density"],
+            ["moments"],
+            ["em_map"],
+            ["em"],
+            ["init"],
+            ["search"],
+            ["calculus", "scale", "variational"],
+            ["io", "plot", "sklearn"],
+            ["face", "cli"],
+        ]
+    )
+    for room in rooms
+}
+# Nothing imports these but each other; only saving and loading are on the public face.
+DOORS = {"io", "plot", "sklearn", "cli"}
+FACE = [
+    alias
+    for node in ast.parse((PACKAGE / "__init__.py").read_text()).body
+    if isinstance(node, ast.ImportFrom)
+    for alias in node.names
+]
+PUBLIC = {alias.name: getattr(jaxgmm, alias.name) for alias in FACE}
+FUNCTIONS = {name: value for name, value in PUBLIC.items() if inspect.isfunction(value)}
+RECORDS = ["FitResult", "GMMParams", "Moments", "Family"]
+
+
+def run_python(code, **variables):
+    environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent), **variables}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def room(path):
+    """The file's own place in the house: its name, or its folder's, right under the package."""
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def imports(path):
+    """Every module that a file imports anywhere in it, in full, with names that are modules resolved."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            inside = PACKAGE.parent.joinpath(*node.module.split("."))
+            for alias in node.names:
+                target = inside / alias.name
+                is_module = target.with_suffix(".py").exists() or target.is_dir()
+                found.add(f"{node.module}.{alias.name}" if is_module else node.module)
+    return found
+
+
+def test_importing_is_quick_and_imports_nothing_that_is_optional():
+    code = (
+        "import sys, time, json, jax, jax.numpy, numpy\n"
+        "before = set(sys.modules)\n"
+        "clock = time.process_time()\n"
+        "import jaxgmm\n"
+        "clock = time.process_time() - clock\n"
+        "print(json.dumps([clock, sorted(set(sys.modules) - before)]))\n"
+    )
+    least = np.inf
+    for _ in range(5):
+        seconds, modules = run_python(code)
+        least = min(least, seconds)
+        if least < 0.2:
+            break
+    assert least < 0.2
+    packages = {module.partition(".")[0] for module in modules}
+    assert "jaxgmm" in packages
+    assert not packages & {
+        "sklearn", "matplotlib", "click", "rich", "polars", "scipy", "optax", "chex", "pandas", "pytest",
+    }  # fmt: skip
+    assert not {m for m in modules if m.startswith(tuple(f"jaxgmm.{door}" for door in DOORS - {"io"}))}
+
+
+def test_importing_touches_no_device():
+    # JAX looks for its platforms at the first computation, and would raise for this one.
+    assert (
+        run_python("import jaxgmm, json; print(json.dumps('ok'))", JAX_PLATFORMS="no_such_platform") == "ok"
+    )
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_run_downwards(path):
+    own = room(path)
+    if own == "__init__":
+        own = "face"
+    elif own == "__main__":
+        own = "cli"
+    assert own in FLOORS, f"{path.name} is on no floor"
+    for module in imports(path):
+        top, _, rest = module.partition(".")
+        if top != "jaxgmm":
+            continue
+        if not rest:
+            assert own in DOORS, f"{path.name} imports the public face, which imports it"
+            continue
+        other = rest.partition(".")[0]
+        assert other in FLOORS, f"{path.name} imports {module}, which is on no floor"
+        assert FLOORS[other] <= FLOORS[own], f"{path.name} imports {module}, from a floor above"
+        if own not in DOORS:
+            assert other not in DOORS or (own, other) == ("face", "io"), (
+                f"{path.name} imports the door {module}"
+            )
+
+
+def test_imports_make_no_circle():
+    def name(path):
+        parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+        return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+    # `from jaxgmm import validate` needs only validate: a package's own face is left out of the graph.
+    graph = {name(p): {m for m in imports(p) if m.startswith("jaxgmm.")} for p in FILES}
+    graph.pop("jaxgmm")
+    while graph:
+        leaves = {module for module, needs in graph.items() if not needs & graph.keys() - {module}}
+        assert leaves, f"these import one another: {sorted(graph)}"
+        graph = {module: needs for module, needs in graph.items() if module not in leaves}
+
+
+def test_the_core_needs_only_jax_and_numpy():
+    allowed = {"jax", "numpy", "optax", "jaxgmm"} | sys.stdlib_module_names
+    for path in FILES:
+        if room(path) not in DOORS:
+            assert {m.partition(".")[0] for m in imports(path)} <= allowed, path
+
+
+def test_files_are_short_and_have_names_that_say_something():
+    for path in FILES:
+        assert len(path.read_text().splitlines()) <= 420, path
+        assert path.stem not in {"utils", "util", "helpers", "common", "misc"}, path
+
+
+def test_the_public_face_only_exports_and_lists_every_export():
+    tree = ast.parse((PACKAGE / "__init__.py").read_text())
+    assert ast.get_docstring(tree)
+    assert all(isinstance(node, ast.ImportFrom) for node in tree.body[1:])
+    for alias in FACE:
+        assert alias.asname == alias.name
+        assert not alias.name.startswith("_") or alias.name == "__version__"
+    assert len(PUBLIC) == len(FACE)
+
+
+def test_the_public_face_has_what_the_design_promises():
+    promised = (
+        "e_step m_step em_step fit fit_restarts fit_components best check aic bic icl n_parameters log_prob "
+        "component_log_prob responsibilities predict score elbo sample make_params kmeans_plusplus kmeans "
+        "random_points random_resp from_responsibilities GMMParams FitResult Status Family Moments"
+    )
+    assert set(promised.split()) <= PUBLIC.keys()
+
+
+@pytest.mark.parametrize("name", [n for n in PUBLIC if n != "__version__"])
+def test_every_export_is_documented(name):
+    doc = inspect.getdoc(PUBLIC[name]) or ""
+    assert re.match(r".{10,}[.:](\n|$)", doc), "the first line is one sentence"
+    if name in RECORDS:
+        fields = getattr(PUBLIC[name], "_fields", None) or PUBLIC[name].__dataclass_fields__
+        for field in fields:
+            assert re.search(rf"^  .*\b{field}\b.*:", doc, re.MULTILINE), f"{field} is not explained"
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_every_function_explains_its_arguments_and_shows_an_example(name):
+    doc = inspect.getdoc(FUNCTIONS[name]) or ""
+    parameters = list(inspect.signature(FUNCTIONS[name]).parameters)
+    _, example, shown = doc.partition("Example:\n")
+    assert example, "no example"
+    assert re.search(rf"^\s+>>> .*\b{name}\(", shown, re.MULTILINE), "the example does not call it"
+    # (params, X) says enough by itself.
+    if len(parameters) > 2:
+        _, found, explained = doc.partition("Args:\n")
+        assert found, "no Args"
+        explained = re.split(r"^\w+:\n", explained, flags=re.MULTILINE)[0]
+        for parameter in parameters:
+            assert re.search(rf"^  .*\b{parameter}\b.*:", explained, re.MULTILINE), f"{parameter} is missing"
+
+
+def records(name):
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(20, 2))
+    params = start_from(X, np.arange(20) % 2, name, np.float32)
+    _, moments = jaxgmm.em_step(params, X.astype(np.float32))
+    result = jaxgmm.FitResult(
+        params,
+        moments.log_likelihood,
+        jnp.asarray(3, jnp.int32),
+        jnp.asarray(0, jnp.int32),
+        jnp.arange(4, dtype=jnp.float32),
+    )
+    return params, moments, result
+
+
+def equal(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_records_are_pytrees_that_map_stack_and_come_out_of_vmap(name):
+    for record in records(name):
+        same = jax.tree.map(lambda a: a, record)
+        assert type(same) is type(record)
+        equal(same, record)
+        stacked = jax.tree.map(lambda *a: jnp.stack(a), record, record)
+        assert {leaf.shape[0] for leaf in jax.tree.leaves(stacked)} == {2}
+        equal(jax.vmap(lambda one: one)(stacked), stacked)
+        equal(jax.tree.map(lambda a: a[1], stacked), record)
+
+
+def test_stacked_params_have_batched_weights_and_dense_covariances(name):
+    params = records(name)[0]
+    other = jax.tree.map(lambda a: 2 * a, params)
+    stacked = jax.tree.map(lambda *a: jnp.stack(a), params, other)
+    assert (stacked.n_components, stacked.n_features) == (2, 2)
+    for i, one in enumerate([params, other]):
+        np.testing.assert_array_equal(stacked.weights[i], one.weights)
+        np.testing.assert_allclose(stacked.covariances[i], one.covariances, rtol=1e-6)
+
+
+def test_records_are_immutable(name):
+    for record in records(name):
+        field = next(iter(record.__dataclass_fields__))
+        with pytest.raises(AttributeError):
+            setattr(record, field, None)
+
+
+@pytest.mark.parametrize("copying", [lambda r: pickle.loads(pickle.dumps(r)), copy.deepcopy, copy.copy])
+def test_records_survive_pickling_and_copying_and_keep_their_family(name, copying):
+    for record in records(name):
+        equal(copying(record), record)  # the structure holds the family: only an equal one shares its traces

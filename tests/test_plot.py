@@ -1,0 +1,357 @@
+"""Pictures: what is drawn is what the mixture says."""
+
+import subprocess
+import sys
+
+import jax.numpy as jnp
+import matplotlib
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from matplotlib.patches import Ellipse
+
+import jaxgmm
+from jaxgmm.plot import plot_criteria, plot_density, plot_fit, plot_pairs
+
+matplotlib.use("Agg")
+
+NAMES = ["full", "tied", "diag", "spherical"]
+
+
+def mixture(n_features, n_components=3, seed=0, off=()):
+    rng = np.random.default_rng(seed)
+    means = rng.normal(size=(n_components, n_features)) * 4
+    factors = np.tril(rng.normal(size=(n_components, n_features, n_features))) * 0.3
+    factors += np.eye(n_features)
+    weights = np.arange(1.0, n_components + 1)
+    weights[list(off)] = 0
+    covariances = factors @ factors.transpose(0, 2, 1)
+    return jaxgmm.make_params(
+        (weights / weights.sum()).astype(np.float32), means.astype(np.float32), covariances.astype(np.float32)
+    )
+
+
+def draw(params, n, seed=0):
+    """Rows of a mixture, by NumPy."""
+    rng = np.random.default_rng(seed)
+    weights = np.asarray(params.weights, float)
+    labels = rng.choice(len(weights), n, p=weights / weights.sum())
+    factors = np.linalg.cholesky(np.asarray(params.covariances, float))
+    noise = rng.normal(size=(n, params.n_features))
+    return np.asarray(params.means, float)[labels] + np.einsum("nij,nj->ni", factors[labels], noise)
+
+
+def canvas():
+    figure = Figure(layout="constrained")
+    return figure, figure.add_subplot()
+
+
+def rows(values):
+    return [
+        {"covariance_type": name, "n_components": k + 1, "bic": value}
+        for name, column in values.items()
+        for k, value in enumerate(column)
+    ]
+
+
+def ellipses(axes):
+    return [patch for patch in axes.patches if isinstance(patch, Ellipse)]
+
+
+def texts(axes):
+    return [text.get_text() for text in axes.texts]
+
+
+def ink(figure):
+    """The picture as pixels, drawn at 100 dpi."""
+    figure.set_dpi(100)
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    agg = FigureCanvasAgg(figure)
+    agg.draw()
+    return np.asarray(agg.buffer_rgba())[..., :3]
+
+
+def test_ellipses_lie_at_one_and_two_standard_deviations():
+    params = mixture(2)
+    _, axes = canvas()
+    assert plot_density(params, draw(params, 50), ax=axes) is axes
+    drawn = ellipses(axes)
+    assert len(drawn) == 6
+    for i, patch in enumerate(drawn):
+        k, radius = i // 2, 1 + i % 2
+        edge = patch.get_patch_transform().transform(
+            np.column_stack([np.cos(np.linspace(0, 6, 50)), np.sin(np.linspace(0, 6, 50))])
+        )
+        residual = edge - np.asarray(params.means[k])
+        distance = np.einsum("ni,ij,nj->n", residual, np.linalg.inv(params.covariances[k]), residual)
+        np.testing.assert_allclose(np.sqrt(distance), radius, rtol=1e-4)
+
+
+def test_shaded_regions_hold_what_the_key_says():
+    params = mixture(2)
+    _, axes = canvas()
+    plot_density(params, ax=axes)
+    levels = axes.collections[0].levels[:-1]
+    density = np.exp(jaxgmm.log_prob(params, draw(params, 20_000).astype(np.float32)))
+    inside = [(density > level).mean() for level in levels]
+    np.testing.assert_allclose(inside, [0.95, 0.8, 0.5], atol=0.02)
+
+
+def test_one_dimension_is_the_density():
+    params = mixture(1)
+    X = draw(params, 500)
+    _, axes = canvas()
+    plot_density(params, X, ax=axes, columns=["height"])
+    total, *shares = axes.lines
+    grid = total.get_xdata()
+    wanted = np.exp(jaxgmm.log_prob(params, np.asarray(grid, np.float32)[:, None]))
+    np.testing.assert_allclose(total.get_ydata(), wanted, rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(sum(line.get_ydata() for line in shares), total.get_ydata(), rtol=1e-12)
+    assert axes.get_xlabel() == "height"
+    assert texts(axes) == ["0", "1", "2"]
+
+
+def test_a_narrow_component_is_not_stepped_over():
+    params = jaxgmm.make_params([0.5, 0.5], [[0.0], [500.0]], [1e-4, 1e4], "spherical")
+    _, axes = canvas()
+    plot_density(params, ax=axes)
+    assert axes.lines[0].get_ydata().max() == pytest.approx(0.5 / (0.01 * np.sqrt(2 * np.pi)), rel=1e-3)
+
+
+def test_histogram_uses_the_weights():
+    params = jaxgmm.make_params([0.5, 0.5], [[0.0], [10.0]], [1.0, 1.0], "spherical")
+    X = np.repeat([[0.0], [10.0]], 100, axis=0)
+    _, axes = canvas()
+    plot_density(params, X, ax=axes, sample_weight=np.repeat([3.0, 1.0], 100))
+    outline = axes.patches[0].get_path().vertices
+    left, right = (outline[outline[:, 0] < 5, 1].max(), outline[outline[:, 0] > 5, 1].max())
+    assert left / right == pytest.approx(3)
+
+
+def test_switched_off_components_are_not_drawn_and_keep_the_others_numbers():
+    params = mixture(2, n_components=4, off=(1,))
+    _, axes = canvas()
+    plot_density(params, draw(params, 50), ax=axes)
+    assert len(ellipses(axes)) == 6
+    assert texts(axes) == ["0", "2", "3"]
+
+
+def test_rows_without_weight_are_not_drawn():
+    params = mixture(2, n_components=1)
+    X = np.concatenate([draw(params, 20), [[1e6, 1e6]]])
+    _, axes = canvas()
+    plot_density(params, X, ax=axes, sample_weight=np.append(np.ones(20), 0))
+    assert sum(len(points.get_offsets()) for points in axes.collections[1:]) == 20
+    assert axes.get_xlim()[1] < 1e5
+
+
+def test_many_points_are_sampled_and_said_so():
+    params = mixture(2)
+    _, axes = canvas()
+    plot_density(params, draw(params, 6000), ax=axes, max_points=500)
+    assert sum(len(points.get_offsets()) for points in axes.collections[1:]) == 500
+    assert "500 of 6,000 rows" in [text.get_text() for text in axes.get_legend().get_texts()]
+
+
+def test_points_have_the_colour_of_their_likeliest_component():
+    params = mixture(2)
+    X = draw(params, 100)
+    _, axes = canvas()
+    plot_density(params, X, ax=axes)
+    labels = np.asarray(jaxgmm.predict(params, X.astype(np.float32)))
+    scatters = axes.collections[-3:]
+    assert [len(points.get_offsets()) for points in scatters] == np.bincount(labels, minlength=3).tolist()
+    assert len({points.get_facecolor()[0].tobytes() for points in scatters}) == 3
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("n_features", [1, 2, 3])
+def test_every_family_draws(name, n_features):
+    k = 2
+    covariances = {
+        "full": np.tile(np.eye(n_features), (k, 1, 1)),
+        "tied": np.eye(n_features),
+        "diag": np.ones((k, n_features)),
+        "spherical": np.ones(k),
+    }[name]
+    means = np.arange(2.0 * n_features).reshape(2, n_features)
+    params = jaxgmm.make_params([0.5, 0.5], means, covariances, name)
+    figure = Figure(layout="constrained")
+    assert plot_fit(params, draw(params, 30), figure=figure) is figure
+    assert (ink(figure) < 200).any()
+
+
+def test_triangle_of_panels():
+    params = mixture(4)
+    figure = Figure()
+    columns = ["alpha", "beta", "gamma", "delta"]
+    assert plot_pairs(params, draw(params, 50), figure=figure, columns=columns) is figure
+    assert len(figure.axes) == 10
+    assert [axes.get_xlabel() for axes in figure.axes[-4:]] == columns
+    assert len(ellipses(figure.axes[1])) == 6
+
+
+def test_a_panel_is_the_marginal():
+    params = mixture(3)
+    figure, alone = Figure(), canvas()[1]
+    plot_pairs(params, figure=figure)
+    first = np.ix_([0, 1], [0, 1])
+    marginal = jaxgmm.make_params(
+        params.weights, params.means[:, :2], jnp.stack([c[first] for c in params.covariances])
+    )
+    plot_density(marginal, ax=alone)
+    panel = figure.axes[1]
+    np.testing.assert_allclose(panel.collections[0].levels[:-1], alone.collections[0].levels[:-1], rtol=1e-3)
+
+
+def test_many_features_show_those_that_separate_best():
+    rng = np.random.default_rng(0)
+    means = np.zeros((2, 12))
+    useful = [1, 2, 3, 5, 7, 8, 10, 11]
+    means[1, useful] = rng.uniform(4, 9, 8)
+    params = jaxgmm.make_params([0.5, 0.5], means, np.ones(2), "spherical")
+    figure = Figure()
+    plot_pairs(params, draw(params, 40), figure=figure)
+    assert len(figure.axes) == 36
+    assert [axes.get_xlabel() for axes in figure.axes[-8:]] == [f"x{j + 1}" for j in useful]
+    assert figure.legends[0].get_title().get_text().startswith("the 8 of 12 features")
+
+
+def test_criteria_are_drawn_above_the_best():
+    table = rows({"full": [900.0, 512.0, 530.0], "diag": [950.0, 600.0, 500.0]})
+    _, axes = canvas()
+    assert plot_criteria(table, ax=axes) is axes
+    full, diag, ring = axes.lines
+    np.testing.assert_allclose(full.get_ydata(), [400, 12, 30])
+    np.testing.assert_allclose(diag.get_ydata(), [450, 100, 0])
+    assert ring.get_xydata().tolist() == [[3, 0]]
+    assert "best: diag, K = 3" in texts(axes)
+    assert {"full", "diag"} <= set(texts(axes))
+    assert axes.get_ylabel() == "BIC above the best (log above 10)"
+    assert all(tick == int(tick) for tick in axes.get_xticks())
+
+
+def test_failed_fits_leave_a_gap():
+    _, axes = canvas()
+    plot_criteria(rows({"full": [3.0, np.nan, 1.0], "diag": [np.inf, -np.inf, np.nan]}), ax=axes)
+    assert np.isnan(axes.lines[0].get_ydata()).tolist() == [False, True, False]
+    assert len(axes.lines) == 2
+    with pytest.raises(ValueError, match="no finite bic"):
+        plot_criteria(rows({"full": [np.nan]}), ax=axes)
+
+
+def test_any_range_of_criteria_draws():
+    for column in ([5.0], [5.0, 5.0], [0.0, 1e-7], [-3.0, 2.0, 8.0], [1e9, 1.0], [0.0, 9.99999, 10.00001]):
+        figure, axes = canvas()
+        plot_criteria(rows({"full": column}), ax=axes)
+        ink(figure)
+        assert axes.get_yticks().min() >= 0
+
+
+def test_labels_do_not_overlap():
+    figure, axes = canvas()
+    figure.set_size_inches(3.5, 3)
+    plot_criteria(rows({f"s{i}": [500.0, 20.0 + i / 100] for i in range(14)}), ax=axes)
+    ink(figure)
+    boxes = [text.get_window_extent() for text in axes.texts if text.get_text().startswith("s")]
+    middles = np.sort([0.5 * (box.y0 + box.y1) for box in boxes])
+    assert len(boxes) == 14
+    assert np.diff(middles).min() > 0.9 * 7 * 100 / 72
+
+
+def test_the_label_of_the_best_stays_within_the_axes():
+    for best in (0, 3, 6):
+        column = [50.0] * 7
+        column[best] = 0
+        figure, axes = canvas()
+        figure.set_size_inches(2.4, 2.4)
+        plot_criteria(rows({"spherical": column}), ax=axes)
+        ink(figure)
+        label = next(text for text in axes.texts if text.get_text().startswith("best")).get_window_extent()
+        frame = axes.get_window_extent()
+        assert label.x0 > frame.x0 - 8
+        assert label.x1 < frame.x1 + 8
+        assert label.y0 > frame.y0 - 3
+
+
+@pytest.mark.parametrize("n_features", [1, 2, 3, 5])
+def test_a_page_has_the_criteria_where_there_was_a_choice(n_features):
+    params = mixture(n_features)
+    panels = n_features * (n_features + 1) // 2 if n_features > 2 else 1
+    table = rows({"full": [900.0, 512.0, 530.0]})
+    for used, more in ((table, 1), (table[:1], 0), ([], 0)):
+        figure = Figure(layout="constrained")
+        plot_fit(params, draw(params, 40), used, figure=figure)
+        assert len(figure.axes) == panels + more
+        ink(figure)
+
+
+def test_names_are_text_not_mathematics():
+    figure, axes = canvas()
+    plot_density(mixture(2), ax=axes, columns=["price $ (a$b)", r"x$\frac$_\q"])
+    ink(figure)
+    assert axes.get_xlabel() == "price $ (a$b)"
+
+
+def test_collinear_and_constant_features_draw():
+    params = jaxgmm.make_params([1.0], [[5.0, 5.0]], [[[1.0, 0.9999999], [0.9999999, 1.0]]])
+    for X in (None, np.full((10, 2), 5.0)):
+        figure, axes = canvas()
+        plot_density(params, X, ax=axes)
+        ink(figure)
+
+
+@pytest.mark.parametrize(
+    ("call", "match"),
+    [
+        (lambda p: plot_density(mixture(3)), "use plot_pairs"),
+        (lambda p: plot_pairs(mixture(1)), "use plot_density"),
+        (lambda p: plot_density(p, np.zeros((5, 3))), r"\(N, 2\), got \(5, 3\)"),
+        (lambda p: plot_density(p, np.zeros(5)), r"\(N, 2\), got \(5,\)"),
+        (lambda p: plot_density(p, np.zeros((5, 2)), sample_weight=np.ones(4)), r"shape \(5,\), got \(4,\)"),
+        (lambda p: plot_density(p, columns=["a"]), "name 2 features, got 1"),
+        (lambda p: plot_density(matrix_of(p)), "batch axes"),
+    ],
+)
+def test_bad_arguments(call, match):
+    with pytest.raises(ValueError, match=match):
+        call(mixture(2))
+
+
+def matrix_of(params):
+    """The same mixture twice, as `vmap` would give it."""
+    return jaxgmm.GMMParams(
+        *(jnp.stack([a, a]) for a in (params.log_weights, params.means, params.scale)), params.family
+    )
+
+
+def test_no_global_state_is_touched():
+    from matplotlib import pyplot
+
+    settings, figures = dict(matplotlib.rcParams), pyplot.get_fignums()
+    params = mixture(2)
+    plot_fit(params, draw(params, 20), rows({"full": [3.0, 2.0]}), figure=Figure(layout="constrained"))
+    assert dict(matplotlib.rcParams) == settings
+    assert pyplot.get_fignums() == figures
+
+
+def test_a_figure_of_its_own_is_one_that_a_notebook_shows():
+    from matplotlib import pyplot
+
+    try:
+        for make in (
+            lambda: plot_density(mixture(2)).figure,
+            lambda: plot_pairs(mixture(2)),
+            lambda: plot_criteria(rows({"full": [2.0, 1.0]})).figure,
+            lambda: plot_fit(mixture(1)),
+        ):
+            assert make().number in pyplot.get_fignums()
+    finally:
+        pyplot.close("all")
+
+
+def test_without_matplotlib_it_says_what_to_install():
+    code = "import sys; sys.modules['matplotlib'] = None; import jaxgmm, jaxgmm.plot"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "ImportError: jaxgmm.plot needs Matplotlib: pip install 'jaxgmm[plot]'" in run.stderr
