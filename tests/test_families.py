@@ -1,6 +1,7 @@
 """Every covariance structure, and one written here by a user, through the same checks."""
 
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -214,6 +215,31 @@ def test_natural_coordinates_outside_the_domain_give_nan(name, dtype):
     natural = family.to_natural(reference, weights, reference, zero)
     scale, _ = family.from_natural(reference, weights, {**natural, "precision": -natural["precision"]})
     assert all(np.isnan(a).any() for a in jax.tree.leaves(scale))
+
+
+def test_unconstrained_coordinates_are_minimal_and_go_there_and_back(name, dtype):
+    family = get_family(name)
+    scale, cov = _scale(family, dtype)
+    free = family.to_unconstrained(scale)
+    assert sum(a.size for a in jax.tree.leaves(free)) == family.n_parameters(3, 4)
+    back = family.from_unconstrained(free, (3, 4))
+    np.testing.assert_allclose(family.to_covariance(back, (3, 4)), cov, rtol=_tolerance(dtype), atol=1e-5)
+    # Any real numbers give a valid scale, and another one.
+    moved = family.from_unconstrained(jax.tree.map(lambda a: a + 0.3, free), (3, 4))
+    other = np.asarray(family.to_covariance(moved, (3, 4)), np.float64)
+    assert (np.linalg.eigvalsh(other) > 0).all()
+    assert not np.allclose(other, cov)
+
+
+def test_unconstrained_coordinates_are_identified(name, double):
+    """The Jacobian of the covariances has full rank: standard errors exist."""
+    family = get_family(name)
+    scale, _ = _scale(family, double)
+    free, unravel = jax.flatten_util.ravel_pytree(family.to_unconstrained(scale))
+    jacobian = jax.jacobian(
+        lambda v: family.to_covariance(family.from_unconstrained(unravel(v), (3, 4)), (3, 4)).reshape(-1)
+    )(free)
+    assert np.linalg.matrix_rank(np.asarray(jacobian)) == free.size
 
 
 def test_a_family_written_by_a_user_fits_every_way(dtype):

@@ -82,6 +82,14 @@ def _diag_n_parameters(n_components: Any, n_features: int) -> Any:
     return n_components * n_features
 
 
+def _log(scale: Array) -> Array:
+    return jnp.log(scale)
+
+
+def _exp(free: Array, shape: tuple[int, int]) -> Array:
+    return jnp.exp(free)
+
+
 diag = Family(
     name="diag",
     covariance_shape=_diag_shape,
@@ -98,6 +106,8 @@ diag = Family(
     n_parameters=_diag_n_parameters,
     to_natural=_diag_to_natural,
     from_natural=_diag_from_natural,
+    to_unconstrained=_log,
+    from_unconstrained=_exp,
 )
 
 
@@ -187,4 +197,6 @@ spherical = Family(
     n_parameters=_spherical_n_parameters,
     to_natural=_spherical_to_natural,
     from_natural=_spherical_from_natural,
+    to_unconstrained=_log,
+    from_unconstrained=_exp,
 )

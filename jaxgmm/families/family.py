@@ -44,6 +44,10 @@ class Family(NamedTuple):
         (scale, shift), with shift = C_ref⁻¹(μ − μ_ref). At the reference their Euclidean length is the
         Fisher length of a complete observation. Outside the domain the way back gives NaN. None: fits take
         plain EM steps.
+      to_unconstrained, from_unconstrained: free coordinates, for fits by gradient and for standard errors:
+        scale -> pytree of arrays that hold n_parameters(K, D) real numbers in all, and (pytree, (K, D)) ->
+        scale. Any real numbers give a valid scale, and near a scale its covariances determine them. None:
+        no gradient fits, no standard errors.
     """
 
     name: str
@@ -61,6 +65,8 @@ class Family(NamedTuple):
     n_parameters: Callable[[Any, int], Any]
     to_natural: Callable[[Scale, Array, Scale, Array], Any] | None = None
     from_natural: Callable[[Scale, Array, Any], tuple[Scale, Array]] | None = None
+    to_unconstrained: Callable[[Scale], Any] | None = None
+    from_unconstrained: Callable[[Any, tuple[int, int]], Scale] | None = None
 
     def __repr__(self) -> str:
         """Short, for the record's functions say nothing to a reader."""

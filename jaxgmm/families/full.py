@@ -112,6 +112,20 @@ def _n_parameters(n_components: Any, n_features: int) -> Any:
     return n_components * (n_features * (n_features + 1) // 2)
 
 
+def factor_to_unconstrained(factors: Array) -> dict[str, Array]:
+    """Lower factors (..., D, D) as log diagonals (..., D), and rows below it in units of their diagonals."""
+    diagonal = jnp.diagonal(factors, axis1=-2, axis2=-1)
+    rows, columns = np.tril_indices(factors.shape[-1], -1)
+    return {"log_diagonal": jnp.log(diagonal), "lower": factors[..., rows, columns] / diagonal[..., rows]}
+
+
+def factor_from_unconstrained(free: dict[str, Array], shape: tuple[int, int]) -> Array:
+    """The way back: lower factors (..., D, D) with a positive diagonal."""
+    diagonal = jnp.exp(free["log_diagonal"])
+    rows, columns = np.tril_indices(shape[1], -1)
+    return embed_diagonal(diagonal).at[..., rows, columns].set(free["lower"] * diagonal[..., rows])
+
+
 full = Family(
     name="full",
     covariance_shape=_covariance_shape,
@@ -128,4 +142,6 @@ full = Family(
     n_parameters=_n_parameters,
     to_natural=_to_natural,
     from_natural=_from_natural,
+    to_unconstrained=factor_to_unconstrained,
+    from_unconstrained=factor_from_unconstrained,
 )

@@ -13,7 +13,9 @@ from jaxgmm.families.full import (
     SQRT_HALF,
     cholesky_of,
     covariance_step,
+    factor_from_unconstrained,
     factor_of_inverse,
+    factor_to_unconstrained,
     relative_precision,
     to_dense,
 )
@@ -105,4 +107,6 @@ tied = Family(
     n_parameters=_n_parameters,
     to_natural=_to_natural,
     from_natural=_from_natural,
+    to_unconstrained=factor_to_unconstrained,
+    from_unconstrained=factor_from_unconstrained,
 )
