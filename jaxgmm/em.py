@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 from jaxgmm import fixed_point, validate
 from jaxgmm.density import e_step as e_step
 from jaxgmm.density import inputs
-from jaxgmm.em_map import chart, evaluate, frame, maximise, weighted_m_step
+from jaxgmm.em_map import Frame, chart, evaluate, frame, maximise, weighted_m_step
 from jaxgmm.families.family import Family
 from jaxgmm.families.table import get_family
 from jaxgmm.fixed_point import Status as Status
@@ -174,9 +174,13 @@ def run(
     *,
     block_size: int,
     history_size: int,
+    surveyed: Frame | None = None,
 ) -> FitResult:
-    """`fit` without its checks, for code that is already inside `jit` or `vmap`."""
-    f = frame(x, w, reg_covar)
+    """`fit` without its checks, for code that is already inside `jit` or `vmap`.
+
+    `surveyed` is what `frame` says of the data, where the caller already has it.
+    """
+    f = frame(x, w, reg_covar) if surveyed is None else surveyed
     solution = fixed_point.solve(
         functools.partial(evaluate, block_size),
         translate(params, -f.shift),

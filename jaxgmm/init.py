@@ -21,7 +21,7 @@ from jaxgmm.em_map import Frame, maximise, reference_params, weighted_m_step
 from jaxgmm.families.family import Family
 from jaxgmm.linalg import block_rows, epsilon, sum_rows
 from jaxgmm.moments import accumulate
-from jaxgmm.params import GMMParams
+from jaxgmm.params import GMMParams, translate
 
 Init = str | Callable[..., GMMParams]
 
@@ -284,6 +284,55 @@ def _mask(params: GMMParams, n_active: Array | None) -> GMMParams:
     return dataclasses.replace(params, log_weights=log_weights)
 
 
+def _nearest(params: GMMParams, r: Array, y: Array, distance: Array) -> Array:
+    """Each row wholly to the component that is nearest in that component's own metric, (K, B)."""
+    on = (params.log_weights > -jnp.inf)[:, None]
+    nearest = jnp.argmin(jnp.where(on, distance, jnp.inf), axis=0)
+    return jax.nn.one_hot(nearest, distance.shape[0], dtype=distance.dtype, axis=0)
+
+
+def metric(family: Family, f: Frame) -> Array:
+    """(D,) the features' standard deviations as the structure has them: one for all where it is isotropic."""
+    one = family.from_variances(f.variance[None, :])
+    return jnp.sqrt(family.diagonal(one, (1, f.variance.shape[0]))[0])
+
+
+def seeds(
+    key: Array, x: Array, w: Array | None, f: Frame, unit: Array, *, n_components: int, init: Init
+) -> Array:
+    """(K, D) seeds relative to the frame's shift, by k-means++ or k-means on features in `unit` (D,)."""
+    ones = jnp.ones(x.shape[0], x.dtype) if w is None else w
+    # A row that does not count may hold anything, NaN too.
+    x = jnp.where((ones > 0)[:, None] | jnp.isfinite(x), x, f.shift[None, :])
+    scaled = (x - f.shift[None, :]) / unit[None, :]
+    places = _plusplus(key, scaled, ones, n_components)
+    if init == "kmeans":
+        places = _lloyd(places, scaled, ones, 100)
+    return places * unit[None, :]
+
+
+def from_seeds(
+    places: Array,
+    x: Array,
+    w: Array | None,
+    f: Frame,
+    *,
+    family: Family,
+    block_size: int,
+    n_active: Array | None = None,
+) -> GMMParams:
+    """Every sample to the nearest of the seeds (K, D) that are on, and one M-step from that partition."""
+    params = _mask(reference_params(family, places, f.variance), n_active)
+    moments = accumulate(
+        params, x, w, reassign=functools.partial(_nearest, params), shift=f.shift, block_size=block_size
+    )
+    partition, _ = maximise(params, moments, f.ridge)
+    variances = family.diagonal(partition.scale, (places.shape[0], places.shape[1]))
+    within = (partition.weights[:, None] * variances).sum(0)
+    params, _ = maximise(params, moments, f.ridge + _WIDEN * within)
+    return translate(params, f.shift)
+
+
 def start(
     key: Array,
     x: Array,
@@ -309,7 +358,6 @@ def start(
         x = jnp.where((w > 0)[:, None] | jnp.isfinite(x), x, f.shift[None, :])
     if callable(init):
         return _mask(init(key, x, n_components, w), n_active)
-    ones = jnp.ones(x.shape[0], x.dtype) if w is None else w
     shifted = x - f.shift[None, :]
     if init == "random_resp":
         r = _random_resp(key, (x.shape[0], n_components), x.dtype)
@@ -317,23 +365,12 @@ def start(
             r = jnp.where(jnp.arange(n_components, dtype=jnp.int32)[None, :] < n_active, r, 0)
             r = r / r.sum(1, keepdims=True)
         params = weighted_m_step(r, x, w, f, family, block_size)
-        return dataclasses.replace(params, means=params.means + f.shift[None, :])
+        return translate(params, f.shift)
 
-    one = reference_params(family, jnp.zeros((1, x.shape[1]), x.dtype), f.variance)
     if init == "random_points":
-        means = shifted[_distinct_rows(key, ones, n_components)]
-        params = _mask(reference_params(family, means, f.variance), n_active)
+        rows = _distinct_rows(key, jnp.ones(x.shape[0], x.dtype) if w is None else w, n_components)
+        params = _mask(reference_params(family, shifted[rows], f.variance), n_active)
     else:
-        # (1, D, N) is the layout of residuals, here about the shift.
-        whitened = family.whitener(one.scale)(shifted.T[None, :, :])[0].T
-        seeds = _plusplus(key, whitened, ones, n_components)
-        if init == "kmeans":
-            seeds = _lloyd(seeds, whitened, ones, 100)
-        means = family.colour(one.scale, seeds.T[None, :, :])[0].T
-        params = _mask(reference_params(family, means, f.variance), n_active)
-        moments = accumulate(params, x, w, hard=True, shift=f.shift, block_size=block_size)
-        partition, _ = maximise(params, moments, f.ridge)
-        variances = family.diagonal(partition.scale, (n_components, partition.n_features))
-        within = (partition.weights[:, None] * variances).sum(0)
-        params, _ = maximise(params, moments, f.ridge + _WIDEN * within)
-    return dataclasses.replace(params, means=params.means + f.shift[None, :])
+        places = seeds(key, x, w, f, metric(family, f), n_components=n_components, init=init)
+        return from_seeds(places, x, w, f, family=family, block_size=block_size, n_active=n_active)
+    return translate(params, f.shift)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -54,13 +55,22 @@ class Moments:
     def zero(params: GMMParams) -> Moments:
         """The moments of no samples at all: the identity of `+`."""
         shapes = jax.eval_shape(
-            lambda p: _block(p, jnp.ones(1, p.means.dtype), p.means[:1], None, None, False), params
+            lambda p: _block(p, jnp.ones(1, p.means.dtype), p.means[:1], None, None, None), params
         )
         return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
 
 
+# (responsibilities (K, B), whitened residuals y (K, D, B), their squared lengths (K, B)) -> others (K, B)
+Reassign = Callable[[Array, Array, Array], Array]
+
+
 def _block(
-    params: GMMParams, w: Array, x: Array, resp: Array | None, shift: Array | None, hard: bool
+    params: GMMParams,
+    w: Array,
+    x: Array,
+    resp: Array | None,
+    shift: Array | None,
+    reassign: Reassign | None,
 ) -> Moments:
     """The moments of one block of rows x (B, D) with weights w (B,); resp (B, K) or None for the E-step's."""
     # A row that does not count may hold anything, NaN too.
@@ -76,12 +86,10 @@ def _block(
         shares = jnp.exp(joint - top[None, :])
         total = shares.sum(0)
         log_likelihood = (w * (top + jnp.log(total))).sum()
-        if hard:
-            on = (params.log_weights > -jnp.inf)[:, None]
-            nearest = jnp.argmin(jnp.where(on, distance, jnp.inf), axis=0)
-            shares = jax.nn.one_hot(nearest, shares.shape[0], dtype=x.dtype, axis=0)
-            total = jnp.ones_like(total)
-        r = shares * (w / total)[None, :]
+        if reassign is None:
+            r = shares * (w / total)[None, :]
+        else:
+            r = reassign(shares / total[None, :], y, distance) * w[None, :]
     else:
         log_likelihood = jnp.zeros((), x.dtype)
         r = resp.T * w[None, :]
@@ -100,7 +108,7 @@ def accumulate(
     sample_weight: Array | None,
     *,
     resp: Array | None = None,
-    hard: bool = False,
+    reassign: Reassign | None = None,
     shift: Array | None = None,
     block_size: int,
 ) -> Moments:
@@ -111,13 +119,13 @@ def accumulate(
       x: (N, D).
       sample_weight: (N,) or None for ones.
       resp: (N, K), or None for the E-step's own at `params`.
-      hard: without resp, give each row wholly to the component nearest in that component's own metric.
+      reassign: without resp, what to make of the E-step's responsibilities, a block at a time.
       shift: (D,) subtracted from each block as it is read, or None.
       block_size: rows per block.
     """
 
     def block(w: Array, b: Array, r: Array | None = None) -> Moments:
-        return _block(params, w, b, r, shift, hard)
+        return _block(params, w, b, r, shift, reassign)
 
     rows = (x,) if resp is None else (x, resp)
     return sum_rows(block, sample_weight, *rows, block_size=block_size)

@@ -116,6 +116,16 @@ def n_components(value: Any, n_samples: int | None = None) -> int:
     return int(value)
 
 
+def sizes(value: Any, n_samples: int) -> tuple[int, ...]:
+    """Several numbers of components."""
+    if isinstance(value, str) or np.ndim(value) != 1:
+        raise TypeError(f"n_components must be a sequence of ints, such as range(1, 10); got {value!r}")
+    numbers = tuple(n_components(k, n_samples) for k in value)
+    if not numbers:
+        raise ValueError("n_components must name at least one number of components; got none")
+    return numbers
+
+
 def count(value: Any, name: str, minimum: int) -> int:
     """A static integer that is at least `minimum`."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
@@ -148,6 +158,18 @@ def not_negative(value: ArrayLike, name: str, dtype: Any) -> Array:
         raise ValueError(f"{name} must be a scalar; got shape {scalar.shape}")
     if is_concrete(scalar) and not 0 <= float(scalar) < np.inf:
         raise ValueError(f"{name} must be finite and not negative; got {float(scalar)}")
+    return scalar
+
+
+def ratio(value: ArrayLike, dtype: Any) -> Array:
+    """max_ratio as a scalar ≥ 1, possibly infinite; it may be traced."""
+    if isinstance(value, str | bytes):
+        raise TypeError(f"max_ratio must be a number; got {value!r}")
+    scalar = _floating(value, "max_ratio", dtype)
+    if scalar.shape != ():
+        raise ValueError(f"max_ratio must be a scalar; got shape {scalar.shape}")
+    if is_concrete(scalar) and not float(scalar) >= 1:
+        raise ValueError(f"max_ratio must be at least 1; got {float(scalar)}")
     return scalar
 
 

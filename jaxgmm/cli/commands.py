@@ -24,6 +24,7 @@ from jaxgmm.cli.options import (
 )
 from jaxgmm.cli.tables import WRITABLE, Table, UserError, check_target, read, write
 from jaxgmm.em import MAX_ITER, REG_COVAR, TOL
+from jaxgmm.search.select import BUDGET
 
 if TYPE_CHECKING:
     from jaxgmm.params import GMMParams
@@ -61,7 +62,7 @@ def cli(context: click.Context) -> None:
     type=Names(),
     default="full,tied,diag,spherical",
     show_default=True,
-    help="Covariance structures, joined by commas.",
+    help="Covariance structures, joined by commas: full, VVE, factor(2), ...; all for mclust's fourteen.",
 )
 @click.option(
     "--criterion",
@@ -75,12 +76,18 @@ def cli(context: click.Context) -> None:
 )
 @click.option("--weights", metavar="COLUMN", help="A column of sample weights: how often each row counts.")
 @click.option(
+    "--budget",
+    type=click.IntRange(min=1),
+    metavar="INTEGER",
+    default=BUDGET,
+    show_default=True,
+    help="EM steps spent on each fit's tournament of starts, before the finalists converge.",
+)
+@click.option(
     "--n-init",
     type=click.IntRange(min=1),
     metavar="INTEGER",
-    default=10,
-    show_default=True,
-    help="Starts for each fit; the best is kept.",
+    help="So many plain restarts for each fit, in place of the tournament.",
 )
 @click.option(
     "--seed", type=int, default=0, show_default=True, help="Seed of the starts; same seed, same result."
@@ -130,7 +137,8 @@ def fit(
     criterion: str,
     columns: tuple[str, ...] | None,
     weights: str | None,
-    n_init: int,
+    budget: int,
+    n_init: int | None,
     seed: int,
     tol: float,
     max_iter: int,
@@ -140,7 +148,7 @@ def fit(
     out: str | None,
 ) -> int:
     """Check, read, fit, print, and write."""
-    _check_structures(covariance)
+    covariance = _structures(covariance)
     taken = {"the data": data}
     check_target(plot, "--plot", _PICTURES, taken)
     check_target(out, "--out", (".npz",), taken)
@@ -168,6 +176,7 @@ def fit(
 
     fitting.set_up_jax()
     options = {
+        "budget": budget,
         "n_init": n_init,
         "tol": tol,
         "max_iter": max_iter,
@@ -294,14 +303,19 @@ def _step(X: Any, weight: Any, name: str, sizes: Sequence[int], seed: int, optio
     return lambda: fit_structure(X, weight, name, sizes, seed, options)
 
 
-def _check_structures(names: Sequence[str]) -> None:
+def _structures(names: Sequence[str]) -> tuple[str, ...]:
+    """The names, checked; `all` spelt out."""
     from jaxgmm.families import get_family
+    from jaxgmm.search.select import STRUCTURES
 
+    if tuple(names) == ("all",):
+        return STRUCTURES
     for name in names:
         try:
             get_family(name)
         except ValueError as error:
             raise UserError(f"--covariance: {error}") from None
+    return tuple(names)
 
 
 def _choose(table: Table, columns: Sequence[str] | None, weights: str | None) -> tuple[list[str], list[str]]:

@@ -30,6 +30,7 @@ class Cell:
     criteria: dict[str, float]
     status: str
     params: Any  # GMMParams in float64, only the components that are on
+    spurious: str = ""  # what is wrong with the optimum, in words
 
     def row(self) -> dict[str, Any]:
         """What `jaxgmm.plot.plot_criteria` reads."""
@@ -78,7 +79,8 @@ def fit_structure(
       covariance_type: the structure's name.
       sizes: the numbers of components.
       seed: of the starts.
-      options: "dtype", in which the fit computes, and what is passed on to `fit_components`.
+      options: "dtype", in which the fit computes; "n_init", None for a tournament of "budget" EM steps or
+        the number of plain restarts; and what is passed on to `select` and `fit_components`.
     """
     import jax
     import jax.numpy as jnp
@@ -91,23 +93,22 @@ def fit_structure(
     offset = X.mean(0) if dtype == np.float32 else np.zeros(X.shape[1])
     x = jnp.asarray((X - offset).astype(dtype))
     weight = None if sample_weight is None else jnp.asarray(sample_weight.astype(dtype))
-    results = jaxgmm.fit_components(
-        jax.random.key(seed),
-        x,
-        tuple(sizes),
-        weight,
-        covariance_type=covariance_type,
-        **{name: value for name, value in options.items() if name != "dtype"},
-    )
-
-    @jax.jit
-    def summarise(params: Any, x: Any, weight: Any) -> Any:
-        # Lane by lane: the classification likelihood holds N × K numbers at a time.
-        return jax.lax.map(
-            lambda p: jnp.stack([getattr(jaxgmm, name)(p, x, weight) for name in CRITERIA]), params
-        )
-
-    criteria = np.asarray(summarise(results.params, x, weight), np.float64)
+    settings = {name: options[name] for name in ("tol", "max_iter", "reg_covar")}
+    key, flaws = jax.random.key(seed), [""] * len(sizes)
+    if options["n_init"] is None:
+        choice = jaxgmm.select(
+            key, x, tuple(sizes), weight,
+            covariance_types=(covariance_type,), budget=options["budget"], **settings,
+        )  # fmt: skip
+        results: Any = choice.results[covariance_type]
+        criteria = np.array([[row[name] for name in CRITERIA] for row in choice.table])
+        flaws = [row["spurious"] for row in choice.table]
+    else:
+        results = jaxgmm.fit_components(
+            key, x, tuple(sizes), weight,
+            covariance_type=covariance_type, n_init=options["n_init"], **settings,
+        )  # fmt: skip
+        criteria = _criteria(results.params, x, weight)
     cells = []
     for i, size in enumerate(sizes):
         lane = jax.tree.map(lambda a, i=i: a[i], results)
@@ -123,15 +124,34 @@ def fit_structure(
                 criteria=dict(zip(CRITERIA, [np.nan] * 3 if failed else criteria[i].tolist(), strict=True)),
                 status=status.name,
                 params=_widen(params, offset),
+                spurious=flaws[i],
             )
         )
     return cells
 
 
+def _criteria(params: Any, x: Any, weight: Any) -> Array:
+    """The criteria (lanes, 3) of a batch of mixtures."""
+    import jax
+    import jax.numpy as jnp
+
+    import jaxgmm
+
+    @jax.jit
+    def summarise(params: Any, x: Any, weight: Any) -> Any:
+        # Lane by lane: the classification likelihood holds N × K numbers at a time.
+        return jax.lax.map(
+            lambda p: jnp.stack([getattr(jaxgmm, name)(p, x, weight) for name in CRITERIA]), params
+        )
+
+    return np.asarray(summarise(params, x, weight), np.float64)
+
+
 def best_cell(cells: Sequence[Cell], criterion: str) -> Cell | None:
-    """The cell with the smallest criterion, None where every fit failed."""
+    """The cell with the smallest criterion, a sound one where there is any; None where every fit failed."""
     usable = [cell for cell in cells if np.isfinite(cell.criteria[criterion])]
-    return min(usable, key=lambda cell: cell.criteria[criterion], default=None)
+    sound = [cell for cell in usable if not cell.spurious]
+    return min(sound or usable, key=lambda cell: cell.criteria[criterion], default=None)
 
 
 def collapsed(params: Any, X: Array, reg_covar: float) -> list[int]:

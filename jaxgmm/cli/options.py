@@ -34,13 +34,16 @@ the best marked with *:
 \b
   covariance   how the components' covariances are restricted: full (not),
                tied (all the same), diag (diagonal), spherical (the same
-               variance in every direction)
+               variance in every direction), or by mclust's three letters
+               for volume, shape and orientation
   K            number of components
   parameters   free parameters of the mixture
   log-lik.     mean log-likelihood per row, in nats; larger is better
   AIC BIC ICL  -2 log L plus a penalty for parameters, and in ICL for
                overlap; smaller is better; - where the fit failed
-  fit          converged, or why not
+  fit          converged, or why not; and what makes an optimum spurious
+               (few samples, too narrow, twins): it wins only where there
+               is no other
 
 The second table has the best mixture: each component's weight, and the mean and standard deviation of each
 column within it. Components are numbered from 0, as in the picture and in `jaxgmm predict`.

@@ -55,7 +55,7 @@ def print_criteria(out: Console, cells: Sequence[Cell], best: Cell | None, crite
             str(cell.n_parameters),
             f"{cell.log_likelihood:.4f}",
             *(f"{value:.1f}" if math.isfinite(value) else "-" for value in values),
-            _STATUS[cell.status],
+            _STATUS[cell.status] + (f", {cell.spurious}" if cell.spurious else ""),
             style="bold" if cell is best else "",
         )
     out.print(table)

@@ -9,3 +9,8 @@ from jaxgmm.search.criteria import icl as icl
 from jaxgmm.search.criteria import n_parameters as n_parameters
 from jaxgmm.search.restarts import fit_components as fit_components
 from jaxgmm.search.restarts import fit_restarts as fit_restarts
+from jaxgmm.search.select import Selection as Selection
+from jaxgmm.search.select import select as select
+from jaxgmm.search.spurious import Spurious as Spurious
+from jaxgmm.search.tournament import BestFit as BestFit
+from jaxgmm.search.tournament import fit_best as fit_best

@@ -16,7 +16,7 @@ from jaxgmm.density import e_step, score
 from jaxgmm.em import FitResult, Status
 from jaxgmm.params import GMMParams
 
-_REMEDIES = {
+REMEDIES = {
     Status.MAX_ITER: "did not converge within max_iter steps. Raise max_iter, or loosen tol",
     Status.NONFINITE: "met a likelihood that is not finite. Scale the data, or look for NaN and huge values",
     Status.DECREASED: "met a step that lowered the likelihood. Check a user-defined family's update, or "
@@ -131,10 +131,12 @@ def icl(params: GMMParams, X: ArrayLike, sample_weight: ArrayLike | None = None)
 
 def failed(results: FitResult) -> Array:
     """Which lanes (...,) ended as NONFINITE, DEGENERATE or DECREASED."""
-    status = results.status
-    return (
-        (status == Status.NONFINITE) | (status == Status.DEGENERATE) | (status == Status.DECREASED)
-    ) | ~jnp.isfinite(results.log_likelihood)
+    return has_failed(results.status) | ~jnp.isfinite(results.log_likelihood)
+
+
+def has_failed(status: Array) -> Array:
+    """Whether a status is NONFINITE, DEGENERATE or DECREASED."""
+    return (status == Status.NONFINITE) | (status == Status.DEGENERATE) | (status == Status.DECREASED)
 
 
 def best(results: FitResult, criterion: Callable[[GMMParams], Array] | ArrayLike | None = None) -> FitResult:
@@ -201,4 +203,4 @@ def check(result: FitResult) -> FitResult:
     status = Status(int(statuses[tuple(bad[0])]))
     where = "the fit" if np.ndim(result.status) == 0 else f"lane {', '.join(str(i) for i in bad[0])}"
     more = f" ({len(bad)} of {statuses.size} lanes did not converge.)" if statuses.size > 1 else ""
-    raise RuntimeError(f"{status.name}: {where} {_REMEDIES[status]}.{more}")
+    raise RuntimeError(f"{status.name}: {where} {REMEDIES[status]}.{more}")

@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
@@ -223,13 +222,7 @@ def fit_components(
       1
     """
     n_samples = validate.data(X).shape[0]
-    if isinstance(n_components, str) or np.ndim(n_components) != 1:
-        raise TypeError(
-            f"n_components must be a sequence of ints, such as range(1, 10); got {n_components!r}"
-        )
-    sizes = tuple(validate.n_components(k, n_samples) for k in n_components)
-    if not sizes:
-        raise ValueError("n_components must name at least one number of components; got none")
+    sizes = validate.sizes(n_components, n_samples)
     return _fit_many(
         key, X, sizes, max(sizes), sample_weight, covariance_type, n_init, init,
         tol, max_iter, reg_covar, accelerate, block_size, history_size,

@@ -1,0 +1,194 @@
+"""The compiled programs of a search, each over a few lanes of mixtures and one data set.
+
+Those that know the covariance structure are compiled for each structure anew, and so are few and small; the
+others serve all of them.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+from jaxgmm import validate
+from jaxgmm.density import posterior
+from jaxgmm.em import FitResult, run
+from jaxgmm.em_map import Frame, frame
+from jaxgmm.families.family import Family
+from jaxgmm.families.full import full
+from jaxgmm.init import Init, from_seeds, metric, seeds, start
+from jaxgmm.linalg import block_rows, sum_rows
+from jaxgmm.params import GMMParams
+from jaxgmm.search.moves import Move, draw_move, overlap, split_merge
+from jaxgmm.search.spurious import spurious, total_factor
+
+_DENSE = 64  # features up to which mixtures of any structure are compared as full ones
+
+
+class Settings(NamedTuple):
+    """What the compiled programs share; all of it traced."""
+
+    x: Array
+    w: Array | None
+    tol: Array
+    max_iter: Array
+    reg_covar: Array
+    accelerate: Array
+    max_ratio: Array
+    n_effective: Array  # () the sum of the weights
+    surveyed: Frame
+    total: Array  # (D, D) factor of the covariance of all the data
+
+
+def settings_of(
+    X: ArrayLike, sample_weight: ArrayLike | None, tol: ArrayLike, max_iter: Any, reg_covar: ArrayLike,
+    accelerate: Any, max_ratio: ArrayLike | None,
+) -> Settings:  # fmt: skip
+    """The arguments of a search, checked."""
+    x = validate.data(X)
+    w = validate.weight(sample_weight, x)
+    reg = validate.not_negative(reg_covar, "reg_covar", x.dtype)
+    n, surveyed, total = survey(x, w, reg, block_size=block_rows(x.shape[0], 1, x.shape[1]))
+    ratio = jnp.asarray(jnp.inf, x.dtype) if max_ratio is None else validate.ratio(max_ratio, x.dtype)
+    return Settings(
+        x,
+        w,
+        validate.not_negative(tol, "tol", x.dtype),
+        validate.step_limit(max_iter),
+        reg,
+        validate.flag(accelerate, "accelerate"),
+        ratio,
+        n,
+        surveyed,
+        total,
+    )
+
+
+@functools.partial(jax.jit, static_argnames="block_size")
+def survey(x: Array, w: Array | None, reg_covar: Array, *, block_size: int) -> tuple[Array, Frame, Array]:
+    """Σ of the weights, the frame of the data, and the factor of their covariance."""
+    n = jnp.asarray(x.shape[0], x.dtype) if w is None else w.sum()
+    return n, frame(x, w, reg_covar), total_factor(x, w, block_size)
+
+
+@functools.partial(jax.jit, static_argnames="family")
+def unit_of(surveyed: Frame, *, family: Family) -> Array:
+    """(D,) `metric` of a structure."""
+    return metric(family, surveyed)
+
+
+@functools.partial(jax.jit, static_argnames=("n_components", "init"))
+def seed(keys: Array, unit: Array, s: Settings, *, n_components: int, init: Init) -> Array:
+    """Seeds (B, K, D), one set for each key."""
+
+    def one(key: Array) -> Array:
+        return seeds(key, s.x, s.w, s.surveyed, unit, n_components=n_components, init=init)
+
+    return jax.vmap(one)(keys)
+
+
+@functools.partial(jax.jit, static_argnames=("family", "block_size"))
+def start_from_seeds(
+    places: Array, n_active: Array, s: Settings, *, family: Family, block_size: int
+) -> GMMParams:
+    """One structure's starts from seeds (B, K, D), of which the first n_active (B,) are on."""
+
+    def one(p: Array, size: Array) -> GMMParams:
+        return from_seeds(p, s.x, s.w, s.surveyed, family=family, block_size=block_size, n_active=size)
+
+    return jax.vmap(one)(places, n_active)
+
+
+@functools.partial(jax.jit, static_argnames=("family", "n_components", "init", "block_size"))
+def start_anyhow(
+    keys: Array,
+    n_active: Array,
+    s: Settings,
+    *,
+    family: Family,
+    n_components: int,
+    init: Init,
+    block_size: int,
+) -> GMMParams:
+    """Starts (B,) of any other kind."""
+
+    def one(key: Array, size: Array) -> GMMParams:
+        return start(
+            key, s.x, s.w, s.surveyed, family=family, n_components=n_components, block_size=block_size,
+            init=init, n_active=size,
+        )  # fmt: skip
+
+    return jax.vmap(one)(keys, n_active)
+
+
+@functools.partial(jax.jit, static_argnames=("block_size", "history_size"))
+def advance(
+    params: GMMParams, s: Settings, tol: Array, max_iter: Array, *, block_size: int, history_size: int
+) -> tuple[FitResult, Array | None]:
+    """Every lane up to max_iter EM steps further, and its dense covariances where they are not large."""
+
+    def one(p: GMMParams) -> tuple[FitResult, Array | None]:
+        result = run(
+            p, s.x, s.w, tol, max_iter, s.reg_covar, s.accelerate,
+            block_size=block_size, history_size=history_size, surveyed=s.surveyed,
+        )  # fmt: skip
+        dense = jax.lax.stop_gradient(result.params.covariances) if p.n_features <= _DENSE else None
+        return result, dense
+
+    return jax.vmap(one)(params)
+
+
+@jax.jit
+def flags_of(log_weights: Array, means: Array, covariances: Array | None, s: Settings) -> Array:
+    """(B,) `Spurious` flags of mixtures with dense covariances; without them, only of their weights."""
+
+    def one(lw: Array, m: Array, c: Array | None) -> Array:
+        return spurious(lw, m, c, s.n_effective, s.total, s.max_ratio)
+
+    return jax.vmap(one)(log_weights, means, covariances)
+
+
+def _as_full(mixture: Any) -> GMMParams:
+    """The mixture itself, or of log weights, means and dense covariances a mixture with dense factors."""
+    if isinstance(mixture, GMMParams):
+        return mixture
+    log_weights, means, covariances = mixture
+    return GMMParams(log_weights, means, full.from_covariance(covariances), full)
+
+
+@functools.partial(jax.jit, static_argnames="block_size")
+def overlaps(mixtures: Any, s: Settings, *, block_size: int) -> Array:
+    """(B, K, K) `overlap` of each mixture, given as `_as_full` takes it."""
+    return jax.vmap(lambda m: overlap(_as_full(m), s.x, s.w, block_size))(mixtures)
+
+
+@functools.partial(jax.jit, static_argnames="block_size")
+def certainty(mixtures: Any, s: Settings, *, block_size: int) -> Array:
+    """(L,) Σ w log max_k r_k over the samples, for a batch of mixtures: what `icl` takes from `bic`."""
+
+    def one(mixture: Any) -> Array:
+        p = _as_full(mixture)
+
+        def block(wb: Array, b: Array) -> Array:
+            b = jnp.where((wb > 0)[:, None] | jnp.isfinite(b), b, p.means[:1])
+            return (wb * jnp.log(posterior(p, b)[0].max(1))).sum()
+
+        return sum_rows(block, s.w, s.x, block_size=block_size)
+
+    return jax.vmap(one)(mixtures)
+
+
+@functools.partial(jax.jit, static_argnames="n_features")
+def draw_moves(keys: Array, log_weights: Array, closeness: Array, *, n_features: int) -> Move:
+    """A `Move` for each key and mixture (B,)."""
+    return jax.vmap(lambda k, lw, c: draw_move(k, lw, c, n_features))(keys, log_weights, closeness)
+
+
+@functools.partial(jax.jit, static_argnames="block_size")
+def move(moves: Move, params: GMMParams, s: Settings, *, block_size: int) -> GMMParams:
+    """Mixtures (B,) after one `Move` each."""
+    return jax.vmap(lambda m, p: split_merge(m, p, s.x, s.w, s.surveyed, block_size))(moves, params)

@@ -1,0 +1,300 @@
+"""Choosing a covariance structure and a number of components: the whole grid, and what to make of it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
+
+from jaxgmm import validate
+from jaxgmm.em import MAX_ITER, REG_COVAR, TOL, FitResult, Status
+from jaxgmm.families.family import Family
+from jaxgmm.families.table import get_family
+from jaxgmm.init import Init, check_init
+from jaxgmm.params import GMMParams, active
+from jaxgmm.search.criteria import REMEDIES
+from jaxgmm.search.folds import held_out
+from jaxgmm.search.lanes import certainty, settings_of
+from jaxgmm.search.spurious import MAX_RATIO, describe
+from jaxgmm.search.tournament import BestFit, Tournament
+
+BUDGET = 700
+STRUCTURES = (
+    *("EII", "VII", "EEI", "VEI", "EVI", "VVI", "EEE"),
+    *("VEE", "EVE", "VVE", "EEV", "VEV", "EVV", "VVV"),
+)
+CRITERIA = ("bic", "aic", "icl", "cv", "heldout")
+
+Row = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Selection:
+    """A grid of fitted mixtures and the best of them. Print it for the table.
+
+    Attributes:
+      criterion: what decided; smaller is better in every case.
+      table: a mapping per cell, in the order of the grid: "covariance_type", "n_components", "n_parameters",
+        "log_likelihood" (mean per unit of weight, nats), "aic", "bic", "icl", where asked for "cv" or
+        "heldout" (minus the mean held-out log-likelihood, nats), "status" (a `Status`' name), "spurious"
+        (empty, or what is wrong in words), "n_agreed" (finalists at this optimum). Criteria of failed cells
+        are NaN.
+      results: for each covariance type the `BestFit`, leading axis over n_components.
+      n_components: the numbers of components.
+      best: the FitResult of the best cell that neither failed nor is spurious; of the best spurious one where
+        there is no other; None where every cell failed. Only components that are on.
+      best_row: its row in the table, or None.
+    """
+
+    criterion: str
+    table: tuple[Row, ...]
+    results: dict[str, BestFit]
+    n_components: tuple[int, ...]
+    best: FitResult | None
+    best_row: Row | None
+
+    @property
+    def params(self) -> GMMParams:
+        """The best mixture.
+
+        Raises:
+          ValueError: if every cell failed.
+        """
+        if self.best is None:
+            raise ValueError("select: every cell failed; see failures for the reasons")
+        return self.best.params
+
+    @property
+    def failures(self) -> tuple[tuple[str, int, str], ...]:
+        """(covariance type, number of components, reason) of every cell that failed or is spurious."""
+        found = []
+        for row in self.table:
+            status = Status[row["status"]]
+            reason = "" if status == Status.CONVERGED else f"{row['status']}: {REMEDIES[status]}"
+            reason = reason or (f"spurious: {row['spurious']}" if row["spurious"] else "")
+            if reason:
+                found.append((row["covariance_type"], row["n_components"], reason))
+        return tuple(found)
+
+    def result(self, covariance_type: str, n_components: int) -> FitResult:
+        """The fit of one cell, with only the components that are on.
+
+        Raises:
+          KeyError: if the cell is not in the grid.
+        """
+        if covariance_type not in self.results or n_components not in self.n_components:
+            raise KeyError(
+                f"no cell {covariance_type!r}, {n_components}: the grid has {', '.join(self.results)} with "
+                f"n_components {self.n_components}"
+            )
+        return _cell(self.results[covariance_type], self.n_components.index(n_components))
+
+    def __str__(self) -> str:
+        """The criterion by structure and number of components; the best is marked."""
+        names = list(self.results)
+        digits = 4 if self.criterion in ("cv", "heldout") else 1
+        cells = {
+            (r["covariance_type"], r["n_components"]): _text(r, self.criterion, digits) for r in self.table
+        }
+        if self.best_row is not None:
+            at = (self.best_row["covariance_type"], self.best_row["n_components"])
+            cells[at] = cells[at].rstrip() + "*"
+        width = max(9, *(len(text) + 1 for text in cells.values()))
+        first = max(len(name) for name in names)
+        lines = [f"{self.criterion.upper()} (smaller is better)", " " * first]
+        lines[1] += "".join(f"{'K = ' + str(k):>{width}} " for k in self.n_components)
+        for name in names:
+            row = "".join(
+                f"{text:>{width}}{'' if text.endswith(('*', '?')) else ' '}"
+                for text in (cells[name, k] for k in self.n_components)
+            )
+            lines.append(f"{name:<{first}}{row}".rstrip())
+        if any(row["spurious"] for row in self.table):
+            lines.append("? spurious: " + _kinds(self.table))
+        if self.best_row is None:
+            lines.append("every cell failed")
+        else:
+            mark = f" ({self.best_row['spurious']}: spurious)" if self.best_row["spurious"] else ""
+            lines.append(
+                f"* best: {self.best_row['covariance_type']}, K = {self.best_row['n_components']}{mark}"
+            )
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        """The table: what one wants to see at a prompt."""
+        return str(self)
+
+
+def _text(row: Row, criterion: str, digits: int) -> str:
+    value = float(row[criterion])
+    if not np.isfinite(value):
+        return {"DEGENERATE": "degen.", "NONFINITE": "not fin.", "DECREASED": "decr."}.get(row["status"], "-")
+    return f"{value:.{digits}f}" + ("?" if row["spurious"] else "")
+
+
+def _kinds(table: Sequence[Row]) -> str:
+    return "; ".join(dict.fromkeys(part for row in table for part in row["spurious"].split(", ") if part))
+
+
+def _cell(results: BestFit, i: int) -> BestFit:
+    lane = jax.tree.map(lambda a: jnp.asarray(np.asarray(a)[i]), results)
+    return dataclasses.replace(lane, params=active(lane.params))
+
+
+def _rows(name: str, tournament: Tournament, found: BestFit, sizes: Sequence[int], n: float) -> list[Row]:
+    """The table's rows for one structure."""
+    settings = tournament.settings
+    sure = np.asarray(certainty(found.params, settings, block_size=tournament.block_size), float)
+    rows = []
+    for i, size in enumerate(sizes):
+        status = Status(int(found.status[i]))
+        on = int((np.asarray(found.params.log_weights[i]) > -np.inf).sum())
+        n_features = found.params.n_features
+        free = on - 1 + on * n_features + int(found.params.family.n_parameters(on, n_features))
+        mean = float(found.log_likelihood[i])
+        usable = status in (Status.CONVERGED, Status.MAX_ITER) and np.isfinite(mean)
+        deviance = -2 * n * mean if usable else np.nan
+        bic = deviance + free * np.log(n)
+        rows.append(
+            {
+                "covariance_type": name,
+                "n_components": size,
+                "n_parameters": free,
+                "log_likelihood": mean,
+                "aic": deviance + 2 * free,
+                "bic": bic,
+                "icl": bic - 2 * sure[i],
+                "status": status.name,
+                "spurious": describe(int(found.flags[i])),
+                "n_agreed": int(found.n_agreed[i]),
+            }
+        )
+    return rows
+
+
+def _best_row(table: Sequence[Row], criterion: str) -> Row | None:
+    usable = [row for row in table if np.isfinite(row[criterion])]
+    sound = [row for row in usable if not row["spurious"]]
+    return min(sound or usable, key=lambda row: float(row[criterion]), default=None)
+
+
+def select(
+    key: Array,
+    X: ArrayLike,
+    n_components: Sequence[int] | None = None,
+    sample_weight: ArrayLike | None = None,
+    *,
+    covariance_types: Sequence[str | Family] | None = None,
+    criterion: str = "bic",
+    budget: int = BUDGET,
+    init: Init = "kmeans++",
+    tol: ArrayLike = TOL,
+    max_iter: int = MAX_ITER,
+    reg_covar: ArrayLike = REG_COVAR,
+    max_ratio: float | None = MAX_RATIO,
+    n_folds: int = 5,
+    progress: Callable[[str], object] | None = None,
+) -> Selection:
+    """Fit every covariance structure with every number of components, and choose.
+
+    Each structure is one `fit_best` over all numbers of components at once, and compiles once. Eager: for
+    concrete data, outside `jit`.
+
+    Args:
+      key: a JAX PRNG key; same key, same answer.
+      X: (N, D).
+      n_components: the numbers of components; None for 1 to 9, as far as there are samples.
+      sample_weight: (N,) counts of the samples, or None for ones.
+      covariance_types: names or families; None for mclust's fourteen (two of them for one feature).
+      criterion: "bic", "aic", "icl"; "cv", minus the mean log-likelihood of left-out folds, each fit going on
+        from the fit to all the data; or "heldout", the same with one fold.
+      budget: EM steps for each cell before the finalists converge, as in `fit_best`.
+      init: as in `fit_restarts`.
+      tol: as in `fit`.
+      max_iter: as in `fit`.
+      reg_covar: as in `m_step`.
+      max_ratio: as in `fit_best`. Spurious cells are marked, and do not win while there is another.
+      n_folds: number of folds of "cv"; for "heldout" the fold is one part in n_folds.
+      progress: called with the name of each structure before it is fitted.
+
+    Returns:
+      A `Selection`.
+
+    Raises:
+      ValueError, TypeError: as `fit_restarts`; an unknown criterion; traced data.
+
+    Example:
+      >>> import jax, jaxgmm
+      >>> X = jax.random.normal(jax.random.key(0), (200, 2))
+      >>> choice = jaxgmm.select(
+      ...     jax.random.key(1), X, (1, 2), covariance_types=("spherical", "full"), budget=100
+      ... )
+      >>> choice.best_row["covariance_type"], choice.best_row["n_components"]
+      ('spherical', 1)
+
+    References:
+      Fraley & Raftery (2002), Model-based clustering, discriminant analysis, and density estimation, JASA 97.
+    """
+    if not validate.is_concrete(X, sample_weight):
+        raise TypeError("select needs concrete data; inside jit use fit_best or fit_components")
+    if criterion not in CRITERIA:
+        raise ValueError(f"criterion must be one of {list(CRITERIA)}; got {criterion!r}")
+    settings = settings_of(X, sample_weight, tol, max_iter, reg_covar, True, max_ratio)
+    n_samples, n_features = settings.x.shape
+    if n_components is None:
+        n_components = range(1, min(9, n_samples) + 1)
+    sizes = validate.sizes(n_components, n_samples)
+    if covariance_types is None:
+        covariance_types = STRUCTURES if n_features > 1 else ("EII", "VII")
+    families = _families(covariance_types)
+    budget = validate.count(budget, "budget", 1)
+    folds = validate.count(n_folds, "n_folds", 2)
+    key = validate.key(key)
+    # On the host, in float64: float32 holds a total of 1e6 nats to 0.06.
+    n = float(n_samples if settings.w is None else np.asarray(settings.w, float).sum())
+
+    table: list[Row] = []
+    results: dict[str, BestFit] = {}
+    for name, family in families.items():
+        if progress is not None:
+            progress(name)
+        # The same key for every structure: they compete from the same seeds.
+        tournament = Tournament(settings, family, sizes, check_init(init), 0)
+        found = tournament.best(key, budget)
+        rows = _rows(name, tournament, found, sizes, n)
+        if criterion in ("cv", "heldout"):
+            left_out = held_out(
+                key, found.params, settings, folds, folds if criterion == "cv" else 1, tournament.block_size
+            )
+            for row, value in zip(rows, np.asarray(left_out, float), strict=True):
+                row[criterion] = -value if np.isfinite(row["bic"]) else np.nan
+        results[name] = found
+        table += rows
+    top = _best_row(table, criterion)
+    best = None
+    if top is not None:
+        best = _cell(results[top["covariance_type"]], sizes.index(top["n_components"]))
+    return Selection(criterion, tuple(table), results, sizes, best, top)
+
+
+def _families(covariance_types: Sequence[str | Family]) -> dict[str, Family]:
+    if isinstance(covariance_types, str | Family):
+        raise TypeError(
+            f"covariance_types must be a sequence of names or families; got {covariance_types!r} alone"
+        )
+    families: dict[str, Family] = {}
+    for given in covariance_types:
+        family = get_family(given)
+        name = given if isinstance(given, str) else family.name
+        if name in families or family in families.values():
+            raise ValueError(f"covariance_types names the structure {name!r} twice")
+        families[name] = family
+    if not families:
+        raise ValueError("covariance_types must name at least one structure; got none")
+    return families

@@ -1,0 +1,334 @@
+"""The tournament: many starts, the better third of them further, and again; then moves between optima.
+
+Every stage advances its mixtures a few lanes at a time by one and the same compiled program, so that a
+tournament over starts, stages and numbers of components compiles the loop once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
+
+from jaxgmm import validate
+from jaxgmm.em import HISTORY_SIZE, MAX_ITER, REG_COVAR, TOL, FitResult
+from jaxgmm.families.family import Family
+from jaxgmm.families.table import get_family
+from jaxgmm.init import Init, check_init
+from jaxgmm.linalg import block_rows
+from jaxgmm.params import GMMParams
+from jaxgmm.search import lanes
+from jaxgmm.search.criteria import has_failed
+from jaxgmm.search.spurious import MAX_RATIO
+
+BUDGET = 2000
+_WIDTH = 3  # lanes for each number of components in one call, and finalists
+_MOVES, _TRY, _REFINE = 18, 10, 40  # moves in a round, and EM steps for each of them and for the best
+_AGREE = 1e-4  # nats per sample within which two finalists are at the same optimum
+
+
+class Plan(NamedTuple):
+    """How a budget of EM steps is spent."""
+
+    n_starts: int
+    steps: int  # for each lane in the first stage; three times as many in each one after
+    rounds: int  # of split–merge moves
+
+
+def plan(budget: int) -> Plan:
+    """Spend about `budget` EM steps: three quarters on successive halving (by thirds), the rest on moves.
+
+    27 starts and three stages at the default; with nine times the budget 81 and four, and so on.
+    """
+    n_starts = 27
+    while budget >= 9 * BUDGET * n_starts / 27:
+        n_starts *= 3
+    stages = {27: 3, 81: 4, 243: 5}.get(n_starts, 6)
+    steps = max(2, round(0.73 * budget / (stages * n_starts)))
+    left = budget - stages * n_starts * steps
+    return Plan(n_starts, steps, max(0, round(left / (_MOVES * _TRY + _WIDTH * _REFINE))))
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=[
+        *("params", "log_likelihood", "n_iter", "status", "history"),
+        *("flags", "n_agreed", "n_finalists", "n_steps"),
+    ],
+    meta_fields=[],
+)
+@dataclasses.dataclass(frozen=True)
+class BestFit(FitResult):
+    """A `FitResult` with what the search knows of it.
+
+    Attributes:
+      flags: () int32, `Spurious` flags of the mixture; 0 is none.
+      n_agreed: () int32, how many finalists ended at the winner's likelihood, the winner included.
+      n_finalists: () int32, how many were brought to convergence.
+      n_steps: () int32, EM steps taken in the whole search.
+    """
+
+    flags: Array  # ()
+    n_agreed: Array  # ()
+    n_finalists: Array  # ()
+    n_steps: Array  # ()
+
+
+class Field(NamedTuple):
+    """Mixtures in the race, all with leading axes (L, n): L numbers of components, n lanes of each."""
+
+    results: FitResult
+    flags: Any  # int32, `Spurious`
+    covariances: Any  # (L, n, K, D, D), or None for many features
+
+
+def _arrays(tree: Any) -> Any:
+    """The module that shuffles lanes between two programs: NumPy compiles nothing, but cannot be traced."""
+    return np if validate.is_concrete(tree) else jnp
+
+
+def _take(tree: Any, rows: Any) -> Any:
+    """Lanes `rows` (L, n) of a tree with leading axes (L, m)."""
+    at = np.arange(rows.shape[0])[:, None]
+    return jax.tree.map(lambda a: a[at, rows], tree)
+
+
+def _rank(field: Field, n: int) -> Any:
+    """The best n lanes (L, n): sound ones first, by likelihood; failed ones last."""
+    xp = _arrays(field)
+    value = field.results.log_likelihood
+    lost = has_failed(field.results.status) | ~xp.isfinite(value)
+    # By likelihood within classes: two sorts, the second of which keeps the first one's order.
+    order = _argsort(xp, -xp.where(lost, -xp.inf, value))
+    rank = xp.take_along_axis(xp.where(lost, 2, xp.where(field.flags != 0, 1, 0)), order, 1)
+    return xp.take_along_axis(order, _argsort(xp, rank), 1)[:, :n]
+
+
+def _argsort(xp: Any, a: Any) -> Any:
+    return np.argsort(a, axis=1, kind="stable") if xp is np else jnp.argsort(a, axis=1)
+
+
+def _best(field: Field, n: int) -> Field:
+    kept: Field = _take(field, _rank(field, n))
+    return kept
+
+
+class Tournament:
+    """One search over one data set: what its programs are called with."""
+
+    def __init__(
+        self, settings: lanes.Settings, family: Family, sizes: Sequence[int], init: Init, history_size: int
+    ) -> None:
+        n_samples, n_features = settings.x.shape
+        self.settings, self.family, self.init = settings, family, init
+        # Only the finalists' last stage has a derivative: where a fit began does not matter to it.
+        self.frozen: lanes.Settings = jax.lax.stop_gradient(settings)
+        self.sizes = np.asarray(sizes, np.int32)
+        self.n_components = max(sizes)
+        self.block_size = block_rows(n_samples, self.n_components, n_features, _WIDTH * len(sizes))
+        self.history_size = history_size
+        self.unit = lanes.unit_of(settings.surveyed, family=family)
+        self.n_steps: Any = np.zeros(len(sizes), np.int32)
+
+    def starts(self, key: Array, n: int) -> GMMParams:
+        """n starts for each size, leading axes (L, n)."""
+        active = np.repeat(self.sizes, _WIDTH)
+
+        def chunk(keys: Array) -> GMMParams:
+            if self.init not in ("kmeans++", "kmeans"):
+                return lanes.start_anyhow(
+                    keys, active, self.frozen, family=self.family, init=self.init,
+                    n_components=self.n_components, block_size=self.block_size,
+                )  # fmt: skip
+            places = lanes.seed(keys, self.unit, self.frozen, n_components=self.n_components, init=self.init)
+            return lanes.start_from_seeds(
+                places, active, self.frozen, family=self.family, block_size=self.block_size
+            )
+
+        together: GMMParams = self._over(chunk, self._keys(key, n // _WIDTH))
+        return together
+
+    def advance(self, params: GMMParams, steps: int | None) -> Field:
+        """Mixtures (L, n) so many steps further, or to convergence; n is a multiple of the width."""
+        s = self.settings if steps is None else self.frozen
+        tol, max_iter = (s.tol, s.max_iter) if steps is None else (np.zeros_like(s.tol), np.int32(steps))
+
+        def chunk(batch: GMMParams) -> Field:
+            result, covariances = lanes.advance(
+                batch, s, tol, max_iter, block_size=self.block_size,
+                history_size=self.history_size,
+            )  # fmt: skip
+            p = result.params
+            flags = lanes.flags_of(p.log_weights, p.means, covariances, self.frozen)
+            return Field(result, flags, covariances)
+
+        n_sizes, n_lanes = params.log_weights.shape[:2]
+        field: Field = self._over(
+            chunk,
+            jax.tree.map(
+                lambda a: (
+                    a.reshape((n_sizes, n_lanes // _WIDTH, _WIDTH, *a.shape[2:]))
+                    .swapaxes(0, 1)
+                    .reshape((n_lanes // _WIDTH, n_sizes * _WIDTH, *a.shape[2:]))
+                ),
+                params,
+            ),
+        )
+        self.n_steps = self.n_steps + field.results.n_iter.sum(1).astype(np.int32)
+        return field
+
+    def moves(self, key: Array, field: Field) -> GMMParams:
+        """_MOVES split–merge moves from the first of each size's mixtures, leading axes (L, _MOVES)."""
+        xp = _arrays((field, self.frozen))
+        best, covariances = jax.tree.map(
+            lambda a: xp.repeat(a[:, 0], _WIDTH, axis=0), (field.results.params, field.covariances)
+        )
+        # Every lane's own: as many products again, and one more shape that is not compiled.
+        closeness = lanes.overlaps(
+            best if covariances is None else (best.log_weights, best.means, covariances),
+            self.frozen, block_size=self.block_size,
+        )  # fmt: skip
+
+        def chunk(keys: Array) -> GMMParams:
+            drawn = lanes.draw_moves(keys, best.log_weights, closeness, n_features=best.n_features)
+            return lanes.move(drawn, best, self.frozen, block_size=self.block_size)
+
+        # A move is an E-step and an M-step too.
+        self.n_steps = self.n_steps + _MOVES
+        together: GMMParams = self._over(chunk, self._keys(key, _MOVES // _WIDTH))
+        return together
+
+    def play(self, key: Array, budget: int) -> Field:
+        """The finalists of every size, converged, best first: leading axes (L, _WIDTH)."""
+        game = plan(budget)
+        key_start, key_moves = jax.random.split(key)
+        params, steps = self.starts(key_start, game.n_starts), game.steps
+        while True:
+            n_lanes = params.log_weights.shape[1]
+            field = _best(self.advance(params, steps), max(_WIDTH, n_lanes // 3))
+            if n_lanes == _WIDTH:
+                break
+            params, steps = field.results.params, 3 * steps
+        for i in range(game.rounds):
+            moved = self.moves(jax.random.fold_in(key_moves, i), field)
+            tried = _best(self.advance(moved, _TRY), _WIDTH)
+            refined = self.advance(tried.results.params, _REFINE)
+            xp = _arrays((field, refined))
+            both = jax.tree.map(lambda *leaves, xp=xp: xp.concatenate(leaves, 1), field, refined)
+            field = _best(both, _WIDTH)
+        final = self.advance(field.results.params, None)
+        return _best(final, _WIDTH)
+
+    def best(self, key: Array, budget: int) -> BestFit:
+        """The winner of every size, leading axis (L,)."""
+        results, flags, _ = self.play(key, budget)
+        top = results.log_likelihood[:, :1]
+        agree = (results.log_likelihood >= top - _AGREE) & ~has_failed(results.status)
+        winner = jax.tree.map(lambda a: a[:, 0], results)
+        found = BestFit(
+            winner.params, winner.log_likelihood, winner.n_iter, winner.status, winner.history,
+            flags=flags[:, 0],
+            n_agreed=agree.sum(1).astype(np.int32),
+            n_finalists=jnp.full(top.shape[:1], _WIDTH, jnp.int32),
+            n_steps=self.n_steps,
+        )  # fmt: skip
+        return jax.tree.map(jnp.asarray, found)
+
+    def _keys(self, key: Array, n: int) -> Array:
+        """(n, lanes) keys, n times as many as a program has lanes."""
+        n_lanes = len(self.sizes) * _WIDTH
+        return jax.random.split(key, (n, n_lanes))
+
+    def _over(self, chunk: Callable[[Any], Any], inputs: Any) -> Any:
+        """`chunk` of each of the inputs (n, lanes, ...); what it gives, with leading axes (L, n · _WIDTH).
+
+        Inside somebody's trace the calls are one loop, or the program would be compiled n times over.
+        """
+        n_sizes, n = len(self.sizes), jax.tree.leaves(inputs)[0].shape[0]
+        if not validate.is_concrete(inputs, self.settings):
+            mapped = jax.lax.map(chunk, inputs)
+
+            def ungroup(a: Array) -> Array:
+                return a.reshape((n, n_sizes, _WIDTH, *a.shape[2:])).swapaxes(0, 1)
+
+            return jax.tree.map(lambda a: ungroup(a).reshape((n_sizes, n * _WIDTH, *a.shape[2:])), mapped)
+        parts = [chunk(jax.tree.map(lambda a, i=i: a[i], inputs)) for i in range(n)]
+        return jax.tree.map(
+            lambda *leaves: np.concatenate(
+                [np.asarray(a).reshape((n_sizes, _WIDTH, *a.shape[1:])) for a in leaves], 1
+            ),
+            *parts,
+        )
+
+
+def fit_best(
+    key: Array,
+    X: ArrayLike,
+    n_components: int,
+    sample_weight: ArrayLike | None = None,
+    *,
+    covariance_type: str | Family = "full",
+    budget: int = BUDGET,
+    init: Init = "kmeans++",
+    tol: ArrayLike = TOL,
+    max_iter: int | Array = MAX_ITER,
+    reg_covar: ArrayLike = REG_COVAR,
+    accelerate: bool | Array = True,
+    max_ratio: ArrayLike | None = MAX_RATIO,
+    history_size: int = HISTORY_SIZE,
+) -> BestFit:
+    """The best optimum that a budget of EM steps finds: a tournament of starts, then split–merge moves.
+
+    27 starts take a few EM steps; the best third of them three times as many, and again. From the best of
+    the last three, 18 moves that merge two components and split a third are tried, and the result replaces
+    it if it is better. The three finalists are brought to convergence.
+
+    Args:
+      key: a JAX PRNG key; same key, same result.
+      X: (N, D).
+      n_components: K; static.
+      sample_weight: (N,) or None for ones.
+      covariance_type: a name or a `Family`.
+      budget: about how many EM steps to spend before the finalists converge; static.
+      init: as in `fit_restarts`.
+      tol: as in `fit`.
+      max_iter: as in `fit`; for each finalist.
+      reg_covar: as in `m_step`.
+      accelerate: as in `fit`.
+      max_ratio: the largest ratio of covariance eigenvalues, relative to the covariance of all the data, that
+        is not taken for an artefact (`Spurious.NARROW`); None for no bound. A sound optimum wins over a
+        spurious one of higher likelihood.
+      history_size: as in `fit`; the history is the final stage's.
+
+    Returns:
+      BestFit: a FitResult that also says how many finalists agreed on the winner, and whether it is spurious.
+
+    Raises:
+      ValueError, TypeError: as `fit_restarts`.
+
+    Example:
+      >>> import jax, jaxgmm
+      >>> X = jax.random.normal(jax.random.key(0), (200, 2))
+      >>> result = jaxgmm.fit_best(jax.random.key(1), X, 2, budget=200)
+      >>> jaxgmm.Status(int(result.status)).name
+      'CONVERGED'
+
+    References:
+      Karnin, Koren & Somekh (2013), Almost optimal exploration in multi-armed bandits, for successive
+      halving; Ueda, Nakano, Ghahramani & Hinton (2000) for split–merge moves.
+    """
+    settings = lanes.settings_of(X, sample_weight, tol, max_iter, reg_covar, accelerate, max_ratio)
+    n = validate.n_components(n_components, settings.x.shape[0])
+    tournament = Tournament(
+        settings, get_family(covariance_type), (n,), check_init(init),
+        validate.count(history_size, "history_size", 0),
+    )  # fmt: skip
+    found = tournament.best(validate.key(key), validate.count(budget, "budget", 1))
+    return jax.tree.map(lambda a: a[0], found)
