@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Ellipse
 
 import jaxgmm
-from jaxgmm.plot import plot_criteria, plot_density, plot_fit, plot_pairs
+from jaxgmm.plot import plot_criteria, plot_density, plot_fit, plot_pairs, plot_uncertainty
 
 matplotlib.use("Agg")
 
@@ -355,3 +355,19 @@ def test_without_matplotlib_it_says_what_to_install():
     code = "import sys; sys.modules['matplotlib'] = None; import jaxgmm, jaxgmm.plot"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "ImportError: jaxgmm.plot needs Matplotlib: pip install 'jaxgmm[plot]'" in run.stderr
+
+
+def test_uncertainty_sorts_the_points_by_it():
+    params = jaxgmm.make_params(
+        [0.5, 0.5], [[-4.0, 0.0, 0.0], [4.0, 0.0, 0.0]], np.ones(2, np.float32), "spherical"
+    )
+    sure, unsure = [[-4.0, 1.0, 0.0], [4.0, -1.0, 0.0]], [[0.0, 2.0, 0.0]]
+    between = [[-0.25, 0.5, 0.0]]  # log-odds of −2: the other component has 0.12
+    _, axes = canvas()
+    assert plot_uncertainty(params, np.array(sure + unsure + between), features=(0, 1), ax=axes) is axes
+    drawn = [collection.get_offsets().tolist() for collection in axes.collections]
+    assert drawn == [[p[:2] for p in sure], [between[0][:2]], [unsure[0][:2]]]
+    assert len(ellipses(axes)) == 4
+    assert axes.get_xlabel() == "x1"
+    with pytest.raises(ValueError, match="features must be two of the 3"):
+        plot_uncertainty(params, np.array(sure), features=(0, 3), ax=axes)

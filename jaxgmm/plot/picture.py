@@ -121,6 +121,14 @@ class Picture:
             for k in range(len(self.weights)):
                 mine = self.points[self.labels == k]
                 axes.scatter(mine[:, i], mine[:, j], size, self.colour(k), lw=0, alpha=0.55, rasterized=True)
+        self.draw_ellipses(axes, i, j)
+        axes.set_xlim(x_low, x_high)
+        axes.set_ylim(y_low, y_high)
+        tidy(axes)
+
+    def draw_ellipses(self, axes: Axes, i: int, j: int) -> None:
+        """The components' ellipses at one and two standard deviations, and their numbers."""
+        (x_low, x_high), (y_low, y_high) = self.limits(i), self.limits(j)
         for k, mean in enumerate(self.means):
             values, vectors = np.linalg.eigh(self.covariances[k][np.ix_([i, j], [i, j])])
             width, height = np.sqrt(np.maximum(values, 0))
@@ -134,9 +142,6 @@ class Picture:
                 axes.add_patch(edge)
             if x_low < mean[i] < x_high and y_low < mean[j] < y_high:
                 self.number(axes, k, mean[i], mean[j])
-        axes.set_xlim(x_low, x_high)
-        axes.set_ylim(y_low, y_high)
-        tidy(axes)
 
     def pair_density(self, i: int, j: int, x: Array, y: Array) -> Array:
         """The marginal density of features i and j."""

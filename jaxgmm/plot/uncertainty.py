@@ -1,0 +1,82 @@
+"""Which samples a mixture is unsure about."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+
+from jaxgmm.density import responsibilities
+from jaxgmm.params import GMMParams, active
+from jaxgmm.plot.picture import Picture
+from jaxgmm.plot.style import SMALL, TEXT, new_figure, tidy
+
+# The classes of uncertainty, with the area of their marks in points squared and their grey.
+_CLASSES = ((0.05, 4, "#c2c2c2"), (0.2, 14, "#8a8a8a"), (1.0, 34, "black"))
+
+
+def plot_uncertainty(
+    params: GMMParams,
+    X: Any,
+    *,
+    features: tuple[int, int] = (0, 1),
+    ax: Axes | None = None,
+    columns: Sequence[str] | None = None,
+    sample_weight: Any = None,
+    max_points: int = 5000,
+) -> Axes:
+    """Draw the samples by how unsure the mixture is of their component: 1 − max_k r_k.
+
+    Larger and darker is more uncertain; the ellipses are the components' at one and two standard deviations.
+
+    Args:
+      params: one mixture with D ≥ 2.
+      X: (N, D).
+      features: the two features to draw; the uncertainty is that of all D.
+      ax: where to draw; None makes a figure.
+      columns: names of the D features.
+      sample_weight: (N,); samples without weight are not drawn.
+      max_points: a scatter of more points than this shows a random sample of that many.
+
+    Returns:
+      The axes.
+
+    Raises:
+      ValueError: D is 1, `features` are not two of the D, or the shapes do not fit.
+
+    Example:
+      >>> import jax, jaxgmm
+      >>> from jaxgmm.plot import plot_uncertainty
+      >>> params = jaxgmm.make_params([0.5, 0.5], [[0.0, 0.0], [3.0, 0.0]], [1.0, 1.0], "spherical")
+      >>> ax = plot_uncertainty(params, jaxgmm.sample(jax.random.key(0), params, 50)[0])
+    """
+    picture = Picture(params, X, columns, sample_weight, max_points)
+    d = picture.n_features
+    i, j = features
+    if d < 2 or not (0 <= i < d and 0 <= j < d and i != j):
+        raise ValueError(f"plot_uncertainty: features must be two of the {d} features, got {features}")
+    axes = new_figure((3.5, 3.2)).add_subplot() if ax is None else ax
+    points = picture.points.astype(np.asarray(params.means).dtype)
+    unsure = 1 - np.asarray(responsibilities(active(params), points), np.float64).max(1)
+    low, handles = -1.0, []
+    for high, size, grey in _CLASSES:
+        mine = picture.points[(low < unsure) & (unsure <= high)]
+        axes.scatter(mine[:, i], mine[:, j], size, grey, lw=0, alpha=0.85, rasterized=True)
+        text = f"below {high:g}" if low < 0 else f"{low:g} to {high:g}" if high < 1 else f"above {low:g}"
+        handles.append(Line2D([], [], color=grey, marker="o", lw=0, ms=size**0.5, label=text))
+        low = high
+    picture.draw_ellipses(axes, i, j)
+    axes.set_xlim(*picture.limits(i))
+    axes.set_ylim(*picture.limits(j))
+    axes.set_xlabel(picture.columns[i], fontsize=TEXT, parse_math=False)
+    axes.set_ylabel(picture.columns[j], fontsize=TEXT, parse_math=False)
+    axes.legend(
+        handles=handles, title="uncertainty of the label", title_fontsize=SMALL, fontsize=SMALL, frameon=False,
+        loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0.2, columnspacing=1.2,
+        handlelength=1,
+    )  # fmt: skip
+    tidy(axes)
+    return axes
