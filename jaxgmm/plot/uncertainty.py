@@ -74,9 +74,17 @@ def plot_uncertainty(
     axes.set_xlabel(picture.columns[i], fontsize=TEXT, parse_math=False)
     axes.set_ylabel(picture.columns[j], fontsize=TEXT, parse_math=False)
     axes.legend(
-        handles=handles, title="uncertainty of the label", title_fontsize=SMALL, fontsize=SMALL, frameon=False,
-        loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0.2, columnspacing=1.2,
+        handles=handles,
+        title="uncertainty of the label",
+        loc="lower left",
+        bbox_to_anchor=(0, 1),
+        ncols=3,
+        borderaxespad=0.2,
+        columnspacing=1.2,
         handlelength=1,
-    )  # fmt: skip
+        title_fontsize=SMALL,
+        fontsize=SMALL,
+        frameon=False,
+    )
     tidy(axes)
     return axes
