@@ -5,11 +5,20 @@ from __future__ import annotations
 import difflib
 
 from jaxgmm.families.diagonal import diag, spherical
+from jaxgmm.families.eigen import EEV, EVE, EVV, VEE, VEV, VVE
+from jaxgmm.families.eigen_diagonal import EEI, EII, EVI, VEI
 from jaxgmm.families.family import Family
 from jaxgmm.families.full import full
 from jaxgmm.families.tied import tied
 
-FAMILIES: dict[str, Family] = {f.name: f for f in (full, tied, diag, spherical)}
+FAMILIES: dict[str, Family] = {
+    f.name: f for f in (full, tied, diag, spherical, EII, EEI, VEI, EVI, VEE, EVE, VVE, EEV, VEV, EVV)
+}
+
+# mclust's names of structures that have another one here; E and V are its names in one dimension.
+ALIASES: dict[str, Family] = {
+    "VVV": full, "EEE": tied, "VVI": diag, "VII": spherical, "V": spherical, "E": EII
+}  # fmt: skip
 
 
 def get_family(covariance_type: str | Family) -> Family:
@@ -28,8 +37,12 @@ def get_family(covariance_type: str | Family) -> Family:
         return covariance_type
     if not isinstance(covariance_type, str):
         raise TypeError(f"covariance_type must be a name or a Family; got {type(covariance_type).__name__}")
-    if covariance_type not in FAMILIES:
-        near = difflib.get_close_matches(covariance_type, FAMILIES, n=1)
+    names = FAMILIES | ALIASES
+    if covariance_type not in names:
+        near = difflib.get_close_matches(covariance_type, names, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"covariance_type must be one of {sorted(FAMILIES)}; got {covariance_type!r}{hint}")
-    return FAMILIES[covariance_type]
+        raise ValueError(
+            f"covariance_type must be one of {', '.join(FAMILIES)} (or, in mclust's words, "
+            f"{', '.join(ALIASES)}); got {covariance_type!r}{hint}"
+        )
+    return names[covariance_type]
