@@ -1,16 +1,18 @@
 """mclust's structures with correlations that share something: VEE, EVV, EEV, VEV, EVE and VVE.
 
 The letters say volume, shape and orientation: E equal, V varying. EEE is `tied`, VVV `full`. Where both shape
-and orientation are shared, or neither, scale holds a lower "factor" of determinant 1, (1, D, D) or (K, D, D),
-and a "width"; otherwise an "orientation", orthogonal with the axes in its columns, and the standard deviations
-along them, as `volume` describes.
+and orientation are shared, or neither, scale holds a lower "factor" of determinant 1, (1, D, D) or
+(K, D, D), and a "width"; otherwise an "orientation", orthogonal with the axes in its columns, and the
+standard deviations along them, as `volume` describes.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
@@ -35,7 +37,6 @@ from jaxgmm.families.orientation import (
 from jaxgmm.families.volume import (
     common_shape,
     common_volume,
-    geometric_mean,
     grown,
     logs_bound,
     logs_free,
@@ -274,13 +275,15 @@ def _vve_from_variances(variances: Array) -> Scale:
     return {"orientation": _start(variances, 1), "width": jnp.sqrt(variances)}
 
 
+# Compiled, because `make_params` calls it outside of `jit`, where every operation would be a program.
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _nearest(
     update: Callable[..., tuple[Scale, Array]],
     from_variances: Callable[[Array], Scale],
     row: str,
     covariances: Array,
 ) -> Scale:
-    """What the M-step makes of covariances (K, D, D) of equal weight; NaN in the rows of those that are none."""
+    """What the M-step makes of covariances (K, D, D) of equal weight; NaN in rows of those that fail."""
     k, d, _ = covariances.shape
     dtype = covariances.dtype
     good = jnp.isfinite(lax.linalg.cholesky(covariances)).all((-2, -1))

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
 from jaxgmm.families.diagonal import nan_sqrt, positive
 from jaxgmm.families.family import Family
-from jaxgmm.families.full import SQRT_HALF
 from jaxgmm.families.volume import (
     common_shape,
     common_volume,
@@ -25,7 +25,6 @@ from jaxgmm.families.volume import (
     logs_to,
     pooled,
     shares,
-    split,
     widths,
 )
 from jaxgmm.linalg import embed_diagonal
@@ -109,16 +108,18 @@ def _eei_from_variances(variances: Array) -> Scale:
     return {"width": nan_sqrt(variances.mean(0, keepdims=True))}
 
 
+@jax.jit
 def vei_from_variances(variances: Array) -> Scale:
-    """The width (K, 1) and shape (1, D) nearest to variances (K, D); NaN widths where they are not positive."""
+    """The width (K, 1) and shape (1, D) nearest to variances (K, D); NaN where they are not positive."""
     good = (variances > 0).all(-1, keepdims=True)
     safe = jnp.where(good, variances, 1)
     volume, shape = common_shape(safe, _equal(variances.shape[0], variances.dtype))
     return {"width": jnp.where(good, jnp.sqrt(volume), jnp.nan), "shape": jnp.sqrt(shape)}
 
 
+@jax.jit
 def evi_from_variances(variances: Array) -> Scale:
-    """The width (1, 1) and shape (K, D) nearest to variances (K, D); NaN shapes where they are not positive."""
+    """The width (1, 1) and shape (K, D) nearest to variances (K, D); NaN where they are not positive."""
     good = (variances > 0).all(-1, keepdims=True)
     safe = jnp.where(good, variances, 1)
     volume, shape = common_volume(safe, _equal(variances.shape[0], variances.dtype))

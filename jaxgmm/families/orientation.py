@@ -166,7 +166,6 @@ def common_axes(factors: Array, share: Array, *, equal_volume: bool) -> tuple[Ar
     rows = jnp.concatenate([rows, turned.T[None]])
     share = jnp.concatenate([share, jnp.zeros(1, share.dtype)])
     first, second, following, n_rounds = _rounds(n_features)
-    pairs = len(first)
     rest = np.setdiff1d(np.arange(n_features), [*first, *second])
 
     def one(rows: Array, _: None) -> tuple[Array, None]:

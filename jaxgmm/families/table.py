@@ -24,6 +24,11 @@ ALIASES: dict[str, Family] = {
 def get_family(covariance_type: str | Family) -> Family:
     """The record for a name; a record is returned as it is.
 
+    mclust's fourteen structures Σ_k = λ_k D_k A_k D_kᵀ go by its three letters for volume, shape and
+    orientation (E equal, V varying, I identity). Four of them have another name here: VVV is "full", EEE
+    "tied", VVI "diag", VII "spherical"; either finds the one record. So do mclust's E (EII) and V (VII) for
+    one dimension.
+
     Raises:
       ValueError: for a name that is not in the table.
       TypeError: for anything that is neither a name nor a `Family`.
@@ -32,6 +37,13 @@ def get_family(covariance_type: str | Family) -> Family:
       >>> from jaxgmm.families import get_family
       >>> get_family("tied").n_parameters(3, 2)
       3
+      >>> get_family("VVE")
+      Family('VVE')
+      >>> get_family("VVV")
+      Family('full')
+
+    References:
+      Celeux & Govaert (1995), Gaussian parsimonious clustering models, Pattern Recognition 28.
     """
     if isinstance(covariance_type, Family):
         return covariance_type
