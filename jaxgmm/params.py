@@ -73,7 +73,9 @@ def make_params(
     Args:
       weights: (K,), not negative, summing to 1 (to rounding: they are normalised). 0 switches off.
       means: (K, D), in the data's units.
-      covariances: full (K, D, D), tied (D, D), diag (K, D) variances, spherical (K,) variances.
+      covariances: full (K, D, D), tied (D, D), diag (K, D) variances, spherical (K,) variances. For EII one
+        variance (), EEI (D,), VEI and EVI (K, D) variances, for mclust's others (K, D, D); where these are
+        not of the structure, what an M-step with equal weights makes of them.
       covariance_type: a name or a `Family`.
 
     Returns:

@@ -20,6 +20,15 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 DATA = pathlib.Path(__file__).parent / "data"
 NAMES = sorted(FAMILIES)
+# For whole fits that test EM rather than a structure; also what the `name` fixture runs over.
+CORE = ["diag", "full", "spherical", "tied"]
+# What moves the fits of a structure as it moves the data: any linear map, a scaling of each axis, or only a
+# rotation with one scaling.
+EQUIVARIANCE = {
+    **dict.fromkeys(["full", "tied", "VEE", "EVV"], "affine"),
+    **dict.fromkeys(["diag", "EEI", "VEI", "EVI"], "axes"),
+    **dict.fromkeys(["spherical", "EII", "EEV", "VEV", "EVE", "VVE"], "similar"),
+}
 
 
 @contextlib.contextmanager
@@ -53,9 +62,19 @@ def double():
         yield np.dtype("float64")
 
 
-@pytest.fixture(params=NAMES)
+@pytest.fixture(params=CORE)
 def name(request):
     return request.param
+
+
+# For tests of what a structure itself must do: all of them in float32, and in float64 those that are not
+# held against mclust's numbers in that precision.
+every_name = pytest.mark.parametrize("name", NAMES)
+every = pytest.mark.parametrize(
+    ("name", "dtype"),
+    [(n, t) for n in NAMES for t in ("float32", "float64") if n in CORE or t == "float32"],
+    indirect=["dtype"],
+)
 
 
 @pytest.fixture(scope="session")
@@ -92,3 +111,25 @@ def dense(params):
         scale = jax.tree.map(lambda a: jnp.asarray(np.asarray(a), jnp.float64), params.scale)
         cov = params.family.to_covariance(scale, params.means.shape)
     return *wide, np.asarray(cov)
+
+
+def given(family, cov):
+    """Dense covariances (K, D, D) in the shape that the family takes."""
+    variances = np.einsum("kdd->kd", cov)
+    return {
+        (5, 7, 7): lambda: cov,
+        (7, 7): lambda: cov[0],
+        (5, 7): lambda: variances,
+        (7,): lambda: variances[0],
+        (5,): lambda: variances.mean(1),
+        (): lambda: variances.mean(),
+    }[family.covariance_shape(5, 7)]()
+
+
+def takes_rows(family, scale, n_components, n_features):
+    """For each array of a scale, whether its leading axis is the components'."""
+    one, other = (
+        jax.tree.leaves(jaxgmm.params.scale_like(family, k, n_features))
+        for k in (n_components, n_components + 1)
+    )
+    return [a.shape != b.shape for a, b in zip(one, other, strict=True)]

@@ -9,7 +9,7 @@ import pytest
 
 import jaxgmm
 from jaxgmm import Status
-from tests.conftest import NAMES, x64
+from tests.conftest import NAMES, every, x64
 
 N, D, K = 24, 3, 4
 KEY = 3
@@ -107,6 +107,7 @@ def assert_honest(result, X, w, reg, tol=1e-5):
         assert float(jaxgmm.score(after, X, w)) == pytest.approx(log_likelihood, abs=allowed)
 
 
+@every
 @pytest.mark.parametrize("case", CASES)
 def test_every_fit_is_finite_or_says_why_and_converged_means_it(case, name, dtype):
     X, w = arrays(case, dtype)
@@ -117,6 +118,7 @@ def test_every_fit_is_finite_or_says_why_and_converged_means_it(case, name, dtyp
             assert_honest(lane(results, i), X, w, reg)
 
 
+@every
 @pytest.mark.parametrize("case", CASES)
 def test_em_on_any_of_these_data_never_decreases(case, name, dtype):
     # DECREASED is for updates that are wrong; none of the package's is.
@@ -124,6 +126,7 @@ def test_em_on_any_of_these_data_never_decreases(case, name, dtype):
         assert Status.DECREASED not in np.asarray(fitted(case, name, dtype, reg).status)
 
 
+@every
 def test_easy_data_converge(name, dtype):
     statuses = np.asarray(fitted("easy", name, dtype, 1e-6).status)
     assert (statuses == Status.CONVERGED).all()

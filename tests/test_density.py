@@ -10,9 +10,16 @@ from scipy import stats
 from scipy.special import logsumexp
 
 import jaxgmm
-from tests.conftest import dense, overlapping, soft_labels, start_from
+from jaxgmm.families import FAMILIES
+from tests.conftest import CORE, dense, given, overlapping, soft_labels, start_from
 
 X, LABELS = overlapping(300, 3, 3)
+
+
+# Beyond the core, one for each kind of factor: the others have these very functions.
+@pytest.fixture(params=[*CORE, "VEI", "VEE", "EEV"])
+def name(request):
+    return request.param
 
 
 def oracle(params, x):
@@ -176,7 +183,7 @@ def test_samples_are_a_function_of_the_key(params):
 
 
 def test_a_switched_off_component_is_never_sampled_or_predicted(name):
-    ones = np.ones({"full": (2, 1, 1), "tied": (1, 1), "diag": (2, 1), "spherical": (2,)}[name])
+    ones = given(FAMILIES[name], np.ones((2, 1, 1)))
     off = jaxgmm.make_params([0.0, 1.0], [[0.0], [5.0]], ones, name)
     _, labels = jaxgmm.sample(jax.random.key(0), off, 100)
     assert (labels == 1).all()

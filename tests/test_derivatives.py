@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import jaxgmm
-from tests.conftest import overlapping, start_from
+from tests.conftest import CORE, overlapping, start_from
 
 X, LABELS = overlapping(120, 2, 2, seed=1, separation=2.5)
 WEIGHTS = np.random.default_rng(0).uniform(0.5, 1.5, size=len(X))
@@ -34,6 +34,8 @@ def directions():
     return jnp.asarray(rng.normal(size=X.shape)), jnp.asarray(rng.normal(size=len(X))), jnp.asarray(1.0)
 
 
+# Beyond the core, one for each way of sharing: a shape, a factor, axes, and own axes with common widths.
+@pytest.mark.parametrize("name", [*CORE, "VEI", "VEE", "EVE", "EEV"])
 def test_gradients_and_tangents_agree_with_refits(name, double):
     start = start_from(X, LABELS, name, double)
     function = jax.jit(lambda *a: total(start, *a))

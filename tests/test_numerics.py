@@ -7,12 +7,14 @@ import pytest
 
 import jaxgmm
 from jaxgmm import Status
-from tests.conftest import dense, overlapping, soft_labels, start_from, x64
+from tests.conftest import CORE, NAMES, dense, every_name, overlapping, soft_labels, start_from, x64
 
 OFFSETS = [(1e3, 1e-3), (1e4, 1e-3), (1e5, 5e-3)]
 
 
-@pytest.mark.parametrize("data", ["iris", "faithful"])
+@pytest.mark.parametrize(
+    ("name", "data"), [(n, d) for n in NAMES for d in ("iris", "faithful") if n in CORE or d == "iris"]
+)
 def test_an_offset_costs_float32_little(name, mclust, data):
     reference = mclust[data]
     X = np.array(reference["X"])
@@ -29,6 +31,7 @@ def test_an_offset_costs_float32_little(name, mclust, data):
         assert abs(float(result.log_likelihood - base.log_likelihood)) < allowed
 
 
+@every_name
 @pytest.mark.parametrize("offset", [0.0, 1e3])
 @pytest.mark.parametrize("condition", [1e2, 1e6])
 def test_one_step_in_float32_at_a_high_condition_number(name, condition, offset):

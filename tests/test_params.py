@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 import jaxgmm
+from jaxgmm.families import FAMILIES
 from jaxgmm.params import active, translate
-from tests.conftest import NAMES
+from tests.conftest import CORE, every_name, given
 
 SHAPES = {"full": (2, 3, 3), "tied": (3, 3), "diag": (2, 3), "spherical": (2,)}
 
@@ -92,5 +93,29 @@ def test_translate_moves_the_means_only():
     np.testing.assert_array_equal(moved.scale, params.scale)
 
 
-def test_names_cover_every_structure():
-    assert set(NAMES) == set(SHAPES)
+def test_names_cover_the_core():
+    assert set(CORE) == set(SHAPES)
+
+
+@every_name
+def test_covariances_that_a_structure_can_have_are_kept(name, double):
+    """What comes back from make_params goes in again unchanged, and lies as near as an M-step would."""
+    family = FAMILIES[name]
+    root = np.random.default_rng(0).normal(size=(2, 3, 3)) + 2 * np.eye(3)
+    cov = np.einsum("kde,kfe->kdf", root, root)
+    means = np.zeros((2, 3))
+    once = jaxgmm.make_params([0.25, 0.75], means, given(family, cov), name).covariances
+    twice = jaxgmm.make_params([0.25, 0.75], means, given(family, np.asarray(once)), name).covariances
+    np.testing.assert_allclose(twice, once, rtol=1e-9, atol=1e-9)
+    assert (np.linalg.eigvalsh(once) > 0).all()
+
+
+@every_name
+def test_a_covariance_that_is_not_positive_definite_is_refused(name):
+    family = FAMILIES[name]
+    bad = np.stack([np.eye(3), -np.eye(3)])
+    cov = given(family, bad[::-1] if family.covariance_shape(5, 7) in ((), (7,), (7, 7)) else bad)
+    if name == "EII":
+        cov = np.asarray(-1.0)
+    with pytest.raises(ValueError, match=r"covariances must be positive definite; (component 1|the shared)"):
+        jaxgmm.make_params([0.5, 0.5], np.zeros((2, 3)), cov if name != "spherical" else [1.0, -1.0], name)

@@ -34,8 +34,8 @@ the best marked with *:
 \b
   covariance   how the components' covariances are restricted: full (not),
                tied (all the same), diag (diagonal), spherical (the same
-               variance in every direction), or by mclust's three letters
-               for volume, shape and orientation
+               variance in every direction); or one of mclust's
+               fourteen, such as VVE or EEI
   K            number of components
   parameters   free parameters of the mixture
   log-lik.     mean log-likelihood per row, in nats; larger is better

@@ -22,7 +22,7 @@ def _diag_second_moment(scale: Array, y: Array, resp: Array) -> Array:
     return (y * y * resp[:, None, :]).sum(-1)
 
 
-def _positive(target: Array, spread: Array) -> Array:
+def positive(target: Array, spread: Array) -> Array:
     """`target`, or the rounding of the subtraction that made it from `spread` where it is not positive."""
     eps = epsilon(target.dtype)
     return jnp.where(target > 0, target, 4 * eps * spread + eps * eps)
@@ -33,7 +33,7 @@ def _diag_update(
 ) -> tuple[Array, Array]:
     active = (weight > 0)[:, None]
     spread = second / jnp.where(active, weight[:, None], 1)
-    target = _positive(spread - mean * mean + ridge[None, :] / (scale * scale), spread)
+    target = positive(spread - mean * mean + ridge[None, :] / (scale * scale), spread)
     target = jnp.where(active, target, 1)
     return scale * jnp.sqrt(target), jnp.square(target - 1).sum(-1)
 
@@ -42,7 +42,8 @@ def _diag_to_covariance(scale: Array, shape: tuple[int, int]) -> Array:
     return embed_diagonal(scale * scale)
 
 
-def _nan_sqrt(variances: Array) -> Array:
+def nan_sqrt(variances: Array) -> Array:
+    """Standard deviations of variances; NaN where one is not positive."""
     return jnp.where(variances > 0, jnp.sqrt(jnp.where(variances > 0, variances, 1)), jnp.nan)
 
 
@@ -55,7 +56,7 @@ def _diag_to_natural(reference: Array, weights: Array, scale: Array, shift: Arra
 def _diag_from_natural(reference: Array, weights: Array, natural: dict[str, Array]) -> tuple[Array, Array]:
     root = jnp.sqrt(weights)[:, None]
     precision = natural["precision"] / (SQRT_HALF * root)
-    return reference / _nan_sqrt(precision), natural["shift"] / (root * precision)
+    return reference / nan_sqrt(precision), natural["shift"] / (root * precision)
 
 
 def _diag_shape(n_components: int, n_features: int) -> tuple[int, ...]:
@@ -101,8 +102,8 @@ diag = Family(
     second_moment=_diag_second_moment,
     update=_diag_update,
     to_covariance=_diag_to_covariance,
-    from_covariance=_nan_sqrt,
-    from_variances=_nan_sqrt,
+    from_covariance=nan_sqrt,
+    from_variances=nan_sqrt,
     n_parameters=_diag_n_parameters,
     to_natural=_diag_to_natural,
     from_natural=_diag_from_natural,
@@ -127,7 +128,7 @@ def _spherical_update(
     active = weight > 0
     spread = second / (n_features * jnp.where(active, weight, 1))
     between = jnp.square(mean).sum(-1) / n_features
-    target = _positive(spread - between + ridge.mean() / (scale * scale), spread)
+    target = positive(spread - between + ridge.mean() / (scale * scale), spread)
     target = jnp.where(active, target, 1)
     return scale * jnp.sqrt(target), n_features * jnp.square(target - 1)
 
@@ -150,7 +151,7 @@ def _spherical_from_natural(
     root = jnp.sqrt(weights)
     length = SQRT_HALF * natural["shift"].shape[-1] ** 0.5
     precision = natural["precision"] / (length * root)
-    return reference / _nan_sqrt(precision), natural["shift"] / (root * precision)[:, None]
+    return reference / nan_sqrt(precision), natural["shift"] / (root * precision)[:, None]
 
 
 def _spherical_shape(n_components: int, n_features: int) -> tuple[int, ...]:
@@ -192,7 +193,7 @@ spherical = Family(
     second_moment=_spherical_second_moment,
     update=_spherical_update,
     to_covariance=_spherical_to_covariance,
-    from_covariance=_nan_sqrt,
+    from_covariance=nan_sqrt,
     from_variances=_spherical_from_variances,
     n_parameters=_spherical_n_parameters,
     to_natural=_spherical_to_natural,

@@ -5,15 +5,29 @@ from __future__ import annotations
 import difflib
 
 from jaxgmm.families.diagonal import diag, spherical
+from jaxgmm.families.eigen import EEV, EVE, EVV, VEE, VEV, VVE
+from jaxgmm.families.eigen_diagonal import EEI, EII, EVI, VEI
 from jaxgmm.families.family import Family
 from jaxgmm.families.full import full
 from jaxgmm.families.tied import tied
 
-FAMILIES: dict[str, Family] = {f.name: f for f in (full, tied, diag, spherical)}
+FAMILIES: dict[str, Family] = {
+    f.name: f for f in (full, tied, diag, spherical, EII, EEI, VEI, EVI, VEE, EVE, VVE, EEV, VEV, EVV)
+}
+
+# mclust's names of structures that have another one here; E and V are its names in one dimension.
+ALIASES: dict[str, Family] = {
+    "VVV": full, "EEE": tied, "VVI": diag, "VII": spherical, "V": spherical, "E": EII
+}  # fmt: skip
 
 
 def get_family(covariance_type: str | Family) -> Family:
     """The record for a name; a record is returned as it is.
+
+    mclust's fourteen structures Σ_k = λ_k D_k A_k D_kᵀ go by its three letters for volume, shape and
+    orientation (E equal, V varying, I identity). Four of them have another name here: VVV is "full", EEE
+    "tied", VVI "diag", VII "spherical"; either finds the one record. So do mclust's E (EII) and V (VII) for
+    one dimension.
 
     Raises:
       ValueError: for a name that is not in the table.
@@ -23,13 +37,24 @@ def get_family(covariance_type: str | Family) -> Family:
       >>> from jaxgmm.families import get_family
       >>> get_family("tied").n_parameters(3, 2)
       3
+      >>> get_family("VVE")
+      Family('VVE')
+      >>> get_family("VVV")
+      Family('full')
+
+    References:
+      Celeux & Govaert (1995), Gaussian parsimonious clustering models, Pattern Recognition 28.
     """
     if isinstance(covariance_type, Family):
         return covariance_type
     if not isinstance(covariance_type, str):
         raise TypeError(f"covariance_type must be a name or a Family; got {type(covariance_type).__name__}")
-    if covariance_type not in FAMILIES:
-        near = difflib.get_close_matches(covariance_type, FAMILIES, n=1)
+    names = FAMILIES | ALIASES
+    if covariance_type not in names:
+        near = difflib.get_close_matches(covariance_type, names, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"covariance_type must be one of {sorted(FAMILIES)}; got {covariance_type!r}{hint}")
-    return FAMILIES[covariance_type]
+        raise ValueError(
+            f"covariance_type must be one of {', '.join(FAMILIES)} (or, in mclust's words, "
+            f"{', '.join(ALIASES)}); got {covariance_type!r}{hint}"
+        )
+    return names[covariance_type]

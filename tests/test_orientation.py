@@ -1,0 +1,105 @@
+"""Axes: their derivatives, their charts, and axes common to several covariances."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.linalg import expm
+from scipy.optimize import minimize
+
+from jaxgmm.families.orientation import (
+    cayley_signs,
+    common_axes,
+    principal_axes,
+    rotation_from_free,
+    rotation_to_free,
+)
+
+RNG = np.random.default_rng(0)
+FACTORS = np.tril(RNG.normal(size=(3, 4, 4))) + 2 * np.eye(4)
+SHARE = np.array([0.2, 0.3, 0.5])
+
+
+def orthogonal(n, d, seed=0):
+    return np.linalg.qr(np.random.default_rng(seed).normal(size=(n, d, d)))[0]
+
+
+def test_principal_axes_diagonalise_and_their_tangents_are_those_of_differences(double):
+    def parts(g):
+        u, s = principal_axes(g)
+        sign = jnp.sign(jax.lax.stop_gradient(u[..., :1, :]))
+        return u * sign, s
+
+    g, along = jnp.asarray(FACTORS), jnp.asarray(RNG.normal(size=FACTORS.shape))
+    u, s = parts(g)
+    np.testing.assert_allclose(jnp.einsum("kdi,ki,kei->kde", u, s**2, u), g @ g.swapaxes(1, 2), rtol=1e-12)
+    h = 1e-6
+    tangent = jax.jvp(parts, (g,), (along,))[1]
+    for got, up, down in zip(tangent, parts(g + h * along), parts(g - h * along), strict=True):
+        np.testing.assert_allclose(got, (up - down) / (2 * h), atol=1e-7)
+
+
+def test_equal_values_have_finite_derivatives_that_are_right_where_the_choice_does_not_matter(dtype):
+    def rebuilt(g):
+        u, s = principal_axes(g)
+        return (u * s) @ (u * s).T
+
+    g = jnp.asarray(np.diag([2.0, 1.0, 1.0]), dtype)
+    along = jnp.asarray(np.diag([0.3, 0.2, -0.1]) + 0.4 * np.outer([1, 0, 0], [0, 1, 1]), dtype)
+    tangent = jax.jvp(rebuilt, (g,), (along,))[1]
+    np.testing.assert_allclose(tangent, along @ g.T + g @ along.T, atol=1e-5)
+    gradient = jax.grad(lambda g: rebuilt(g).sum())(jnp.eye(3, dtype=dtype))
+    assert np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("d", [1, 2, 3, 6])
+def test_every_orthogonal_matrix_has_coordinates_of_moderate_size(d, double):
+    q = np.concatenate([orthogonal(40, d), -np.eye(d)[None], np.eye(d)[None, ::-1]])
+    free = rotation_to_free(jnp.asarray(q))
+    assert free.shape == (42, d * (d - 1) // 2)
+    assert np.abs(free).max(initial=0) < 50
+    back = rotation_from_free(free, d)
+    np.testing.assert_allclose(back, q * np.asarray(cayley_signs(jnp.asarray(q)))[:, None, :], atol=1e-12)
+    np.testing.assert_allclose(np.linalg.det(back), 1, rtol=1e-12)
+    # A small coordinate is an angle.
+    small = 1e-4 * jnp.ones(d * (d - 1) // 2)
+    rows, columns = np.tril_indices(d, -1)
+    skew = np.zeros((d, d))
+    skew[rows, columns], skew[columns, rows] = small, -small
+    np.testing.assert_allclose(rotation_from_free(small, d), expm(skew), atol=1e-11)
+
+
+@pytest.mark.parametrize("equal_volume", [False, True])
+def test_common_axes_are_the_best_there_are(equal_volume, double):
+    """Against a general optimiser over rotations, from several starts."""
+    cov = np.einsum("kde,kfe->kdf", FACTORS, FACTORS)
+
+    def criterion(q):
+        logs = np.log(np.einsum("dj,kde,ej->kj", q, cov, q)).mean(1)
+        return np.log(SHARE @ np.exp(logs)) if equal_volume else SHARE @ logs
+
+    def of(angles):
+        skew = np.zeros((4, 4))
+        skew[np.tril_indices(4, -1)] = angles
+        return criterion(expm(skew - skew.T))
+
+    best = min(minimize(of, x, method="BFGS", tol=1e-9).fun for x in RNG.normal(size=(6, 6)))
+    find = jax.jit(lambda f: common_axes(f, jnp.asarray(SHARE), equal_volume=equal_volume))
+    axes, factors, before = np.eye(4), jnp.asarray(FACTORS), criterion(np.eye(4))
+    for _ in range(12):
+        rotation, variances = find(factors)
+        axes = axes @ rotation
+        factors = jnp.einsum("df,kde->kfe", rotation, factors)
+        assert criterion(axes) <= before + 1e-12
+        before = criterion(axes)
+    np.testing.assert_allclose(variances, np.einsum("dj,kde,ej->kj", axes, cov, axes), rtol=1e-10)
+    assert before < best + 1e-8
+
+
+def test_axes_are_found_where_no_angle_has_a_slope(dtype):
+    """Equal variances and a correlation: a plane turned by an eighth is best, and unturned it is a saddle."""
+    factor = np.linalg.cholesky(np.array([[1.0, 0.6], [0.6, 1.0]]))
+    _, variances = common_axes(
+        jnp.asarray(np.stack([factor, 2 * factor]), dtype), jnp.full(2, 0.5, dtype), equal_volume=False
+    )
+    np.testing.assert_allclose(np.sort(variances), [[0.4, 1.6], [1.6, 6.4]], rtol=1e-5)
