@@ -108,6 +108,7 @@ diag = Family(
     from_natural=_diag_from_natural,
     to_unconstrained=_log,
     from_unconstrained=_exp,
+    prior="VVI",
 )
 
 
@@ -199,4 +200,5 @@ spherical = Family(
     from_natural=_spherical_from_natural,
     to_unconstrained=_log,
     from_unconstrained=_exp,
+    prior="VII",
 )
