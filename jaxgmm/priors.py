@@ -114,12 +114,20 @@ def check(prior: Prior, family: Family, shape: tuple[int, ...], dtype: Any) -> P
     shapes: tuple[tuple[int, ...], ...] = ((), (d,), (d, d))
     if _without_correlations(family):
         shapes = shapes[:1] if family.prior.endswith("II") else shapes[:2]
-    return Prior(
-        *validate.prior_parts(
-            prior.mean, prior.strength, prior.dof, prior.scale, prior.weight_concentration,
-            shape=shape, scale_shapes=shapes, family_name=family.name, dtype=dtype,
-        )
-    )  # fmt: skip
+    mean, strength, dof, scale, concentration = validate.prior_parts(
+        prior.mean,
+        prior.strength,
+        prior.dof,
+        prior.scale,
+        prior.weight_concentration,
+        shape=shape,
+        scale_shapes=shapes,
+        family_name=family.name,
+        dtype=dtype,
+    )
+    # One for all and one for each share a compilation.
+    alpha = None if concentration is None else jnp.broadcast_to(concentration, shape[:1])
+    return Prior(mean, strength, dof, scale, alpha)
 
 
 def _factor(scale: Array) -> Array:
@@ -138,7 +146,7 @@ def _factor(scale: Array) -> Array:
 
 def pseudo(prior: Prior, family: Family, shape: tuple[int, ...], shift: Array) -> Pseudo:
     """What of a checked prior EM can compute beforehand."""
-    k, d = shape
+    d = shape[1]
     extra, rows = None, None
     if prior.dof is not None:
         if family.prior.endswith("II"):
@@ -155,13 +163,12 @@ def pseudo(prior: Prior, family: Family, shape: tuple[int, ...], shift: Array) -
                 if dense
                 else embed_diagonal(jnp.broadcast_to(jnp.sqrt(prior.scale), (d,)))
             )
-    alpha = prior.weight_concentration
     return Pseudo(
         mean=None if prior.mean is None else prior.mean - shift,
         strength=prior.strength,
         extra=extra,
         rows=rows,
-        concentration=None if alpha is None else jnp.broadcast_to(alpha, (k,)),
+        concentration=prior.weight_concentration,
     )
 
 
