@@ -161,6 +161,7 @@ def test_em_step_is_m_step_after_e_step_also_far_from_the_origin(name, dtype):
     np.testing.assert_allclose(there.covariances, here.covariances, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["full", "spherical"])
 def test_parts_that_are_absent_change_nothing(name, double):
     resp = soft_labels(LABELS, K)
 
@@ -185,7 +186,9 @@ def test_parts_that_are_absent_change_nothing(name, double):
         )
 
 
-def test_integer_weights_are_repetition_under_a_prior(name, dtype):
+@pytest.mark.parametrize("name", ["full", "tied"])
+def test_integer_weights_are_repetition_under_a_prior(name, double):
+    dtype = double
     counts = np.random.default_rng(0).integers(0, 4, size=N)
     start, prior = start_from(X, LABELS, name, dtype), a_prior(name, dtype)
     weighted, _ = jaxgmm.em_step(start, X.astype(dtype), counts, prior=prior)
@@ -311,8 +314,6 @@ def test_no_prior_revives_a_component_that_is_off(name, dtype):
     np.testing.assert_allclose(
         jaxgmm.log_prior(alone, shorter), jaxgmm.log_prior(result.params, prior), rtol=1e-5
     )
-    again, _ = jaxgmm.em_step(alone, x, prior=shorter)
-    np.testing.assert_allclose(again.means, alone.means, atol=2e-3)
     resp = soft_labels(LABELS, K, dtype)
     resp[:, 2] = 0
     again = jaxgmm.m_step(resp, x, covariance_type=name, prior=prior)
@@ -357,6 +358,7 @@ def test_a_concentration_below_one_empties_components(dtype):
 # Starts, restarts and several numbers of components
 
 
+@pytest.mark.parametrize("name", ["tied"])  # where one covariance counts the components that are on
 def test_default_priors_of_several_numbers_of_components(name, double):
     """ "default" is default_prior(K) for each K, although all share a program padded to the largest."""
     together = jaxgmm.fit_components(
@@ -389,6 +391,7 @@ HARD = {
 
 
 @pytest.mark.parametrize("case", HARD)
+@pytest.mark.parametrize("name", ["full"])
 def test_the_default_prior_takes_singularities_away(name, dtype, case):
     results = jaxgmm.fit_restarts(
         jax.random.key(0), HARD[case].astype(dtype), 8, covariance_type=name, n_init=3, prior="default",
@@ -451,9 +454,9 @@ def test_vmap_over_priors_is_a_loop(double):
     start = start_from(X, LABELS, "full", double)
     priors = [a_prior("full", strength=s) for s in (0.1, 10.0)]
     batch = jax.tree.map(lambda *a: jnp.stack(a), *priors)
-    together = jax.vmap(lambda p: jaxgmm.fit(start, X, prior=p).params.means)(batch)
+    together = jax.vmap(lambda p: jaxgmm.em_step(start, X, prior=p)[0].means)(batch)
     for one, prior in zip(together, priors, strict=True):
-        np.testing.assert_allclose(one, jaxgmm.fit(start, X, prior=prior).params.means, atol=1e-4)
+        np.testing.assert_allclose(one, jaxgmm.em_step(start, X, prior=prior)[0].means, rtol=1e-11)
 
 
 # What is refused
