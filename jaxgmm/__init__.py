@@ -26,6 +26,9 @@ from jaxgmm.io import save as save
 from jaxgmm.moments import Moments as Moments
 from jaxgmm.params import GMMParams as GMMParams
 from jaxgmm.params import make_params as make_params
+from jaxgmm.priors import Prior as Prior
+from jaxgmm.priors import default_prior as default_prior
+from jaxgmm.priors import log_prior as log_prior
 from jaxgmm.search.criteria import aic as aic
 from jaxgmm.search.criteria import best as best
 from jaxgmm.search.criteria import bic as bic

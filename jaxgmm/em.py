@@ -10,16 +10,17 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxgmm import fixed_point, validate
+from jaxgmm import fixed_point, priors, validate
 from jaxgmm.density import e_step as e_step
 from jaxgmm.density import inputs
-from jaxgmm.em_map import Frame, chart, evaluate, frame, maximise, weighted_m_step
+from jaxgmm.em_map import Frame, chart, evaluate, frame, maximise, weighted_m_step, with_prior
 from jaxgmm.families.family import Family
 from jaxgmm.families.table import get_family
 from jaxgmm.fixed_point import Status as Status
 from jaxgmm.linalg import block_rows
 from jaxgmm.moments import Moments, accumulate
 from jaxgmm.params import GMMParams, translate
+from jaxgmm.priors import Prior
 
 TOL = 1e-5
 MAX_ITER = 1000
@@ -29,7 +30,7 @@ HISTORY_SIZE = 256
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["params", "log_likelihood", "n_iter", "status", "history"],
+    data_fields=["params", "log_likelihood", "objective", "n_iter", "status", "history"],
     meta_fields=[],
 )
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +40,8 @@ class FitResult:
     Attributes:
       params: the mixture.
       log_likelihood: () mean per unit of sample weight, in nats, of `params` themselves.
+      objective: () what the fit climbs, per unit of sample weight: log_likelihood, plus log_prior / Σ w where
+        there is a prior. A ridge's penalty, of the order of reg_covar, is not counted.
       n_iter: () int32, EM steps taken on the way to `params`, rejected extrapolations included.
       status: () int32, a `Status`.
       history: (history_size,) log_likelihood after 1, 2, … steps; NaN past n_iter. Where the data lie far
@@ -47,16 +50,28 @@ class FitResult:
 
     params: GMMParams
     log_likelihood: Array  # ()
+    objective: Array  # ()
     n_iter: Array  # ()
     status: Array  # ()
     history: Array  # (history_size,)
 
 
+def _checked(prior: Prior | None, family: Family, shape: tuple[int, ...], x: Array) -> Prior | None:
+    return None if prior is None else priors.check(prior, family, shape, x.dtype)
+
+
 @functools.partial(jax.jit, static_argnames=("family", "block_size"))
 def _m_step(
-    r: Array, x: Array, w: Array | None, reg_covar: Array, *, family: Family, block_size: int
+    r: Array,
+    x: Array,
+    w: Array | None,
+    reg_covar: Array,
+    prior: Prior | None,
+    *,
+    family: Family,
+    block_size: int,
 ) -> GMMParams:
-    f = frame(x, w, reg_covar)
+    f = with_prior(frame(x, w, reg_covar), prior, family, (r.shape[1], x.shape[1]))
     return translate(weighted_m_step(r, x, w, f, family, block_size), f.shift)
 
 
@@ -67,6 +82,7 @@ def m_step(
     covariance_type: str | Family = "full",
     sample_weight: ArrayLike | None = None,
     reg_covar: ArrayLike = REG_COVAR,
+    prior: Prior | None = None,
 ) -> GMMParams:
     """The M-step: the mixture that maximises the expected complete-data log-likelihood under `resp`.
 
@@ -80,6 +96,7 @@ def m_step(
       sample_weight: (N,) or None for ones.
       reg_covar: ridge on the diagonals, in units of X squared; reg_covar · Var x_j for a feature whose
         variance is below 1.
+      prior: None, or a `Prior` that takes part in the maximum: its equations stand there.
 
     Returns:
       GMMParams. A component without responsibility is switched off and lies at the mean of the data.
@@ -101,18 +118,20 @@ def m_step(
     r = validate.responsibilities(resp, x)
     w = validate.weight(sample_weight, x)
     reg = validate.not_negative(reg_covar, "reg_covar", x.dtype)
+    family = get_family(covariance_type)
+    checked = _checked(prior, family, (r.shape[1], x.shape[1]), x)
     rows = block_rows(x.shape[0], r.shape[1], x.shape[1])
-    return _m_step(r, x, w, reg, family=get_family(covariance_type), block_size=rows)
+    return _m_step(r, x, w, reg, checked, family=family, block_size=rows)
 
 
 @functools.partial(jax.jit, static_argnames="block_size")
 def _em_step(
-    params: GMMParams, x: Array, w: Array | None, reg_covar: Array, *, block_size: int
+    params: GMMParams, x: Array, w: Array | None, reg_covar: Array, prior: Prior | None, *, block_size: int
 ) -> tuple[GMMParams, Moments]:
-    f = frame(x, w, reg_covar)
+    f = with_prior(frame(x, w, reg_covar), prior, params.family, params.means.shape)
     relative = translate(params, -f.shift)
     moments = accumulate(relative, x, w, shift=f.shift, block_size=block_size)
-    new, _ = maximise(relative, moments, f.ridge)
+    new, _ = maximise(relative, moments, f.ridge, f.prior)
     return translate(new, f.shift), moments
 
 
@@ -134,6 +153,7 @@ def em_step(
     sample_weight: ArrayLike | None = None,
     *,
     reg_covar: ArrayLike = REG_COVAR,
+    prior: Prior | None = None,
     block_size: int | None = None,
 ) -> tuple[GMMParams, Moments]:
     """One EM iteration, m_step ∘ e_step, by row blocks: nothing of size (N, K) is ever stored.
@@ -143,6 +163,7 @@ def em_step(
       X: (N, D).
       sample_weight: (N,) or None for ones.
       reg_covar: as in `m_step`.
+      prior: as in `m_step`.
       block_size: rows per block; None chooses from the shapes.
 
     Returns:
@@ -160,7 +181,8 @@ def em_step(
     """
     params, x, w, rows = _prepare(params, X, sample_weight, block_size)
     reg = validate.not_negative(reg_covar, "reg_covar", x.dtype)
-    return _em_step(params, x, w, reg, block_size=rows)
+    checked = _checked(prior, params.family, params.means.shape, x)
+    return _em_step(params, x, w, reg, checked, block_size=rows)
 
 
 def run(
@@ -171,6 +193,7 @@ def run(
     max_iter: Array,
     reg_covar: Array,
     accelerate: Array,
+    prior: Prior | None = None,
     *,
     block_size: int,
     history_size: int,
@@ -181,6 +204,7 @@ def run(
     `surveyed` is what `frame` says of the data, where the caller already has it.
     """
     f = frame(x, w, reg_covar) if surveyed is None else surveyed
+    f = with_prior(f, prior, params.family, params.means.shape)
     solution = fixed_point.solve(
         functools.partial(evaluate, block_size),
         translate(params, -f.shift),
@@ -201,7 +225,11 @@ def run(
 
     shifted = (f.shift != 0).any() & jnp.isfinite(solution.report)
     log_likelihood = jax.lax.cond(shifted, as_rounded, lambda p: solution.report, fitted)
-    return FitResult(fitted, log_likelihood, solution.n_iter, solution.status, solution.history)
+    objective = log_likelihood
+    if f.prior is not None:
+        total = jnp.asarray(x.shape[0], x.dtype) if w is None else w.sum()
+        objective = log_likelihood + priors.log_density(solution.point, f.prior)[0] / total
+    return FitResult(fitted, log_likelihood, objective, solution.n_iter, solution.status, solution.history)
 
 
 _fit = jax.jit(run, static_argnames=("block_size", "history_size"))
@@ -215,6 +243,7 @@ def fit(
     tol: ArrayLike = TOL,
     max_iter: int | Array = MAX_ITER,
     reg_covar: ArrayLike = REG_COVAR,
+    prior: Prior | None = None,
     accelerate: bool | Array = True,
     block_size: int | None = None,
     history_size: int = HISTORY_SIZE,
@@ -231,6 +260,8 @@ def fit(
         to rounding. 0 takes max_iter steps.
       max_iter: limit on EM steps.
       reg_covar: as in `m_step`.
+      prior: None, or a `Prior`: the fit then maximises the posterior, total log-likelihood + `log_prior`. A
+        component that is on stays on without data, where the prior puts it; one that is off stays off.
       accelerate: SQUAREM extrapolation; False for plain EM. For a family without natural coordinates,
         always plain.
       block_size: rows per block; None chooses from the shapes.
@@ -238,9 +269,9 @@ def fit(
 
     Of these only block_size and history_size are static: other values compile nothing anew.
 
-    Derivatives of the result with respect to X, sample_weight and reg_covar, forward and reverse, are those
-    of the fixed point, by the implicit function theorem; params, the start, have none. They mean what they
-    say only where the fit has converged.
+    Derivatives of the result with respect to X, sample_weight, reg_covar and prior, forward and reverse, are
+    those of the fixed point, by the implicit function theorem; params, the start, have none. They mean what
+    they say only where the fit has converged.
 
     Returns:
       FitResult. Nothing raises when a fit goes wrong: `status` tells, and `params` are the last good ones.
@@ -270,6 +301,7 @@ def fit(
         validate.step_limit(max_iter),
         validate.not_negative(reg_covar, "reg_covar", x.dtype),
         validate.flag(accelerate, "accelerate"),
+        _checked(prior, params.family, params.means.shape, x),
         block_size=rows,
         history_size=validate.count(history_size, "history_size", 0),
     )

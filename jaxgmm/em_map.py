@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxgmm import fixed_point
+from jaxgmm import fixed_point, priors
 from jaxgmm.families.family import Family
 from jaxgmm.linalg import epsilon
 from jaxgmm.moments import Moments, accumulate, location_and_variance
@@ -21,6 +22,7 @@ class Frame(NamedTuple):
     shift: Array  # (D,)  subtracted from the data, so that means are not rounded at a large offset
     variance: Array  # (D,)  of the features; 1 for a constant feature
     ridge: Array  # (D,)  what is added to the diagonals of the covariances
+    prior: priors.Pseudo | None = None  # about the shift
 
 
 def frame(x: Array, w: Array | None, reg_covar: Array) -> Frame:
@@ -37,24 +39,36 @@ def frame(x: Array, w: Array | None, reg_covar: Array) -> Frame:
     return Frame(shift, variance, reg_covar * jnp.minimum(variance, 1))
 
 
-def maximise(params: GMMParams, moments: Moments, ridge: Array) -> tuple[GMMParams, Array]:
+def maximise(
+    params: GMMParams, moments: Moments, ridge: Array, prior: priors.Pseudo | None = None
+) -> tuple[GMMParams, Array]:
     """The M-step: parameters from moments about `params`; and the squared Fisher length of the step.
 
     The length is Δ² = Σ_k π_k ((Δ log π_k)² + ‖C_k⁻¹ Δμ_k‖² + ½ ‖C_k⁻¹ ΔΣ_k C_k⁻ᵀ‖²_F), the metric of a
     complete observation (x, k). A component without weight is switched off and keeps its place and shape.
+    With a prior, one that is on may do without data: its place and shape are then the prior's.
     """
     n = moments.weight
     on = n > 0
     mean = moments.first / jnp.where(on, n, 1)[:, None]
     mean = jnp.where(on[:, None], mean, 0)
+    weight, centre, second = n, mean, moments.second
+    if prior is not None:
+        n, mean, weight, centre, second = priors.posterior(params, n, moments.first, second, prior)
+        on = n > 0
     moved = params.family.colour(params.scale, mean[:, :, None])[:, :, 0]
-    scale, change = params.family.update(params.scale, n, mean, moments.second, ridge)
+    scale, change = params.family.update(params.scale, weight, centre, second, ridge)
     log_weights = jnp.where(on, jnp.log(jnp.where(on, n, 1)) - jnp.log(n.sum()), -jnp.inf)
     was_on = on & (params.log_weights > -jnp.inf)
     log_change = jnp.where(was_on, log_weights - jnp.where(was_on, params.log_weights, 0), 0)
     lengths = jnp.square(log_change) + jnp.square(mean).sum(-1) + 0.5 * change
     new = GMMParams(log_weights, params.means + moved, scale, params.family)
     return new, (jnp.where(was_on, jnp.exp(params.log_weights), 0) * lengths).sum()
+
+
+def with_prior(f: Frame, prior: priors.Prior | None, family: Family, shape: tuple[int, ...]) -> Frame:
+    """The frame with a checked prior for K components in D dimensions, shape (K, D), in it."""
+    return f if prior is None else f._replace(prior=priors.pseudo(prior, family, shape, f.shift))
 
 
 def reference_params(family: Family, means: Array, variance: Array) -> GMMParams:
@@ -64,6 +78,12 @@ def reference_params(family: Family, means: Array, variance: Array) -> GMMParams
     return GMMParams(
         log_weights, means, family.from_variances(jnp.broadcast_to(variance[None, :], means.shape)), family
     )
+
+
+def without_empty(params: GMMParams, moments: Moments) -> GMMParams:
+    """The same mixture, with components that were given no sample switched off: no prior revives them."""
+    log_weights = jnp.where(moments.weight > 0, params.log_weights, -jnp.inf)
+    return dataclasses.replace(params, log_weights=log_weights)
 
 
 def weighted_m_step(
@@ -76,7 +96,7 @@ def weighted_m_step(
     # Twice: the second pass measures about the first one's result, where nothing cancels.
     for _ in range(2):
         moments = accumulate(params, x, w, resp=r, shift=f.shift, block_size=block_size)
-        params, _ = maximise(params, moments, f.ridge)
+        params, _ = maximise(without_empty(params, moments), moments, f.ridge, f.prior)
     return params
 
 
@@ -85,19 +105,25 @@ def evaluate(
 ) -> fixed_point.Evaluation:
     """One EM step as `fixed_point` wants it: with what rounding can do to it.
 
-    What must not fall is the likelihood less the ridge's own penalty, ½ Σ_k π_k tr(ridge Σ_k⁻¹). EM with a
-    ridge climbs it only up to changes of the penalty, which the slack therefore includes.
+    What must not fall is the likelihood, plus the prior per unit of sample weight, less the ridge's own
+    penalty, ½ Σ_k π_k tr(ridge Σ_k⁻¹). EM with a ridge climbs it only up to changes of that penalty, which
+    the slack therefore includes.
     """
     x, w, f = data
     eps = epsilon(x.dtype)
     shape = (params.n_components, params.n_features)
     moments = accumulate(params, x, w, shift=f.shift, block_size=block_size)
-    image, length = maximise(params, moments, f.ridge)
+    image, length = maximise(params, moments, f.ridge, f.prior)
     log_likelihood = moments.log_likelihood / moments.total_weight
 
-    weights = params.weights
+    weights, prior_weights = params.weights, jnp.zeros_like(params.weights)
+    value = terms = jnp.zeros((), x.dtype)
+    unlike = jnp.asarray(False)
     ridged = params.family.inverse_diagonal(params.scale, shape) * f.ridge[None, :]
-    penalty = 0.5 * (weights * ridged.sum(-1)).sum()
+    if f.prior is not None:
+        unlike = priors.emptying(params, f.prior)
+        value, terms, prior_weights = (a / moments.total_weight for a in priors.log_density(params, f.prior))
+    penalty = 0.5 * ((weights + prior_weights) * ridged.sum(-1)).sum()
     # Rounding of the factors as they are stored shows in a vector that is coloured and whitened again; that
     # of the means, in their last digit measured in widths; that of the sums, in D.
     whiten = params.family.whitener(params.scale)
@@ -115,15 +141,16 @@ def evaluate(
     narrow = image.family.inverse_diagonal(image.scale, shape) * floor >= 1
     resolved = ~(narrow & (image.weights > 0)[:, None]).any()
     finite = jnp.stack([jnp.isfinite(a).all() for a in jax.tree.leaves((image.means, image.scale))]).all()
-    objective = log_likelihood - penalty
+    objective = log_likelihood + value - penalty
+    slack = 64 * eps * (jnp.maximum(1, jnp.abs(objective)) + terms) + penalty + jnp.square(noise)
     return fixed_point.Evaluation(
         image=image,
         objective=objective,
         report=log_likelihood,
         step=jnp.sqrt(length),
         noise=noise,
-        slack=64 * eps * jnp.maximum(1, jnp.abs(objective)) + penalty + jnp.square(noise),
-        valid=resolved & finite & (moments.weight > 0).any(),
+        slack=jnp.where(unlike, jnp.inf, slack),
+        valid=resolved & finite & (image.log_weights > -jnp.inf).any(),
     )
 
 

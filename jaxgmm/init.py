@@ -17,11 +17,12 @@ from jax.typing import ArrayLike
 
 from jaxgmm import validate
 from jaxgmm.em import REG_COVAR, m_step
-from jaxgmm.em_map import Frame, maximise, reference_params, weighted_m_step
+from jaxgmm.em_map import Frame, maximise, reference_params, weighted_m_step, without_empty
 from jaxgmm.families.family import Family
 from jaxgmm.linalg import block_rows, epsilon, sum_rows
 from jaxgmm.moments import accumulate
 from jaxgmm.params import GMMParams, translate
+from jaxgmm.priors import Prior
 
 Init = str | Callable[..., GMMParams]
 
@@ -243,6 +244,7 @@ def from_responsibilities(
     covariance_type: str | Family = "full",
     sample_weight: ArrayLike | None = None,
     reg_covar: ArrayLike = REG_COVAR,
+    prior: Prior | None = None,
 ) -> GMMParams:
     """Starting parameters from responsibilities or a partition: one `m_step`.
 
@@ -252,6 +254,7 @@ def from_responsibilities(
       covariance_type: a name or a `Family`.
       sample_weight: (N,) or None for ones.
       reg_covar: as in `m_step`.
+      prior: as in `m_step`.
 
     Raises:
       ValueError, TypeError: as `m_step`.
@@ -262,7 +265,14 @@ def from_responsibilities(
       >>> jaxgmm.from_responsibilities(resp, [[0.0], [2.0], [7.0], [9.0]]).means.tolist()
       [[1.0], [8.0]]
     """
-    return m_step(resp, X, covariance_type=covariance_type, sample_weight=sample_weight, reg_covar=reg_covar)
+    return m_step(
+        resp,
+        X,
+        covariance_type=covariance_type,
+        sample_weight=sample_weight,
+        reg_covar=reg_covar,
+        prior=prior,
+    )
 
 
 def check_init(init: Init) -> Init:
@@ -326,10 +336,11 @@ def from_seeds(
     moments = accumulate(
         params, x, w, reassign=functools.partial(_nearest, params), shift=f.shift, block_size=block_size
     )
-    partition, _ = maximise(params, moments, f.ridge)
+    params = without_empty(params, moments)
+    partition, _ = maximise(params, moments, f.ridge, f.prior)
     variances = family.diagonal(partition.scale, (places.shape[0], places.shape[1]))
     within = (partition.weights[:, None] * variances).sum(0)
-    params, _ = maximise(params, moments, f.ridge + _WIDEN * within)
+    params, _ = maximise(params, moments, f.ridge + _WIDEN * within, f.prior)
     return translate(params, f.shift)
 
 

@@ -50,14 +50,21 @@ def values(seed):
             "reg_covar": 10.0 ** -(5 + seed),
             "accelerate": bool(seed % 2),
         },
+        prior=jaxgmm.default_prior(X, K, strength=0.1 + seed, weight_concentration=1.0 + seed),
         sizes=[(1, 2, 3), (2, 3, 1), (3, 3, 2)][seed],
     )
 
 
 CALLS = {
     "fit": lambda v: jaxgmm.fit(v.params, v.X, v.w, **v.options),
+    "fit with a prior": lambda v: jaxgmm.fit(v.params, v.X, v.w, prior=v.prior, **v.options),
+    "default_prior": lambda v: jaxgmm.default_prior(v.X, K, sample_weight=v.w),
+    "log_prior": lambda v: jaxgmm.log_prior(v.params, v.prior),
     "fit_restarts": lambda v: jaxgmm.fit_restarts(v.key, v.X, K, n_init=2, **v.options),
     "fit_components": lambda v: jaxgmm.fit_components(v.key, v.X, v.sizes, n_init=2, **v.options),
+    "fit_components with default priors": lambda v: jaxgmm.fit_components(
+        v.key, v.X, v.sizes, n_init=2, prior="default", **v.options
+    ),
     "em_step": lambda v: jaxgmm.em_step(v.params, v.X, v.w, reg_covar=v.options["reg_covar"]),
     "m_step": lambda v: jaxgmm.m_step(v.resp, v.X, sample_weight=v.w, reg_covar=v.options["reg_covar"]),
     "from_responsibilities": lambda v: jaxgmm.from_responsibilities(v.resp, v.X, sample_weight=v.w),
@@ -180,6 +187,8 @@ def test_a_fit_inside_jit_is_one_program_without_64_bit_numbers_for_float32_data
         program = jax.make_jaxpr(functools.partial(jaxgmm.fit, max_iter=3))(start, X)
         assert "while" in str(program)
         assert not wide(program)
+        prior = jaxgmm.default_prior(X, K, name, weight_concentration=2.0)
+        assert not wide(jax.make_jaxpr(functools.partial(jaxgmm.fit, max_iter=3, prior=prior))(start, X))
         result = jaxgmm.fit(start, X, max_iter=3)
         dtypes = {leaf.dtype for leaf in jax.tree.leaves(result)}
     assert dtypes == {np.dtype("float32"), np.dtype("int32")}

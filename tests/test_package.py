@@ -57,7 +57,7 @@ FACE = [
 ]
 PUBLIC = {alias.name: getattr(jaxgmm, alias.name) for alias in FACE}
 FUNCTIONS = {name: value for name, value in PUBLIC.items() if inspect.isfunction(value)}
-RECORDS = ["FitResult", "GMMParams", "Moments", "Family"]
+RECORDS = ["FitResult", "GMMParams", "Moments", "Family", "Prior"]
 
 
 def run_python(code, **variables):
@@ -224,6 +224,7 @@ def records(name):
     _, moments = jaxgmm.em_step(params, X.astype(np.float32))
     result = jaxgmm.FitResult(
         params,
+        moments.log_likelihood,
         moments.log_likelihood,
         jnp.asarray(3, jnp.int32),
         jnp.asarray(0, jnp.int32),

@@ -573,7 +573,7 @@ def test_params_whose_arrays_do_not_fit_together_are_refused(call, refuses):
 
 @each_with_params
 def test_something_else_than_params_is_refused(call, refuses):
-    result = jaxgmm.FitResult(some_params(), None, None, None, None)
+    result = jaxgmm.FitResult(some_params(), None, None, None, None, None)
     for wrong in (None, "full", (1, 2)):
         words = ["params", "GMMParams", type(wrong).__name__]
         refuses(TypeError, words, lambda w=wrong: TAKE_PARAMS[call](w))

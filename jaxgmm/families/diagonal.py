@@ -109,6 +109,7 @@ diag = Family(
     from_natural=_diag_from_natural,
     to_unconstrained=_log,
     from_unconstrained=_exp,
+    prior="VVI",
 )
 
 
@@ -200,4 +201,5 @@ spherical = Family(
     from_natural=_spherical_from_natural,
     to_unconstrained=_log,
     from_unconstrained=_exp,
+    prior="VII",
 )

@@ -70,7 +70,7 @@ def _relative(scale: Scale, weight: Array, mean: Array, second: Array, ridge: Ar
     return share, jnp.where(on[:, None], target, 1)
 
 
-def _change(target: Array, shape: tuple[int, int]) -> Array:
+def _change(target: Array, shape: tuple[int, ...]) -> Array:
     return jnp.broadcast_to(jnp.square(target - 1), shape).sum(-1)
 
 
@@ -200,6 +200,7 @@ EII = Family(
     from_natural=_from_natural,
     to_unconstrained=_free,
     from_unconstrained=_bound,
+    prior="EII",
 )
 
 EEI = EII._replace(
@@ -209,6 +210,7 @@ EEI = EII._replace(
     from_covariance=_eei_from_covariance,
     from_variances=_eei_from_variances,
     n_parameters=_eei_n_parameters,
+    prior="EEI",
 )
 
 VEI = EII._replace(
@@ -218,6 +220,7 @@ VEI = EII._replace(
     from_covariance=vei_from_variances,
     from_variances=vei_from_variances,
     n_parameters=_vei_n_parameters,
+    prior="VVI",
 )
 
 EVI = VEI._replace(
@@ -226,4 +229,5 @@ EVI = VEI._replace(
     from_covariance=evi_from_variances,
     from_variances=evi_from_variances,
     n_parameters=_evi_n_parameters,
+    prior="VVI",
 )

@@ -48,6 +48,9 @@ class Family(NamedTuple):
         scale -> pytree of arrays that hold n_parameters(K, D) real numbers in all, and (pytree, (K, D)) ->
         scale. Any real numbers give a valid scale, and near a scale its covariances determine them. None:
         no gradient fits, no standard errors.
+      prior: whose conventions a conjugate prior on the covariances follows, by mclust's letters: "VVV" with a
+        matrix for its scale, "VVI" or "VII" for structures without correlations; "EEE", "EEI" or "EII"
+        where all covariances are one and have one prior together. See `Prior`.
     """
 
     name: str
@@ -67,6 +70,7 @@ class Family(NamedTuple):
     from_natural: Callable[[Scale, Array, Any], tuple[Scale, Array]] | None = None
     to_unconstrained: Callable[[Scale], Any] | None = None
     from_unconstrained: Callable[[Any, tuple[int, int]], Scale] | None = None
+    prior: str = "VVV"
 
     def __repr__(self) -> str:
         """Short, for the record's functions say nothing to a reader."""

@@ -109,4 +109,5 @@ tied = Family(
     from_natural=_from_natural,
     to_unconstrained=factor_to_unconstrained,
     from_unconstrained=factor_from_unconstrained,
+    prior="EEE",
 )

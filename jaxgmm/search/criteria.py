@@ -140,14 +140,15 @@ def has_failed(status: Array) -> Array:
 
 
 def best(results: FitResult, criterion: Callable[[GMMParams], Array] | ArrayLike | None = None) -> FitResult:
-    """The best of several fits: the highest likelihood, or the smallest criterion. Failed lanes are skipped.
+    """The best of several fits: the highest objective, or the smallest criterion. Failed lanes are skipped.
 
     Jittable. If every lane has failed, a failed one is returned, and its status says so.
 
     Args:
       results: a FitResult with one leading axis, as `fit_restarts`, `fit_components` or `vmap` give it.
-      criterion: None for the highest log_likelihood; or what should be smallest: an array with a value for
-        each lane, or a function of one mixture, such as `lambda params: jaxgmm.bic(params, X)`.
+      criterion: None for the highest objective, which without a prior is the log_likelihood; or what
+        should be smallest: an array with a value for each lane, or a function of one mixture, such as
+        `lambda params: jaxgmm.bic(params, X)`.
 
     Returns:
       FitResult without the leading axis.
@@ -169,7 +170,7 @@ def best(results: FitResult, criterion: Callable[[GMMParams], Array] | ArrayLike
             f"results must have one leading axis, a lane for each fit; got status of shape {lanes}"
         )
     if criterion is None:
-        value = -results.log_likelihood
+        value = -results.objective
     elif callable(criterion):
         value = jax.vmap(criterion)(results.params)
     else:

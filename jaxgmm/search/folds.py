@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from jax import Array
 from jaxgmm.density import log_prob
 from jaxgmm.em import run
 from jaxgmm.params import GMMParams
-from jaxgmm.search.lanes import Settings
+from jaxgmm.search.lanes import Settings, prior_for
 
 
 def assign(key: Array, n_samples: int, n_folds: int) -> Array:
@@ -19,25 +20,37 @@ def assign(key: Array, n_samples: int, n_folds: int) -> Array:
     return jax.random.permutation(key, jnp.arange(n_samples, dtype=jnp.int32) % n_folds)
 
 
-@functools.partial(jax.jit, static_argnames="block_size")
-def _refit(params: GMMParams, weights: Array, s: Settings, *, block_size: int) -> Array:
+@functools.partial(jax.jit, static_argnames=("default", "block_size"))
+def _refit(
+    params: GMMParams, n_active: Array, weights: Array, s: Settings, *, default: bool, block_size: int
+) -> Array:
     """() weighted sum of log-likelihoods of what one fold leaves out, for each mixture of a batch (L,)."""
     whole = jnp.ones(s.x.shape[0], s.x.dtype) if s.w is None else s.w
 
-    def one(p: GMMParams) -> Array:
+    def one(p: GMMParams, size: Array) -> Array:
+        prior = prior_for(s._replace(w=weights), default, p.family, size)
         result = run(
-            p, s.x, weights, s.tol, s.max_iter, s.reg_covar, s.accelerate,
+            p, s.x, weights, s.tol, s.max_iter, s.reg_covar, s.accelerate, prior,
             block_size=block_size, history_size=0,
         )  # fmt: skip
         out = whole - weights
         values = log_prob(result.params, s.x)
         return jnp.where(out > 0, out * values, 0).sum()
 
-    return jax.vmap(one)(params)
+    return jax.vmap(one)(params, n_active)
 
 
-def held_out(key: Array, params: GMMParams, s: Settings, n_folds: int, n_used: int, block_size: int) -> Array:
-    """(L,) mean log-likelihood of the samples that are left out, for a batch of mixtures (L,).
+def held_out(
+    key: Array,
+    params: GMMParams,
+    sizes: Any,
+    s: Settings,
+    n_folds: int,
+    n_used: int,
+    block_size: int,
+    default: bool,
+) -> Array:
+    """(L,) mean log-likelihood of the samples that are left out, for mixtures of `sizes` (L,) components.
 
     For each of the first `n_used` of `n_folds` folds the mixture is fitted again, from where it is, to the
     other folds: by sample weights of zero, so that nothing is copied and one program serves all folds.
@@ -48,6 +61,6 @@ def held_out(key: Array, params: GMMParams, s: Settings, n_folds: int, n_used: i
     mass = jnp.zeros((), s.x.dtype)
     for i in range(n_used):
         weights = jnp.where(fold == i, jnp.zeros((), s.x.dtype), whole)
-        total = total + _refit(params, weights, s, block_size=block_size)
+        total = total + _refit(params, sizes, weights, s, default=default, block_size=block_size)
         mass = mass + (whole - weights).sum()
     return total / mass

@@ -14,15 +14,16 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxgmm import validate
+from jaxgmm import priors, validate
 from jaxgmm.density import posterior
 from jaxgmm.em import FitResult, run
-from jaxgmm.em_map import Frame, frame
+from jaxgmm.em_map import Frame, frame, with_prior
 from jaxgmm.families.family import Family
 from jaxgmm.families.full import full
 from jaxgmm.init import Init, from_seeds, metric, seeds, start
 from jaxgmm.linalg import block_rows, sum_rows
 from jaxgmm.params import GMMParams
+from jaxgmm.priors import Prior
 from jaxgmm.search.moves import Move, draw_move, overlap, split_merge
 from jaxgmm.search.spurious import spurious, total_factor
 
@@ -42,6 +43,17 @@ class Settings(NamedTuple):
     n_effective: Array  # () the sum of the weights
     surveyed: Frame
     total: Array  # (D, D) factor of the covariance of all the data
+    prior: Prior | None
+
+
+def prior_for(s: Settings, default: bool, family: Family, n_active: Array) -> Prior | None:
+    """The prior of a mixture with n_active () components: the one that was given, or the default one."""
+    return priors.default(s.x, s.w, n_active, family) if default else s.prior
+
+
+def _framed(s: Settings, default: bool, family: Family, n_components: int, n_active: Array) -> Frame:
+    prior = prior_for(s, default, family, n_active)
+    return with_prior(s.surveyed, prior, family, (n_components, s.x.shape[1]))
 
 
 def settings_of(
@@ -65,6 +77,7 @@ def settings_of(
         n,
         surveyed,
         total,
+        None,
     )
 
 
@@ -91,24 +104,26 @@ def seed(keys: Array, unit: Array, s: Settings, *, n_components: int, init: Init
     return jax.vmap(one)(keys)
 
 
-@functools.partial(jax.jit, static_argnames=("family", "block_size"))
+@functools.partial(jax.jit, static_argnames=("default", "family", "block_size"))
 def start_from_seeds(
-    places: Array, n_active: Array, s: Settings, *, family: Family, block_size: int
+    places: Array, n_active: Array, s: Settings, *, default: bool, family: Family, block_size: int
 ) -> GMMParams:
     """One structure's starts from seeds (B, K, D), of which the first n_active (B,) are on."""
 
     def one(p: Array, size: Array) -> GMMParams:
-        return from_seeds(p, s.x, s.w, s.surveyed, family=family, block_size=block_size, n_active=size)
+        f = _framed(s, default, family, p.shape[0], size)
+        return from_seeds(p, s.x, s.w, f, family=family, block_size=block_size, n_active=size)
 
     return jax.vmap(one)(places, n_active)
 
 
-@functools.partial(jax.jit, static_argnames=("family", "n_components", "init", "block_size"))
+@functools.partial(jax.jit, static_argnames=("default", "family", "n_components", "init", "block_size"))
 def start_anyhow(
     keys: Array,
     n_active: Array,
     s: Settings,
     *,
+    default: bool,
     family: Family,
     n_components: int,
     init: Init,
@@ -117,29 +132,39 @@ def start_anyhow(
     """Starts (B,) of any other kind."""
 
     def one(key: Array, size: Array) -> GMMParams:
+        f = _framed(s, default, family, n_components, size)
         return start(
-            key, s.x, s.w, s.surveyed, family=family, n_components=n_components, block_size=block_size,
+            key, s.x, s.w, f, family=family, n_components=n_components, block_size=block_size,
             init=init, n_active=size,
         )  # fmt: skip
 
     return jax.vmap(one)(keys, n_active)
 
 
-@functools.partial(jax.jit, static_argnames=("block_size", "history_size"))
+@functools.partial(jax.jit, static_argnames=("default", "block_size", "history_size"))
 def advance(
-    params: GMMParams, s: Settings, tol: Array, max_iter: Array, *, block_size: int, history_size: int
+    params: GMMParams,
+    n_active: Array,
+    s: Settings,
+    tol: Array,
+    max_iter: Array,
+    *,
+    default: bool,
+    block_size: int,
+    history_size: int,
 ) -> tuple[FitResult, Array | None]:
     """Every lane up to max_iter EM steps further, and its dense covariances where they are not large."""
 
-    def one(p: GMMParams) -> tuple[FitResult, Array | None]:
+    def one(p: GMMParams, size: Array) -> tuple[FitResult, Array | None]:
+        prior = prior_for(s, default, p.family, size)
         result = run(
-            p, s.x, s.w, tol, max_iter, s.reg_covar, s.accelerate,
+            p, s.x, s.w, tol, max_iter, s.reg_covar, s.accelerate, prior,
             block_size=block_size, history_size=history_size, surveyed=s.surveyed,
         )  # fmt: skip
         dense = jax.lax.stop_gradient(result.params.covariances) if p.n_features <= _DENSE else None
         return result, dense
 
-    return jax.vmap(one)(params)
+    return jax.vmap(one)(params, n_active)
 
 
 @jax.jit
@@ -188,7 +213,14 @@ def draw_moves(keys: Array, log_weights: Array, closeness: Array, *, n_features:
     return jax.vmap(lambda k, lw, c: draw_move(k, lw, c, n_features))(keys, log_weights, closeness)
 
 
-@functools.partial(jax.jit, static_argnames="block_size")
-def move(moves: Move, params: GMMParams, s: Settings, *, block_size: int) -> GMMParams:
+@functools.partial(jax.jit, static_argnames=("default", "block_size"))
+def move(
+    moves: Move, params: GMMParams, n_active: Array, s: Settings, *, default: bool, block_size: int
+) -> GMMParams:
     """Mixtures (B,) after one `Move` each."""
-    return jax.vmap(lambda m, p: split_merge(m, p, s.x, s.w, s.surveyed, block_size))(moves, params)
+
+    def one(m: Move, p: GMMParams, size: Array) -> GMMParams:
+        f = _framed(s, default, p.family, p.n_components, size)
+        return split_merge(m, p, s.x, s.w, f, block_size)
+
+    return jax.vmap(one)(moves, params, n_active)

@@ -80,5 +80,5 @@ def split_merge(
 
     relative = translate(params, -f.shift)
     moments = accumulate(relative, x, w, reassign=reassign, shift=f.shift, block_size=block_size)
-    moved = translate(maximise(relative, moments, f.ridge)[0], f.shift)
+    moved = translate(maximise(relative, moments, f.ridge, f.prior)[0], f.shift)
     return jax.tree.map(lambda a, b: jnp.where(move.possible, a, b), moved, params)

@@ -11,19 +11,20 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxgmm import validate
+from jaxgmm import priors, validate
 from jaxgmm.em import HISTORY_SIZE, MAX_ITER, REG_COVAR, TOL, FitResult, run
-from jaxgmm.em_map import frame
+from jaxgmm.em_map import frame, with_prior
 from jaxgmm.families.family import Family
 from jaxgmm.families.table import get_family
 from jaxgmm.init import Init, check_init, start
 from jaxgmm.linalg import block_rows
+from jaxgmm.priors import Prior
 from jaxgmm.search.criteria import best
 
 
 @functools.partial(
     jax.jit,
-    static_argnames=("family", "n_components", "n_init", "init", "block_size", "history_size"),
+    static_argnames=("default", "family", "n_components", "n_init", "init", "block_size", "history_size"),
 )
 def _fit_lanes(
     key: Array,
@@ -34,7 +35,9 @@ def _fit_lanes(
     max_iter: Array,
     reg_covar: Array,
     accelerate: Array,
+    prior: Prior | None,
     *,
+    default: bool,
     family: Family,
     n_components: int,
     n_init: int,
@@ -43,9 +46,14 @@ def _fit_lanes(
     history_size: int,
 ) -> FitResult:
     """n_init fits; or, for each of `sizes` (L,), the best of n_init fits with that many components on."""
-    f = frame(x, w, reg_covar)
+    surveyed = frame(x, w, reg_covar)
 
     def lane(key: Array, n_active: Array | None) -> FitResult:
+        p = prior
+        if default:
+            on = jnp.asarray(n_components, jnp.int32) if n_active is None else n_active
+            p = priors.default(x, w, on, family)
+        f = with_prior(surveyed, p, family, (n_components, x.shape[1]))
         params = start(
             key, x, w, f, family=family, n_components=n_components, block_size=block_size, init=init,
             n_active=n_active,
@@ -58,6 +66,7 @@ def _fit_lanes(
             max_iter,
             reg_covar,
             accelerate,
+            p,
             block_size=block_size,
             history_size=history_size,
         )
@@ -82,6 +91,7 @@ def _fit_many(
     tol: ArrayLike,
     max_iter: Any,
     reg_covar: ArrayLike,
+    prior: Prior | str | None,
     accelerate: Any,
     block_size: int | None,
     history_size: int,
@@ -95,6 +105,11 @@ def _fit_many(
         if block_size is None
         else min(validate.count(block_size, "block_size", 1), x.shape[0])
     )
+    family = get_family(covariance_type)
+    given = None
+    named = priors.check_name(prior)
+    if named is not None and not isinstance(named, str):
+        given = priors.check(named, family, (n_components, x.shape[1]), x.dtype)
     return _fit_lanes(
         validate.key(key),
         x,
@@ -104,7 +119,9 @@ def _fit_many(
         validate.step_limit(max_iter),
         validate.not_negative(reg_covar, "reg_covar", x.dtype),
         validate.flag(accelerate, "accelerate"),
-        family=get_family(covariance_type),
+        given,
+        default=isinstance(prior, str),
+        family=family,
         n_components=n_components,
         n_init=n_init,
         init=check_init(init),
@@ -125,6 +142,7 @@ def fit_restarts(
     tol: ArrayLike = TOL,
     max_iter: int | Array = MAX_ITER,
     reg_covar: ArrayLike = REG_COVAR,
+    prior: Prior | str | None = None,
     accelerate: bool | Array = True,
     block_size: int | None = None,
     history_size: int = HISTORY_SIZE,
@@ -144,6 +162,7 @@ def fit_restarts(
       tol: as in `fit`.
       max_iter: as in `fit`.
       reg_covar: as in `m_step`.
+      prior: None, a `Prior`, or "default" for what `default_prior` gives.
       accelerate: as in `fit`.
       block_size: as in `fit`.
       history_size: as in `fit`.
@@ -166,7 +185,7 @@ def fit_restarts(
     n = validate.n_components(n_components, validate.data(X).shape[0])
     return _fit_many(
         key, X, None, n, sample_weight, covariance_type, n_init, init,
-        tol, max_iter, reg_covar, accelerate, block_size, history_size,
+        tol, max_iter, reg_covar, prior, accelerate, block_size, history_size,
     )  # fmt: skip
 
 
@@ -182,6 +201,7 @@ def fit_components(
     tol: ArrayLike = TOL,
     max_iter: int | Array = MAX_ITER,
     reg_covar: ArrayLike = REG_COVAR,
+    prior: Prior | str | None = None,
     accelerate: bool | Array = True,
     block_size: int | None = None,
     history_size: int = HISTORY_SIZE,
@@ -203,6 +223,7 @@ def fit_components(
       tol: as in `fit`.
       max_iter: as in `fit`.
       reg_covar: as in `m_step`.
+      prior: None, a `Prior`, or "default" for what `default_prior` gives for each number of components.
       accelerate: as in `fit`.
       block_size: as in `fit`.
       history_size: as in `fit`.
@@ -225,5 +246,5 @@ def fit_components(
     sizes = validate.sizes(n_components, n_samples)
     return _fit_many(
         key, X, sizes, max(sizes), sample_weight, covariance_type, n_init, init,
-        tol, max_iter, reg_covar, accelerate, block_size, history_size,
+        tol, max_iter, reg_covar, prior, accelerate, block_size, history_size,
     )  # fmt: skip

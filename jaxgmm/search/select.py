@@ -12,12 +12,13 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxgmm import validate
+from jaxgmm import priors, validate
 from jaxgmm.em import MAX_ITER, REG_COVAR, TOL, FitResult, Status
 from jaxgmm.families.family import Family
 from jaxgmm.families.table import get_family
 from jaxgmm.init import Init, check_init
 from jaxgmm.params import GMMParams, active
+from jaxgmm.priors import Prior
 from jaxgmm.search.criteria import REMEDIES
 from jaxgmm.search.folds import held_out
 from jaxgmm.search.lanes import certainty, settings_of
@@ -197,6 +198,7 @@ def select(
     tol: ArrayLike = TOL,
     max_iter: int = MAX_ITER,
     reg_covar: ArrayLike = REG_COVAR,
+    prior: Prior | str | None = None,
     max_ratio: float | None = MAX_RATIO,
     n_folds: int = 5,
     progress: Callable[[str], object] | None = None,
@@ -219,6 +221,7 @@ def select(
       tol: as in `fit`.
       max_iter: as in `fit`.
       reg_covar: as in `m_step`.
+      prior: as in `fit_restarts`; a `Prior` must fit every structure of the grid.
       max_ratio: as in `fit_best`. Spurious cells are marked, and do not win while there is another.
       n_folds: number of folds of "cv"; for "heldout" the fold is one part in n_folds.
       progress: called with the name of each structure before it is fitted.
@@ -265,12 +268,19 @@ def select(
         if progress is not None:
             progress(name)
         # The same key for every structure: they compete from the same seeds.
-        tournament = Tournament(settings, family, sizes, check_init(init), 0)
+        tournament = Tournament(settings, family, sizes, check_init(init), 0, priors.check_name(prior))
         found = tournament.best(key, budget)
         rows = _rows(name, tournament, found, sizes, n)
         if criterion in ("cv", "heldout"):
             left_out = held_out(
-                key, found.params, settings, folds, folds if criterion == "cv" else 1, tournament.block_size
+                key,
+                found.params,
+                np.asarray(sizes, np.int32),
+                tournament.settings,
+                folds,
+                folds if criterion == "cv" else 1,
+                tournament.block_size,
+                tournament.default,
             )
             for row, value in zip(rows, np.asarray(left_out, float), strict=True):
                 row[criterion] = -value if np.isfinite(row["bic"]) else np.nan

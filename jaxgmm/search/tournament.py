@@ -17,13 +17,14 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxgmm import validate
+from jaxgmm import priors, validate
 from jaxgmm.em import HISTORY_SIZE, MAX_ITER, REG_COVAR, TOL, FitResult
 from jaxgmm.families.family import Family
 from jaxgmm.families.table import get_family
 from jaxgmm.init import Init, check_init
 from jaxgmm.linalg import block_rows
 from jaxgmm.params import GMMParams
+from jaxgmm.priors import Prior
 from jaxgmm.search import lanes
 from jaxgmm.search.criteria import has_failed
 from jaxgmm.search.spurious import MAX_RATIO
@@ -59,7 +60,7 @@ def plan(budget: int) -> Plan:
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=[
-        *("params", "log_likelihood", "n_iter", "status", "history"),
+        *("params", "log_likelihood", "objective", "n_iter", "status", "history"),
         *("flags", "n_agreed", "n_finalists", "n_steps"),
     ],
     meta_fields=[],
@@ -101,11 +102,11 @@ def _take(tree: Any, rows: Any) -> Any:
 
 
 def _rank(field: Field, n: int) -> Any:
-    """The best n lanes (L, n): sound ones first, by likelihood; failed ones last."""
+    """The best n lanes (L, n): sound ones first, by objective; failed ones last."""
     xp = _arrays(field)
-    value = field.results.log_likelihood
+    value = field.results.objective
     lost = has_failed(field.results.status) | ~xp.isfinite(value)
-    # By likelihood within classes: two sorts, the second of which keeps the first one's order.
+    # By objective within classes: two sorts, the second of which keeps the first one's order.
     order = _argsort(xp, -xp.where(lost, -xp.inf, value))
     rank = xp.take_along_axis(xp.where(lost, 2, xp.where(field.flags != 0, 1, 0)), order, 1)
     return xp.take_along_axis(order, _argsort(xp, rank), 1)[:, :n]
@@ -124,10 +125,21 @@ class Tournament:
     """One search over one data set: what its programs are called with."""
 
     def __init__(
-        self, settings: lanes.Settings, family: Family, sizes: Sequence[int], init: Init, history_size: int
+        self,
+        settings: lanes.Settings,
+        family: Family,
+        sizes: Sequence[int],
+        init: Init,
+        history_size: int,
+        prior: Prior | str | None = None,
     ) -> None:
         n_samples, n_features = settings.x.shape
         self.settings, self.family, self.init = settings, family, init
+        self.default = isinstance(prior, str)
+        if isinstance(prior, Prior):
+            shape = (max(sizes), settings.x.shape[1])
+            checked = priors.check(prior, family, shape, settings.x.dtype)
+            self.settings = settings = settings._replace(prior=checked)
         # Only the finalists' last stage has a derivative: where a fit began does not matter to it.
         self.frozen: lanes.Settings = jax.lax.stop_gradient(settings)
         self.sizes = np.asarray(sizes, np.int32)
@@ -144,12 +156,17 @@ class Tournament:
         def chunk(keys: Array) -> GMMParams:
             if self.init not in ("kmeans++", "kmeans"):
                 return lanes.start_anyhow(
-                    keys, active, self.frozen, family=self.family, init=self.init,
+                    keys, active, self.frozen, default=self.default, family=self.family, init=self.init,
                     n_components=self.n_components, block_size=self.block_size,
                 )  # fmt: skip
             places = lanes.seed(keys, self.unit, self.frozen, n_components=self.n_components, init=self.init)
             return lanes.start_from_seeds(
-                places, active, self.frozen, family=self.family, block_size=self.block_size
+                places,
+                active,
+                self.frozen,
+                default=self.default,
+                family=self.family,
+                block_size=self.block_size,
             )
 
         together: GMMParams = self._over(chunk, self._keys(key, n // _WIDTH))
@@ -159,10 +176,11 @@ class Tournament:
         """Mixtures (L, n) so many steps further, or to convergence; n is a multiple of the width."""
         s = self.settings if steps is None else self.frozen
         tol, max_iter = (s.tol, s.max_iter) if steps is None else (np.zeros_like(s.tol), np.int32(steps))
+        active = np.repeat(self.sizes, _WIDTH)
 
         def chunk(batch: GMMParams) -> Field:
             result, covariances = lanes.advance(
-                batch, s, tol, max_iter, block_size=self.block_size,
+                batch, active, s, tol, max_iter, default=self.default, block_size=self.block_size,
                 history_size=self.history_size,
             )  # fmt: skip
             p = result.params
@@ -190,6 +208,7 @@ class Tournament:
         best, covariances = jax.tree.map(
             lambda a: xp.repeat(a[:, 0], _WIDTH, axis=0), (field.results.params, field.covariances)
         )
+        active = np.repeat(self.sizes, _WIDTH)
         # Every lane's own: as many products again, and one more shape that is not compiled.
         closeness = lanes.overlaps(
             best if covariances is None else (best.log_weights, best.means, covariances),
@@ -198,7 +217,9 @@ class Tournament:
 
         def chunk(keys: Array) -> GMMParams:
             drawn = lanes.draw_moves(keys, best.log_weights, closeness, n_features=best.n_features)
-            return lanes.move(drawn, best, self.frozen, block_size=self.block_size)
+            return lanes.move(
+                drawn, best, active, self.frozen, default=self.default, block_size=self.block_size
+            )
 
         # A move is an E-step and an M-step too.
         self.n_steps = self.n_steps + _MOVES
@@ -229,11 +250,11 @@ class Tournament:
     def best(self, key: Array, budget: int) -> BestFit:
         """The winner of every size, leading axis (L,)."""
         results, flags, _ = self.play(key, budget)
-        top = results.log_likelihood[:, :1]
-        agree = (results.log_likelihood >= top - _AGREE) & ~has_failed(results.status)
+        top = results.objective[:, :1]
+        agree = (results.objective >= top - _AGREE) & ~has_failed(results.status)
         winner = jax.tree.map(lambda a: a[:, 0], results)
         found = BestFit(
-            winner.params, winner.log_likelihood, winner.n_iter, winner.status, winner.history,
+            **{field.name: getattr(winner, field.name) for field in dataclasses.fields(FitResult)},
             flags=flags[:, 0],
             n_agreed=agree.sum(1).astype(np.int32),
             n_finalists=jnp.full(top.shape[:1], _WIDTH, jnp.int32),
@@ -280,6 +301,7 @@ def fit_best(
     tol: ArrayLike = TOL,
     max_iter: int | Array = MAX_ITER,
     reg_covar: ArrayLike = REG_COVAR,
+    prior: Prior | str | None = None,
     accelerate: bool | Array = True,
     max_ratio: ArrayLike | None = MAX_RATIO,
     history_size: int = HISTORY_SIZE,
@@ -301,6 +323,7 @@ def fit_best(
       tol: as in `fit`.
       max_iter: as in `fit`; for each finalist.
       reg_covar: as in `m_step`.
+      prior: as in `fit_restarts`.
       accelerate: as in `fit`.
       max_ratio: the largest ratio of covariance eigenvalues, relative to the covariance of all the data, that
         is not taken for an artefact (`Spurious.NARROW`); None for no bound. A sound optimum wins over a
@@ -328,7 +351,7 @@ def fit_best(
     n = validate.n_components(n_components, settings.x.shape[0])
     tournament = Tournament(
         settings, get_family(covariance_type), (n,), check_init(init),
-        validate.count(history_size, "history_size", 0),
+        validate.count(history_size, "history_size", 0), priors.check_name(prior),
     )  # fmt: skip
     found = tournament.best(validate.key(key), validate.count(budget, "budget", 1))
     return jax.tree.map(lambda a: a[0], found)

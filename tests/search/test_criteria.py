@@ -44,6 +44,7 @@ def results_of(params, log_likelihoods, statuses, dtype=np.float32):
     return FitResult(
         marked,
         jnp.asarray(log_likelihoods, dtype),
+        jnp.asarray(log_likelihoods, dtype),
         jnp.arange(n, dtype=jnp.int32),
         jnp.asarray(statuses, jnp.int32),
         jnp.zeros((n, 4), dtype),

@@ -1,0 +1,399 @@
+"""Maximum a posteriori: a conjugate prior on weights, means and covariances, as pseudo-observations.
+
+A normal–inverse-Wishart prior acts on the M-step as data would: `strength` observations at its mean, and rows
+that add its scale to the scatter. In a family's own whitened coordinates, summed by the family's own
+`second_moment`, it needs nothing of the family that EM does not need already.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+from jaxgmm import validate
+from jaxgmm.families.family import Family
+from jaxgmm.families.table import get_family
+from jaxgmm.linalg import embed_diagonal, epsilon, safe_cholesky, sum_rows
+from jaxgmm.params import GMMParams, scale_like
+
+STRENGTH = 0.01
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["mean", "strength", "dof", "scale", "weight_concentration"],
+    meta_fields=[],
+)
+@dataclasses.dataclass(frozen=True)
+class Prior:
+    """A conjugate prior for maximum a posteriori fits: an immutable pytree, differentiable in every number.
+
+    μ_k | Σ_k ~ N(m, Σ_k / κ), Σ_k ~ inverse Wishart(ν, Λ), π ~ Dirichlet(α). With weighted counts n_k, means
+    x̄_k and scatters W_k, the M-step of "full" is
+
+      μ_k = (n_k x̄_k + κ m) / (n_k + κ),
+      Σ_k = [Λ + W_k + κ n_k / (κ + n_k) (x̄_k − m)(x̄_k − m)ᵀ] / (n_k + ν + D + 2),
+      π_k ∝ n_k + α_k − 1.
+
+    Other structures follow the conventions of Fraley and Raftery, given as what stands in place of Λ, and as
+    the divisor, with ς² a scalar scale:
+
+      diag: ς² in every variance; n_k + ν + 3.   spherical: ς² in the trace; D n_k + ν + D + 2.
+      tied: Λ once for all components; N + K + ν + D + 1.
+      tied diagonal: ς² once; N + K + ν + 2.     tied spherical: ς² once; D N + D K + ν + 2.
+
+    Structures without a conjugate prior in the paper, and those that a user writes, have each Σ_k penalised
+    as "full" does (or "diag", if they have no correlations), and the maximum taken within the structure:
+    `Family.prior` says which. The counts n_k are sums of sample weights: it is against these that a prior
+    is weak or strong.
+
+    Mean and strength come together, and so do dof and scale. Without mean and strength the divisors lose the
+    1 for each component that the prior of its mean brings (D for "spherical").
+
+    Attributes:
+      mean: (D,) m, or None.
+      strength: () κ ≥ 0, or None.
+      dof: () ν ≥ 0, or None.
+      scale: Λ as (D, D), or a diagonal Λ as (D,) or (); for "diag" ς² as (D,) or (); for "spherical" (); or
+        None.
+      weight_concentration: α as () or (K,), > 0, or None. Below 1 it empties components: one with
+        n_k ≤ 1 − α_k is switched off. The objective has no upper bound then, and is comparable only
+        between mixtures with the same components on.
+
+    References:
+      Fraley & Raftery (2007), Bayesian regularization for normal mixture estimation and model-based
+      clustering, Journal of Classification 24, tables 1 and 2.
+    """
+
+    mean: Any = None  # (D,)
+    strength: Any = None  # ()
+    dof: Any = None  # ()
+    scale: Any = None  # (), (D,) or (D, D)
+    weight_concentration: Any = None  # () or (K,)
+
+
+class Pseudo(NamedTuple):
+    """A prior as a family takes it: everything that does not change while EM runs."""
+
+    mean: Array | None  # (D,)  relative to the shift of the data
+    strength: Array | None  # ()
+    extra: Array | None  # ()  what the prior of one covariance adds to a component's divisor
+    rows: Array | None  # (D, R)  columns whose squares are the scale; one will do without correlations
+    concentration: Array | None  # (K,)
+
+
+class Posterior(NamedTuple):
+    """Moments with the prior's pseudo-observations among them."""
+
+    counts: Array  # (K,)  in proportion to the next weights
+    mean: Array  # (K, D)  the next means, in whitened coordinates about the current ones
+    weight: Array  # (K,)  with centre and second: the arguments of `Family.update`
+    centre: Array  # (K, D)
+    second: Any
+
+
+def _without_correlations(family: Family) -> bool:
+    return family.prior.endswith("I")
+
+
+def check(prior: Prior, family: Family, shape: tuple[int, ...], dtype: Any) -> Prior:
+    """The prior in the data's dtype; raise unless it fits K components in D dimensions, shape (K, D)."""
+    if not isinstance(prior, Prior):
+        raise TypeError(
+            f"prior must be a jaxgmm.Prior, such as jaxgmm.default_prior gives, or None; got {prior!r}"
+            if isinstance(prior, str)
+            else f"prior must be a jaxgmm.Prior or None; got {type(prior).__name__}"
+        )
+    d = shape[1]
+    shapes: tuple[tuple[int, ...], ...] = ((), (d,), (d, d))
+    if _without_correlations(family):
+        shapes = shapes[:1] if family.prior.endswith("II") else shapes[:2]
+    mean, strength, dof, scale, concentration = validate.prior_parts(
+        prior.mean,
+        prior.strength,
+        prior.dof,
+        prior.scale,
+        prior.weight_concentration,
+        shape=shape,
+        scale_shapes=shapes,
+        family_name=family.name,
+        dtype=dtype,
+    )
+    # One for all and one for each share a compilation.
+    alpha = None if concentration is None else jnp.broadcast_to(concentration, shape[:1])
+    return Prior(mean, strength, dof, scale, alpha)
+
+
+def check_name(prior: Prior | str | None) -> Prior | str | None:
+    """Raise if a prior that is given by name is not "default"."""
+    if isinstance(prior, str) and prior != "default":
+        raise ValueError(f"prior must be 'default', a jaxgmm.Prior or None; got {prior!r}")
+    return prior
+
+
+def _factor(scale: Array) -> Array:
+    """A factor (D, D) of a positive semi-definite matrix, zero where its diagonal is, finite in any units."""
+    diagonal = jnp.diagonal(scale)
+    some = diagonal > 0
+    width = jnp.sqrt(jnp.where(some, diagonal, 1))
+    correlation = scale / width[:, None] / width[None, :]
+    correlation = jnp.where(
+        some[:, None] & some[None, :], correlation, jnp.eye(width.size, dtype=scale.dtype)
+    )
+    # A singular scale is a limit that is met: the data's covariance, where features are collinear.
+    jitter = jnp.full(width.shape, 8 * width.size * epsilon(scale.dtype), scale.dtype)
+    return jnp.where(some, width, 0)[:, None] * safe_cholesky(correlation, jitter)
+
+
+def pseudo(prior: Prior, family: Family, shape: tuple[int, ...], shift: Array) -> Pseudo:
+    """What of a checked prior EM can compute beforehand."""
+    d = shape[1]
+    extra, rows = None, None
+    if prior.dof is not None:
+        if family.prior.endswith("II"):
+            extra = (prior.dof + 2) / d
+            rows = jnp.broadcast_to(jnp.sqrt(prior.scale / d), (d, 1))
+        elif _without_correlations(family):
+            extra = prior.dof + 2
+            rows = jnp.broadcast_to(jnp.sqrt(prior.scale), (d,))[:, None]
+        else:
+            extra = prior.dof + (d + 1)
+            dense = prior.scale.ndim == 2
+            rows = (
+                _factor(prior.scale)
+                if dense
+                else embed_diagonal(jnp.broadcast_to(jnp.sqrt(prior.scale), (d,)))
+            )
+    return Pseudo(
+        mean=None if prior.mean is None else prior.mean - shift,
+        strength=prior.strength,
+        extra=extra,
+        rows=rows,
+        concentration=prior.weight_concentration,
+    )
+
+
+def _parts(params: GMMParams, prior: Pseudo) -> tuple[Array, Array, Array, Array, Array]:
+    """For every component: strength (K,), divisor (K,), gap (K, D, 1), share (K,) and rows (K, D, R).
+
+    The last three are whitened: the prior's mean from the component's, and the rows of the scale, each of
+    which counts `share` times. All are 0 for a component that is off: no prior revives it.
+    """
+    k, d = params.means.shape
+    dtype = params.means.dtype
+    on = params.log_weights > -jnp.inf
+    one = jnp.where(on, jnp.ones((), dtype), 0)
+    zero = jnp.zeros(k, dtype)
+    whiten = params.family.whitener(params.scale)
+    # A scale that all components share has one prior; each component brings its part of it.
+    share = one / jnp.maximum(one.sum(), 1) if params.family.prior.startswith("E") else one
+    strength, divisor, gap, rows = zero, zero, jnp.zeros((k, d, 1), dtype), jnp.zeros((k, d, 1), dtype)
+    if prior.mean is not None and prior.strength is not None:
+        strength, divisor = one * prior.strength, one
+        gap = whiten((prior.mean[None, :] - params.means)[:, :, None])
+        gap = jnp.where(on[:, None, None], gap, 0)
+    if prior.extra is not None and prior.rows is not None:
+        divisor = divisor + share * prior.extra
+        rows = whiten(jnp.broadcast_to(prior.rows[None], (k, *prior.rows.shape)))
+        rows = jnp.where(on[:, None, None], rows, 0)
+    return strength, divisor, gap, share, rows
+
+
+def _over(numerator: Array, denominator: Array) -> Array:
+    """The quotient (K, ...), 0 where the denominator (K,) is 0."""
+    some = (denominator > 0).reshape((-1,) + (1,) * (numerator.ndim - 1))
+    safe = jnp.where(some, denominator.reshape(some.shape), 1)
+    return jnp.where(some, numerator / safe, 0)
+
+
+def posterior(params: GMMParams, n: Array, first: Array, second: Any, prior: Pseudo) -> Posterior:
+    """Moments n (K,), first (K, D) and second about `params`, with the prior's pseudo-observations added.
+
+    With y the whitened samples, ȳ their mean, d the prior's mean and Λ its scale, whitened, the scatter about
+    the posterior mean is Σ y yᵀ − n ȳ ȳᵀ + κn/(κ+n) (ȳ − d)(ȳ − d)ᵀ + Λ. All is added but the second term,
+    which `Family.update` subtracts as weight · centre centreᵀ: hence centre = √(n / weight) ȳ. Nothing
+    cancels that does not cancel without a prior, however strong that is and however small n.
+    """
+    strength, divisor, gap, share, rows = _parts(params, prior)
+    on = params.log_weights > -jnp.inf
+    weight = n + divisor
+    mean = _over(first + strength[:, None] * gap[:, :, 0], n + strength)
+    some = n > 0
+    centre = _over(
+        first, jnp.where(some, jnp.sqrt(jnp.where(some, n, 1)) * jnp.sqrt(jnp.where(some, weight, 1)), 0)
+    )
+    between = _over(first, n)[:, :, None] - gap
+    y = jnp.concatenate([between, rows], axis=2)
+    times = jnp.broadcast_to(share[:, None], (share.shape[0], rows.shape[2]))
+    times = jnp.concatenate([_over(n * strength, n + strength)[:, None], times], axis=1)
+    added = params.family.second_moment(params.scale, y, times)
+
+    counts = n
+    if prior.concentration is not None:
+        counts = jnp.where(on, jnp.maximum(n + (prior.concentration - 1), 0), n)
+    if prior.strength is not None or prior.extra is not None:
+        # Its place and shape are part of the objective, so that it may fade but not vanish by underflow.
+        least = float(jnp.finfo(n.dtype).tiny) * jnp.maximum(n.sum(), 1)
+        emptied = jnp.zeros_like(on)
+        if prior.concentration is not None:
+            emptied = (prior.concentration < 1) & (counts == 0)
+        counts = jnp.where(on & ~emptied, jnp.maximum(counts, least), counts)
+    return Posterior(counts, mean, weight, centre, jax.tree.map(jnp.add, second, added))
+
+
+def log_density(params: GMMParams, prior: Pseudo) -> tuple[Array, Array, Array]:
+    """log_prior (); the sizes of its terms, summed (), for what rounding does; what divisors gain (K,)."""
+    strength, divisor, gap, share, rows = _parts(params, prior)
+    on = params.log_weights > -jnp.inf
+    shape = (params.n_components, params.n_features)
+    log_det = jnp.where(on, params.family.log_det(params.scale, shape), 0)
+    terms = [
+        -0.5 * divisor * log_det,
+        -0.5 * strength * jnp.square(gap[:, :, 0]).sum(-1),
+        -0.5 * share * jnp.square(rows).sum((1, 2)),
+    ]
+    if prior.concentration is not None:
+        terms.append(jnp.where(on, (prior.concentration - 1) * jnp.where(on, params.log_weights, 0), 0))
+    together = jnp.stack(terms)
+    return together.sum(), jnp.abs(together).sum(), divisor
+
+
+def emptying(params: GMMParams, prior: Pseudo) -> Array:
+    """() bool: a component that is off may have been emptied by a concentration below 1.
+
+    The objective, without bound as such a weight goes to 0, is another one once the component is off.
+    """
+    if prior.concentration is None:
+        return jnp.asarray(False)
+    return ((prior.concentration < 1) & ~(params.log_weights > -jnp.inf)).any()
+
+
+@jax.jit
+def _log_prior(params: GMMParams, prior: Prior) -> Array:
+    shift = jnp.zeros(params.n_features, params.means.dtype)
+    return log_density(params, pseudo(prior, params.family, params.means.shape, shift))[0]
+
+
+def log_prior(params: GMMParams, prior: Prior) -> Array:
+    """() the logarithm of the prior's density at `params`, but for a constant of the prior and of K.
+
+    Over the components that are on, Σ_k [(α_k − 1) log π_k − ½ a log |Σ_k| − ½ tr(Λ Σ_k⁻¹)
+    − ½ κ (μ_k − m)ᵀ Σ_k⁻¹ (μ_k − m)], where a is what the prior adds to n_k in the divisor: ν + D + 2 for
+    "full". A covariance that all components share has its own part once. A fit maximises the total
+    log-likelihood plus this. It is a density of weights, means and covariances; the constants left out are
+    those of the normal, inverse Wishart (or inverse gamma) and Dirichlet distributions.
+
+    Args:
+      params: the mixture.
+      prior: a Prior that fits its shape and structure.
+
+    Raises:
+      ValueError, TypeError: if prior is not a Prior, or does not fit params.
+
+    Example:
+      >>> import jaxgmm
+      >>> params = jaxgmm.make_params([1.0], [[1.0]], [1.0], "spherical")
+      >>> prior = jaxgmm.Prior(mean=[0.0], strength=2.0, dof=3.0, scale=4.0)
+      >>> float(jaxgmm.log_prior(params, prior))  # −½ · 4 − ½ · 2
+      -3.0
+
+    References:
+      Fraley & Raftery (2007), equations 9–12.
+    """
+    if not isinstance(params, GMMParams):
+        raise TypeError(f"params must be GMMParams; got {type(params).__name__}")
+    like = scale_like(params.family, *params.means.shape) if params.means.ndim == 2 else None
+    validate.single_mixture(params.log_weights, params.means, params.scale, like)
+    return _log_prior(params, check(prior, params.family, params.means.shape, params.means.dtype))
+
+
+def _location(x: Array, w: Array | None, *, dense: bool) -> tuple[Array, Array]:
+    """Weighted mean (D,) and, about it, the covariance (D, D), or the variances (D,)."""
+
+    def safe(wb: Array, b: Array) -> Array:
+        return jnp.where((wb > 0)[:, None] | jnp.isfinite(b), b, jnp.zeros((), b.dtype))
+
+    total, first = sum_rows(
+        lambda wb, b: (wb.sum(), (wb[:, None] * safe(wb, b)).sum(0)), w, x, block_size=2048
+    )
+    mean = first / total
+
+    def squares(wb: Array, b: Array) -> tuple[Array, Array]:
+        gap = safe(wb, b) - mean[None, :]
+        weighted = wb[:, None] * gap
+        if not dense:
+            return weighted.sum(0), (weighted * gap).sum(0)
+        return weighted.sum(0), jnp.matmul(weighted.T, gap, precision=jax.lax.Precision.HIGHEST)
+
+    rest, second = sum_rows(squares, w, x, block_size=2048)
+    rest = rest / total
+    outer = rest[:, None] * rest[None, :] if dense else jnp.square(rest)
+    return mean + rest, second / total - outer
+
+
+def default(x: Array, w: Array | None, n_components: Array, family: Family) -> Prior:
+    """`default_prior` without its checks, for a number of components that may be traced."""
+    d = x.shape[1]
+    dense = not _without_correlations(family)
+    mean, spread = _location(x, w, dense=dense)
+    share = jnp.power(n_components.astype(x.dtype), float(-2 / d))
+    return Prior(
+        mean=mean,
+        strength=jnp.full((), STRENGTH, x.dtype),
+        dof=jnp.full((), d + 2, x.dtype),
+        scale=(spread if dense else spread.mean()) * share,
+    )
+
+
+_default = jax.jit(default, static_argnames="family")
+
+
+def default_prior(
+    X: ArrayLike,
+    n_components: int,
+    covariance_type: str | Family = "full",
+    sample_weight: ArrayLike | None = None,
+    **overrides: Any,
+) -> Prior:
+    """Fraley and Raftery's weak prior for data: it takes away most singularities and moves little else.
+
+    κ = 0.01, ν = D + 2, m the mean of X, Λ = cov(X) / K^(2/D): K components of that width fill the volume of
+    the data. Structures without correlations take the scalar ς² = tr cov(X) / (D K^(2/D)). The covariance is
+    a weighted mean, over Σ w; mclust's is over N − 1.
+
+    Args:
+      X: (N, D).
+      n_components: K.
+      covariance_type: a name or a `Family`.
+      sample_weight: (N,) or None for ones.
+      **overrides: any of `Prior`'s fields: mean, strength, dof, scale, weight_concentration.
+
+    Raises:
+      ValueError, TypeError: for data that do not fit, or a field that `Prior` has not.
+
+    Example:
+      >>> import jaxgmm
+      >>> X = [[0.0, 0.0], [2.0, 0.0], [0.0, 2.0], [2.0, 2.0]]
+      >>> prior = jaxgmm.default_prior(X, 4, "diag", strength=0.1)
+      >>> prior.mean.tolist(), float(prior.dof), float(prior.scale)
+      ([1.0, 1.0], 4.0, 0.25)
+
+    References:
+      Fraley & Raftery (2007), §3.2.
+    """
+    x = validate.data(X)
+    family = get_family(covariance_type)
+    k = validate.n_components(n_components)
+    unknown = set(overrides) - {f.name for f in dataclasses.fields(Prior)}
+    if unknown:
+        raise TypeError(
+            f"default_prior takes {[f.name for f in dataclasses.fields(Prior)]}; got {sorted(unknown)}"
+        )
+    prior = _default(x, validate.weight(sample_weight, x), jnp.asarray(k, jnp.int32), family=family)
+    return check(dataclasses.replace(prior, **overrides), family, (k, x.shape[1]), x.dtype)
