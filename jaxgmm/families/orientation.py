@@ -95,8 +95,8 @@ def rotation_from_free(free: Array, n_features: int) -> Array:
 
 
 @functools.lru_cache
-def _rounds(n_features: int) -> tuple[Any, Any, Any, int]:
-    """A round robin: who meets whom, (P,) and (P,); where each row goes after a round (D,); how many rounds.
+def _rounds(n_features: int) -> tuple[Any, Any, Any, Any, int]:
+    """A round robin: who meets whom, (P,) and (P,), who rests; the next order of rows (D,); how many rounds.
 
     The players of a round robin move one seat on between rounds (with an even number, all but the last), so
     that every round has the same partners by seat, and after the last all sit where they sat.
@@ -107,11 +107,13 @@ def _rounds(n_features: int) -> tuple[Any, Any, Any, int]:
     if n_features % 2 == 0:
         first, second = np.append(first, 0), np.append(second, n_features - 1)
     seats = np.arange(n_features)
-    seats[:circle] = np.roll(seats[:circle], -1)
     # Rows are kept as the pairs' first, their second, and the one that sits out.
-    order = np.concatenate([first, second, np.setdiff1d(np.arange(n_features), [*first, *second])])
-    following = np.argsort(order)[seats]
-    return first, second, following, circle
+    rest = np.setdiff1d(seats, [*first, *second])
+    following = np.argsort(np.concatenate([first, second, rest]))[
+        np.append(np.roll(seats[:circle], -1), seats[circle:])
+    ]
+    first, second, rest, following = (a.astype(np.int32) for a in (first, second, rest, following))
+    return first, second, rest, following, circle
 
 
 def _criterion(variances: Array, share: Array, equal_volume: bool) -> Array:
@@ -165,8 +167,7 @@ def common_axes(factors: Array, share: Array, *, equal_volume: bool) -> tuple[Ar
     # The axes themselves ride along, as one more matrix that has no weight.
     rows = jnp.concatenate([rows, turned.T[None]])
     share = jnp.concatenate([share, jnp.zeros(1, share.dtype)])
-    first, second, following, n_rounds = _rounds(n_features)
-    rest = np.setdiff1d(np.arange(n_features), [*first, *second])
+    first, second, rest, following, n_rounds = _rounds(n_features)
 
     def one(rows: Array, _: None) -> tuple[Array, None]:
         variances = jnp.square(rows).sum(-1)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import re
 
 from jaxgmm.families.diagonal import diag, spherical
 from jaxgmm.families.eigen import EEV, EVE, EVV, VEE, VEV, VVE
 from jaxgmm.families.eigen_diagonal import EEI, EII, EVI, VEI
 from jaxgmm.families.family import Family
 from jaxgmm.families.full import full
+from jaxgmm.families.ratio import eigen_ratio
 from jaxgmm.families.tied import tied
 
 FAMILIES: dict[str, Family] = {
@@ -21,13 +23,20 @@ ALIASES: dict[str, Family] = {
 }  # fmt: skip
 
 
+def _number(text: str, name: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"covariance_type {name!r}: {text!r} is not a number") from None
+
+
 def get_family(covariance_type: str | Family) -> Family:
     """The record for a name; a record is returned as it is.
 
     mclust's fourteen structures Σ_k = λ_k D_k A_k D_kᵀ go by its three letters for volume, shape and
     orientation (E equal, V varying, I identity). Four of them have another name here: VVV is "full", EEE
     "tied", VVI "diag", VII "spherical"; either finds the one record. So do mclust's E (EII) and V (VII) for
-    one dimension.
+    one dimension. "full-ratio(100)" is `eigen_ratio(full, 100)`.
 
     Raises:
       ValueError: for a name that is not in the table.
@@ -49,6 +58,9 @@ def get_family(covariance_type: str | Family) -> Family:
         return covariance_type
     if not isinstance(covariance_type, str):
         raise TypeError(f"covariance_type must be a name or a Family; got {type(covariance_type).__name__}")
+    limited = re.fullmatch(r"(.+)-ratio\(([\d.e+]+)\)", covariance_type)
+    if limited is not None:
+        return eigen_ratio(get_family(limited[1]), _number(limited[2], covariance_type))
     names = FAMILIES | ALIASES
     if covariance_type not in names:
         near = difflib.get_close_matches(covariance_type, names, n=1)
