@@ -125,6 +125,15 @@ def count(value: Any, name: str, minimum: int) -> int:
     return int(value)
 
 
+def rank(value: int, n_features: int) -> None:
+    """Raise unless a structure with that many factors has fewer of them than features."""
+    if value >= n_features:
+        raise ValueError(
+            f"factor({value}) needs more than {value} features; got {n_features}. "
+            "Use fewer factors, or covariance_type='full'."
+        )
+
+
 def step_limit(max_iter: Any) -> Array:
     """max_iter as an int32 scalar: an integer, not negative; it may be traced."""
     if is_concrete(max_iter):

@@ -2,6 +2,7 @@
 
 from jaxgmm.families.diagonal import diag as diag
 from jaxgmm.families.diagonal import spherical as spherical
+from jaxgmm.families.factor import factor as factor
 from jaxgmm.families.family import Family as Family
 from jaxgmm.families.full import full as full
 from jaxgmm.families.table import FAMILIES as FAMILIES
