@@ -1,4 +1,4 @@
-"""Where to start: seeds by k-means++, k-means, random points or random responsibilities.
+"""Where to start: seeds by k-means++, k-means, random points, random responsibilities, or a hierarchy.
 
 All of it is jittable and vmappable, weighted, and a function of the key alone: same key, same bits.
 """
@@ -19,13 +19,14 @@ from jaxgmm import validate
 from jaxgmm.em import REG_COVAR, m_step
 from jaxgmm.em_map import Frame, maximise, reference_params, weighted_m_step
 from jaxgmm.families.family import Family
-from jaxgmm.linalg import block_rows, epsilon, sum_rows
+from jaxgmm.hierarchy import partitions
+from jaxgmm.linalg import block_rows, einsum, epsilon, sum_rows
 from jaxgmm.moments import accumulate
 from jaxgmm.params import GMMParams
 
 Init = str | Callable[..., GMMParams]
 
-NAMES = ("kmeans++", "kmeans", "random_points", "random_resp")
+NAMES = ("kmeans++", "kmeans", "random_points", "random_resp", "hierarchical")
 
 # A start from a hard partition widens every component by this part of the variance within clusters, so that a
 # seed that took a single point does not begin, and end, as a spike on it.
@@ -326,12 +327,22 @@ def start(
     else:
         # (1, D, N) is the layout of residuals, here about the shift.
         whitened = family.whitener(one.scale)(shifted.T[None, :, :])[0].T
-        seeds = _plusplus(key, whitened, ones, n_components)
-        if init == "kmeans":
-            seeds = _lloyd(seeds, whitened, ones, 100)
-        means = family.colour(one.scale, seeds.T[None, :, :])[0].T
+        resp = None
+        if init == "hierarchical":
+            # Under `vmap` over lanes computed once: a lane decides only which partition it takes.
+            table = partitions(whitened, ones, n_components)
+            labels = table[n_components - 1 if n_active is None else n_active - 1]
+            resp = jax.nn.one_hot(labels, n_components, dtype=x.dtype)
+            share = resp * ones[:, None]
+            size = share.sum(0)
+            means = einsum("nk,nd->kd", share / jnp.where(size > 0, size, 1)[None, :], shifted)
+        else:
+            seeds = _plusplus(key, whitened, ones, n_components)
+            if init == "kmeans":
+                seeds = _lloyd(seeds, whitened, ones, 100)
+            means = family.colour(one.scale, seeds.T[None, :, :])[0].T
         params = _mask(reference_params(family, means, f.variance), n_active)
-        moments = accumulate(params, x, w, hard=True, shift=f.shift, block_size=block_size)
+        moments = accumulate(params, x, w, resp=resp, hard=True, shift=f.shift, block_size=block_size)
         partition, _ = maximise(params, moments, f.ridge)
         variances = family.diagonal(partition.scale, (n_components, partition.n_features))
         within = (partition.weights[:, None] * variances).sum(0)

@@ -3,9 +3,9 @@
 A covariance of D² numbers is described by D(q + 1), and everything that EM does with it costs O(Dq) a sample.
 Scale is {"loadings": Λ (K, D, q), "noise": √Ψ (K, D)}. Λ is known up to a rotation of its columns.
 
-In units of the noise, U = Ψ^(-1/2) Λ, the covariance is I + U Uᵀ = A_1² A_2² … up to the order: taking in one
-column after another, with A_i = (I + w wᵀ)^(1/2), which is I plus a multiple of w wᵀ, and w the i-th column as
-A_1 … A_{i−1} whiten it. C = A_1 … A_q has the short forms
+In units of the noise, U = Ψ^(-1/2) Λ, the covariance is I + U Uᵀ = C Cᵀ with C = A_1 … A_q, one factor for
+each column: A_i = (I + w wᵀ)^(1/2), which is I plus a multiple of w wᵀ, where w is the i-th column as
+A_1 … A_{i−1} whiten it. It has the short forms
 
   C⁻¹ = I − P Zᵀ,   C = I + (U − Z) Pᵀ,   P = C⁻¹ U,
 
@@ -33,11 +33,11 @@ from jaxgmm.linalg import einsum, embed_diagonal, epsilon, lower_inverse, safe_c
 
 Scale = dict[str, Array]
 
-# What share of the variances a start's loadings explain: enough for the first M-step to turn them to where the
-# data vary, and little enough not to matter to the distances by which seeds are chosen.
+# What share of the variances a start's loadings explain: enough for the first M-step to turn them to where
+# the data vary, and little enough not to matter to the distances by which seeds are chosen.
 _SHARE = 0.1
 
-# Turns of `from_covariance`, which people call; and the least share of a variance that it leaves to the noise.
+# Turns of `from_covariance`, which people call, and the least share of a variance that it leaves to noise.
 _MAX_NEAREST = 2000
 _LEAST_NOISE = 1e-6
 
@@ -335,9 +335,9 @@ def _from_unconstrained(free: dict[str, Array], shape: tuple[int, int]) -> Scale
 def factor(rank: int) -> Family:
     """Factor analysers: every component has a covariance Λ_k Λ_kᵀ + Ψ_k of its own, with `rank` factors.
 
-    x = μ_k + Λ_k z + e with z ~ N(0, I_q) and e ~ N(0, Ψ_k), Ψ_k diagonal: D(q + 1) − q(q − 1)/2 numbers for a
-    covariance in place of D(D + 1)/2, and O(N K D q) for an EM step in place of O(N K D²). A fit stores nothing
-    of size D × D; `params.covariances`, for people, does.
+    x = μ_k + Λ_k z + e with z ~ N(0, I_q) and e ~ N(0, Ψ_k), Ψ_k diagonal: D(q + 1) − q(q − 1)/2 numbers for
+    a covariance in place of D(D + 1)/2, and O(N K D q) for an EM step in place of O(N K D²). A fit stores
+    nothing of size D × D; `params.covariances`, for people, does.
 
     A step is exact EM with the factors z among what is missing. The likelihood rises with every step; a step
     to the best Λ_k and Ψ_k given the responsibilities would take D × D moments.
@@ -362,9 +362,9 @@ def factor(rank: int) -> Family:
       (1, 2, 6, 2)
 
     References:
-      Rubin & Thayer (1982), EM algorithms for ML factor analysis, Psychometrika 47; Ghahramani & Hinton (1996),
-      The EM algorithm for mixtures of factor analyzers; McLachlan, Peel & Bean (2003), Modelling
-      high-dimensional data by mixtures of factor analyzers.
+      Rubin & Thayer (1982), EM algorithms for ML factor analysis, Psychometrika 47; Ghahramani & Hinton
+      (1996), The EM algorithm for mixtures of factor analyzers; McLachlan, Peel & Bean (2003), Modelling
+      high-dimensional data by mixtures of factor analyzers, CSDA 41.
     """
     rank = validate.count(rank, "rank", 1)
     return Family(

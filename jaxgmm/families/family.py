@@ -48,6 +48,7 @@ class Family(NamedTuple):
         scale -> pytree of arrays that hold n_parameters(K, D) real numbers in all, and (pytree, (K, D)) ->
         scale. Any real numbers give a valid scale, and near a scale its covariances determine them. None:
         no gradient fits, no standard errors.
+      equal_weights: all components that are on have the same mixing weight, which is then no free parameter.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Family(NamedTuple):
     from_natural: Callable[[Scale, Array, Any], tuple[Scale, Array]] | None = None
     to_unconstrained: Callable[[Scale], Any] | None = None
     from_unconstrained: Callable[[Any, tuple[int, int]], Scale] | None = None
+    equal_weights: bool = False
 
     def __repr__(self) -> str:
         """Short, for the record's functions say nothing to a reader."""

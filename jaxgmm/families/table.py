@@ -13,9 +13,11 @@ from jaxgmm.families.tied import tied
 
 FAMILIES: dict[str, Family] = {f.name: f for f in (full, tied, diag, spherical)}
 
+_EQUAL = "-equal"
+
 
 def get_family(covariance_type: str | Family) -> Family:
-    """The record for a name, such as "full" or "factor(5)"; a record is returned as it is.
+    """The record for a name, such as "full", "factor(5)" or "full-equal"; a record is returned as it is.
 
     Raises:
       ValueError: for a name that is not in the table.
@@ -34,9 +36,48 @@ def get_family(covariance_type: str | Family) -> Family:
         return FAMILIES[covariance_type]
     if factors := re.fullmatch(r"factor\(([1-9][0-9]{0,8})\)", covariance_type):
         return factor(int(factors[1]))
+    if covariance_type.endswith(_EQUAL) and not covariance_type.endswith(2 * _EQUAL):
+        return equal_weights(covariance_type.removesuffix(_EQUAL))
     near = difflib.get_close_matches(covariance_type, FAMILIES, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise ValueError(
-        f"covariance_type must be one of {sorted(FAMILIES)}, or 'factor(q)' with a number q; "
+        f"covariance_type must be one of {sorted(FAMILIES)}, or 'factor(q)' with a number q, each also with "
+        f"'{_EQUAL}' at its end; "
         f"got {covariance_type!r}{hint}"
     )
+
+
+def equal_weights(covariance_type: str | Family) -> Family:
+    """The same covariance structure, in mixtures whose components all have the same weight.
+
+    A fit holds every π_k at 1/K, K being the number of components that are on, and the criteria count K − 1
+    parameters fewer. Nothing else changes: mixtures with unequal weights can be evaluated, and are made equal
+    where a fit begins.
+
+    Args:
+      covariance_type: a name or a `Family`.
+
+    Returns:
+      A `Family`, its name that of the structure and "-equal": "full-equal" can be passed as
+      covariance_type too.
+
+    Raises:
+      ValueError, TypeError: as `get_family`.
+
+    Example:
+      >>> import jax, jaxgmm
+      >>> from jaxgmm.families import equal_weights
+      >>> X = jax.random.normal(jax.random.key(0), (100, 2))
+      >>> family = equal_weights("full")
+      >>> results = jaxgmm.fit_restarts(jax.random.key(1), X, 4, covariance_type=family, n_init=1)
+      >>> results.params.weights.round(3).tolist()
+      [[0.25, 0.25, 0.25, 0.25]]
+
+    References:
+      Celeux & Govaert (1995), Gaussian parsimonious clustering models, Pattern Recognition 28: the models
+      with equal proportions.
+    """
+    family = get_family(covariance_type)
+    if family.equal_weights:
+        return family
+    return family._replace(name=family.name + _EQUAL, equal_weights=True)
