@@ -8,43 +8,40 @@ import pytest
 import jaxgmm
 from jaxgmm import Status
 from jaxgmm.families import equal_weights, full, get_family, tied
-from tests.conftest import overlapping
+from tests.conftest import overlapping, start_from, x64
 
 K = 3
-X = overlapping(200, 2, K, seed=3)[0]
-BASES = ["full", "tied", "spherical", "factor(1)"]
+X, LABELS = overlapping(200, 2, K, seed=3)
+X, LABELS = (np.concatenate([a, a[LABELS == 0]]) for a in (X, LABELS))  # of the first kind twice as many
+EQUAL = {"full": np.float32, "tied": np.float64, "factor(1)": np.float32}
 
 
 def start(base, dtype):
-    """A start with unequal weights, which are more likely than equal ones."""
-    key = jax.random.key(0)
-    results = jaxgmm.fit_restarts(key, X.astype(dtype), K, covariance_type=base, n_init=1, max_iter=5)
-    return jax.tree.map(lambda a: a[0], results.params)
+    return start_from(X, LABELS, base, dtype)
 
 
-@pytest.mark.parametrize("base", BASES)
-def test_a_fit_keeps_the_weights_equal_and_climbs(base, dtype):
-    unequal = start(base, dtype)
-    assert float(jnp.ptp(unequal.weights)) > 0.02
-    params = jaxgmm.GMMParams(unequal.log_weights, unequal.means, unequal.scale, equal_weights(base))
-    for accelerate in (False, True):
-        result = jaxgmm.fit(params, X.astype(dtype), accelerate=accelerate)
-        assert result.status == Status.CONVERGED
-        np.testing.assert_allclose(result.params.weights, 1 / K, rtol=1e-6)
-        history = np.asarray(result.history)
-        assert (np.diff(history[np.isfinite(history)]) > -40 * np.finfo(dtype).eps).all()
-    free = jaxgmm.fit(unequal, X.astype(dtype))
-    assert free.log_likelihood > result.log_likelihood
-    # Only the means and covariances are at an optimum.
-    if dtype == np.float64:
-        slope = jax.grad(lambda p: jaxgmm.score(p, X))(result.params)
-        assert float(jnp.abs(slope.means).max()) < 1e-4
-        assert float(jnp.abs(slope.log_weights - slope.log_weights.mean()).max()) > 1e-3
+@pytest.mark.parametrize("base", EQUAL)
+def test_a_fit_keeps_the_weights_equal_and_climbs(base):
+    dtype = np.dtype(EQUAL[base])
+    with x64(dtype == np.float64):
+        unequal = start(base, dtype)
+        assert float(jnp.ptp(unequal.weights)) > 0.1
+        params = jaxgmm.GMMParams(unequal.log_weights, unequal.means, unequal.scale, equal_weights(base))
+        for accelerate in (False, True):
+            result = jaxgmm.fit(params, X.astype(dtype), accelerate=accelerate)
+            assert result.status == Status.CONVERGED
+            np.testing.assert_allclose(result.params.weights, 1 / K, rtol=1e-6)
+            history = np.asarray(result.history)
+            assert (np.diff(history[np.isfinite(history)]) > -40 * np.finfo(dtype).eps).all()
+        # The means and covariances are at an optimum, the weights are not.
+        slope = jax.grad(lambda p: jaxgmm.score(p, X.astype(dtype)))(result.params)
+        assert float(jnp.abs(slope.means).max()) < 1e-3
+        assert float(jnp.ptp(slope.log_weights)) > 0.02
 
 
 @pytest.mark.parametrize("base", ["full", "tied"])
-def test_padded_fits_share_the_weight_among_the_components_that_are_on(base, dtype):
-    x = X.astype(dtype)
+def test_padded_fits_share_the_weight_among_the_components_that_are_on(base):
+    x = X.astype(np.float32)
     results = jaxgmm.fit_components(
         jax.random.key(1), x, (1, 2, 4), covariance_type=base + "-equal", n_init=2
     )

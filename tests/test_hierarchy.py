@@ -78,8 +78,8 @@ def test_few_and_equal_points(rows, dtype):
     assert [sorted(set(t)) for t in table] == [list(range(k + 1)) for k in range(rows)]
 
 
-def test_a_fit_from_it_is_the_fit_from_its_partition_and_needs_no_key(dtype):
-    x = X.astype(dtype)
+def test_a_fit_from_it_is_the_fit_from_its_partition_and_needs_no_key():
+    x = X.astype(np.float32)
     options = {"init": "hierarchical", "n_init": 1, "max_iter": 2, "tol": 0.0}
     a, b = (jaxgmm.fit_restarts(jax.random.key(s), x, 3, **options) for s in (0, 1))
     jax.tree.map(np.testing.assert_array_equal, a.params, b.params)
@@ -90,8 +90,8 @@ def test_a_fit_from_it_is_the_fit_from_its_partition_and_needs_no_key(dtype):
     np.testing.assert_allclose(a.params.means[0], by_hand.params.means, atol=0.05)
 
 
-def test_numbers_of_components_take_their_own_partition(dtype):
-    x, w = X.astype(dtype), np.random.default_rng(1).uniform(0.5, 1.5, size=N).astype(dtype)
+def test_numbers_of_components_take_their_own_partition():
+    x, w = X.astype(np.float32), np.random.default_rng(1).uniform(0.5, 1.5, size=N).astype(np.float32)
     sizes = (1, 2, 3, 5)
     options = {"covariance_type": "tied", "init": "hierarchical", "n_init": 1}
     padded = jaxgmm.fit_components(jax.random.key(0), x, sizes, w, **options)
