@@ -16,6 +16,7 @@ from jaxgmm.em import em_step as em_step
 from jaxgmm.em import fit as fit
 from jaxgmm.em import m_step as m_step
 from jaxgmm.families.family import Family as Family
+from jaxgmm.hierarchy import hierarchical_labels as hierarchical_labels
 from jaxgmm.init import from_responsibilities as from_responsibilities
 from jaxgmm.init import kmeans as kmeans
 from jaxgmm.init import kmeans_plusplus as kmeans_plusplus

@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 from jaxgmm import fixed_point, priors, validate
 from jaxgmm.density import e_step as e_step
 from jaxgmm.density import inputs
-from jaxgmm.em_map import Frame, chart, evaluate, frame, maximise, weighted_m_step, with_prior
+from jaxgmm.em_map import Frame, admissible, chart, evaluate, frame, maximise, weighted_m_step, with_prior
 from jaxgmm.families.family import Family
 from jaxgmm.families.table import get_family
 from jaxgmm.fixed_point import Status as Status
@@ -207,7 +207,7 @@ def run(
     f = with_prior(f, prior, params.family, params.means.shape)
     solution = fixed_point.solve(
         functools.partial(evaluate, block_size),
-        translate(params, -f.shift),
+        translate(admissible(params), -f.shift),
         (x, w, f),
         chart=chart(params.family),
         tol=tol,

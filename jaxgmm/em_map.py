@@ -39,6 +39,21 @@ def frame(x: Array, w: Array | None, reg_covar: Array) -> Frame:
     return Frame(shift, variance, reg_covar * jnp.minimum(variance, 1))
 
 
+def equal_log_weights(on: Array, dtype: Any) -> Array:
+    """(K,) the same weight for every component that is on (K,), and none for the others."""
+    return jnp.where(on, -jnp.log(jnp.maximum(on.sum(), 1).astype(dtype)), -jnp.inf)
+
+
+def admissible(params: GMMParams) -> GMMParams:
+    """The mixture with its weights made equal, if its family says that they are: where a fit may begin."""
+    if not params.family.equal_weights:
+        return params
+    on = params.log_weights > -jnp.inf
+    equal = equal_log_weights(on, params.means.dtype)
+    # A weight that is not a number is for the fit's status to tell.
+    return dataclasses.replace(params, log_weights=jnp.where(jnp.isnan(params.log_weights), jnp.nan, equal))
+
+
 def maximise(
     params: GMMParams, moments: Moments, ridge: Array, prior: priors.Pseudo | None = None
 ) -> tuple[GMMParams, Array]:
@@ -59,6 +74,8 @@ def maximise(
     moved = params.family.colour(params.scale, mean[:, :, None])[:, :, 0]
     scale, change = params.family.update(params.scale, weight, centre, second, ridge)
     log_weights = jnp.where(on, jnp.log(jnp.where(on, n, 1)) - jnp.log(n.sum()), -jnp.inf)
+    if params.family.equal_weights:
+        log_weights = equal_log_weights(on, n.dtype)
     was_on = on & (params.log_weights > -jnp.inf)
     log_change = jnp.where(was_on, log_weights - jnp.where(was_on, params.log_weights, 0), 0)
     lengths = jnp.square(log_change) + jnp.square(mean).sum(-1) + 0.5 * change
@@ -178,6 +195,8 @@ def chart(family: Family) -> fixed_point.Chart | None:
         scale, shift = from_natural(reference.scale, floor(reference), natural)
         means = reference.means + family.colour(reference.scale, shift[:, :, None])[:, :, 0]
         # A switched-off component has no information, and extrapolating it none either: it stays.
+        if reference.family.equal_weights:
+            logits = jnp.zeros_like(logits)
         logits = jnp.where(on, logits / jnp.sqrt(floor(reference)), -jnp.inf)
         means = jnp.where(on[:, None], means, reference.means)
         return GMMParams(jax.nn.log_softmax(logits), means, scale, family)

@@ -1,4 +1,4 @@
-"""Where to start: seeds by k-means++, k-means, random points or random responsibilities.
+"""Where to start: seeds by k-means++, k-means, random points, random responsibilities, or a hierarchy.
 
 All of it is jittable and vmappable, weighted, and a function of the key alone: same key, same bits.
 """
@@ -19,14 +19,15 @@ from jaxgmm import validate
 from jaxgmm.em import REG_COVAR, m_step
 from jaxgmm.em_map import Frame, maximise, reference_params, weighted_m_step, without_empty
 from jaxgmm.families.family import Family
-from jaxgmm.linalg import block_rows, epsilon, sum_rows
+from jaxgmm.hierarchy import partitions
+from jaxgmm.linalg import block_rows, einsum, epsilon, sum_rows
 from jaxgmm.moments import accumulate
 from jaxgmm.params import GMMParams, translate
 from jaxgmm.priors import Prior
 
 Init = str | Callable[..., GMMParams]
 
-NAMES = ("kmeans++", "kmeans", "random_points", "random_resp")
+NAMES = ("kmeans++", "kmeans", "random_points", "random_resp", "hierarchical")
 
 # A start from a hard partition widens every component by this part of the variance within clusters, so that a
 # seed that took a single point does not begin, and end, as a spike on it.
@@ -321,6 +322,20 @@ def seeds(
     return places * unit[None, :]
 
 
+def ward(
+    x: Array, w: Array | None, f: Frame, unit: Array, *, n_components: int, n_active: Array | None
+) -> tuple[Array, Array]:
+    """Ward's partition (N,) into n_active clusters, and their means (K, D) relative to the frame's shift."""
+    ones = jnp.ones(x.shape[0], x.dtype) if w is None else w
+    shifted = jnp.where((ones > 0)[:, None] | jnp.isfinite(x), x, f.shift[None, :]) - f.shift[None, :]
+    # Under `vmap` over lanes computed once: a lane decides only which partition it takes.
+    table = partitions(shifted / unit[None, :], ones, n_components)
+    labels = table[n_components - 1 if n_active is None else n_active - 1]
+    share = jax.nn.one_hot(labels, n_components, dtype=x.dtype) * ones[:, None]
+    size = share.sum(0)
+    return labels, einsum("nk,nd->kd", share / jnp.where(size > 0, size, 1)[None, :], shifted)
+
+
 def from_seeds(
     places: Array,
     x: Array,
@@ -330,12 +345,17 @@ def from_seeds(
     family: Family,
     block_size: int,
     n_active: Array | None = None,
+    resp: Array | None = None,
 ) -> GMMParams:
-    """Every sample to the nearest of the seeds (K, D) that are on, and one M-step from that partition."""
+    """Every sample to the nearest of the seeds (K, D) that are on, and one M-step from that partition.
+
+    Or from the partition `resp` (N, K) of which the seeds are the means.
+    """
     params = _mask(reference_params(family, places, f.variance), n_active)
     moments = accumulate(
-        params, x, w, reassign=functools.partial(_nearest, params), shift=f.shift, block_size=block_size
-    )
+        params, x, w, resp=resp, reassign=functools.partial(_nearest, params), shift=f.shift,
+        block_size=block_size,
+    )  # fmt: skip
     params = without_empty(params, moments)
     partition, _ = maximise(params, moments, f.ridge, f.prior)
     variances = family.diagonal(partition.scale, (places.shape[0], places.shape[1]))
@@ -382,6 +402,11 @@ def start(
         rows = _distinct_rows(key, jnp.ones(x.shape[0], x.dtype) if w is None else w, n_components)
         params = _mask(reference_params(family, shifted[rows], f.variance), n_active)
     else:
-        places = seeds(key, x, w, f, metric(family, f), n_components=n_components, init=init)
-        return from_seeds(places, x, w, f, family=family, block_size=block_size, n_active=n_active)
+        resp = None
+        if init == "hierarchical":
+            labels, places = ward(x, w, f, metric(family, f), n_components=n_components, n_active=n_active)
+            resp = jax.nn.one_hot(labels, n_components, dtype=x.dtype)
+        else:
+            places = seeds(key, x, w, f, metric(family, f), n_components=n_components, init=init)
+        return from_seeds(places, x, w, f, family=family, block_size=block_size, n_active=n_active, resp=resp)
     return translate(params, f.shift)

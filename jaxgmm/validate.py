@@ -137,6 +137,15 @@ def count(value: Any, name: str, minimum: int) -> int:
     return int(value)
 
 
+def rank(value: int, n_features: int) -> None:
+    """Raise unless a structure with that many factors has fewer of them than features."""
+    if value >= n_features:
+        raise ValueError(
+            f"factor({value}) needs more than {value} features; got {n_features}. "
+            "Use fewer factors, or covariance_type='full'."
+        )
+
+
 def step_limit(max_iter: Any) -> Array:
     """max_iter as an int32 scalar: an integer, not negative; it may be traced."""
     if is_concrete(max_iter):
@@ -312,7 +321,10 @@ def covariances(value: ArrayLike, shape: tuple[int, ...], family_name: str, dtyp
         matrices = np.asarray(cov)
         widths = np.sqrt(np.abs(np.diagonal(matrices, axis1=-2, axis2=-1)))
         gap = np.abs(matrices - np.swapaxes(matrices, -1, -2))
-        if family_name != "diag" and (gap > 1e-4 * widths[..., :, None] * widths[..., None, :]).any():
+        if (
+            family_name.removesuffix("-equal") != "diag"
+            and (gap > 1e-4 * widths[..., :, None] * widths[..., None, :]).any()
+        ):
             raise ValueError("covariances must be symmetric matrices; got matrices that are not")
     return cov
 

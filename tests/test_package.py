@@ -36,7 +36,7 @@ FLOORS = {
             ["priors"],
             ["density"],
             ["moments"],
-            ["em_map"],
+            ["em_map", "hierarchy"],
             ["em"],
             ["init"],
             ["search"],

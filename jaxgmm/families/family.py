@@ -51,6 +51,7 @@ class Family(NamedTuple):
       prior: whose conventions a conjugate prior on the covariances follows, by mclust's letters: "VVV" with a
         matrix for its scale, "VVI" or "VII" for structures without correlations; "EEE", "EEI" or "EII"
         where all covariances are one and have one prior together. See `Prior`.
+      equal_weights: all components that are on have the same mixing weight, which is then no free parameter.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Family(NamedTuple):
     to_unconstrained: Callable[[Scale], Any] | None = None
     from_unconstrained: Callable[[Any, tuple[int, int]], Scale] | None = None
     prior: str = "VVV"
+    equal_weights: bool = False
 
     def __repr__(self) -> str:
         """Short, for the record's functions say nothing to a reader."""

@@ -8,6 +8,7 @@ import re
 from jaxgmm.families.diagonal import diag, spherical
 from jaxgmm.families.eigen import EEV, EVE, EVV, VEE, VEV, VVE
 from jaxgmm.families.eigen_diagonal import EEI, EII, EVI, VEI
+from jaxgmm.families.factor import factor
 from jaxgmm.families.family import Family
 from jaxgmm.families.full import full
 from jaxgmm.families.ratio import eigen_ratio
@@ -22,6 +23,8 @@ ALIASES: dict[str, Family] = {
     "VVV": full, "EEE": tied, "VVI": diag, "VII": spherical, "V": spherical, "E": EII
 }  # fmt: skip
 
+_EQUAL = "-equal"
+
 
 def _number(text: str, name: str) -> float:
     try:
@@ -31,12 +34,13 @@ def _number(text: str, name: str) -> float:
 
 
 def get_family(covariance_type: str | Family) -> Family:
-    """The record for a name; a record is returned as it is.
+    """The record for a name, such as "full", "factor(5)" or "full-equal"; a record is returned as it is.
 
     mclust's fourteen structures Σ_k = λ_k D_k A_k D_kᵀ go by its three letters for volume, shape and
     orientation (E equal, V varying, I identity). Four of them have another name here: VVV is "full", EEE
     "tied", VVI "diag", VII "spherical"; either finds the one record. So do mclust's E (EII) and V (VII) for
-    one dimension. "full-ratio(100)" is `eigen_ratio(full, 100)`.
+    one dimension. "full-ratio(100)" is `eigen_ratio(full, 100)`, "factor(5)" `factor(5)`, and "-equal" at the
+    end of any name `equal_weights` of it.
 
     Raises:
       ValueError: for a name that is not in the table.
@@ -58,15 +62,54 @@ def get_family(covariance_type: str | Family) -> Family:
         return covariance_type
     if not isinstance(covariance_type, str):
         raise TypeError(f"covariance_type must be a name or a Family; got {type(covariance_type).__name__}")
-    limited = re.fullmatch(r"(.+)-ratio\(([\d.e+]+)\)", covariance_type)
-    if limited is not None:
-        return eigen_ratio(get_family(limited[1]), _number(limited[2], covariance_type))
     names = FAMILIES | ALIASES
-    if covariance_type not in names:
-        near = difflib.get_close_matches(covariance_type, names, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(
-            f"covariance_type must be one of {', '.join(FAMILIES)} (or, in mclust's words, "
-            f"{', '.join(ALIASES)}); got {covariance_type!r}{hint}"
-        )
-    return names[covariance_type]
+    if covariance_type in names:
+        return names[covariance_type]
+    if factors := re.fullmatch(r"factor\(([1-9][0-9]{0,8})\)", covariance_type):
+        return factor(int(factors[1]))
+    if limited := re.fullmatch(r"(.+)-ratio\(([\d.e+]+)\)", covariance_type):
+        return eigen_ratio(get_family(limited[1]), _number(limited[2], covariance_type))
+    if covariance_type.endswith(_EQUAL) and not covariance_type.endswith(2 * _EQUAL):
+        return equal_weights(covariance_type.removesuffix(_EQUAL))
+    near = difflib.get_close_matches(covariance_type, names, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise ValueError(
+        f"covariance_type must be one of {', '.join(FAMILIES)} (or, in mclust's words, {', '.join(ALIASES)}) "
+        f"or factor(q) with a number q, each also with {_EQUAL} at its end; got {covariance_type!r}{hint}"
+    )
+
+
+def equal_weights(covariance_type: str | Family) -> Family:
+    """The same covariance structure, in mixtures whose components all have the same weight.
+
+    A fit holds every π_k at 1/K, K being the number of components that are on, and the criteria count K − 1
+    parameters fewer. Nothing else changes: mixtures with unequal weights can be evaluated, and are made equal
+    where a fit begins.
+
+    Args:
+      covariance_type: a name or a `Family`.
+
+    Returns:
+      A `Family`, its name that of the structure and "-equal": "full-equal" can be passed as
+      covariance_type too.
+
+    Raises:
+      ValueError, TypeError: as `get_family`.
+
+    Example:
+      >>> import jax, jaxgmm
+      >>> from jaxgmm.families import equal_weights
+      >>> X = jax.random.normal(jax.random.key(0), (100, 2))
+      >>> family = equal_weights("full")
+      >>> results = jaxgmm.fit_restarts(jax.random.key(1), X, 4, covariance_type=family, n_init=1)
+      >>> results.params.weights.round(3).tolist()
+      [[0.25, 0.25, 0.25, 0.25]]
+
+    References:
+      Celeux & Govaert (1995), Gaussian parsimonious clustering models, Pattern Recognition 28: the models
+      with equal proportions.
+    """
+    family = get_family(covariance_type)
+    if family.equal_weights:
+        return family
+    return family._replace(name=family.name + _EQUAL, equal_weights=True)

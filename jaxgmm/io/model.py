@@ -234,7 +234,8 @@ def _problem(
         total = np.exp(log_weights.astype(np.float64)).sum()
     if not abs(total - 1) < (1e-4 if means.dtype == np.float32 else 1e-8):
         return f"the weights must sum to 1, got {total:.6g}"
-    if family.name in ("full", "tied", "VEE", "EVV") and any(np.triu(leaf, 1).any() for leaf in leaves):
+    triangular = family.name.removesuffix("-equal") in ("full", "tied", "VEE", "EVV")
+    if triangular and any(np.triu(leaf, 1).any() for leaf in leaves):
         return f"the scale of family {family.name!r} must be lower triangular"
     scale = jax.tree.unflatten(jax.tree.structure(template), [jnp.asarray(leaf) for leaf in leaves])
     log_det = family.log_det(scale, (n_components, n_features))

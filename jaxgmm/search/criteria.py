@@ -46,7 +46,8 @@ def n_parameters(params: GMMParams) -> int | Array:
             f"params must hold one mixture; got log_weights of shape {on.shape}. Use jax.vmap(n_parameters)"
         )
     k: Any = int(np.asarray(on).sum()) if validate.is_concrete(on) else on.sum().astype(jnp.int32)
-    return (k - 1) + k * params.n_features + params.family.n_parameters(k, params.n_features)
+    free_weights = 0 if params.family.equal_weights else k - 1
+    return free_weights + k * params.n_features + params.family.n_parameters(k, params.n_features)
 
 
 def _size(X: ArrayLike, sample_weight: ArrayLike | None, like: Array) -> Array:

@@ -157,7 +157,8 @@ def fit_restarts(
       covariance_type: a name or a `Family`.
       n_init: number of starts; static.
       init: "kmeans++" (seeds, hard assignment, one M-step), "kmeans", "random_points" (K rows, every
-        component as wide as the data), "random_resp", or a function (key, X, n_components, sample_weight)
+        component as wide as the data), "random_resp", "hierarchical" (Ward's clusters; every start is the
+        same, so n_init=1 says all), or a function (key, X, n_components, sample_weight)
         -> GMMParams.
       tol: as in `fit`.
       max_iter: as in `fit`.

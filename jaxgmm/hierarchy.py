@@ -1,0 +1,174 @@
+"""Agglomerative clustering by Ward's criterion: partitions into 1, 2, … K clusters from one pass."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jax.typing import ArrayLike
+
+from jaxgmm import validate
+from jaxgmm.linalg import einsum, epsilon, map_rows
+from jaxgmm.moments import location_and_variance
+
+# Rows that are agglomerated: time grows with the cube of their number, memory with its square.
+MAX_ROWS = 500
+
+_GOLDEN = (5**0.5 - 1) / 2
+
+
+def _squared_distances(z: Array, centre: Array) -> Array:
+    return jnp.square(z - centre[None, :]).sum(1)
+
+
+def _merge_cost(mass: Array, other: Array) -> Array:
+    """By how much the sum of squares within grows, per squared distance of the centres."""
+    total = mass + other
+    return mass * other / jnp.where(total > 0, total, 1)
+
+
+def ward(z: Array, mass: Array, max_components: int) -> Array:
+    """Labels (max_components, n) of Ward's partitions of z (n, D): row k − 1 has the labels 0 … k − 1.
+
+    The two clusters whose merging adds least to Σ mass ‖z − centre‖² are merged, n − 1 times. Rows of
+    mass 0 are merged first, at no cost.
+    """
+    n = z.shape[0]
+    rows = jnp.arange(n, dtype=jnp.int32)
+    distances = lax.map(lambda c: _squared_distances(z, c), z)
+    cost = _merge_cost(mass[:, None], mass[None, :]) * distances
+    cost = jnp.where(rows[:, None] < rows[None, :], cost, jnp.inf)
+
+    def merge(step: Array, carry: tuple[Array, ...]) -> tuple[Array, ...]:
+        cost, centres, mass, cluster, table = carry
+        # Of each pair the smaller index names the cluster, so the upper triangle is enough.
+        flat = jnp.argmin(cost).astype(jnp.int32)
+        i, j = flat // n, flat % n
+        total = mass[i] + mass[j]
+        share = jnp.where(total > 0, mass[j] / jnp.where(total > 0, total, 1), 0.5)
+        centre = centres[i] + share * (centres[j] - centres[i])
+        centres, mass = centres.at[i].set(centre), mass.at[i].set(total).at[j].set(0)
+        cluster = jnp.where(cluster == j, i, cluster)
+        alive = cluster == rows
+
+        new = jnp.where(alive, _merge_cost(total, mass) * _squared_distances(centres, centre), jnp.inf)
+        cost = cost.at[i, :].set(jnp.where(rows > i, new, jnp.inf))
+        cost = cost.at[:, i].set(jnp.where(rows < i, new, jnp.inf))
+        cost = cost.at[j, :].set(jnp.inf).at[:, j].set(jnp.inf)
+
+        labels = (jnp.cumsum(alive.astype(jnp.int32)) - 1)[cluster]
+        return cost, centres, mass, cluster, table.at[n - 2 - step].set(labels, mode="drop")
+
+    table = jnp.broadcast_to(rows[None, :], (max_components, n))
+    return lax.fori_loop(jnp.int32(0), jnp.int32(n - 1), merge, (cost, z, mass, rows, table))[-1]
+
+
+def _systematic(w: Array, n: int) -> Array:
+    """n row indices, one in each nth of the cumulated weight; a row without weight is never among them.
+
+    Where in its nth each lies follows the golden ratio: rows in turns would be in step with even steps.
+    """
+    total = jnp.cumsum(w)
+    steps = np.arange(n) + np.arange(1, n + 1) * _GOLDEN % 1
+    at = jnp.asarray(steps, w.dtype) * (total[-1] / n)
+    return jnp.minimum(jnp.searchsorted(total, at, side="right"), w.shape[0] - 1)
+
+
+def _scaled(z: Array, mass: Array) -> Array:
+    """z about its mean on its principal axes, each divided by the square root of its spread.
+
+    Half-way to whitening: directions that are wide because the clusters lie along them still count for more.
+    """
+    root = jnp.sqrt(mass / mass.sum())[:, None]
+    centred = z - (root * root * z).sum(0, keepdims=True)
+    _, spread, axes = jnp.linalg.svd(root * centred, full_matrices=False)
+    present = spread > epsilon(z.dtype) * max(z.shape) * spread.max()
+    weight = jnp.where(present, lax.rsqrt(jnp.where(present, spread, 1)), 0)
+    return weight[:, None] * axes
+
+
+def partitions(z: Array, w: Array, max_components: int, max_rows: int = MAX_ROWS) -> Array:
+    """Labels (max_components, N) of the rows of z (N, D) with weights w (N,), for code inside `jit`.
+
+    Of more than `max_rows` rows, as many are drawn evenly over the cumulated weight and agglomerated,
+    and every row goes to the nearest of their clusters.
+    """
+    few = z.shape[0] <= max(max_rows, max_components)
+    chosen = None if few else _systematic(w, max(max_rows, max_components))
+    sample, mass = (z, w) if chosen is None else (z[chosen], jnp.ones(chosen.shape[0], z.dtype))
+    axes = _scaled(sample, mass)
+    sample = einsum("nd,ed->ne", sample, axes)
+    table = ward(sample, mass, max_components)
+    if chosen is None:
+        return table
+    every = einsum("nd,ed->ne", z, axes)
+
+    def nearest(labels: Array) -> Array:
+        member = jax.nn.one_hot(labels, max_components, dtype=z.dtype, axis=0)
+        size = member.sum(1)
+        centres = einsum("kn,nd->kd", member, sample) / jnp.maximum(size, 1)[:, None]
+
+        def assign(block: Array) -> Array:
+            distances = jax.vmap(lambda c: _squared_distances(block, c))(centres)
+            return jnp.argmin(jnp.where(size[:, None] > 0, distances, jnp.inf), axis=0).astype(jnp.int32)
+
+        return map_rows(assign, every, block_size=2048)
+
+    return lax.map(nearest, table)
+
+
+@functools.partial(jax.jit, static_argnames=("max_components", "max_rows"))
+def _partitions(x: Array, w: Array, max_components: int, max_rows: int) -> Array:
+    mean, variance = location_and_variance(x, w)
+    z = jnp.where((w > 0)[:, None] | jnp.isfinite(x), x - mean[None, :], 0)
+    return partitions(
+        z * lax.rsqrt(jnp.where(variance > 0, variance, 1))[None, :], w, max_components, max_rows
+    )
+
+
+def hierarchical_labels(
+    X: ArrayLike,
+    max_components: int,
+    sample_weight: ArrayLike | None = None,
+    *,
+    max_rows: int = MAX_ROWS,
+) -> Array:
+    """Partitions into 1, 2, … K clusters (K, N), each from the next by merging two: Ward's, on scaled data.
+
+    Features are divided by their standard deviations, and the principal axes of what results by the square
+    roots of their spread; then the two clusters whose merging adds least to the sum of squares within are
+    merged, again and again. Nothing is random.
+
+    Args:
+      X: (N, D).
+      max_components: K, the largest number of clusters; static.
+      sample_weight: (N,) or None for ones; a row of weight 0 has no say.
+      max_rows: of more rows than that, as many are agglomerated, drawn evenly over the cumulated
+        weight, and every row goes to the nearest of their clusters; static. Time grows with its cube.
+
+    Returns:
+      labels (K, N) int32; row k − 1 is the partition into k clusters, labelled 0 … k − 1.
+
+    Raises:
+      ValueError, TypeError: for NaN data, weights that do not fit, K < 1 or K > N.
+
+    Example:
+      >>> import jaxgmm
+      >>> jaxgmm.hierarchical_labels([[0.0], [1.0], [9.0], [11.0]], 3).tolist()
+      [[0, 0, 0, 0], [0, 0, 1, 1], [0, 0, 1, 2]]
+
+    References:
+      Ward (1963), Hierarchical grouping to optimize an objective function, JASA 58; Scrucca & Raftery (2015),
+      Improved initialisation of model-based clustering using Gaussian hierarchical partitions, section 3.
+    """
+    x = validate.data(X)
+    w = validate.weight(sample_weight, x)
+    return _partitions(
+        x,
+        jnp.ones(x.shape[0], x.dtype) if w is None else w,
+        validate.n_components(max_components, x.shape[0]),
+        validate.count(max_rows, "max_rows", 1),
+    )

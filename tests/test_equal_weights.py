@@ -1,0 +1,87 @@
+"""Mixtures whose components all have the same weight, over structures with and without arrays for each."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxgmm
+from jaxgmm import Status
+from jaxgmm.families import equal_weights, full, get_family, tied
+from tests.conftest import overlapping, start_from, x64
+
+K = 3
+X, LABELS = overlapping(200, 2, K, seed=3)
+X, LABELS = (np.concatenate([a, a[LABELS == 0]]) for a in (X, LABELS))  # of the first kind twice as many
+EQUAL = {"full": np.float32, "tied": np.float64, "factor(1)": np.float32}
+
+
+def start(base, dtype):
+    return start_from(X, LABELS, base, dtype)
+
+
+@pytest.mark.parametrize("base", EQUAL)
+def test_a_fit_keeps_the_weights_equal_and_climbs(base):
+    dtype = np.dtype(EQUAL[base])
+    with x64(dtype == np.float64):
+        unequal = start(base, dtype)
+        assert float(jnp.ptp(unequal.weights)) > 0.1
+        params = jaxgmm.GMMParams(unequal.log_weights, unequal.means, unequal.scale, equal_weights(base))
+        for accelerate in (False, True):
+            result = jaxgmm.fit(params, X.astype(dtype), accelerate=accelerate)
+            assert result.status == Status.CONVERGED
+            np.testing.assert_allclose(result.params.weights, 1 / K, rtol=1e-6)
+            history = np.asarray(result.history)
+            assert (np.diff(history[np.isfinite(history)]) > -40 * np.finfo(dtype).eps).all()
+        # The means and covariances are at an optimum, the weights are not.
+        slope = jax.grad(lambda p: jaxgmm.score(p, X.astype(dtype)))(result.params)
+        assert float(jnp.abs(slope.means).max()) < 1e-3
+        assert float(jnp.ptp(slope.log_weights)) > 0.02
+
+
+@pytest.mark.parametrize("base", ["full", "tied"])
+def test_padded_fits_share_the_weight_among_the_components_that_are_on(base):
+    x = X.astype(np.float32)
+    results = jaxgmm.fit_components(
+        jax.random.key(1), x, (1, 2, 4), covariance_type=base + "-equal", n_init=2
+    )
+    for weights, k in zip(np.asarray(results.params.weights), (1, 2, 4), strict=True):
+        np.testing.assert_allclose(np.sort(weights), [0.0] * (4 - k) + [1 / k] * k, rtol=1e-6)
+    for i, k in enumerate((1, 2, 4)):
+        params = jax.tree.map(lambda a, i=i: a[i], results.params)
+        free = k * 2 + get_family(base).n_parameters(k, 2)
+        assert jaxgmm.n_parameters(params) == free
+        expected = -2 * len(X) * float(jaxgmm.score(params, x)) + free * np.log(len(X))
+        np.testing.assert_allclose(jaxgmm.bic(params, x), expected, rtol=1e-5)
+
+
+def test_a_start_that_is_switched_off_in_part_and_a_bad_one():
+    params = start("full", np.float32)
+    family = equal_weights("full")
+    off = jaxgmm.GMMParams(params.log_weights.at[1].set(-jnp.inf), params.means, params.scale, family)
+    np.testing.assert_allclose(jaxgmm.fit(off, X.astype(np.float32)).params.weights, [0.5, 0, 0.5], rtol=1e-6)
+    bad = jaxgmm.GMMParams(params.log_weights * jnp.nan, params.means, params.scale, family)
+    result = jax.jit(lambda p: jaxgmm.fit(p, X.astype(np.float32)))(bad)
+    assert result.status == Status.NONFINITE
+
+
+def test_the_m_step_has_equal_weights_and_the_e_step_knows_nothing_of_it():
+    resp = np.random.default_rng(0).dirichlet([1, 2, 6], size=len(X))
+    equal, free = (jaxgmm.m_step(resp, X, covariance_type=f) for f in ("full-equal", "full"))
+    np.testing.assert_allclose(equal.weights, 1 / 3, rtol=1e-6)
+    np.testing.assert_array_equal(equal.covariances, free.covariances)
+    relabelled = jaxgmm.GMMParams(free.log_weights, free.means, free.scale, equal.family)
+    np.testing.assert_array_equal(jaxgmm.log_prob(relabelled, X), jaxgmm.log_prob(free, X))
+
+
+def test_names_and_records(tmp_path):
+    assert get_family("full-equal") == equal_weights(full) == equal_weights(equal_weights("full"))
+    assert get_family("factor(2)-equal").name == "factor(2)-equal"
+    assert equal_weights(tied) != tied
+    for name in ("full-equal-equal", "fall-equal", "-equal"):
+        with pytest.raises(ValueError, match="covariance_type must be one of"):
+            get_family(name)
+    # As many components as features: variances (2, 2) are not taken for a matrix.
+    params = jaxgmm.make_params([0.5, 0.5], [[0.0, 0.0], [1.0, 1.0]], [[1.0, 2.0], [3.0, 4.0]], "diag-equal")
+    jaxgmm.save(tmp_path / "model.npz", params)
+    assert jaxgmm.load(tmp_path / "model.npz").family == equal_weights("diag")

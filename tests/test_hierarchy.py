@@ -1,0 +1,102 @@
+"""Ward's hierarchy: SciPy's partitions, weights, samples of many rows, and starts from it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.cluster.hierarchy import fcluster, linkage
+
+import jaxgmm
+from jaxgmm import Status
+from jaxgmm.hierarchy import ward
+from tests.conftest import overlapping
+
+N, D, K = 60, 3, 6
+X = overlapping(N, D, 3, seed=4)[0]
+
+
+def same_partition(a, b):
+    a, b = np.asarray(a), np.asarray(b)
+    return ((a[:, None] == a[None, :]) == (b[:, None] == b[None, :])).all()
+
+
+def scaled(x):
+    """Standardised, and its principal axes divided by the square roots of their spread."""
+    z = (x - x.mean(0)) / x.std(0)
+    values, vectors = np.linalg.eigh(z.T @ z / len(z))
+    return z @ vectors / values**0.25
+
+
+def test_partitions_are_scipys_ward(double):
+    table = np.asarray(ward(jnp.asarray(X), jnp.ones(N), N))
+    tree = linkage(X, "ward")
+    for k in range(1, N + 1):
+        assert sorted(set(table[k - 1])) == list(range(k))
+        assert same_partition(table[k - 1], fcluster(tree, k, "maxclust"))
+
+
+def test_labels_are_those_of_scaled_data_whatever_the_units(dtype):
+    tree = linkage(scaled(X), "ward")
+    for data in (X, X * np.array([512.0, 1.0, 2.0**-9]) + np.array([1.0, 50.0, 0.0])):
+        table = jaxgmm.hierarchical_labels(data.astype(dtype), K)
+        assert table.shape == (K, N)
+        assert table.dtype == np.int32
+        for k in range(1, K + 1):
+            assert same_partition(table[k - 1], fcluster(tree, k, "maxclust"))
+
+
+def test_integer_weights_are_repetition_and_rows_of_weight_zero_have_no_say(double):
+    counts = np.random.default_rng(0).integers(0, 4, size=N)
+    repeated = np.repeat(np.arange(N), counts)
+    weighted = np.asarray(jaxgmm.hierarchical_labels(X, K, counts))
+    table = np.asarray(jaxgmm.hierarchical_labels(X[repeated], K))
+    for k in range(K):
+        assert same_partition(weighted[k][repeated], table[k])
+    moved = X.copy()
+    moved[counts == 0] = 1e6
+    np.testing.assert_array_equal(
+        jaxgmm.hierarchical_labels(moved, K, counts)[:, counts > 0], weighted[:, counts > 0]
+    )
+
+
+def test_of_many_rows_a_sample_is_agglomerated_and_the_others_join_it(dtype):
+    corners = np.array([[0.0, 0.0], [40.0, 0.0], [0.0, 40.0]])
+    labels = np.arange(900) % 3
+    x = corners[labels] + np.random.default_rng(0).normal(size=(900, 2))
+    w = np.where(np.arange(900) % 7 == 0, 0.0, 1.0)
+    x[w == 0] += 1e4
+    table = jaxgmm.hierarchical_labels(x.astype(dtype), 4, w.astype(dtype), max_rows=100)
+    assert same_partition(np.asarray(table[2])[w > 0], labels[w > 0])
+    assert set(np.asarray(table[3]).tolist()) == {0, 1, 2, 3}
+    assert (np.asarray(table[0]) == 0).all()
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_few_and_equal_points(rows, dtype):
+    x = np.full((rows, 2), 3.0, dtype)
+    table = np.asarray(jaxgmm.hierarchical_labels(x, rows))
+    assert [sorted(set(t)) for t in table] == [list(range(k + 1)) for k in range(rows)]
+
+
+def test_a_fit_from_it_is_the_fit_from_its_partition_and_needs_no_key():
+    x = X.astype(np.float32)
+    options = {"init": "hierarchical", "n_init": 1, "max_iter": 2, "tol": 0.0}
+    a, b = (jaxgmm.fit_restarts(jax.random.key(s), x, 3, **options) for s in (0, 1))
+    jax.tree.map(np.testing.assert_array_equal, a.params, b.params)
+    resp = jax.nn.one_hot(jaxgmm.hierarchical_labels(x, 3)[2], 3)
+    start = jaxgmm.from_responsibilities(np.asarray(resp), x)
+    by_hand = jaxgmm.fit(start, x, max_iter=2, tol=0.0)
+    # The start of a search is a little wider than the partition's own moments.
+    np.testing.assert_allclose(a.params.means[0], by_hand.params.means, atol=0.05)
+
+
+def test_numbers_of_components_take_their_own_partition():
+    x, w = X.astype(np.float32), np.random.default_rng(1).uniform(0.5, 1.5, size=N).astype(np.float32)
+    sizes = (1, 2, 3, 5)
+    options = {"covariance_type": "tied", "init": "hierarchical", "n_init": 1}
+    padded = jaxgmm.fit_components(jax.random.key(0), x, sizes, w, **options)
+    assert ((padded.params.log_weights > -np.inf).sum(1) == np.array(sizes)).all()
+    assert (padded.status == Status.CONVERGED).all()
+    alone = jaxgmm.fit_restarts(jax.random.key(0), x, 3, w, **options)
+    np.testing.assert_allclose(padded.log_likelihood[2], alone.log_likelihood[0], atol=2e-6)
+    assert (np.diff(padded.log_likelihood) > 0).all()
