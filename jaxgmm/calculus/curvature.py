@@ -183,12 +183,13 @@ def curvature(local: Local, x: Array, w: Array | None, n_components: int) -> Cur
 
     def block(wb: Array, b: Array) -> Curvature:
         b = jnp.where((wb > 0)[:, None], b - local.shift[None, :], 0)
-        values, s = scores(local, b)
 
-        def total(t: Array) -> Array:
-            return (wb * posterior(local.at(t), b)[1]).sum()
+        def derivatives(t: Array) -> tuple[tuple[Array, Array], Array]:
+            values, pull = jax.vjp(lambda u: posterior(local.at(u), b)[1], t)
+            return (values, pull(wb)[0]), values
 
-        hessian = jax.jacfwd(jax.grad(total))(jnp.zeros(local.free.size, b.dtype))
+        origin = jnp.zeros(local.free.size, b.dtype)
+        (s, hessian), values = jax.jacfwd(derivatives, has_aux=True)(origin)
         weighted = wb[:, None] * s
         return Curvature(
             information=-0.5 * (hessian + hessian.T),

@@ -114,8 +114,8 @@ def warn(valid: Array, distance: Array) -> None:
     if not bool(valid):
         warnings.warn(
             "the observed information is not positive definite, and what follows from it is NaN: the mixture "
-            "is not at a maximum of the likelihood, or is not identified (twin components). Fit it to the same "
-            "X and sample_weight, or use fewer components",
+            "is not at a maximum of the likelihood, or is not identified (twin components). Fit it to the "
+            "same X and sample_weight, or use fewer components",
             RuntimeWarning,
             stacklevel=3,
         )
