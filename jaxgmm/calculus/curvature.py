@@ -130,16 +130,16 @@ def localise(params: GMMParams, shift: Array) -> Local:
     size, plainly = plain(params)
     here = lax.stop_gradient(params)
     on = here.log_weights > -jnp.inf
-    root = jnp.sqrt(jnp.where(on, here.weights, 0))
+    share = jnp.sqrt(jnp.where(on, here.weights, 0))
     whiten = here.family.whitener(here.scale)
 
     def lengths(phi: Array) -> Array:
         p = plainly(phi)
         white = whiten(whiten(p.covariances).swapaxes(1, 2))
         parts = (
-            root * jnp.where(on, jnp.where(on, p.log_weights, 0), 0),
-            root[:, None] * whiten((p.means - here.means)[:, :, None])[:, :, 0],
-            float(0.5**0.5) * root[:, None, None] * white,
+            share * jnp.where(on, p.log_weights, 0),
+            share[:, None] * whiten((p.means - here.means)[:, :, None])[:, :, 0],
+            float(0.5**0.5) * share[:, None, None] * white,
         )
         return jnp.concatenate([a.reshape(-1) for a in parts])
 
@@ -205,6 +205,12 @@ def curvature(local: Local, x: Array, w: Array | None, n_components: int) -> Cur
     return total
 
 
+def root(a: Array) -> Array:
+    """The square root, with the derivative 0 at 0, where that of a fixed entry's variance belongs."""
+    zero = a == 0
+    return jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, a)))
+
+
 def invert(local: Local, c: Curvature) -> Inverse:
     """The inverse information; NaN throughout, and not valid, where it is not positive definite."""
     idle = embed_diagonal(jnp.where(local.free, 0, 1).astype(c.score.dtype))
@@ -216,7 +222,7 @@ def invert(local: Local, c: Curvature) -> Inverse:
     factor = lax.linalg.cholesky(per_weight, symmetrize_input=False) * jnp.sqrt(c.total_weight)
     factor = jnp.where(valid, factor, jnp.nan)
     inverse = Inverse(factor, least, valid, jnp.zeros((), c.score.dtype))
-    return inverse._replace(distance=jnp.sqrt(jnp.square(inverse.half(c.score[:, None])).sum()))
+    return inverse._replace(distance=root(jnp.square(inverse.half(c.score[:, None])).sum()))
 
 
 def jacobian(local: Local, function: Callable[[GMMParams], Any]) -> tuple[Array, Callable[[Array], Any]]:

@@ -22,6 +22,7 @@ from jaxgmm.calculus.curvature import (
     entries,
     invert,
     jacobian,
+    root,
     survey,
 )
 from jaxgmm.density import inputs
@@ -188,7 +189,7 @@ def _variances(j: Array, c: Curvature, inverse: Inverse, kind: str) -> Array:
 def _standard_errors(params: GMMParams, x: Array, w: Array | None, *, kind: str) -> StandardErrors:
     local, c, inverse = examine(params, x, w)
     j, unravel = jacobian(local, entries)
-    e = unravel(jnp.sqrt(_variances(j, c, inverse, kind)))
+    e = unravel(root(_variances(j, c, inverse, kind)))
     on = params.log_weights > -jnp.inf
     return StandardErrors(
         e.weights,

@@ -28,10 +28,10 @@ def three():
 
 
 @functools.cache
-def refits(batch_size=None):
+def refits():
     params, X = three()
     with x64(True):
-        return jaxgmm.bootstrap(jax.random.key(1), params, X, batch_size=batch_size)
+        return jaxgmm.bootstrap(jax.random.key(1), params, X)
 
 
 def test_standard_errors_are_those_of_400_refits(double):
@@ -47,12 +47,8 @@ def test_standard_errors_are_those_of_400_refits(double):
         assert np.abs(np.median(ratio) - 1) < 0.1
 
 
-def test_batches_do_not_matter_and_keys_do(double):
-    one_by_one, together = refits(), refits(150)  # 400 = 2 · 150 + 100
-    assert together.status.shape == (400,)
-    np.testing.assert_array_equal(one_by_one.n_iter, together.n_iter)
-    np.testing.assert_allclose(one_by_one.params.means, together.params.means, atol=1e-9)
-    assert np.unique(np.asarray(one_by_one.log_likelihood)).size == 400
+def test_keys_matter(double):
+    assert np.unique(np.asarray(refits().log_likelihood)).size == 400
 
 
 def test_values_and_intervals_are_numpys(double):
@@ -72,7 +68,6 @@ def test_values_and_intervals_are_numpys(double):
 
 
 def test_a_refit_that_fails_is_marked_and_left_out(double):
-    params, X = three()
     r = refits()
     broken = dataclasses.replace(
         r,
@@ -107,7 +102,7 @@ def test_each_kind_on_one_component_in_float32(kind):
     )
 
 
-@pytest.mark.parametrize("name", ["full", "tied"])
+@pytest.mark.parametrize("name", ["full", "tied"])  # with a scale for each component, and without
 def test_components_are_matched_by_the_best_assignment(double, name):
     X, labels = overlapping(200, 2, 4, seed=2)
     params = start_from(X, labels, name, double)
@@ -119,7 +114,7 @@ def test_components_are_matched_by_the_best_assignment(double, name):
         means=params.means[order] + 0.01,
         scale=jax.tree.map(per_component, params.scale),
     )
-    back = match(shuffled, params)
+    back = jax.jit(match)(shuffled, params)
     np.testing.assert_allclose(back.means, params.means + 0.01)
     np.testing.assert_allclose(back.covariances, params.covariances)
     np.testing.assert_allclose(back.weights, params.weights)
@@ -127,7 +122,7 @@ def test_components_are_matched_by_the_best_assignment(double, name):
     other = dataclasses.replace(params, means=params.means[::-1] + jnp.asarray([[1.0, -1.0]]))
     cost = np.asarray(divergences(params, other))
     columns = linear_sum_assignment(cost)[1]
-    np.testing.assert_allclose(match(other, params).means, np.asarray(other.means)[columns])
+    np.testing.assert_allclose(jax.jit(match)(other, params).means, np.asarray(other.means)[columns])
 
 
 def test_divergences_are_jeffreys(double):
@@ -145,7 +140,7 @@ def test_switched_off_components_go_together(double):
     params, _ = three()
     off = dataclasses.replace(params, log_weights=params.log_weights.at[1].set(-jnp.inf))
     shuffled = jax.tree.map(lambda a: a[jnp.array([1, 2, 0])], off)
-    back = match(shuffled, off)
+    back = jax.jit(match)(shuffled, off)
     np.testing.assert_array_equal(back.log_weights, off.log_weights)
     np.testing.assert_array_equal(back.means, off.means)
 
@@ -153,7 +148,7 @@ def test_switched_off_components_go_together(double):
 def test_what_does_not_fit_is_refused(double):
     params, X = three()
     key = jax.random.key(0)
-    with pytest.raises(ValueError, match="kind must be one of .*; got 'jackknife'"):
+    with pytest.raises(ValueError, match=r"kind must be one of \[.*\]; got 'jackknife'"):
         jaxgmm.bootstrap(key, params, X, kind="jackknife")
     with pytest.raises(ValueError, match="sample_weight must be None for kind='parametric'"):
         jaxgmm.bootstrap(key, params, X, np.ones(len(X)), kind="parametric")
@@ -163,17 +158,19 @@ def test_what_does_not_fit_is_refused(double):
         jaxgmm.bootstrap_likelihood_ratio(key, X, 800)
 
 
-def test_the_likelihood_ratio_finds_two_groups_and_no_third():
-    rng = np.random.default_rng(0)
-    x = np.concatenate([rng.normal(size=60) - 3, rng.normal(size=60) + 3])[:, None].astype(np.float32)
-    options = {"covariance_type": "tied", "n_replicates": 19, "n_init": 2}
-    one = jaxgmm.bootstrap_likelihood_ratio(jax.random.key(1), x, 1, **options)
-    assert one.null.shape == (19,)
-    gain = 2 * len(x) * (one.results.log_likelihood[1] - one.results.log_likelihood[0])
-    np.testing.assert_allclose(one.statistic, gain)
-    np.testing.assert_allclose(one.p_value, 1 / 20)
-    two = jaxgmm.bootstrap_likelihood_ratio(jax.random.key(1), x, 2, **options)
-    reached = (np.asarray(two.null) >= float(two.statistic)).sum()
-    np.testing.assert_allclose(two.p_value, (1 + reached) / 20)
-    assert two.p_value > 0.1
-    assert (np.asarray(two.null) >= 0).all()
+@pytest.mark.parametrize("n_groups", [1, 2])
+def test_the_likelihood_ratio_tells_two_groups_from_one(n_groups):
+    """Both in one program: the shapes are the same."""
+    x = np.random.default_rng(0).normal(size=(120, 1)).astype(np.float32)
+    if n_groups == 2:
+        x[:60] += 6
+    test = jaxgmm.bootstrap_likelihood_ratio(
+        jax.random.key(1), x, 1, covariance_type="spherical", n_replicates=19, n_init=2
+    )
+    assert test.null.shape == (19,)
+    assert (np.asarray(test.null) >= 0).all()
+    gain = 2 * len(x) * (test.results.log_likelihood[1] - test.results.log_likelihood[0])
+    np.testing.assert_allclose(test.statistic, max(float(gain), 0), rtol=1e-6)
+    reached = (np.asarray(test.null) >= float(test.statistic)).sum()
+    np.testing.assert_allclose(test.p_value, (1 + reached) / 20, rtol=1e-6)
+    assert (test.p_value > 0.1) == (n_groups == 1)
