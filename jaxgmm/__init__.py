@@ -2,6 +2,14 @@
 
 from jaxgmm import families as families
 from jaxgmm import params as params
+from jaxgmm.calculus.bootstrap import bootstrap as bootstrap
+from jaxgmm.calculus.influence import influence as influence
+from jaxgmm.calculus.influence import leave_one_out as leave_one_out
+from jaxgmm.calculus.information import confidence_intervals as confidence_intervals
+from jaxgmm.calculus.information import information as information
+from jaxgmm.calculus.information import standard_errors as standard_errors
+from jaxgmm.calculus.information import takeuchi as takeuchi
+from jaxgmm.calculus.likelihood_ratio import bootstrap_likelihood_ratio as bootstrap_likelihood_ratio
 from jaxgmm.density import component_log_prob as component_log_prob
 from jaxgmm.density import e_step as e_step
 from jaxgmm.density import elbo as elbo

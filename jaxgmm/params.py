@@ -115,6 +115,19 @@ def translate(params: GMMParams, by: Array) -> GMMParams:
     return dataclasses.replace(params, means=params.means + by[None, :])
 
 
+def take(params: GMMParams, index: Array | np.ndarray) -> GMMParams:
+    """The mixture of the components `index` (M,), in that order; their weights are kept as they are."""
+    # Which of the family's arrays have a row for each component shows in how their shapes follow K.
+    one, other = (
+        scale_like(params.family, k, params.n_features)
+        for k in (params.n_components, params.n_components + 1)
+    )
+    scale = jax.tree.map(lambda a, b, c: a if b.shape == c.shape else a[index], params.scale, one, other)
+    return dataclasses.replace(
+        params, log_weights=params.log_weights[index], means=params.means[index], scale=scale
+    )
+
+
 def active(params: GMMParams) -> GMMParams:
     """The same mixture without its switched-off components; for one concrete mixture, outside `jit`.
 
@@ -128,12 +141,4 @@ def active(params: GMMParams) -> GMMParams:
     on = np.asarray(params.log_weights) > -np.inf
     if on.all():
         return params
-    # Which of the family's arrays have a row for each component shows in how their shapes follow K.
-    one, other = (
-        scale_like(params.family, k, params.n_features)
-        for k in (params.n_components, params.n_components + 1)
-    )
-    scale = jax.tree.map(lambda a, b, c: a if b.shape == c.shape else a[on], params.scale, one, other)
-    return dataclasses.replace(
-        params, log_weights=params.log_weights[on], means=params.means[on], scale=scale
-    )
+    return take(params, np.flatnonzero(on))

@@ -364,3 +364,30 @@ def single_mixture(log_weights: Array, means: Array, scale: Any, like: Any = Non
         lw = np.asarray(log_weights)
         if np.isnan(lw).any() or not (lw > -np.inf).any() or (lw == np.inf).any():
             raise ValueError(f"params.log_weights must be log-probabilities, not all -inf; got {lw}")
+
+
+def choice(value: Any, name: str, options: tuple[str, ...]) -> str:
+    """One of several names."""
+    if not isinstance(value, str) or value not in options:
+        raise ValueError(f"{name} must be one of {list(options)}; got {value!r}")
+    return value
+
+
+def fraction(value: ArrayLike, name: str, dtype: Any) -> Array:
+    """A real scalar strictly between 0 and 1; it may be traced."""
+    scalar = not_negative(value, name, dtype)
+    if is_concrete(scalar) and not 0 < float(scalar) < 1:
+        raise ValueError(f"{name} must be strictly between 0 and 1; got {float(scalar)}")
+    return scalar
+
+
+def rows(value: Any, n_samples: int) -> Array:
+    """Row indices (M,) as int32, from 0 to N − 1 where that can be seen."""
+    index = value if isinstance(value, Array) else np.asarray(value)
+    if index.ndim != 1 or not jnp.issubdtype(index.dtype, jnp.integer):
+        raise TypeError(f"rows must be a sequence of row indices; got {value!r}")
+    if is_concrete(index) and index.size and not 0 <= int(index.min()) <= int(index.max()) < n_samples:
+        raise ValueError(
+            f"rows must be from 0 to {n_samples - 1}; got {int(index.min())} to {int(index.max())}"
+        )
+    return jnp.asarray(index, jnp.int32)

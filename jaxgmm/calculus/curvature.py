@@ -1,0 +1,236 @@
+"""The likelihood's curvature at a mixture, in coordinates where a labelled observation's information is I."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.flatten_util import ravel_pytree
+
+from jaxgmm.density import posterior
+from jaxgmm.em_map import frame
+from jaxgmm.families.family import Family
+from jaxgmm.linalg import PRECISION, block_rows, einsum, embed_diagonal, epsilon, sum_rows
+from jaxgmm.params import GMMParams, translate
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["weights", "means", "covariances"], meta_fields=[]
+)
+@dataclasses.dataclass(frozen=True)
+class Entries:
+    """One number, or an array of them, for each entry of a mixture in natural coordinates.
+
+    Attributes:
+      weights: (..., K).
+      means: (..., K, D).
+      covariances: (..., K, D, D), dense whatever the structure.
+    """
+
+    weights: Array  # (..., K)
+    means: Array  # (..., K, D)
+    covariances: Array  # (..., K, D, D)
+
+
+def entries(params: GMMParams) -> Entries:
+    """A mixture's own weights, means and dense covariances."""
+    return Entries(params.weights, params.means, params.covariances)
+
+
+class Local(NamedTuple):
+    """Free coordinates t (P,) about a mixture, which lies at t = 0."""
+
+    at: Callable[[Array], GMMParams]  # means relative to the shift
+    shift: Array  # (D,)  subtracted from the data
+    basis: Array  # (P, P)  dφ/dt, with φ the plain coordinates of `plain`
+    inverse_basis: Array  # (P, P)  dt/dφ, upper triangular
+    free: Array  # (P,)  bool; False where a coordinate moves only what is switched off
+
+
+class Curvature(NamedTuple):
+    """Sums over samples of what the log-likelihood's first two derivatives in t are made of."""
+
+    information: Array  # (P, P)  −Σ w ∇² log p(x)
+    opg: Array  # (P, P)  Σ w² s sᵀ, with s = ∇ log p(x)
+    score: Array  # (P,)  Σ w s
+    log_likelihood: Array  # ()  Σ w log p(x)
+    total_weight: Array  # ()
+
+
+class Inverse(NamedTuple):
+    """The inverse of the information: its factor, and whether it exists."""
+
+    factor: Array  # (P, P)  lower Cholesky factor of the information; NaN where it is not positive definite
+    least: Array  # ()  smallest eigenvalue of the information per unit of weight
+    valid: Array  # ()  bool
+    distance: Array  # ()  sqrt(sᵀ H⁻¹ s), with s the score and H the information
+
+    def half(self, right: Array) -> Array:
+        """L⁻¹ right, for right (P, q)."""
+        return lax.linalg.triangular_solve(self.factor, right, left_side=True, lower=True)
+
+    def solve(self, right: Array) -> Array:
+        """H⁻¹ right, for right (P, q)."""
+        half = self.half(right)
+        return lax.linalg.triangular_solve(self.factor, half, left_side=True, lower=True, transpose_a=True)
+
+
+def free_coordinates(family: Family) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """The family's ways to its free coordinates and back, or an error if it has none."""
+    if family.to_unconstrained is None or family.from_unconstrained is None:
+        raise ValueError(
+            f"params.family {family.name!r} has no free coordinates, which standard errors and influences "
+            "need: fill in to_unconstrained and from_unconstrained of its record"
+        )
+    return family.to_unconstrained, family.from_unconstrained
+
+
+def plain(params: GMMParams) -> tuple[int, Callable[[Array], GMMParams]]:
+    """The plain free coordinates φ (P,) about a mixture: how many there are, and φ -> the mixture moved by φ.
+
+    In this order: log π_k − log π_last for all components but the last that is switched on, the means, and
+    the covariance structure's own `to_unconstrained`.
+    """
+    family = params.family
+    to, back = free_coordinates(family)
+    n_components, n_features = params.means.shape
+    origin, unravel = ravel_pytree(to(params.scale))
+    n_logits, n_means = n_components - 1, n_components * n_features
+
+    on = params.log_weights > -jnp.inf
+    k = jnp.arange(n_components, dtype=jnp.int32)
+    last = jnp.where(on, k, 0).max()
+    source = jnp.clip(k - (k > last).astype(jnp.int32), 0, max(n_logits - 1, 0))
+
+    def at(phi: Array) -> GMMParams:
+        log_weights = params.log_weights
+        if n_logits:
+            moved = jnp.where(k == last, jnp.zeros((), phi.dtype), phi[:n_logits][source])
+            log_weights = jax.nn.log_softmax(jnp.where(on, log_weights + moved, -jnp.inf))
+        means = params.means + phi[n_logits : n_logits + n_means].reshape(params.means.shape)
+        scale = back(unravel(origin + phi[n_logits + n_means :]), params.means.shape)
+        return GMMParams(log_weights, means, scale, family)
+
+    return n_logits + n_means + origin.size, at
+
+
+def localise(params: GMMParams, shift: Array) -> Local:
+    """Coordinates t = Rφ in which a labelled observation (x, k) has the information I at the mixture.
+
+    RᵀR = Σ_k π_k [(∂ log π_k)² + (C_k⁻¹ ∂μ_k)² + ½ (C_k⁻¹ ∂Σ_k C_k⁻ᵀ)²], by a QR factorisation of what is
+    squared. In them the observed information per sample has eigenvalues that are at most 1 in expectation, so
+    that neither the units of the data nor correlations within a component cost digits in float32.
+    """
+    params = translate(params, -shift)
+    size, plainly = plain(params)
+    here = lax.stop_gradient(params)
+    on = here.log_weights > -jnp.inf
+    share = jnp.sqrt(jnp.where(on, here.weights, 0))
+    whiten = here.family.whitener(here.scale)
+
+    def lengths(phi: Array) -> Array:
+        p = plainly(phi)
+        white = whiten(whiten(p.covariances).swapaxes(1, 2))
+        parts = (
+            share * jnp.where(on, p.log_weights, 0),
+            share[:, None] * whiten((p.means - here.means)[:, :, None])[:, :, 0],
+            float(0.5**0.5) * share[:, None, None] * white,
+        )
+        return jnp.concatenate([a.reshape(-1) for a in parts])
+
+    origin = jnp.zeros(size, params.means.dtype)
+    # What is computed in these coordinates does not depend on which they are: they need no derivative.
+    jacobian = lax.stop_gradient(jax.jacfwd(lengths)(origin))
+    free = (jacobian != 0).any(0)
+    fixed = embed_diagonal(jnp.where(free, 0, 1).astype(origin.dtype))
+    upper = jnp.linalg.qr(jnp.concatenate([jacobian, fixed]), mode="r")
+    basis = lax.linalg.triangular_solve(upper, jnp.eye(size, dtype=origin.dtype), left_side=True, lower=False)
+
+    def at(t: Array) -> GMMParams:
+        return plainly(jnp.matmul(basis, t, precision=PRECISION))
+
+    return Local(at, shift, basis, upper, free)
+
+
+def survey(params: GMMParams, x: Array, w: Array | None) -> Local:
+    """`localise` with the shift that suits the data."""
+    return localise(params, frame(x, w, jnp.zeros((), x.dtype)).shift)
+
+
+def scores(local: Local, b: Array) -> tuple[Array, Array]:
+    """log p(x) (B,) and its gradients s (B, P) at t = 0, for rows b (B, D) less the shift."""
+    size = local.free.size
+
+    def values(t: Array) -> Array:
+        return posterior(local.at(t), b)[1]
+
+    origin = jnp.zeros(size, b.dtype)
+    return values(origin), jax.jacfwd(values)(origin)
+
+
+def tangent_rows(local: Local, x: Array, n_components: int) -> int:
+    """Rows per block where every row meets every coordinate."""
+    return block_rows(x.shape[0], n_components, x.shape[1], local.free.size)
+
+
+def curvature(local: Local, x: Array, w: Array | None, n_components: int) -> Curvature:
+    """`Curvature` of the rows of x (N, D), a block at a time: memory does not grow with N P²."""
+
+    def block(wb: Array, b: Array) -> Curvature:
+        b = jnp.where((wb > 0)[:, None], b - local.shift[None, :], 0)
+
+        def derivatives(t: Array) -> tuple[tuple[Array, Array], Array]:
+            values, pull = jax.vjp(lambda u: posterior(local.at(u), b)[1], t)
+            return (values, pull(wb)[0]), values
+
+        origin = jnp.zeros(local.free.size, b.dtype)
+        (s, hessian), values = jax.jacfwd(derivatives, has_aux=True)(origin)
+        weighted = wb[:, None] * s
+        return Curvature(
+            information=-0.5 * (hessian + hessian.T),
+            opg=einsum("bp,bq->pq", weighted, weighted),
+            score=weighted.sum(0),
+            log_likelihood=(wb * values).sum(),
+            total_weight=wb.sum(),
+        )
+
+    # One of these sums is quadratic in the weights; but a row of weight zero adds nothing to it, and that is
+    # all that `sum_rows` needs.
+    total: Any = sum_rows(block, w, x, block_size=tangent_rows(local, x, n_components))
+    return total
+
+
+def root(a: Array) -> Array:
+    """The square root, with the derivative 0 at 0, where that of a fixed entry's variance belongs."""
+    zero = a == 0
+    return jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, a)))
+
+
+def invert(local: Local, c: Curvature) -> Inverse:
+    """The inverse information; NaN throughout, and not valid, where it is not positive definite."""
+    idle = embed_diagonal(jnp.where(local.free, 0, 1).astype(c.score.dtype))
+    per_weight = c.information / c.total_weight + idle
+    floor = 8 * local.free.size * epsilon(c.score.dtype)
+    known = jnp.where(jnp.isfinite(per_weight).all(), lax.stop_gradient(per_weight), 0)
+    least = jnp.linalg.eigvalsh(known)[0]
+    valid = least > floor
+    factor = lax.linalg.cholesky(per_weight, symmetrize_input=False) * jnp.sqrt(c.total_weight)
+    factor = jnp.where(valid, factor, jnp.nan)
+    inverse = Inverse(factor, least, valid, jnp.zeros((), c.score.dtype))
+    return inverse._replace(distance=root(jnp.square(inverse.half(c.score[:, None])).sum()))
+
+
+def jacobian(local: Local, function: Callable[[GMMParams], Any]) -> tuple[Array, Callable[[Array], Any]]:
+    """The derivative (q, P) of function(params) as a vector (q,), and the way back from such a vector."""
+
+    def value(t: Array) -> Any:
+        return function(translate(local.at(t), local.shift))
+
+    origin = jnp.zeros(local.free.size, local.shift.dtype)
+    unravel = ravel_pytree(value(origin))[1]
+    return jax.jacfwd(lambda t: ravel_pytree(value(t))[0])(origin), unravel

@@ -1,0 +1,351 @@
+"""What the likelihood's curvature says of a fit: standard errors, intervals, Takeuchi's criterion."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import warnings
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.scipy.special import ndtri
+from jax.typing import ArrayLike
+
+from jaxgmm import validate
+from jaxgmm.calculus.curvature import (
+    Curvature,
+    Entries,
+    Inverse,
+    Local,
+    curvature,
+    entries,
+    invert,
+    jacobian,
+    root,
+    survey,
+)
+from jaxgmm.density import inputs
+from jaxgmm.linalg import einsum
+from jaxgmm.params import GMMParams, active
+
+KINDS = ("observed", "sandwich")
+_FAR = 1.0  # standard errors from the optimum, beyond which an eager call warns
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["observed", "opg", "score", "least", "distance", "valid"],
+    meta_fields=[],
+)
+@dataclasses.dataclass(frozen=True)
+class Information:
+    """The observed information of a mixture in its free coordinates φ (P,), as `information` gives it.
+
+    Attributes:
+      observed: (P, P) −Σ w ∇² log p(x).
+      opg: (P, P) Σ w² s sᵀ, the outer product of the gradients s = ∇ log p(x).
+      score: (P,) Σ w s; 0 at an optimum.
+      least: () the smallest eigenvalue of the observed information relative to that of the same samples with
+        their labels known. It is 1 minus the rate at which EM converges; near 0 the mixture is barely
+        identified, and below 0 it is no maximum.
+      distance: () sqrt(scoreᵀ observed⁻¹ score): how far the optimum is, in standard errors.
+      valid: () bool: the observed information is positive definite beyond rounding.
+    """
+
+    observed: Array  # (P, P)
+    opg: Array  # (P, P)
+    score: Array  # (P,)
+    least: Array  # ()
+    distance: Array  # ()
+    valid: Array  # ()  bool
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["weights", "means", "covariances", "distance", "valid"],
+    meta_fields=[],
+)
+@dataclasses.dataclass(frozen=True)
+class StandardErrors:
+    """Standard errors of a mixture's entries, as `standard_errors` gives them.
+
+    Attributes:
+      weights: (K,).
+      means: (K, D).
+      covariances: (K, D, D), dense; 0 where the structure holds an entry fixed.
+      distance: () how far the likelihood's optimum is, in standard errors; see `Information`.
+      valid: () bool: the information is positive definite. Where it is not, the errors are NaN.
+    """
+
+    weights: Array  # (K,)
+    means: Array  # (K, D)
+    covariances: Array  # (K, D, D)
+    distance: Array  # ()
+    valid: Array  # ()  bool
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["lower", "upper", "valid"], meta_fields=[])
+@dataclasses.dataclass(frozen=True)
+class ConfidenceIntervals:
+    """Confidence intervals of a mixture's entries, as `confidence_intervals` gives them.
+
+    Attributes:
+      lower: `Entries`, the lower ends: weights (K,), means (K, D), covariances (K, D, D).
+      upper: `Entries`, the upper ends.
+      valid: () bool, as in `StandardErrors`; where it is False the ends are NaN.
+    """
+
+    lower: Entries
+    upper: Entries
+    valid: Array  # ()  bool
+
+
+def examine(params: GMMParams, x: Array, w: Array | None) -> tuple[Local, Curvature, Inverse]:
+    """Coordinates at a mixture, the curvature in them and its inverse."""
+    local = survey(params, x, w)
+    c = curvature(local, x, w, params.n_components)
+    return local, c, invert(local, c)
+
+
+def warn(valid: Array, distance: Array) -> None:
+    """Tell the user of an eager call what the flags say."""
+    if not validate.is_concrete(valid, distance):
+        return
+    if not bool(valid):
+        warnings.warn(
+            "the observed information is not positive definite, and what follows from it is NaN: the mixture "
+            "is not at a maximum of the likelihood, or is not identified (twin components). Fit it to the "
+            "same X and sample_weight, or use fewer components",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+    elif float(distance) > _FAR:
+        warnings.warn(
+            f"the maximum of the likelihood is {float(distance):.3g} standard errors away: these params are "
+            "not a fit to this X and sample_weight, or reg_covar is large",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+
+
+@jax.jit
+def _information(params: GMMParams, x: Array, w: Array | None) -> Information:
+    local, c, inverse = examine(params, x, w)
+    r = local.inverse_basis
+    observed, opg = (einsum("pi,pq,qj->ij", r, m, r) for m in (c.information, c.opg))
+    score = einsum("pi,p->i", r, c.score)
+    return Information(observed, opg, score, inverse.least, inverse.distance, inverse.valid)
+
+
+def information(params: GMMParams, X: ArrayLike, sample_weight: ArrayLike | None = None) -> Information:
+    """The observed information, −∇² of the total log-likelihood, by exact automatic differentiation.
+
+    The coordinates φ are, in this order: log π_k − log π_K for k < K (K the last component that is switched
+    on), the means row by row, and the covariance structure's own (`Family.to_unconstrained`); P =
+    n_parameters(params) in all. Rows are read in blocks: memory does not grow with N P². All is computed in
+    coordinates where a labelled observation's information is I, and only then brought to φ. float64 is
+    recommended: in float32 the inverse of `observed` can lose digits that `standard_errors`, which does not
+    leave those coordinates, keeps.
+
+    Args:
+      params: the mixture, a fit to X. Components that are switched off have no coordinates; inside `jit`,
+        where they cannot be told, they have rows and columns of zeros.
+      X: (N, D).
+      sample_weight: (N,) or None for ones; a weight of 2 counts as the sample twice in `observed`.
+
+    Returns:
+      Information. Nothing is raised where it is not positive definite: `valid` tells.
+
+    Raises:
+      ValueError: for arrays that do not fit, NaN, or a family without free coordinates.
+
+    Example:
+      >>> import jaxgmm
+      >>> params = jaxgmm.make_params([1.0], [[1.0]], [1.0], "spherical")
+      >>> info = jaxgmm.information(params, [[0.0], [2.0]])
+      >>> info.observed.round(4).tolist()  # of the mean n/σ², of log σ 2n
+      [[2.0, 0.0], [0.0, 4.0]]
+
+    References:
+      Efron & Hinkley (1978), Assessing the accuracy of the maximum likelihood estimator: observed versus
+      expected Fisher information; McLachlan & Peel (2000), Finite Mixture Models, §2.15.
+    """
+    params, x = inputs(params, X)
+    if validate.is_concrete(params):
+        params = active(params)
+    return _information(params, x, validate.weight(sample_weight, x))
+
+
+def _variances(j: Array, c: Curvature, inverse: Inverse, kind: str) -> Array:
+    """The variances (q,) of what has the derivative j (q, P)."""
+    if kind == "observed":
+        return jnp.square(inverse.half(j.T)).sum(0)
+    pulled = inverse.solve(j.T)
+    return (pulled * einsum("pq,qr->pr", c.opg, pulled)).sum(0)
+
+
+@functools.partial(jax.jit, static_argnames="kind")
+def _standard_errors(params: GMMParams, x: Array, w: Array | None, *, kind: str) -> StandardErrors:
+    local, c, inverse = examine(params, x, w)
+    j, unravel = jacobian(local, entries)
+    e = unravel(root(_variances(j, c, inverse, kind)))
+    on = params.log_weights > -jnp.inf
+    return StandardErrors(
+        e.weights,
+        jnp.where(on[:, None], e.means, jnp.nan),
+        jnp.where(on[:, None, None], e.covariances, jnp.nan),
+        inverse.distance,
+        inverse.valid,
+    )
+
+
+def standard_errors(
+    params: GMMParams, X: ArrayLike, sample_weight: ArrayLike | None = None, *, kind: str = "observed"
+) -> StandardErrors:
+    """Asymptotic standard errors of weights, means and covariances at a maximum of the likelihood.
+
+    With H the observed information and B = Σ w² s sᵀ in free coordinates, the covariance of the estimates is
+    H⁻¹ ("observed") or H⁻¹ B H⁻¹ ("sandwich", right also where the data are no Gaussian mixture, and where
+    sample_weight are not counts), carried to natural coordinates by the delta method.
+
+    Args:
+      params: the mixture, a fit to X. A component that is switched off has NaN for its mean and covariance.
+      X: (N, D). float64 is recommended; float32 gives about three digits for well-identified mixtures.
+      sample_weight: (N,) or None for ones. "observed" takes them as counts, "sandwich" as given.
+      kind: "observed" or "sandwich".
+
+    Returns:
+      StandardErrors. Where the information is not positive definite (the mixture is not at a maximum, or is
+      not identified) they are NaN and `valid` is False; outside `jit` that warns too, and so does a
+      `distance` to the maximum of more than one standard error.
+
+    Raises:
+      ValueError: for arrays that do not fit, NaN, an unknown kind, or a family without free coordinates.
+
+    Example:
+      >>> import jaxgmm
+      >>> params = jaxgmm.make_params([1.0], [[1.0]], [1.0], "spherical")
+      >>> errors = jaxgmm.standard_errors(params, [[0.0], [2.0]])
+      >>> errors.means.round(4).tolist(), errors.covariances.round(4).tolist()  # σ/√n, σ² √(2/n)
+      ([[0.7071]], [[[1.0]]])
+
+    References:
+      McLachlan & Peel (2000), Finite Mixture Models, §2.15–2.16; White (1982), Maximum likelihood estimation
+      of misspecified models, theorem 3.2.
+    """
+    kind = validate.choice(kind, "kind", KINDS)
+    params, x = inputs(params, X)
+    errors = _standard_errors(params, x, validate.weight(sample_weight, x), kind=kind)
+    warn(errors.valid, errors.distance)
+    return errors
+
+
+def around(centre: Entries, errors: Entries, z: Array) -> tuple[Entries, Entries]:
+    """Lower and upper ends z standard errors from the centre: see `confidence_intervals` for the scales."""
+    w = centre.weights
+    inside = (w > 0) & (w < 1)
+    odds = jnp.where(inside, w, 0.5) / jnp.where(inside, 1 - w, 0.5)
+    slope = jnp.where(inside, w * (1 - w), 1)
+    is_variance = jnp.eye(centre.means.shape[-1], dtype=bool)[None]
+    variance = jnp.where(is_variance, centre.covariances, 1)
+
+    def end(sign: float) -> Entries:
+        step = sign * z
+        weights = jax.nn.sigmoid(jnp.log(odds) + step * errors.weights / slope)
+        scaled = variance * jnp.exp(step * errors.covariances / variance)
+        return Entries(
+            # The weight of the only component is 1, without an error.
+            jnp.where(inside | jnp.isnan(errors.weights), weights, w),
+            centre.means + step * errors.means,
+            jnp.where(is_variance, scaled, centre.covariances + step * errors.covariances),
+        )
+
+    return end(-1.0), end(1.0)
+
+
+def confidence_intervals(
+    params: GMMParams,
+    X: ArrayLike,
+    sample_weight: ArrayLike | None = None,
+    *,
+    level: ArrayLike = 0.95,
+    kind: str = "observed",
+) -> ConfidenceIntervals:
+    """Confidence intervals of weights, means and covariances, each from its own standard error.
+
+    Means and covariances between features: estimate ± z·SE. Weights: the same on the logit scale; variances:
+    on the logarithmic scale. So the ends stay in their ranges, and follow the skewness of these estimates.
+    Each interval is for one entry by itself.
+
+    Args:
+      params: the mixture, a fit to X.
+      X: (N, D).
+      sample_weight: (N,) or None for ones.
+      level: the probability that an interval should cover, between 0 and 1.
+      kind: as in `standard_errors`.
+
+    Returns:
+      ConfidenceIntervals, with NaN ends where there are no standard errors.
+
+    Raises:
+      ValueError, TypeError: as `standard_errors`, and for a level outside (0, 1).
+
+    Example:
+      >>> import jaxgmm
+      >>> params = jaxgmm.make_params([1.0], [[1.0]], [1.0], "spherical")
+      >>> intervals = jaxgmm.confidence_intervals(params, [[0.0], [2.0]])
+      >>> round(float(intervals.lower.means[0, 0]), 3), round(float(intervals.upper.means[0, 0]), 3)
+      (-0.386, 2.386)
+
+    References:
+      McLachlan & Peel (2000), Finite Mixture Models, §2.15.
+    """
+    kind = validate.choice(kind, "kind", KINDS)
+    params, x = inputs(params, X)
+    z = ndtri((1 + validate.fraction(level, "level", x.dtype)) / 2)
+    errors = _standard_errors(params, x, validate.weight(sample_weight, x), kind=kind)
+    warn(errors.valid, errors.distance)
+    lower, upper = around(entries(params), Entries(errors.weights, errors.means, errors.covariances), z)
+    return ConfidenceIntervals(lower, upper, errors.valid)
+
+
+@jax.jit
+def _takeuchi(params: GMMParams, x: Array, w: Array | None) -> tuple[Array, Inverse]:
+    _, c, inverse = examine(params, x, w)
+    return -2 * c.log_likelihood + 2 * jnp.trace(inverse.solve(c.opg)), inverse
+
+
+def takeuchi(params: GMMParams, X: ArrayLike, sample_weight: ArrayLike | None = None) -> Array:
+    """() Takeuchi's criterion, −2 log L + 2 tr(H⁻¹ B); smaller is better.
+
+    With H the observed information and B = Σ w² s sᵀ. tr(H⁻¹ B) is about the number of free parameters where
+    the model is right, and then the criterion is about `aic`; it does not assume that it is.
+
+    Args:
+      params: the mixture, a fit to X.
+      X: (N, D).
+      sample_weight: (N,) or None for ones.
+
+    Returns:
+      A scalar; NaN, with a warning outside `jit`, where the information is not positive definite.
+
+    Raises:
+      ValueError: for arrays that do not fit, NaN, or a family without free coordinates.
+
+    Example:
+      >>> import jax, jaxgmm
+      >>> truth = jaxgmm.make_params([1.0], [[0.0]], [1.0], "spherical")
+      >>> X, _ = jaxgmm.sample(jax.random.key(0), truth, 1000)
+      >>> params = jaxgmm.fit(truth, X).params
+      >>> bool(abs(jaxgmm.takeuchi(params, X) - jaxgmm.aic(params, X)) < 1)
+      True
+
+    References:
+      Takeuchi (1976), Distribution of informational statistics and a criterion of model fitting; Burnham &
+      Anderson (2002), Model Selection and Multimodel Inference, chapter 7.
+    """
+    params, x = inputs(params, X)
+    value, inverse = _takeuchi(params, x, validate.weight(sample_weight, x))
+    warn(inverse.valid, inverse.distance)
+    return value

@@ -1,0 +1,171 @@
+"""How many components: the likelihood ratio of K + 1 to K, against its distribution under K components."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+from jaxgmm import validate
+from jaxgmm.calculus.bootstrap import lane_map, lanes_at_once
+from jaxgmm.density import sample
+from jaxgmm.em import MAX_ITER, REG_COVAR, TOL, FitResult
+from jaxgmm.families.family import Family
+from jaxgmm.families.table import get_family
+from jaxgmm.init import Init, check_init
+from jaxgmm.linalg import block_rows
+from jaxgmm.params import GMMParams
+from jaxgmm.search.criteria import failed
+from jaxgmm.search.restarts import fit_components
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["statistic", "p_value", "null", "results"],
+    meta_fields=[],
+)
+@dataclasses.dataclass(frozen=True)
+class LikelihoodRatio:
+    """A bootstrapped likelihood ratio test, as `bootstrap_likelihood_ratio` gives it.
+
+    Attributes:
+      statistic: () 2 (log L of K + 1 components − log L of K), totals, on X.
+      p_value: () (1 + how many of `null` reach the statistic) / (1 + how many there are).
+      null: (n_replicates,) the statistic on data drawn from the fit with K components; NaN where a fit
+        failed.
+      results: a FitResult of the fits to X, lane 0 with K components on, lane 1 with K + 1.
+    """
+
+    statistic: Array  # ()
+    p_value: Array  # ()
+    null: Array  # (n_replicates,)
+    results: FitResult
+
+
+def _statistic(results: FitResult, n_samples: int) -> Array:
+    """2 (log L₁ − log L₀), no less than 0, for the true optima are nested; NaN after a failure."""
+    gain = 2 * n_samples * (results.log_likelihood[1] - results.log_likelihood[0])
+    return jnp.where(failed(results).any(), jnp.nan, jnp.maximum(gain, 0))
+
+
+@functools.partial(
+    jax.jit,
+    static_argnames=("n_components", "n_replicates", "n_samples", "n_init", "init", "batch_size"),
+)
+def _null(
+    key: Array,
+    params: GMMParams,
+    tol: Array,
+    max_iter: Array,
+    reg_covar: Array,
+    *,
+    n_components: int,
+    n_replicates: int,
+    n_samples: int,
+    n_init: int,
+    init: Init,
+    batch_size: int,
+) -> Array:
+    rows = block_rows(n_samples, params.n_components, params.n_features, 2 * n_init * batch_size)
+
+    def replicate(key: Array) -> Array:
+        key_data, key_fit = jax.random.split(key)
+        x, _ = sample(key_data, params, n_samples)
+        results = fit_components(
+            key_fit, x, (n_components, n_components + 1), covariance_type=params.family, n_init=n_init,
+            init=init, tol=tol, max_iter=max_iter, reg_covar=reg_covar, history_size=1,
+            block_size=rows,
+        )  # fmt: skip
+        return _statistic(results, n_samples)
+
+    return lane_map(replicate, jax.random.split(key, n_replicates), batch_size)
+
+
+def bootstrap_likelihood_ratio(
+    key: Array,
+    X: ArrayLike,
+    n_components: int,
+    *,
+    covariance_type: str | Family = "full",
+    n_replicates: int = 99,
+    n_init: int = 5,
+    init: Init = "kmeans++",
+    tol: ArrayLike = TOL,
+    max_iter: int | Array = MAX_ITER,
+    reg_covar: ArrayLike = REG_COVAR,
+    batch_size: int | None = None,
+) -> LikelihoodRatio:
+    """Test K components against K + 1, by a parametric bootstrap of the likelihood ratio.
+
+    A mixture with K components lies on the edge of those with K + 1, where 2 (log L₁ − log L₀) is not χ²
+    distributed. So its distribution is drawn: from data sets sampled from the fit with K components, each
+    fitted with K and with K + 1 in the same way as X was, restarts included. The p-value is right only as far
+    as those restarts find the best optimum; and where K + 1 components admit spurious ones (a component on a
+    few close points), a larger reg_covar or a covariance_type with fewer parameters gives the test power.
+
+    Args:
+      key: a JAX PRNG key.
+      X: (N, D).
+      n_components: K of the null hypothesis; static.
+      covariance_type: a name or a `Family`.
+      n_replicates: data sets drawn; static. The smallest possible p-value is 1 / (n_replicates + 1).
+      n_init: starts for each fit, of X and of every replicate; static.
+      init: as in `fit_restarts`.
+      tol: as in `fit`.
+      max_iter: as in `fit`.
+      reg_covar: as in `m_step`.
+      batch_size: replicates fitted at once under `vmap`, as in `bootstrap`; each is 2 · n_init fits.
+
+    Returns:
+      LikelihoodRatio. Replicates in which a fit failed are NaN in `null` and do not count.
+
+    Raises:
+      ValueError, TypeError: as `fit_components`.
+
+    Example:
+      >>> import jax, jaxgmm
+      >>> truth = jaxgmm.make_params([0.5, 0.5], [[-3.0], [3.0]], [1.0, 1.0], "spherical")
+      >>> X, _ = jaxgmm.sample(jax.random.key(0), truth, 200)
+      >>> test = jaxgmm.bootstrap_likelihood_ratio(
+      ...     jax.random.key(1), X, 1, covariance_type="spherical", n_replicates=19, n_init=2
+      ... )
+      >>> round(float(test.p_value), 2)  # one component will not do
+      0.05
+
+    References:
+      McLachlan (1987), On bootstrapping the likelihood ratio test statistic for the number of components in a
+      normal mixture, Applied Statistics 36.
+    """
+    x = validate.data(X)
+    n_samples = x.shape[0]
+    n = validate.n_components(n_components, n_samples - 1)
+    family = get_family(covariance_type)
+    n_replicates = validate.count(n_replicates, "n_replicates", 1)
+    key_fit, key_null = jax.random.split(validate.key(key))
+    results = fit_components(
+        key_fit, x, (n, n + 1), covariance_type=family, n_init=n_init, init=init, tol=tol, max_iter=max_iter,
+        reg_covar=reg_covar,
+    )  # fmt: skip
+    null = _null(
+        key_null,
+        jax.tree.map(lambda a: a[0], results.params),
+        validate.not_negative(tol, "tol", x.dtype),
+        validate.step_limit(max_iter),
+        validate.not_negative(reg_covar, "reg_covar", x.dtype),
+        n_components=n,
+        n_replicates=n_replicates,
+        n_samples=n_samples,
+        n_init=validate.count(n_init, "n_init", 1),
+        init=check_init(init),
+        batch_size=lanes_at_once(batch_size, n_replicates),
+    )
+    statistic = _statistic(results, n_samples)
+    # A sum of ones and a comparison with NaN, which is false: a failed replicate counts nowhere.
+    dtype = x.dtype
+    above = (null >= statistic).astype(dtype).sum()
+    p_value = (1 + above) / (1 + jnp.isfinite(null).astype(dtype).sum())
+    return LikelihoodRatio(statistic, jnp.where(jnp.isnan(statistic), jnp.nan, p_value), null, results)
