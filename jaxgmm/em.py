@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 from jaxgmm import fixed_point, validate
 from jaxgmm.density import e_step as e_step
 from jaxgmm.density import inputs
-from jaxgmm.em_map import chart, evaluate, frame, maximise, weighted_m_step
+from jaxgmm.em_map import chart, coordinates, evaluate, frame, maximise, weighted_m_step
 from jaxgmm.families.family import Family
 from jaxgmm.families.table import get_family
 from jaxgmm.fixed_point import Status as Status
@@ -174,6 +174,7 @@ def run(
     *,
     block_size: int,
     history_size: int,
+    unconverged: str = "nan",
 ) -> FitResult:
     """`fit` without its checks, for code that is already inside `jit` or `vmap`."""
     f = frame(x, w, reg_covar)
@@ -186,6 +187,7 @@ def run(
         max_iter=max_iter,
         accelerate=accelerate,
         history_size=history_size,
+        derivative=fixed_point.Derivative(coordinates(params.family), unconverged),
     )
     fitted = translate(solution.point, f.shift)
 
@@ -200,7 +202,7 @@ def run(
     return FitResult(fitted, log_likelihood, solution.n_iter, solution.status, solution.history)
 
 
-_fit = jax.jit(run, static_argnames=("block_size", "history_size"))
+_fit = jax.jit(run, static_argnames=("block_size", "history_size", "unconverged"))
 
 
 def fit(
