@@ -216,6 +216,7 @@ def fit(
     accelerate: bool | Array = True,
     block_size: int | None = None,
     history_size: int = HISTORY_SIZE,
+    unconverged_gradient: str = "nan",
 ) -> FitResult:
     """Fit a mixture by EM from starting parameters: one jitted `while_loop`, to its fixed point.
 
@@ -233,12 +234,17 @@ def fit(
         always plain.
       block_size: rows per block; None chooses from the shapes.
       history_size: how many entries `history` has; static.
+      unconverged_gradient: what becomes of a derivative that cannot be trusted, because the fit has not
+        converged or its linear solve left a residual: "nan" makes it NaN, "warn" leaves it as it is and
+        issues a RuntimeWarning when it is computed, "ignore" leaves it. A fit that does not enter what is
+        differentiated spoils nothing. Static.
 
-    Of these only block_size and history_size are static: other values compile nothing anew.
+    Of these only block_size, history_size and unconverged_gradient are static: other values compile nothing
+    anew.
 
     Derivatives of the result with respect to X, sample_weight and reg_covar, forward and reverse, are those
-    of the fixed point, by the implicit function theorem; params, the start, have none. They mean what they
-    say only where the fit has converged.
+    of the fixed point, by the implicit function theorem; params, the start, have none. At a sample weight of
+    0 they are one-sided. `fit_diagnostics` says how well conditioned they are.
 
     Returns:
       FitResult. Nothing raises when a fit goes wrong: `status` tells, and `params` are the last good ones.
@@ -270,4 +276,5 @@ def fit(
         validate.flag(accelerate, "accelerate"),
         block_size=rows,
         history_size=validate.count(history_size, "history_size", 0),
+        unconverged=validate.choice(unconverged_gradient, "unconverged_gradient", ("nan", "warn", "ignore")),
     )

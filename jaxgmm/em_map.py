@@ -94,7 +94,7 @@ def _hold(image: GMMParams) -> GMMParams:
 
 
 def evaluate(
-    block_size: int, params: GMMParams, data: tuple[Array, Array | None, Frame]
+    block_size: int, params: GMMParams, data: tuple[Array, Array | None, Frame], *, hold: bool = True
 ) -> fixed_point.Evaluation:
     """One EM step as `fixed_point` wants it: with what rounding can do to it.
 
@@ -106,7 +106,7 @@ def evaluate(
     shape = (params.n_components, params.n_features)
     moments = accumulate(params, x, w, shift=f.shift, block_size=block_size)
     image, length = maximise(params, moments, f.ridge)
-    image = _hold(image)
+    image = _hold(image) if hold else image
     log_likelihood = moments.log_likelihood / moments.total_weight
 
     weights = params.weights
@@ -149,11 +149,14 @@ def chart(family: Family) -> fixed_point.Chart | None:
 
 
 def coordinates(family: Family) -> fixed_point.Chart:
-    """`chart`, or for a family without natural parameters the nearest thing to it: logits, shifts in widths,
-    and the family's free coordinates or its arrays as they are. For linear solves with the map's Jacobian.
+    """Coordinates for linear solves with the map's Jacobian: `chart`, with the logits centred by weight.
+
+    They are then an isometry of the Fisher metric of a complete observation, in which the Jacobian at a
+    maximum of the likelihood is symmetric. A family without natural parameters is described by its free
+    coordinates instead, or by its arrays as they are.
     """
     if family.to_natural is not None and family.from_natural is not None:
-        return _chart(family.to_natural, family.from_natural)
+        return _chart(family.to_natural, family.from_natural, isometric=True)
     to_free, from_free = family.to_unconstrained, family.from_unconstrained
 
     def to(reference: Any, weights: Array, scale: Any, shift: Array) -> Any:
@@ -163,17 +166,20 @@ def coordinates(family: Family) -> fixed_point.Chart:
         shift = free[1] / jnp.sqrt(weights)[:, None]
         return (free[0] if from_free is None else from_free(free[0], shift.shape)), shift
 
-    return _chart(to, back)
+    return _chart(to, back, isometric=True)
 
 
-def _chart(to_natural: Callable[..., Any], from_natural: Callable[..., tuple[Any, Array]]) -> fixed_point.Chart:
+def _chart(
+    to_natural: Callable[..., Any], from_natural: Callable[..., tuple[Any, Array]], *, isometric: bool = False
+) -> fixed_point.Chart:
     def floor(reference: GMMParams) -> Array:
         return jnp.maximum(reference.weights, 1e-6)
 
     def to(reference: GMMParams, params: GMMParams) -> Any:
         on = params.log_weights > -jnp.inf
         logits = jnp.where(on, params.log_weights, 0)
-        logits = jnp.where(on, logits - logits.mean(where=on), 0)
+        centre = (reference.weights * logits).sum() if isometric else logits.mean(where=on)
+        logits = jnp.where(on, logits - centre, 0)
         gap = (params.means - reference.means)[:, :, None]
         shift = params.family.whitener(reference.scale)(gap)[:, :, 0]
         natural = to_natural(reference.scale, floor(reference), params.scale, shift)

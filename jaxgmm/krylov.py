@@ -74,7 +74,7 @@ def gmres(matvec: Operator, b: Array, *, tol: float, size: int = 40, restarts: i
             j, _, _, _, g = s
             return (j < m) & (jnp.abs(g[j]) > tol)
 
-        def turn(s: tuple[Array, ...]) -> tuple[Array, ...]:
+        def turn(s: tuple[Array, Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array, Array]:
             j, basis, upper, rotation, g = s
             column, basis = _extend(matvec, basis, j)
             column = _dot(rotation, column)
