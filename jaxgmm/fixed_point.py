@@ -184,7 +184,8 @@ def _warn(converged: Any, residual: Any) -> None:
     elif not np.all(residual <= np.sqrt(np.finfo(residual.dtype).eps)):
         warnings.warn(
             "the linear solve of a fit's derivative ended with a relative residual of "
-            f"{np.max(residual):.1e}: the mixture is all but unidentified (empty or equal components). See fit_diagnostics.",
+            f"{np.max(residual):.1e}: the mixture is all but unidentified (empty or equal components). "
+            "See fit_diagnostics.",
             RuntimeWarning,
             stacklevel=2,
         )

@@ -1,6 +1,7 @@
 """Fits by gradient, free coordinates, unrolled steps and what is said about a fit's derivative."""
 
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -143,7 +144,7 @@ def test_the_rate_is_that_of_plain_em(name, double):
     for _ in range(40):
         path.append(jaxgmm.em_step(path[-1], X, WEIGHTS)[0])
     gaps = [float(jnp.linalg.norm(p.means - fit.params.means)) for p in path]
-    seen = [b / a for a, b in zip(gaps, gaps[1:], strict=False) if b > 1e-7]
+    seen = [b / a for a, b in itertools.pairwise(gaps) if b > 1e-7]
     np.testing.assert_allclose(rate, seen[-1], rtol=0.02)
     report = jaxgmm.fit_diagnostics(fit.params, X, WEIGHTS)
     np.testing.assert_allclose(report.rate, rate)
