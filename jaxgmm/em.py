@@ -187,7 +187,9 @@ def run(
         max_iter=max_iter,
         accelerate=accelerate,
         history_size=history_size,
-        derivative=fixed_point.Derivative(coordinates(params.family), unconverged),
+        derivative=fixed_point.Derivative(
+            coordinates(params.family), unconverged, symmetric=params.family.to_natural is not None
+        ),
     )
     fitted = translate(solution.point, f.shift)
 

@@ -26,6 +26,7 @@ PyTree = Any
 _RUNNING = -1
 _FIRST_RADIUS = 4.0  # the longest extrapolation that is tried before any has succeeded
 _MAX_RATE = 0.9999  # of convergence: beyond it, a ratio of two steps is not known well enough to be used
+_ROUGH = 6e-6  # relative residual of a solve that only has to be a good start
 _FORGET = 0.7  # how much of an estimated horizon is remembered from one pass to the next
 
 
@@ -117,6 +118,7 @@ class Derivative(NamedTuple):
 
     coordinates: Chart | None  # for the linear solve; a Krylov method wants unknowns of one scale
     unconverged: str  # "nan", "warn" or "ignore": what becomes of a derivative that cannot be trusted
+    symmetric: bool = False  # whether the Jacobian in these coordinates is all but symmetric
 
 
 _RAW = Derivative(None, "ignore")
@@ -163,9 +165,17 @@ def jacobian(image: Callable[[PyTree], PyTree], point: PyTree, chart: Chart | No
     return Jacobian(matvec, encode, decode, flat.size)
 
 
-def krylov(matvec: Callable[[Array], Array], b: Array) -> Answer:
-    """The linear solve of a derivative, to the precision that the dtype allows."""
-    return gmres(matvec, b, tol=epsilon(b.dtype) ** 0.75)
+def krylov(
+    matvec: Callable[[Array], Array], b: Array, twin: Callable[[Array], Array] | None = None
+) -> Answer:
+    """The linear solve of a derivative, to the precision that the dtype allows.
+
+    `twin` is a cheaper operator that is all but equal to `matvec`, if there is one: its solution is where the
+    iteration starts, and in float32 often where it ends.
+    """
+    tol = epsilon(b.dtype) ** 0.75
+    guess = None if twin is None else gmres(twin, b, tol=max(tol, _ROUGH), restarts=1).x
+    return gmres(matvec, b, tol=tol, guess=guess)
 
 
 def trusted(answer: Answer) -> Array:
@@ -223,8 +233,19 @@ def _implicit(
 
     j = jacobian(lambda p: image(p, data), point, how.coordinates)
 
-    def solver(matvec: Callable[[Array], Array], b: Array) -> Array:
-        answer = krylov(matvec, b)
+    def operator(v: Array) -> Array:
+        return v - j.matvec(v)
+
+    # A forward product costs half of a transposed one, which computes each block of rows again.
+    twin = operator if how.symmetric else None
+
+    def transposed(matvec: Callable[[Array], Array], b: Array) -> Array:
+        return settle(krylov(matvec, b, twin), b)
+
+    def forward(matvec: Callable[[Array], Array], b: Array) -> Array:
+        return settle(krylov(matvec, b), b)
+
+    def settle(answer: Answer, b: Array) -> Array:
         # Nothing asked, nothing wrong: an unconverged fit that does not enter a loss must not spoil it. Here
         # rather than outside, for a mask of NaN is not linear, and its transpose would be zero.
         asked = (b != 0).any()
@@ -236,7 +257,7 @@ def _implicit(
         return jnp.where(~asked | (converged & trusted(answer)), answer.x, jnp.nan)
 
     pushed = j.encode(jax.jvp(lambda d: image(point, d), (data,), (data_dot,))[1])
-    solved = lax.custom_linear_solve(lambda v: v - j.matvec(v), pushed, solver, solver)
+    solved = lax.custom_linear_solve(operator, pushed, forward, transposed)
     point_dot = j.decode(solved)
     report_dot = jax.jvp(lambda p, d: evaluate(p, d).report, (point, data), (point_dot, data_dot))[1]
     return (point, report), (point_dot, report_dot)

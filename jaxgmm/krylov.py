@@ -45,16 +45,25 @@ def _extend(matvec: Operator, basis: Array, j: Array) -> tuple[Array, Array]:
     return column, basis.at[j + 1].set(w)
 
 
-def gmres(matvec: Operator, b: Array, *, tol: float, size: int = 40, restarts: int = 10) -> Answer:
+def gmres(
+    matvec: Operator,
+    b: Array,
+    *,
+    tol: float,
+    guess: Array | None = None,
+    size: int = 40,
+    restarts: int = 10,
+) -> Answer:
     """Solve A x = b by GMRES, restarted every `size` products.
 
     It ends when the residual is below `tol`, when a restart no longer halves it (it is then rounding, or the
-    system has no solution), or after `restarts`. For b = 0 it takes one product and returns 0.
+    system has no solution), or after `restarts`.
 
     Args:
       matvec: v (n,) -> A v (n,).
       b: (n,).
       tol: bound on ‖b − A x‖ / ‖b‖.
+      guess: (n,) where to start, or None for 0.
       size: how many basis vectors are kept; at most n are of use.
       restarts: how often the basis is built, at most.
 
@@ -109,8 +118,11 @@ def gmres(matvec: Operator, b: Array, *, tol: float, size: int = 40, restarts: i
         # The residual that GMRES carries along is a little too small in float32: hence the 8.
         return (length > 8 * tol) & (length <= 0.5 * before) & (count < restarts * (m + 1))
 
-    start = (jnp.zeros_like(b), unit, _norm(unit), jnp.full((), jnp.inf, dtype), jnp.zeros((), jnp.int32))
-    # The first cycle is unrolled by the loop itself: before it, `before` is infinite.
+    x, r, count = jnp.zeros_like(b), unit, jnp.zeros((), jnp.int32)
+    if guess is not None:
+        x = guess / jnp.where(norm > 0, norm, 1)
+        r, count = unit - matvec(x), count + 1
+    start = (x, r, _norm(r), jnp.full((), jnp.inf, dtype), count)
     x, _, length, _, count = lax.while_loop(unfinished, cycle, start)
     return Answer(x * norm, length, count)
 

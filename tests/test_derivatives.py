@@ -55,7 +55,7 @@ def test_gradients_and_tangents_agree_with_refits(name, double):
         start = start_from(data, labels, name, double)
         _, w, reg = arguments()
         at, along = (jnp.asarray(data), w, reg), directions()
-        along = (along[0] * data.std(0), *along[1:])
+        along = (along[0] * data.std(0)[None, :], *along[1:])
         gradients = differentiate(start, *at)
         slopes = [float((g * d).sum()) for g, d in zip(gradients, along, strict=True)]
         for i, h in enumerate((1e-5, 1e-5, 1e-6)):

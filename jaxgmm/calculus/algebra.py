@@ -98,7 +98,12 @@ def marginal(params: GMMParams, features: Sequence[int] | int) -> GMMParams:
       Bishop (2006), equation 2.98.
     """
     check_mixture(params)
-    columns = np.asarray(validate.features(features, params.n_features))
+    return _marginal(params, validate.features(features, params.n_features))
+
+
+@functools.partial(jax.jit, static_argnames="features")
+def _marginal(params: GMMParams, features: tuple[int, ...]) -> GMMParams:
+    columns = np.asarray(features)
     means = params.means[:, columns]
     if params.family is spherical:
         return dataclasses.replace(params, means=means)
@@ -169,6 +174,11 @@ def condition(params: GMMParams, features: Sequence[int] | int, values: ArrayLik
             f"values must have shape ({len(observed)},), one for each of features; got shape {v.shape}. "
             "Use jax.vmap for many"
         )
+    return _condition(params, v, observed)
+
+
+@functools.partial(jax.jit, static_argnames="observed")
+def _condition(params: GMMParams, v: Array, observed: tuple[int, ...]) -> GMMParams:
     parts = _split(params, observed)
     found = _given(params.log_weights, parts, v)
     return GMMParams(found.log_weights, found.means, parts[4], full)
@@ -256,6 +266,11 @@ def entropy_bounds(params: GMMParams) -> tuple[Array, Array]:
       vectors, theorems 2 and 3.
     """
     check_mixture(params)
+    return _entropy_bounds(params)
+
+
+@jax.jit
+def _entropy_bounds(params: GMMParams) -> tuple[Array, Array]:
     on = params.log_weights > -jnp.inf
     overlap = jax.nn.logsumexp(params.log_weights[None, :] + _log_products(params, params), axis=1)
     lower = -jnp.where(on, params.weights * overlap, 0).sum()
@@ -305,7 +320,11 @@ def l2_distance(p: GMMParams, q: GMMParams) -> Array:
     References:
       Jian & Vemuri (2011), Robust point set registration using Gaussian mixture models, equation 4.
     """
-    p, q = check_pair(p, q)
+    return _l2_distance(*check_pair(p, q))
+
+
+@jax.jit
+def _l2_distance(p: GMMParams, q: GMMParams) -> Array:
     terms = []
     for a, b in ((p, p), (p, q), (q, q)):
         terms.append(a.log_weights[:, None] + b.log_weights[None, :] + _log_products(a, b))
@@ -346,6 +365,11 @@ def kl_divergence(key: Array, p: GMMParams, q: GMMParams, n_samples: int = 10_00
       §2; Owen (2013), Monte Carlo theory, methods and examples, §8.9 for the control variate.
     """
     p, q = check_pair(p, q)
+    return _kl_divergence(validate.key(key), p, q, validate.count(n_samples, "n_samples", 2))
+
+
+@functools.partial(jax.jit, static_argnames="n_samples")
+def _kl_divergence(key: Array, p: GMMParams, q: GMMParams, n_samples: int) -> MonteCarlo:
     x = lax.stop_gradient(sample(key, p, n_samples)[0])
     log_p = log_prob(p, x)
     log_ratio = log_prob(q, x) - log_p

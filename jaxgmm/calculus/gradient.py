@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -98,6 +100,13 @@ def negative_log_likelihood(
     return -score(constrained(theta, params), X, sample_weight)
 
 
+@contextlib.contextmanager
+def _optax_rules() -> Iterator[None]:
+    """Optax relies on JAX's implicit promotions, which a user may have switched off."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
 @functools.partial(jax.jit, static_argnames=("optimizer", "n_steps", "batch_size", "block_size"))
 def _descend(
     params: GMMParams,
@@ -143,10 +152,11 @@ def _descend(
         theta, state, good, n = carry
         rows = None if batch_size is None else jax.random.randint(key, (batch_size,), 0, n_samples, jnp.int32)
         value, slope = jax.value_and_grad(loss)(theta, rows)
-        change, next_state = update(
-            slope, state, theta, value=value, grad=slope, value_fn=lambda t: loss(t, rows)
-        )
-        moved = optax.apply_updates(theta, change)
+        with _optax_rules():
+            change, next_state = update(
+                slope, state, theta, value=value, grad=slope, value_fn=lambda t: loss(t, rows)
+            )
+            moved = optax.apply_updates(theta, change)
         leaves = [value, *jax.tree.leaves(slope), *jax.tree.leaves(moved)]
         good = good & jnp.stack([jnp.isfinite(a).all() for a in leaves]).all()
         theta, state = jax.tree.map(lambda a, b: jnp.where(good, a, b), (moved, next_state), (theta, state))
@@ -154,7 +164,9 @@ def _descend(
 
     relative = translate(params, -f.shift)
     theta = unconstrained(dataclasses.replace(relative, means=relative.means / width[None, :]))
-    start = (theta, optimizer.init(theta), jnp.asarray(True), jnp.zeros((), jnp.int32))
+    with _optax_rules():
+        state = optimizer.init(theta)
+    start = (theta, state, jnp.asarray(True), jnp.zeros((), jnp.int32))
     (theta, _, good, n_iter), history = lax.scan(turn, start, jax.random.split(key, n_steps))
     point = decode(theta)
     end = em_map.evaluate(block_size, point, (x, w, f))
