@@ -73,7 +73,9 @@ def gmres(
     """
     n, m = b.size, min(b.size, size)
     dtype = b.dtype
-    norm = _norm(b)
+    # The squares of small numbers underflow.
+    top = jnp.abs(b).max()
+    norm = top * _norm(b / jnp.where(top > 0, top, 1))
     unit = b / jnp.where(norm > 0, norm, 1)
 
     def cycle(state: tuple[Array, Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array, Array]:
