@@ -6,11 +6,10 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax import Array, lax
 from jax.typing import ArrayLike
 
@@ -20,6 +19,9 @@ from jaxgmm.density import check_mixture, inputs, posterior, score
 from jaxgmm.em import REG_COVAR, TOL, FitResult, Status
 from jaxgmm.linalg import block_rows, sum_rows
 from jaxgmm.params import GMMParams, translate
+
+if TYPE_CHECKING:
+    import optax  # a second to import, and nothing else needs it
 
 
 def unconstrained(params: GMMParams) -> dict[str, Any]:
@@ -93,6 +95,8 @@ def negative_log_likelihood(
       >>> import jax, jaxgmm
       >>> params = jaxgmm.make_params([1.0], [[0.0]], [1.0], "spherical")
       >>> theta = jaxgmm.unconstrained(params)
+      >>> round(float(jaxgmm.negative_log_likelihood(theta, params, [[1.0], [3.0]])), 3)
+      3.419
       >>> slope = jax.grad(jaxgmm.negative_log_likelihood)(theta, params, [[1.0], [3.0]])
       >>> slope["means"].tolist()  # the mean wants to go up
       [[-2.0]]
@@ -121,6 +125,8 @@ def _descend(
     batch_size: int | None,
     block_size: int,
 ) -> FitResult:
+    import optax
+
     f = em_map.frame(x, w, reg_covar)
     n_samples, n_features = x.shape
     shape = (params.n_components, n_features)
@@ -148,31 +154,36 @@ def _descend(
         ridged = (p.family.inverse_diagonal(p.scale, shape) * f.ridge[None, :]).sum(-1)
         return 0.5 * (lax.stop_gradient(p.weights) * ridged).sum() - fitted
 
-    def turn(carry: tuple[Any, Any, Array, Array], key: Array) -> tuple[tuple[Any, Any, Array, Array], Array]:
-        theta, state, good, n = carry
+    def turn(
+        carry: tuple[Any, Any, Any, Array, Array], key: Array
+    ) -> tuple[tuple[Any, Any, Any, Array, Array], Array]:
+        theta, safe, state, good, n = carry
         rows = None if batch_size is None else jax.random.randint(key, (batch_size,), 0, n_samples, jnp.int32)
         value, slope = jax.value_and_grad(loss)(theta, rows)
+        # What is returned is the last point where both were finite: a step may leave the domain unseen.
+        finite = jnp.stack([jnp.isfinite(a).all() for a in (value, *jax.tree.leaves(slope))]).all()
+        good = good & finite
+        safe = jax.tree.map(lambda a, b: jnp.where(good, a, b), theta, safe)
         with _optax_rules():
             change, next_state = update(
                 slope, state, theta, value=value, grad=slope, value_fn=lambda t: loss(t, rows)
             )
             moved = optax.apply_updates(theta, change)
-        leaves = [value, *jax.tree.leaves(slope), *jax.tree.leaves(moved)]
-        good = good & jnp.stack([jnp.isfinite(a).all() for a in leaves]).all()
-        theta, state = jax.tree.map(lambda a, b: jnp.where(good, a, b), (moved, next_state), (theta, state))
-        return (theta, state, good, n + good.astype(jnp.int32)), -value
+        theta, state = jax.tree.map(lambda a, b: jnp.where(good, a, b), (moved, next_state), (safe, state))
+        return (theta, safe, state, good, n + good.astype(jnp.int32)), -value
 
     relative = translate(params, -f.shift)
     theta = unconstrained(dataclasses.replace(relative, means=relative.means / width[None, :]))
     with _optax_rules():
         state = optimizer.init(theta)
-    start = (theta, state, jnp.asarray(True), jnp.zeros((), jnp.int32))
-    (theta, _, good, n_iter), history = lax.scan(turn, start, jax.random.split(key, n_steps))
-    point = decode(theta)
+    start = (theta, theta, state, jnp.asarray(True), jnp.full((), -1, jnp.int32))
+    # One turn more than there are steps, to see what the last step has led to.
+    (_, safe, _, good, n), values = lax.scan(turn, start, jax.random.split(key, n_steps + 1))
+    n_iter = jnp.maximum(n, 0)
+    point = decode(safe)
     end = em_map.evaluate(block_size, point, (x, w, f))
-    status = status_of(end, jnp.asarray(False), tol)
-    status = jnp.where(good, status, int(Status.NONFINITE)).astype(jnp.int32)
-    history = jnp.concatenate([history[1:], end.report[None]])
+    status = jnp.where(good, status_of(end, ~good, tol), int(Status.NONFINITE)).astype(jnp.int32)
+    history = values[1:].at[-1].set(end.report)
     taken = jnp.arange(n_steps, dtype=jnp.int32) < n_iter
     return FitResult(
         translate(point, f.shift), end.report, n_iter, status, jnp.where(taken, history, jnp.nan)
@@ -212,9 +223,9 @@ def fit_gradient(
       block_size: as in `fit`.
 
     Returns:
-      FitResult with history (n_steps,), of the objective's negative before the next update: with batches,
-      their estimates of it. The last entry is the log-likelihood. A step that would not be finite is not
-      taken, nor any after it, and the status is NONFINITE.
+      FitResult with history (n_steps,), of the objective's negative after 1, 2, … updates: with batches,
+      their estimates of it. The last entry is the log-likelihood. If an update leads to a loss or a slope
+      that is not finite, the parameters before it are returned, and the status is NONFINITE.
 
     Raises:
       ValueError, TypeError: as `fit`; for a family without free coordinates; for batches without a key.
@@ -227,6 +238,8 @@ def fit_gradient(
       >>> bool(abs(result.params.means[0, 0] - X.mean()) < 1e-2)
       True
     """
+    import optax
+
     params, x = inputs(params, X)
     w = validate.weight(sample_weight, x)
     if not isinstance(optimizer, optax.GradientTransformation):
