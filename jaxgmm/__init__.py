@@ -2,7 +2,22 @@
 
 from jaxgmm import families as families
 from jaxgmm import params as params
+from jaxgmm.calculus.algebra import MonteCarlo as MonteCarlo
+from jaxgmm.calculus.algebra import Regression as Regression
+from jaxgmm.calculus.algebra import condition as condition
+from jaxgmm.calculus.algebra import entropy_bounds as entropy_bounds
+from jaxgmm.calculus.algebra import kl_divergence as kl_divergence
+from jaxgmm.calculus.algebra import l2_distance as l2_distance
+from jaxgmm.calculus.algebra import marginal as marginal
+from jaxgmm.calculus.algebra import regress as regress
 from jaxgmm.calculus.bootstrap import bootstrap as bootstrap
+from jaxgmm.calculus.diagnostics import FitDiagnostics as FitDiagnostics
+from jaxgmm.calculus.diagnostics import convergence_rate as convergence_rate
+from jaxgmm.calculus.diagnostics import fit_diagnostics as fit_diagnostics
+from jaxgmm.calculus.gradient import constrained as constrained
+from jaxgmm.calculus.gradient import fit_gradient as fit_gradient
+from jaxgmm.calculus.gradient import negative_log_likelihood as negative_log_likelihood
+from jaxgmm.calculus.gradient import unconstrained as unconstrained
 from jaxgmm.calculus.influence import influence as influence
 from jaxgmm.calculus.influence import leave_one_out as leave_one_out
 from jaxgmm.calculus.information import confidence_intervals as confidence_intervals
@@ -10,6 +25,8 @@ from jaxgmm.calculus.information import information as information
 from jaxgmm.calculus.information import standard_errors as standard_errors
 from jaxgmm.calculus.information import takeuchi as takeuchi
 from jaxgmm.calculus.likelihood_ratio import bootstrap_likelihood_ratio as bootstrap_likelihood_ratio
+from jaxgmm.calculus.transport import wasserstein as wasserstein
+from jaxgmm.calculus.unrolled import fit_unrolled as fit_unrolled
 from jaxgmm.density import component_log_prob as component_log_prob
 from jaxgmm.density import e_step as e_step
 from jaxgmm.density import elbo as elbo

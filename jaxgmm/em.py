@@ -13,7 +13,17 @@ from jax.typing import ArrayLike
 from jaxgmm import fixed_point, priors, validate
 from jaxgmm.density import e_step as e_step
 from jaxgmm.density import inputs
-from jaxgmm.em_map import Frame, admissible, chart, evaluate, frame, maximise, weighted_m_step, with_prior
+from jaxgmm.em_map import (
+    Frame,
+    admissible,
+    chart,
+    coordinates,
+    evaluate,
+    frame,
+    maximise,
+    weighted_m_step,
+    with_prior,
+)
 from jaxgmm.families.family import Family
 from jaxgmm.families.table import get_family
 from jaxgmm.fixed_point import Status as Status
@@ -198,6 +208,7 @@ def run(
     block_size: int,
     history_size: int,
     surveyed: Frame | None = None,
+    unconverged: str = "nan",
 ) -> FitResult:
     """`fit` without its checks, for code that is already inside `jit` or `vmap`.
 
@@ -214,6 +225,9 @@ def run(
         max_iter=max_iter,
         accelerate=accelerate,
         history_size=history_size,
+        derivative=fixed_point.Derivative(
+            coordinates(params.family), unconverged, symmetric=params.family.to_natural is not None
+        ),
     )
     fitted = translate(solution.point, f.shift)
 
@@ -232,7 +246,7 @@ def run(
     return FitResult(fitted, log_likelihood, objective, solution.n_iter, solution.status, solution.history)
 
 
-_fit = jax.jit(run, static_argnames=("block_size", "history_size"))
+_fit = jax.jit(run, static_argnames=("block_size", "history_size", "unconverged"))
 
 
 def fit(
@@ -247,6 +261,7 @@ def fit(
     accelerate: bool | Array = True,
     block_size: int | None = None,
     history_size: int = HISTORY_SIZE,
+    unconverged_gradient: str = "nan",
 ) -> FitResult:
     """Fit a mixture by EM from starting parameters: one jitted `while_loop`, to its fixed point.
 
@@ -266,12 +281,17 @@ def fit(
         always plain.
       block_size: rows per block; None chooses from the shapes.
       history_size: how many entries `history` has; static.
+      unconverged_gradient: what becomes of a derivative that cannot be trusted, because the fit has not
+        converged or its linear solve left a residual: "nan" makes it NaN, "warn" leaves it as it is and
+        issues a RuntimeWarning when it is computed, "ignore" leaves it. A fit that does not enter what is
+        differentiated spoils nothing. Static.
 
-    Of these only block_size and history_size are static: other values compile nothing anew.
+    Of these only block_size, history_size and unconverged_gradient are static: other values compile nothing
+    anew.
 
     Derivatives of the result with respect to X, sample_weight, reg_covar and prior, forward and reverse, are
-    those of the fixed point, by the implicit function theorem; params, the start, have none. They mean what
-    they say only where the fit has converged.
+    those of the fixed point, by the implicit function theorem; params, the start, have none. At a sample
+    weight of 0 they are one-sided. `fit_diagnostics` says how well conditioned they are.
 
     Returns:
       FitResult. Nothing raises when a fit goes wrong: `status` tells, and `params` are the last good ones.
@@ -304,4 +324,5 @@ def fit(
         _checked(prior, params.family, params.means.shape, x),
         block_size=rows,
         history_size=validate.count(history_size, "history_size", 0),
+        unconverged=validate.choice(unconverged_gradient, "unconverged_gradient", ("nan", "warn", "ignore")),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +14,7 @@ from jaxgmm import fixed_point, priors
 from jaxgmm.families.family import Family
 from jaxgmm.linalg import epsilon
 from jaxgmm.moments import Moments, accumulate, location_and_variance
-from jaxgmm.params import GMMParams
+from jaxgmm.params import GMMParams, has_component_axis
 
 
 class Frame(NamedTuple):
@@ -117,8 +118,20 @@ def weighted_m_step(
     return params
 
 
+def _hold(image: GMMParams) -> GMMParams:
+    """The same, where a switched-off component has no derivative: it stays where the start put it."""
+    off = image.log_weights == -jnp.inf
+    own = has_component_axis(image.family, image.n_components, image.n_features)
+
+    def held(a: Array) -> Array:
+        return jnp.where(off.reshape(-1, *(1,) * (a.ndim - 1)), jax.lax.stop_gradient(a), a)
+
+    scale = jax.tree.map(lambda a, rows: held(a) if rows else a, image.scale, own)
+    return GMMParams(image.log_weights, held(image.means), scale, image.family)
+
+
 def evaluate(
-    block_size: int, params: GMMParams, data: tuple[Array, Array | None, Frame]
+    block_size: int, params: GMMParams, data: tuple[Array, Array | None, Frame], *, hold: bool = True
 ) -> fixed_point.Evaluation:
     """One EM step as `fixed_point` wants it: with what rounding can do to it.
 
@@ -131,6 +144,7 @@ def evaluate(
     shape = (params.n_components, params.n_features)
     moments = accumulate(params, x, w, shift=f.shift, block_size=block_size)
     image, length = maximise(params, moments, f.ridge, f.prior)
+    image = _hold(image) if hold else image
     log_likelihood = moments.log_likelihood / moments.total_weight
 
     weights, prior_weights = params.weights, jnp.zeros_like(params.weights)
@@ -173,19 +187,45 @@ def evaluate(
 
 def chart(family: Family) -> fixed_point.Chart | None:
     """Centred logits, and the family's natural parameters in coordinates where the reference is white."""
-    to_natural, from_natural = family.to_natural, family.from_natural
-    if to_natural is None or from_natural is None:
+    if family.to_natural is None or family.from_natural is None:
         return None
+    return _chart(family.to_natural, family.from_natural)
 
+
+def coordinates(family: Family) -> fixed_point.Chart:
+    """Coordinates for linear solves with the map's Jacobian: `chart`, with the logits centred by weight.
+
+    They are then an isometry of the Fisher metric of a complete observation, in which the Jacobian at a
+    maximum of the likelihood is symmetric. A family without natural parameters is described by its free
+    coordinates instead, or by its arrays as they are.
+    """
+    if family.to_natural is not None and family.from_natural is not None:
+        return _chart(family.to_natural, family.from_natural, isometric=True)
+    to_free, from_free = family.to_unconstrained, family.from_unconstrained
+
+    def to(reference: Any, weights: Array, scale: Any, shift: Array) -> Any:
+        return (scale if to_free is None else to_free(scale)), jnp.sqrt(weights)[:, None] * shift
+
+    def back(reference: Any, weights: Array, free: Any) -> tuple[Any, Array]:
+        shift = free[1] / jnp.sqrt(weights)[:, None]
+        return (free[0] if from_free is None else from_free(free[0], shift.shape)), shift
+
+    return _chart(to, back, isometric=True)
+
+
+def _chart(
+    to_natural: Callable[..., Any], from_natural: Callable[..., tuple[Any, Array]], *, isometric: bool = False
+) -> fixed_point.Chart:
     def floor(reference: GMMParams) -> Array:
         return jnp.maximum(reference.weights, 1e-6)
 
     def to(reference: GMMParams, params: GMMParams) -> Any:
         on = params.log_weights > -jnp.inf
         logits = jnp.where(on, params.log_weights, 0)
-        logits = jnp.where(on, logits - logits.mean(where=on), 0)
+        centre = (reference.weights * logits).sum() if isometric else logits.mean(where=on)
+        logits = jnp.where(on, logits - centre, 0)
         gap = (params.means - reference.means)[:, :, None]
-        shift = family.whitener(reference.scale)(gap)[:, :, 0]
+        shift = params.family.whitener(reference.scale)(gap)[:, :, 0]
         natural = to_natural(reference.scale, floor(reference), params.scale, shift)
         return jnp.sqrt(floor(reference)) * logits, natural
 
@@ -193,12 +233,12 @@ def chart(family: Family) -> fixed_point.Chart | None:
         logits, natural = coordinates
         on = reference.log_weights > -jnp.inf
         scale, shift = from_natural(reference.scale, floor(reference), natural)
-        means = reference.means + family.colour(reference.scale, shift[:, :, None])[:, :, 0]
+        means = reference.means + reference.family.colour(reference.scale, shift[:, :, None])[:, :, 0]
         # A switched-off component has no information, and extrapolating it none either: it stays.
         if reference.family.equal_weights:
             logits = jnp.zeros_like(logits)
         logits = jnp.where(on, logits / jnp.sqrt(floor(reference)), -jnp.inf)
         means = jnp.where(on[:, None], means, reference.means)
-        return GMMParams(jax.nn.log_softmax(logits), means, scale, family)
+        return GMMParams(jax.nn.log_softmax(logits), means, scale, reference.family)
 
     return fixed_point.Chart(to, back)

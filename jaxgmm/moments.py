@@ -73,8 +73,10 @@ def _block(
     reassign: Reassign | None,
 ) -> Moments:
     """The moments of one block of rows x (B, D) with weights w (B,); resp (B, K) or None for the E-step's."""
-    # A row that does not count may hold anything, NaN too.
-    x = jnp.where((w > 0)[:, None] | jnp.isfinite(x), x, jnp.zeros((), x.dtype))
+    # A row that does not count may hold anything, NaN too; there is then no derivative for its weight.
+    usable = jnp.isfinite(x)
+    w = jnp.where((w > 0) | usable.all(1), w, 0)
+    x = jnp.where((w > 0)[:, None] | usable, x, jnp.zeros((), x.dtype))
     if shift is not None:
         x = x - shift[None, :]
     y = params.family.whitener(params.scale)(x.T[None, :, :] - params.means[:, :, None])

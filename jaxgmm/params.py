@@ -110,6 +110,12 @@ def scale_like(family: Family, n_components: int, n_features: int) -> Any:
     )
 
 
+def has_component_axis(family: Family, n_components: int, n_features: int) -> Any:
+    """Which of the family's arrays have a row for each component: it shows in how their shapes follow K."""
+    one, other = (scale_like(family, k, n_features) for k in (n_components, n_components + 1))
+    return jax.tree.map(lambda a, b: a.shape != b.shape, one, other)
+
+
 def translate(params: GMMParams, by: Array) -> GMMParams:
     """The same mixture with every mean moved by `by` (D,)."""
     return dataclasses.replace(params, means=params.means + by[None, :])
@@ -117,12 +123,8 @@ def translate(params: GMMParams, by: Array) -> GMMParams:
 
 def take(params: GMMParams, index: Array | np.ndarray) -> GMMParams:
     """The mixture of the components `index` (M,), in that order; their weights are kept as they are."""
-    # Which of the family's arrays have a row for each component shows in how their shapes follow K.
-    one, other = (
-        scale_like(params.family, k, params.n_features)
-        for k in (params.n_components, params.n_components + 1)
-    )
-    scale = jax.tree.map(lambda a, b, c: a if b.shape == c.shape else a[index], params.scale, one, other)
+    own = has_component_axis(params.family, params.n_components, params.n_features)
+    scale = jax.tree.map(lambda a, rows: a[index] if rows else a, params.scale, own)
     return dataclasses.replace(
         params, log_weights=params.log_weights[index], means=params.means[index], scale=scale
     )

@@ -193,6 +193,27 @@ def flag(value: Any, name: str) -> Array:
     return jnp.asarray(value)
 
 
+def choice(value: Any, name: str, options: tuple[str, ...]) -> str:
+    """One of a few words."""
+    if not isinstance(value, str) or value not in options:
+        raise ValueError(f"{name} must be one of {list(options)}; got {value!r}")
+    return value
+
+
+def features(value: Any, n_features: int) -> tuple[int, ...]:
+    """Different columns of the data, as non-negative ints in the order given; at least one."""
+    values = [value] if isinstance(value, int | np.integer) else list(value)
+    for v in values:
+        if isinstance(v, bool) or not isinstance(v, int | np.integer):
+            raise TypeError(f"features must be ints; got {v!r} of type {type(v).__name__}")
+        if not -n_features <= v < n_features:
+            raise ValueError(f"features must lie between {-n_features} and {n_features - 1}; got {int(v)}")
+    columns = tuple(int(v) % n_features for v in values)
+    if not columns or len(set(columns)) < len(columns):
+        raise ValueError(f"features must name at least one column, each once; got {values}")
+    return columns
+
+
 def key(value: Any) -> Array:
     """A single PRNG key, typed or raw."""
     typed = isinstance(value, Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
@@ -364,13 +385,6 @@ def single_mixture(log_weights: Array, means: Array, scale: Any, like: Any = Non
         lw = np.asarray(log_weights)
         if np.isnan(lw).any() or not (lw > -np.inf).any() or (lw == np.inf).any():
             raise ValueError(f"params.log_weights must be log-probabilities, not all -inf; got {lw}")
-
-
-def choice(value: Any, name: str, options: tuple[str, ...]) -> str:
-    """One of several names."""
-    if not isinstance(value, str) or value not in options:
-        raise ValueError(f"{name} must be one of {list(options)}; got {value!r}")
-    return value
 
 
 def fraction(value: ArrayLike, name: str, dtype: Any) -> Array:

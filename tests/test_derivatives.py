@@ -1,6 +1,8 @@
 """Derivatives of a fit, against finite differences of complete refits."""
 
 import dataclasses
+import pathlib
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +10,7 @@ import numpy as np
 import pytest
 
 import jaxgmm
+from jaxgmm import Status, fixed_point
 from tests.conftest import CORE, overlapping, start_from
 
 X, LABELS = overlapping(120, 2, 2, seed=1, separation=2.5)
@@ -34,19 +37,33 @@ def directions():
     return jnp.asarray(rng.normal(size=X.shape)), jnp.asarray(rng.normal(size=len(X))), jnp.asarray(1.0)
 
 
+def data_sets():
+    """Name, X (120, 2) and a partition: of one shape, so that one program serves them all."""
+    folder = pathlib.Path(__file__).parent.parent / "notebooks" / "data"
+    iris = np.genfromtxt(folder / "iris.csv", delimiter=",", skip_header=1, usecols=(2, 3))[:120]
+    faithful = np.genfromtxt(folder / "faithful.csv", delimiter=",", skip_header=1, usecols=(0, 1))[:120]
+    yield "synthetic", X, LABELS
+    yield "iris", iris, (iris[:, 0] > 2.5).astype(int)
+    yield "faithful", faithful, (faithful[:, 0] > 3.0).astype(int)
+
+
 # Beyond the core, one for each way of sharing: a shape, a factor, axes, and own axes with common widths.
 @pytest.mark.parametrize("name", [*CORE, "VEI", "VEE", "EVE", "EEV"])
 def test_gradients_and_tangents_agree_with_refits(name, double):
-    start = start_from(X, LABELS, name, double)
-    function = jax.jit(lambda *a: total(start, *a))
-    at, along = arguments(), directions()
-    gradients = jax.jit(jax.grad(function, argnums=(0, 1, 2)))(*at)
-    slopes = [float((g * d).sum()) for g, d in zip(gradients, along, strict=True)]
-    for i, h in enumerate((1e-5, 1e-5, 1e-6)):
-        up, down = (function(*at[:i], at[i] + s * h * along[i], *at[i + 1 :]) for s in (1, -1))
-        np.testing.assert_allclose(slopes[i], (up - down) / (2 * h), rtol=1e-6)
-    tangent = jax.jvp(function, at, along)[1]
-    np.testing.assert_allclose(tangent, sum(slopes), rtol=1e-10)
+    function = jax.jit(total)
+    differentiate = jax.jit(jax.grad(total, argnums=(1, 2, 3)))
+    push = jax.jit(lambda start, at, along: jax.jvp(lambda *a: total(start, *a), at, along)[1])
+    for which, data, labels in data_sets():
+        start = start_from(data, labels, name, double)
+        _, w, reg = arguments()
+        at, along = (jnp.asarray(data), w, reg), directions()
+        along = (along[0] * data.std(0)[None, :], *along[1:])
+        gradients = differentiate(start, *at)
+        slopes = [float((g * d).sum()) for g, d in zip(gradients, along, strict=True)]
+        for i, h in enumerate((1e-5, 1e-5, 1e-6)):
+            up, down = (function(start, *at[:i], at[i] + s * h * along[i], *at[i + 1 :]) for s in (1, -1))
+            np.testing.assert_allclose(slopes[i], (up - down) / (2 * h), rtol=1e-6, err_msg=f"{which} {i}")
+        np.testing.assert_allclose(push(start, at, along), sum(slopes), rtol=1e-10, err_msg=which)
 
 
 def test_the_start_has_no_gradient(double):
@@ -150,3 +167,97 @@ def test_blocks_do_not_change_a_gradient(double, block_size):
     whole = jax.grad(value)(jnp.asarray(X), 120)
     parts = jax.grad(value)(jnp.asarray(X), block_size)
     np.testing.assert_allclose(parts, whole, rtol=1e-7, atol=1e-10)
+
+
+def run(start, x, w, tol):
+    """`fit` without its checks, which would refuse NaN, and without `jit`, which would remember a trace."""
+    numbers = jnp.asarray(tol), jnp.asarray(500, jnp.int32), jnp.asarray(0.0), jnp.asarray(True)
+    return jaxgmm.em.run(start, x, w, *numbers, block_size=len(X), history_size=0)
+
+
+def test_nobody_pays_for_a_derivative_that_is_not_asked_for(double, monkeypatch):
+    solves = []
+    solver = fixed_point.krylov
+    monkeypatch.setattr(fixed_point, "krylov", lambda *a: solves.append(None) or solver(*a))
+    start = start_from(X, LABELS, "spherical", double)
+
+    def value(x):
+        return run(start, x, None, 1e-6).params.means.sum()
+
+    jax.make_jaxpr(value)(jnp.asarray(X))
+    assert not solves
+    jax.make_jaxpr(jax.grad(value))(jnp.asarray(X))
+    assert solves
+
+
+def test_an_unconverged_fit_has_no_gradient_and_spoils_no_other(double):
+    start = start_from(X, LABELS, "spherical", double)
+    x = jnp.asarray(X)
+
+    def value(x, limits, pick, **options):
+        results = jax.vmap(lambda m: jaxgmm.fit(start, x, max_iter=m, **options))(limits)
+        return results.params.means[pick].sum(), results.status
+
+    limits = jnp.array([500, 1], jnp.int32)
+    good, status = jax.grad(value, has_aux=True)(x, limits, 0)
+    assert status.tolist() == [Status.CONVERGED, Status.MAX_ITER]
+    np.testing.assert_allclose(good.sum(), 4)
+    bad, _ = jax.grad(value, has_aux=True)(x, limits, 1)
+    assert np.isnan(bad).all()
+    tangent = jax.jvp(lambda x: value(x, limits, 1)[0], (x,), (jnp.ones_like(x),))[1]
+    assert np.isnan(tangent)
+    ignored = jax.grad(lambda x: value(x, limits, 1, unconverged_gradient="ignore")[0])(x)
+    assert np.isfinite(ignored).all()
+
+
+def late(function, *arguments):
+    """Call, and wait for what the program has to say."""
+    jax.block_until_ready(function(*arguments))
+    jax.effects_barrier()
+
+
+def test_a_warning_instead(double):
+    start = start_from(X, LABELS, "spherical", double)
+
+    def value(x, limit):
+        return jaxgmm.fit(start, x, max_iter=limit, unconverged_gradient="warn").params.means.sum()
+
+    gradient = jax.jit(jax.grad(value))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        late(gradient, jnp.asarray(X), jnp.asarray(500, jnp.int32))
+    with pytest.warns(RuntimeWarning, match="has not converged was differentiated"):
+        late(gradient, jnp.asarray(X), jnp.asarray(1, jnp.int32))
+    with pytest.raises(ValueError, match="unconverged_gradient must be one of"):
+        jaxgmm.fit(start, X, unconverged_gradient="zero")
+
+
+def test_a_loss_on_every_part_of_a_padded_fit_is_solved_like_any_other(double):
+    """The switched-off rows of the Jacobian are the identity's, unless they are taken out of the system."""
+    start = start_from(X, LABELS, "full", double)
+    padded = jax.tree.map(lambda a: jnp.concatenate([a, a[:1]]), start)
+    padded = dataclasses.replace(padded, log_weights=padded.log_weights.at[2].set(-jnp.inf))
+
+    def value(start, x):
+        p = jaxgmm.fit(start, x, **TIGHT).params
+        return jnp.sin(p.means).sum() + jnp.log1p(p.covariances**2).sum()
+
+    x = jnp.asarray(X)
+    got, expected = (jax.grad(value, 1)(p, x) for p in (padded, start))
+    np.testing.assert_allclose(got, expected, rtol=1e-8, atol=1e-10)
+
+
+def test_a_row_that_holds_nan_and_does_not_count_has_no_gradient(double):
+    start = start_from(X, LABELS, "diag", double)
+    x = jnp.asarray(X)
+    absent = jnp.asarray(WEIGHTS).at[3].set(0.0)
+
+    def value(w, x):
+        return run(start, x, w, 1e-10).params.means.sum()
+
+    gradient = jax.jit(jax.grad(value, (0, 1)))
+    for_w, for_x = gradient(absent, x.at[3].set(jnp.nan))
+    clean, _ = gradient(absent, x)
+    np.testing.assert_allclose(np.delete(for_w, 3), np.delete(clean, 3), rtol=1e-6, atol=1e-10)
+    assert for_w[3] == 0
+    assert (for_x[3] == 0).all()

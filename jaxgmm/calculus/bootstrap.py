@@ -53,7 +53,8 @@ class Bootstrap:
     def usable(self) -> Array:
         """(n_replicates,) bool, False where the refit failed."""
         empty = self.log_likelihood[..., None]
-        return ~failed(FitResult(self.params, self.log_likelihood, self.n_iter, self.status, empty))
+        value = self.log_likelihood
+        return ~failed(FitResult(self.params, value, value, self.n_iter, self.status, empty))
 
     def values(self, function: Callable[[GMMParams], Any] = entries) -> Any:
         """function(params) of every refit, a pytree with a leading axis; NaN where the refit failed.

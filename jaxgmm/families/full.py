@@ -78,8 +78,12 @@ def relative_precision(reference: Array, scale: Array) -> Array:
 
 
 def factor_of_inverse(precision: Array) -> Array:
-    """Lower Cholesky factors of the inverses of (..., D, D); NaN where one is not positive definite."""
-    inverse = lower_inverse(lax.linalg.cholesky(precision, symmetrize_input=False))
+    """Lower Cholesky factors of the inverses of (..., D, D); NaN where one is not positive definite.
+
+    It reads the symmetric part, not one triangle: as coordinates of a covariance, the matrices then have an
+    orthogonal projection as their redundancy, and the EM map's Jacobian in them is symmetric.
+    """
+    inverse = lower_inverse(lax.linalg.cholesky(precision, symmetrize_input=True))
     return lax.linalg.cholesky(einsum("...ed,...ef->...df", inverse, inverse), symmetrize_input=False)
 
 

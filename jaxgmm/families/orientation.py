@@ -113,7 +113,8 @@ def _rounds(n_features: int) -> tuple[Any, Any, Any, Any, int]:
         np.append(np.roll(seats[:circle], -1), seats[circle:])
     ]
     first, second, rest, following = (a.astype(np.int32) for a in (first, second, rest, following))
-    return first, second, rest, following, circle
+    one, other, out, then = (a.astype(np.int32) for a in (first, second, rest, following))
+    return one, other, out, then, circle
 
 
 def _criterion(variances: Array, share: Array, equal_volume: bool) -> Array:

@@ -155,7 +155,7 @@ def test_a_sound_optimum_wins_over_a_spurious_one_and_a_failed_one_over_none():
     likelihood = np.array([[1.0, 5.0, 4.0, np.nan, 9.0, 2.0]], np.float32)
     status = np.array([[Status.CONVERGED, 0, Status.MAX_ITER, 0, Status.DEGENERATE, 0]], np.int32)
     flags = np.array([[0, Spurious.FEW, 0, 0, 0, Spurious.TWINS]], np.int32)
-    results = FitResult(None, likelihood, status, status, None)
+    results = FitResult(None, likelihood, likelihood, status, status, None)
     for as_ in (np.asarray, jnp.asarray):
         field = jax.tree.map(as_, Field(results, flags, None))
         assert _rank(field, 5).tolist() == [[2, 0, 1, 5, 3]] or _rank(field, 5).tolist() == [[2, 0, 1, 5, 4]]

@@ -1,0 +1,267 @@
+"""Fits by gradient: free coordinates of a mixture, and optax's optimisers on its likelihood."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.typing import ArrayLike
+
+from jaxgmm import em_map, validate
+from jaxgmm.calculus.unrolled import status_of
+from jaxgmm.density import check_mixture, inputs, posterior, score
+from jaxgmm.em import REG_COVAR, TOL, FitResult, Status
+from jaxgmm.linalg import block_rows, sum_rows
+from jaxgmm.params import GMMParams, translate
+
+if TYPE_CHECKING:
+    import optax  # a second to import, and nothing else needs it
+
+
+def unconstrained(params: GMMParams) -> dict[str, Any]:
+    """Free coordinates θ of a mixture: any real numbers in their place are a valid mixture again.
+
+    Args:
+      params: the mixture; its family must have free coordinates.
+
+    Returns:
+      {"logits": (K,), "means": (K, D), "scale": the family's free coordinates}. Softmax does not see a
+      constant added to the logits; everything else is minimal. A switched-off component has logit 0.
+
+    Raises:
+      ValueError: for a family without `to_unconstrained`.
+
+    Example:
+      >>> import jax, jaxgmm
+      >>> params = jaxgmm.make_params([0.5, 0.5], [[-1.0], [1.0]], [1.0, 4.0], "spherical")
+      >>> theta = jaxgmm.unconstrained(params)
+      >>> theta["scale"].round(3).tolist()
+      [0.0, 0.693...]
+    """
+    check_mixture(params)
+    to_free = params.family.to_unconstrained
+    if to_free is None or params.family.from_unconstrained is None:
+        raise ValueError(
+            f"family {params.family.name!r} has no free coordinates; fill in to_unconstrained and "
+            "from_unconstrained of its record"
+        )
+    logits = jnp.where(params.log_weights > -jnp.inf, params.log_weights, 0)
+    return {"logits": logits, "means": params.means, "scale": to_free(params.scale)}
+
+
+def constrained(theta: dict[str, Any], params: GMMParams) -> GMMParams:
+    """The mixture with free coordinates θ: the inverse of `unconstrained`.
+
+    Args:
+      theta: as `unconstrained` returns it.
+      params: any mixture of the same family and shape; of its values only which components are switched off
+        counts.
+
+    Example:
+      >>> import jaxgmm
+      >>> params = jaxgmm.make_params([0.5, 0.5], [[-1.0], [1.0]], [1.0, 4.0], "spherical")
+      >>> theta = jaxgmm.unconstrained(params)
+      >>> jaxgmm.constrained(theta, params).covariances.round(4).tolist()
+      [[[1.0]], [[4.0]]]
+    """
+    from_free = params.family.from_unconstrained
+    if from_free is None:
+        raise ValueError(f"family {params.family.name!r} has no free coordinates")
+    logits = jnp.where(params.log_weights > -jnp.inf, theta["logits"], -jnp.inf)
+    shape = (params.n_components, params.n_features)
+    return GMMParams(
+        jax.nn.log_softmax(logits), theta["means"], from_free(theta["scale"], shape), params.family
+    )
+
+
+def negative_log_likelihood(
+    theta: dict[str, Any], params: GMMParams, X: ArrayLike, sample_weight: ArrayLike | None = None
+) -> Array:
+    """() −Σ w_n log p(x_n) / Σ w_n in free coordinates: a smooth function without constraints.
+
+    Args:
+      theta: as `unconstrained` returns it.
+      params: as in `constrained`.
+      X: (N, D).
+      sample_weight: (N,) or None for ones.
+
+    Example:
+      >>> import jax, jaxgmm
+      >>> params = jaxgmm.make_params([1.0], [[0.0]], [1.0], "spherical")
+      >>> theta = jaxgmm.unconstrained(params)
+      >>> round(float(jaxgmm.negative_log_likelihood(theta, params, [[1.0], [3.0]])), 3)
+      3.419
+      >>> slope = jax.grad(jaxgmm.negative_log_likelihood)(theta, params, [[1.0], [3.0]])
+      >>> slope["means"].tolist()  # the mean wants to go up
+      [[-2.0]]
+    """
+    return -score(constrained(theta, params), X, sample_weight)
+
+
+@contextlib.contextmanager
+def _optax_rules() -> Iterator[None]:
+    """Optax relies on JAX's implicit promotions, which a user may have switched off."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+@functools.partial(jax.jit, static_argnames=("optimizer", "n_steps", "batch_size", "block_size"))
+def _descend(
+    params: GMMParams,
+    x: Array,
+    w: Array | None,
+    key: Array,
+    tol: Array,
+    reg_covar: Array,
+    *,
+    optimizer: optax.GradientTransformation,
+    n_steps: int,
+    batch_size: int | None,
+    block_size: int,
+) -> FitResult:
+    import optax
+
+    f = em_map.frame(x, w, reg_covar)
+    n_samples, n_features = x.shape
+    shape = (params.n_components, n_features)
+    width = jnp.sqrt(f.variance)
+    total = jnp.asarray(n_samples, x.dtype) if w is None else w.sum()
+    update = optax.with_extra_args_support(optimizer).update
+
+    def decode(theta: dict[str, Any]) -> GMMParams:
+        p = constrained(theta, params)
+        return dataclasses.replace(p, means=p.means * width[None, :])
+
+    def loss(theta: dict[str, Any], rows: Array | None) -> Array:
+        p = decode(theta)
+        xb = x if rows is None else x[rows]
+        wb = w if rows is None or w is None else w[rows]
+
+        def block(weight: Array, b: Array) -> Array:
+            b = jnp.where((weight > 0)[:, None] | jnp.isfinite(b), b, 0)
+            values = posterior(p, b - f.shift[None, :])[1]
+            return (weight * jnp.where(weight > 0, values, 0)).sum()
+
+        size = min(block_size, xb.shape[0])
+        fitted = sum_rows(block, wb, xb, block_size=size) * (n_samples / xb.shape[0]) / total
+        # What EM's ridge is the gradient of: its fixed points are the stationary points of this.
+        ridged = (p.family.inverse_diagonal(p.scale, shape) * f.ridge[None, :]).sum(-1)
+        return 0.5 * (lax.stop_gradient(p.weights) * ridged).sum() - fitted
+
+    def turn(
+        carry: tuple[Any, Any, Any, Array, Array], key: Array
+    ) -> tuple[tuple[Any, Any, Any, Array, Array], Array]:
+        theta, safe, state, good, n = carry
+        rows = None if batch_size is None else jax.random.randint(key, (batch_size,), 0, n_samples, jnp.int32)
+        value, slope = jax.value_and_grad(loss)(theta, rows)
+        # What is returned is the last point where both were finite: a step may leave the domain unseen.
+        finite = jnp.stack([jnp.isfinite(a).all() for a in (value, *jax.tree.leaves(slope))]).all()
+        good = good & finite
+        safe = jax.tree.map(lambda a, b: jnp.where(good, a, b), theta, safe)
+        with _optax_rules():
+            change, next_state = update(
+                slope, state, theta, value=value, grad=slope, value_fn=lambda t: loss(t, rows)
+            )
+            moved = optax.apply_updates(theta, change)
+        theta, state = jax.tree.map(lambda a, b: jnp.where(good, a, b), (moved, next_state), (safe, state))
+        return (theta, safe, state, good, n + good.astype(jnp.int32)), -value
+
+    relative = translate(params, -f.shift)
+    theta = unconstrained(dataclasses.replace(relative, means=relative.means / width[None, :]))
+    with _optax_rules():
+        state = optimizer.init(theta)
+    start = (theta, theta, state, jnp.asarray(True), jnp.full((), -1, jnp.int32))
+    # One turn more than there are steps, to see what the last step has led to.
+    (_, safe, _, good, n), values = lax.scan(turn, start, jax.random.split(key, n_steps + 1))
+    n_iter = jnp.maximum(n, 0)
+    point = decode(safe)
+    end = em_map.evaluate(block_size, point, (x, w, f))
+    status = jnp.where(good, status_of(end, ~good, tol), int(Status.NONFINITE)).astype(jnp.int32)
+    history = values[1:].at[-1].set(end.report)
+    taken = jnp.arange(n_steps, dtype=jnp.int32) < n_iter
+    return FitResult(
+        translate(point, f.shift), end.report, end.report, n_iter, status, jnp.where(taken, history, jnp.nan)
+    )
+
+
+def fit_gradient(
+    params: GMMParams,
+    X: ArrayLike,
+    optimizer: optax.GradientTransformation,
+    sample_weight: ArrayLike | None = None,
+    *,
+    n_steps: int,
+    batch_size: int | None = None,
+    key: Array | None = None,
+    tol: ArrayLike = TOL,
+    reg_covar: ArrayLike = REG_COVAR,
+    block_size: int | None = None,
+) -> FitResult:
+    """Fit a mixture with an optax optimiser, on all of the data or on random batches: one jitted scan.
+
+    It minimises `negative_log_likelihood` plus the ridge's penalty ½ Σ_k π_k tr(ridge Σ_k⁻¹), so that what
+    it converges to is a fixed point of EM. Means are in units of the features' standard deviations and about
+    the data's mean, covariances in the family's free coordinates, so that one learning rate serves them all.
+    EM is the better choice for a mixture alone; this is for what EM cannot do.
+
+    Args:
+      params: where to start.
+      X: (N, D).
+      optimizer: such as optax.adam(1e-2) or optax.lbfgs(). Static, and equal only to itself: build it once.
+      sample_weight: (N,) or None for ones.
+      n_steps: updates; static.
+      batch_size: rows drawn at random, with replacement, for each update; None takes all. Static.
+      key: a JAX PRNG key; needed with batch_size.
+      tol: the status is CONVERGED if an EM step from the result would be no longer than this (see `fit`).
+      reg_covar: as in `m_step`.
+      block_size: as in `fit`.
+
+    Returns:
+      FitResult with history (n_steps,), of the objective's negative after 1, 2, … updates: with batches,
+      their estimates of it. The last entry is the log-likelihood. If an update leads to a loss or a slope
+      that is not finite, the parameters before it are returned, and the status is NONFINITE.
+
+    Raises:
+      ValueError, TypeError: as `fit`; for a family without free coordinates; for batches without a key.
+
+    Example:
+      >>> import jax, jaxgmm, optax
+      >>> X = jax.random.normal(jax.random.key(0), (200, 1)) + 3
+      >>> start = jaxgmm.make_params([1.0], [[0.0]], [9.0], "spherical")
+      >>> result = jaxgmm.fit_gradient(start, X, optax.adam(0.1), n_steps=300)
+      >>> bool(abs(result.params.means[0, 0] - X.mean()) < 1e-2)
+      True
+    """
+    import optax
+
+    params, x = inputs(params, X)
+    w = validate.weight(sample_weight, x)
+    if not isinstance(optimizer, optax.GradientTransformation):
+        raise TypeError(f"optimizer must be an optax GradientTransformation; got {type(optimizer).__name__}")
+    if batch_size is not None:
+        batch_size = validate.count(batch_size, "batch_size", 1)
+        if key is None:
+            raise ValueError("key must be given with batch_size: batches are drawn at random")
+    unconstrained(params)
+    if block_size is None:
+        rows = block_rows(x.shape[0], *params.means.shape)
+    else:
+        rows = min(validate.count(block_size, "block_size", 1), x.shape[0])
+    return _descend(
+        params,
+        x,
+        w,
+        validate.key(jax.random.key(0) if key is None else key),
+        validate.not_negative(tol, "tol", x.dtype),
+        validate.not_negative(reg_covar, "reg_covar", x.dtype),
+        optimizer=optimizer,
+        n_steps=validate.count(n_steps, "n_steps", 1),
+        batch_size=batch_size,
+        block_size=rows,
+    )

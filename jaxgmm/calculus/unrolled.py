@@ -1,0 +1,132 @@
+"""A fixed number of EM steps, differentiated step by step."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.typing import ArrayLike
+
+from jaxgmm import em_map, validate
+from jaxgmm.density import inputs
+from jaxgmm.em import REG_COVAR, TOL, FitResult, Status
+from jaxgmm.fixed_point import Evaluation
+from jaxgmm.linalg import block_rows
+from jaxgmm.moments import accumulate
+from jaxgmm.params import GMMParams, translate
+
+
+def status_of(evaluation: Evaluation, stopped: Array, tol: Array) -> Array:
+    """() int32, the Status of parameters that were reached by other means than `fit`."""
+    e = evaluation
+    near = (e.step <= tol) | (e.step <= e.noise)
+    code = jnp.where(near & ~stopped, int(Status.CONVERGED), int(Status.MAX_ITER))
+    code = jnp.where(e.valid, code, int(Status.DEGENERATE))
+    return jnp.where(jnp.isfinite(e.objective), code, int(Status.NONFINITE)).astype(jnp.int32)
+
+
+@functools.partial(jax.jit, static_argnames=("n_steps", "block_size"))
+def _unrolled(
+    params: GMMParams,
+    x: Array,
+    w: Array | None,
+    tol: Array,
+    reg_covar: Array,
+    *,
+    n_steps: int,
+    block_size: int,
+) -> FitResult:
+    f = em_map.frame(x, w, reg_covar)
+    data = (x, w, f)
+
+    # Reverse mode keeps the parameters of each step and computes the rest of it again.
+    @jax.checkpoint
+    def step(p: GMMParams) -> tuple[GMMParams, Array, Array]:
+        e = em_map.evaluate(block_size, p, data, hold=False)
+        return e.image, e.report, jnp.isfinite(e.objective) & e.valid
+
+    def turn(carry: tuple[GMMParams, Array, Array], _: None) -> tuple[tuple[GMMParams, Array, Array], Array]:
+        p, good, n = carry
+        image, report, fine = step(p)
+        good = good & fine
+        p = jax.tree.map(lambda a, b: jnp.where(good, a, b), image, p)
+        return (p, good, n + good.astype(jnp.int32)), report
+
+    start = (translate(params, -f.shift), jnp.asarray(True), jnp.zeros((), jnp.int32))
+    (point, good, n_iter), reports = lax.scan(turn, start, length=n_steps)
+    end = em_map.evaluate(block_size, lax.stop_gradient(point), lax.stop_gradient(data))
+    fitted = translate(point, f.shift)
+    log_likelihood = accumulate(fitted, x, w, block_size=block_size).log_likelihood
+    log_likelihood = log_likelihood / (x.shape[0] if w is None else w.sum())
+    history = jnp.concatenate([reports[1:], log_likelihood[None]])
+    taken = jnp.arange(n_steps, dtype=jnp.int32) < n_iter
+    return FitResult(
+        fitted,
+        log_likelihood,
+        log_likelihood,
+        n_iter,
+        status_of(end, ~good, tol),
+        jnp.where(taken, history, jnp.nan),
+    )
+
+
+def fit_unrolled(
+    params: GMMParams,
+    X: ArrayLike,
+    n_steps: int,
+    sample_weight: ArrayLike | None = None,
+    *,
+    tol: ArrayLike = TOL,
+    reg_covar: ArrayLike = REG_COVAR,
+    block_size: int | None = None,
+) -> FitResult:
+    """Take n_steps plain EM steps, differentiable through each of them: also in the start.
+
+    For a fixed small number of steps, where what is wanted is the derivative of those steps and not of the
+    fixed point: learning a start, forward mode through a few steps, or a fit that is not to converge. Reverse
+    mode keeps the parameters of every step and computes each step again; time grows with n_steps. For the
+    derivative of a converged fit, `fit` is cheaper and exact.
+
+    Args:
+      params: where to start.
+      X: (N, D).
+      n_steps: how many steps; static.
+      sample_weight: (N,) or None for ones.
+      tol: the status is CONVERGED if one more step would be no longer than this (see `fit`); nothing stops
+        sooner.
+      reg_covar: as in `m_step`.
+      block_size: as in `fit`.
+
+    Returns:
+      FitResult with history (n_steps,). If a step fails, the parameters before it are kept, and `status`
+      says why.
+
+    Raises:
+      ValueError, TypeError: as `fit`, and for n_steps < 1.
+
+    Example:
+      >>> import jax, jaxgmm
+      >>> start = jaxgmm.make_params([0.5, 0.5], [[-1.0], [1.0]], [1.0, 1.0], "spherical")
+      >>> X = jax.numpy.array([[-2.0], [-1.5], [1.0], [2.0]])
+      >>> result = jaxgmm.fit_unrolled(start, X, 5)
+      >>> gradient = jax.grad(lambda p: jaxgmm.fit_unrolled(p, X, 5).log_likelihood)(start)
+      >>> gradient.means.shape
+      (2, 1)
+    """
+    params, x = inputs(params, X)
+    w = validate.weight(sample_weight, x)
+    if block_size is None:
+        rows = block_rows(x.shape[0], *params.means.shape)
+    else:
+        rows = min(validate.count(block_size, "block_size", 1), x.shape[0])
+    return _unrolled(
+        params,
+        x,
+        w,
+        validate.not_negative(tol, "tol", x.dtype),
+        validate.not_negative(reg_covar, "reg_covar", x.dtype),
+        n_steps=validate.count(n_steps, "n_steps", 1),
+        block_size=rows,
+    )

@@ -1,0 +1,221 @@
+"""Mixtures as distributions, against SciPy, integration on a grid, and sampling."""
+
+import dataclasses
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import integrate, linalg, optimize, stats
+
+import jaxgmm
+from jaxgmm.calculus.transport import squared_bures
+from tests.conftest import dense
+
+RNG = np.random.default_rng(0)
+CLOSED = ("full", "tied", "diag", "spherical")
+
+
+def mixture(name="full", seed=0, dtype=np.float64, K=3, D=3):
+    rng = np.random.default_rng(seed)
+    a = rng.normal(size=(K, D, D))
+    full = a @ a.transpose(0, 2, 1) / D + 0.3 * np.eye(D)
+    cov = {
+        "tied": full[0],
+        "diag": np.einsum("kdd->kd", full),
+        "spherical": np.einsum("kdd->k", full) / D,
+    }.get(name, full)
+    kind = name if name in CLOSED else "full"
+    return jaxgmm.make_params(
+        rng.dirichlet(np.full(K, 3.0)), rng.normal(size=(K, D)).astype(dtype), cov.astype(dtype), kind
+    )
+
+
+def padded(params):
+    """With a component that is switched off."""
+    more = jax.tree.map(lambda a: jnp.concatenate([a, a[:1]]), params)
+    return dataclasses.replace(more, log_weights=more.log_weights.at[-1].set(-jnp.inf))
+
+
+def density(params, x):
+    w, mu, cov = dense(params)
+    return sum(
+        a * stats.multivariate_normal(m, c).pdf(x) for a, m, c in zip(w, mu, cov, strict=True) if a > 0
+    )
+
+
+@pytest.mark.parametrize("closed", CLOSED)
+def test_marginals_are_rows_and_columns_and_keep_a_closed_family(closed, double):
+    p = mixture(closed)
+    m = jaxgmm.marginal(p, [2, 0])
+    assert m.family is p.family
+    w, mu, cov = dense(p)
+    got = dense(m)
+    np.testing.assert_allclose(got[0], w)
+    np.testing.assert_allclose(got[1], mu[:, [2, 0]])
+    np.testing.assert_allclose(got[2], cov[:, [2, 0]][:, :, [2, 0]], rtol=1e-12)
+
+
+def test_the_joint_is_the_marginal_times_the_conditional(name, double):
+    p = padded(mixture()) if name == "full" else mixture(name)
+    x = RNG.normal(size=(5, 3))
+    conditional = jax.vmap(lambda v: jaxgmm.condition(p, [1, -3], v))(jnp.asarray(x[:, [1, 0]]))
+    rest = jax.vmap(lambda c, v: jaxgmm.log_prob(c, v[None, None])[0])(conditional, jnp.asarray(x[:, 2]))
+    np.testing.assert_allclose(
+        jaxgmm.log_prob(p, x), jaxgmm.log_prob(jaxgmm.marginal(p, [1, 0]), x[:, [1, 0]]) + rest, rtol=1e-10
+    )
+
+
+def test_regression_is_the_conditionals_moments(double):
+    p = padded(mixture())
+    x = RNG.normal(size=(4, 1))
+    got = jaxgmm.regress(p, x, [1])
+    for i in range(4):
+        w, mu, cov = dense(jaxgmm.condition(p, 1, x[i]))
+        mean = w @ mu
+        np.testing.assert_allclose(got.mean[i], mean, rtol=1e-10)
+        second = np.einsum("k,kde->de", w, cov + mu[:, :, None] * mu[:, None, :])
+        np.testing.assert_allclose(got.covariance[i], second - np.outer(mean, mean), rtol=1e-9, atol=1e-12)
+
+
+def test_conditioning_in_float32_keeps_small_variances():
+    # Two features that agree to 1e-3: the Schur complement, by subtraction, would be rounding.
+    gap = 1e-3
+    cov = np.array([[[1.0, 1.0], [1.0, 1.0 + gap**2]]])
+    lower = np.array([[[1.0, 0.0], [1.0, gap]]], np.float32)
+    p = dataclasses.replace(
+        jaxgmm.make_params([1.0], [[0.0, 0.0]], np.eye(2, dtype=np.float32)[None]), scale=jnp.asarray(lower)
+    )
+    got = jaxgmm.condition(p, [1], [2.0])
+    expected = 1 - 1 / cov[0, 1, 1]
+    np.testing.assert_allclose(got.covariances[0, 0, 0], expected, rtol=1e-3)
+
+
+def test_far_away_a_conditional_is_still_a_mixture():
+    p = mixture("spherical", dtype=np.float32)
+    got = jaxgmm.condition(p, [0], [1e15])
+    assert np.isfinite(got.means).all()
+    np.testing.assert_allclose(got.weights.sum(), 1, rtol=1e-6)
+
+
+def test_entropy_lies_between_its_bounds(double):
+    p = padded(mixture(D=1, K=2, seed=3))
+    grid = np.linspace(-15, 15, 20001)
+    values = density(p, grid[:, None])
+    entropy = integrate.trapezoid(-values * np.log(np.maximum(values, 1e-300)), grid)
+    lower, upper = jaxgmm.entropy_bounds(p)
+    assert lower < entropy < upper
+    one = jaxgmm.make_params([1.0], [[0.5]], [[[4.0]]])
+    lower, upper = jaxgmm.entropy_bounds(one)
+    np.testing.assert_allclose(upper, 0.5 * np.log(2 * np.pi * np.e * 4))
+    np.testing.assert_allclose(lower, np.log(2 * np.sqrt(4 * np.pi)))
+
+
+def test_l2_distance_is_the_integral(double):
+    p, q = padded(mixture(D=1, seed=1)), mixture("spherical", D=1, K=2, seed=2)
+    grid = np.linspace(-20, 20, 40001)[:, None]
+    square = integrate.trapezoid((density(p, grid) - density(q, grid)) ** 2, grid[:, 0])
+    np.testing.assert_allclose(jaxgmm.l2_distance(p, q), np.sqrt(square), rtol=1e-8)
+    assert jaxgmm.l2_distance(p, p) < 1e-7
+    gradient = jax.grad(lambda m: jaxgmm.l2_distance(dataclasses.replace(p, means=m), p))(p.means)
+    assert np.isfinite(gradient).all()
+
+
+def test_kl_divergence_and_its_gradient(double):
+    p, q = mixture(D=1, K=2, seed=4), mixture(D=1, K=3, seed=5)
+    grid = jnp.linspace(-12.0, 12.0, 4001)[:, None]
+
+    def exact(p, q):
+        a, b = jaxgmm.log_prob(p, grid), jaxgmm.log_prob(q, grid)
+        return (jnp.exp(a) * (a - b)).sum() * (grid[1, 0] - grid[0, 0])
+
+    def estimate(p, q, seed=0):
+        return jaxgmm.kl_divergence(jax.random.key(seed), p, q, 20_000)
+
+    got = estimate(p, q)
+    assert abs(got.value - exact(p, q)) < 4 * got.standard_error
+    assert got.standard_error < 0.02
+    same = estimate(p, p)
+    assert same.value == 0
+    assert same.standard_error == 0
+
+    # Along weights and means of both: the score of p is in it.
+    def along(divergence):
+        def of(a, b):
+            a, b = (dataclasses.replace(m, log_weights=jax.nn.log_softmax(m.log_weights)) for m in (a, b))
+            return divergence(a, b)
+
+        return jax.grad(of, argnums=(0, 1))(p, q)
+
+    expected, found = along(exact), along(lambda a, b: estimate(a, b).value)
+    for e, f in zip(expected, found, strict=True):
+        np.testing.assert_allclose(f.means, e.means, atol=0.05)
+        np.testing.assert_allclose(f.log_weights, e.log_weights, atol=0.05)
+
+
+def test_the_bures_distance_is_the_textbooks(double):
+    p, q = mixture(seed=6), mixture("tied", seed=7)
+    got = squared_bures(p, q)
+    _, mu, cov = dense(p)
+    _, nu, tau = dense(q)
+    for i in range(3):
+        for j in range(3):
+            root = linalg.sqrtm(cov[i])
+            inner = np.real(np.trace(linalg.sqrtm(root @ tau[j] @ root)))
+            expected = ((mu[i] - nu[j]) ** 2).sum() + np.trace(cov[i]) + np.trace(tau[j]) - 2 * inner
+            np.testing.assert_allclose(got[i, j], expected, rtol=1e-9)
+
+
+def test_wasserstein_is_the_linear_programmes_optimum_and_its_gradient_is_right(double):
+    p, q = mixture(seed=6, K=3), mixture("diag", seed=7, K=3)
+    cost = np.asarray(squared_bures(p, q))
+    equal = np.vstack([np.kron(np.eye(3), np.ones(3)), np.kron(np.ones(3), np.eye(3))])
+    best = optimize.linprog(cost.ravel(), A_eq=equal, b_eq=np.r_[p.weights, q.weights])
+    np.testing.assert_allclose(jaxgmm.wasserstein(p, q), np.sqrt(best.fun), rtol=1e-8)
+    np.testing.assert_allclose(jaxgmm.wasserstein(p, padded(p)), 0, atol=1e-7)
+
+    def value(t):
+        moved = jaxgmm.make_params(
+            jax.nn.softmax(p.log_weights + t * jnp.array([0.5, -1.0, 0.2])), p.means + t * jnp.sin(p.means),
+            p.covariances * (1 + t),
+        )  # fmt: skip
+        return jaxgmm.wasserstein(moved, q)
+
+    h = 1e-5
+    np.testing.assert_allclose(jax.grad(value)(0.1), (value(0.1 + h) - value(0.1 - h)) / (2 * h), rtol=1e-6)
+    together = jax.jit(jax.vmap(value))(jnp.array([0.0, 0.1]))
+    np.testing.assert_allclose(together, [value(0.0), value(0.1)], rtol=1e-12)
+
+
+def test_distances_of_equal_mixtures_in_float32_are_rounding_with_finite_gradients():
+    p = mixture(dtype=np.float32)
+    far = dataclasses.replace(p, means=p.means + 1e3)
+    assert jaxgmm.wasserstein(far, far) < 1e-5
+    np.testing.assert_allclose(jaxgmm.wasserstein(p, far), np.sqrt(3) * 1e3, rtol=1e-5)
+    gradient = jax.grad(lambda a: jaxgmm.wasserstein(a, p))(p)
+    assert all(np.isfinite(a).all() for a in jax.tree.leaves(gradient))
+
+
+def test_without_the_extra_the_error_names_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ot", None)
+    p = mixture(dtype=np.float32)
+    with pytest.raises(ImportError, match=r"jaxgmm\[transport\]"):
+        jaxgmm.wasserstein(p, p)
+
+
+def test_bad_features_and_values_are_named():
+    p = mixture(dtype=np.float32)
+    for features in ([0, 0], [3], [], [-4]):
+        with pytest.raises(ValueError, match="features"):
+            jaxgmm.marginal(p, features)
+    with pytest.raises(TypeError, match="features"):
+        jaxgmm.marginal(p, [0.5])
+    with pytest.raises(ValueError, match="values must have shape"):
+        jaxgmm.condition(p, [0, 1], [1.0])
+    with pytest.raises(ValueError, match="not observed"):
+        jaxgmm.condition(p, [0, 1, 2], [1.0, 1.0, 1.0])
+    with pytest.raises(ValueError, match="X_observed"):
+        jaxgmm.regress(p, [[1.0, 2.0]], [0])
+    with pytest.raises(ValueError, match="same features"):
+        jaxgmm.l2_distance(p, mixture(D=2, dtype=np.float32))

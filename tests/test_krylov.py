@@ -1,0 +1,74 @@
+"""GMRES and Arnoldi's iteration against dense linear algebra."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxgmm.krylov import gmres, spectral_radius
+
+N = 30
+RNG = np.random.default_rng(0)
+NEAR_IDENTITY = np.eye(N) + 0.5 * RNG.normal(size=(N, N)) / np.sqrt(N)
+RIGHT = RNG.normal(size=N)
+
+
+def solver(size=40, tol=None):
+    @jax.jit
+    def solve(a, b, guess=None):
+        small = float(jnp.finfo(b.dtype).eps) ** 0.75 if tol is None else tol
+        return gmres(lambda v: jnp.matmul(a, v), b, tol=small, size=size, guess=guess)
+
+    return solve
+
+
+def test_it_solves_and_measures_its_own_residual(dtype):
+    a, b = NEAR_IDENTITY.astype(dtype), RIGHT.astype(dtype)
+    expected = np.linalg.solve(NEAR_IDENTITY, RIGHT)
+    for size in (40, 8):  # at once, and with restarts
+        got = solver(size)(a, b)
+        assert got.residual < 20 * np.finfo(dtype).eps ** 0.75
+        np.testing.assert_allclose(got.residual, np.linalg.norm(b - a @ got.x) / np.linalg.norm(b), rtol=0.5)
+        np.testing.assert_allclose(got.x, expected, rtol=2e-3 if dtype == np.float32 else 1e-9)
+    assert solver(8)(a, b).n_products >= solver(40)(a, b).n_products
+
+
+def test_scale_does_not_matter_and_zero_is_zero(dtype):
+    a, b = jnp.asarray(NEAR_IDENTITY, dtype), jnp.asarray(RIGHT, dtype)
+    one, small = solver()(a, b), solver()(a, b * 2.0**-90)
+    np.testing.assert_allclose(small.x * 2.0**90, one.x, rtol=1e-5)
+    zero = solver()(a, 0 * b)
+    assert (zero.x == 0).all()
+    assert zero.residual == 0
+    together = jax.vmap(solver(), (None, 0))(a, jnp.stack([b, 0 * b]))
+    np.testing.assert_allclose(together.x[0], one.x, rtol=1e-4)
+    assert (together.x[1] == 0).all()
+
+
+def test_a_good_guess_costs_one_product(double):
+    expected = np.linalg.solve(NEAR_IDENTITY, RIGHT)
+    got = solver()(NEAR_IDENTITY, jnp.asarray(RIGHT), jnp.asarray(expected))
+    assert got.n_products == 1
+    np.testing.assert_allclose(got.x, expected, rtol=1e-14)
+
+
+def test_a_system_without_a_solution_is_not_called_solved(dtype):
+    a = np.diag(np.r_[np.zeros(1), np.linspace(0.5, 1, N - 1)]).astype(dtype)
+    got = solver()(a, jnp.asarray(np.ones(N), dtype))
+    assert got.residual > 0.1
+    assert np.isfinite(got.x).all()
+    # With a right-hand side that it can make, the same matrix is no problem.
+    fine = solver()(a, jnp.asarray(np.r_[np.zeros(1), np.ones(N - 1)], dtype))
+    assert fine.residual < 1e-4
+    assert fine.x[0] == 0
+
+
+def test_the_spectral_radius_of_a_symmetric_operator(dtype):
+    values = np.linspace(0, 0.97, N)
+    q = np.linalg.qr(RNG.normal(size=(N, N)))[0]
+    a = jnp.asarray((q * values) @ q.T, dtype)
+    start = jnp.asarray(RIGHT, dtype)
+    for sign in (1.0, -1.0):
+        got = jax.jit(lambda s, sign=sign: spectral_radius(lambda v: sign * jnp.matmul(a, v), s))(start)
+        np.testing.assert_allclose(got, 0.97, rtol=1e-5)
+    # An invariant subspace ends the iteration early and does no harm.
+    np.testing.assert_allclose(spectral_radius(lambda v: 0.5 * v, start), 0.5, rtol=1e-6)
