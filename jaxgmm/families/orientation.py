@@ -112,7 +112,6 @@ def _rounds(n_features: int) -> tuple[Any, Any, Any, Any, int]:
     following = np.argsort(np.concatenate([first, second, rest]))[
         np.append(np.roll(seats[:circle], -1), seats[circle:])
     ]
-    first, second, rest, following = (a.astype(np.int32) for a in (first, second, rest, following))
     one, other, out, then = (a.astype(np.int32) for a in (first, second, rest, following))
     return one, other, out, then, circle
 
