@@ -266,7 +266,7 @@ def test_log_prior_is_the_density_up_to_a_constant(double):
     def density(params):
         weights, means, cov = dense(params)
         normal = sum(
-            stats.multivariate_normal(m, c / kappa).logpdf(mu) + stats.invwishart(dof, scale).logpdf(c)
+            stats.multivariate_normal(m, c / kappa).logpdf(mu) + stats.invwishart(float(dof), scale).logpdf(c)
             for mu, c in zip(means, cov, strict=True)
         )
         return normal + ((alpha - 1) * np.log(weights)).sum()
