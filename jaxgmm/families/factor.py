@@ -340,7 +340,9 @@ def factor(rank: int) -> Family:
     nothing of size D × D; `params.covariances`, for people, does.
 
     A step is exact EM with the factors z among what is missing. The likelihood rises with every step; a step
-    to the best Λ_k and Ψ_k given the responsibilities would take D × D moments.
+    to the best Λ_k and Ψ_k given the responsibilities would take D × D moments. Where the likelihood is
+    highest with a feature that is all factor (a Heywood case), its Ψ shrinks towards zero ever more slowly:
+    such a fit may reach max_iter, and says so, and derivatives of it mean little.
 
     Args:
       rank: q, the number of factors, at least 1 and below the number of features.
