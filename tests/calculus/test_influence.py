@@ -24,6 +24,7 @@ def fitted(name):
         return jaxgmm.check(jaxgmm.fit(start_from(X, LABELS, name, np.float64), X, WEIGHTS, **TIGHT)).params
 
 
+@pytest.mark.slow
 def test_influence_is_the_derivative_of_the_fit_by_its_weights(double):
     """Against the implicit function theorem at EM's fixed point, which knows of no likelihood."""
     params = fitted("full")
@@ -81,6 +82,7 @@ def flat(e, n):
     return np.concatenate([np.asarray(getattr(e, f)).reshape(n, -1) for f in FIELDS], axis=1)
 
 
+@pytest.mark.slow
 def test_leaving_one_out_is_what_a_refit_gives(double):
     params = fitted("full")
     rows = np.arange(0, len(X), 10)
