@@ -70,7 +70,7 @@ def _relative(scale: Scale, weight: Array, mean: Array, second: Array, ridge: Ar
     return share, jnp.where(on[:, None], target, 1)
 
 
-def _change(target: Array, shape: tuple[int, int]) -> Array:
+def _change(target: Array, shape: tuple[int, ...]) -> Array:
     return jnp.broadcast_to(jnp.square(target - 1), shape).sum(-1)
 
 
