@@ -95,7 +95,7 @@ def rotation_from_free(free: Array, n_features: int) -> Array:
 
 
 @functools.lru_cache
-def _rounds(n_features: int) -> tuple[Any, Any, Any, Any, int]:
+def _rounds(n_features: int) -> tuple[Any, ...]:
     """A round robin: who meets whom, (P,) and (P,), who rests; the next order of rows (D,); how many rounds.
 
     The players of a round robin move one seat on between rounds (with an even number, all but the last), so
@@ -132,7 +132,8 @@ def common_axes(factors: Array, share: Array, *, equal_volume: bool) -> tuple[Ar
     majorisation–minimisation, A_k is held at the present variances a_kj while Σ_k n_k tr(G_kᵀ D A_k⁻¹ Dᵀ G_k)
     is lowered; here one plane of two axes at a time (all disjoint planes of a round together), where the
     minimum over the angle is known in closed form: it is P cos 2θ + Q sin 2θ. It never raises the criterion,
-    and being one-sided, on rows of factors, it keeps the digits of small variances.
+    and being one-sided, on rows of factors, it keeps the digits of small variances. What it finds is a local
+    minimum; there may be others.
 
     Args:
       factors: (K, D, D) G_k, in coordinates where the present axes are the identity.
