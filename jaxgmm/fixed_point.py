@@ -360,7 +360,7 @@ def solve(
             horizon=horizon,
             n_iter=s.n_iter + jnp.where(status == _RUNNING, 1, 0).astype(jnp.int32),
             status=status,
-            history=s.history.at[slot].set(report, mode="drop"),
+            history=s.history.at[slot].set(report, mode="drop") if history_size else s.history,
         )
 
     nan = jnp.full((), jnp.nan, dtype)
