@@ -18,54 +18,41 @@ import numpy as np
 from jax import Array, lax
 
 from jaxgmm.families.eigen_diagonal import evi_from_variances, vei_from_variances
+from jaxgmm.families.eigen_steps import (
+    eev_update,
+    eve_update,
+    evv_update,
+    factors_of,
+    inverses_of,
+    unimodular,
+    vee_update,
+    vev_update,
+    vve_update,
+)
 from jaxgmm.families.family import Family
 from jaxgmm.families.full import (
     SQRT_HALF,
-    covariance_step,
     factor_from_unconstrained,
     factor_of_inverse,
     factor_to_unconstrained,
     relative_precision,
 )
 from jaxgmm.families.orientation import (
-    common_axes,
-    orthogonalise,
-    principal_axes,
     rotation_from_free,
     rotation_to_free,
 )
 from jaxgmm.families.volume import (
-    common_shape,
-    common_volume,
-    grown,
     logs_bound,
     logs_free,
     logs_from,
     logs_to,
-    pooled,
-    shares,
     widths,
 )
-from jaxgmm.linalg import einsum, embed_diagonal, lower_inverse, safe_cholesky
+from jaxgmm.linalg import einsum, embed_diagonal
 
 Scale = dict[str, Array]
 
-FACTOR_PASSES = 8  # of `_common_factor`
 _SHORTEST, _LONGEST = 1e-2, 1e6  # bounds on the Fisher length of an angle
-
-
-def _factors(scale: Scale) -> Array:
-    """C (..., 1 or K, D, D), Σ = C Cᵀ."""
-    if "factor" in scale:
-        return scale["width"][..., None] * jnp.tril(scale["factor"])
-    return scale["orientation"] * widths(scale)[..., None, :]
-
-
-def _inverses(scale: Scale) -> Array:
-    """C⁻¹ (1 or K, D, D)."""
-    if "factor" in scale:
-        return lower_inverse(scale["factor"]) / scale["width"][:, :, None]
-    return scale["orientation"].swapaxes(-1, -2) / widths(scale)[:, :, None]
 
 
 def _apply(matrices: Array, vectors: Array) -> Array:
@@ -77,7 +64,7 @@ def _apply(matrices: Array, vectors: Array) -> Array:
 
 def _whitener(scale: Scale) -> Callable[[Array], Array]:
     if "factor" in scale:
-        inverse = _inverses(scale)
+        inverse = inverses_of(scale)
         return lambda residuals: _apply(inverse, residuals)
     # The division comes after the sum: a small width must not be rounded with the directions of large ones.
     turn, inverse = scale["orientation"].swapaxes(-1, -2), 1 / widths(scale)
@@ -85,7 +72,7 @@ def _whitener(scale: Scale) -> Callable[[Array], Array]:
 
 
 def _colour(scale: Scale, y: Array) -> Array:
-    return _apply(_factors(scale), y)
+    return _apply(factors_of(scale), y)
 
 
 def _log_det(scale: Scale, shape: tuple[int, int]) -> Array:
@@ -97,11 +84,11 @@ def _log_det(scale: Scale, shape: tuple[int, int]) -> Array:
 
 
 def _diagonal(scale: Scale, shape: tuple[int, int]) -> Array:
-    return jnp.broadcast_to(jnp.square(_factors(scale)).sum(-1), shape)
+    return jnp.broadcast_to(jnp.square(factors_of(scale)).sum(-1), shape)
 
 
 def _inverse_diagonal(scale: Scale, shape: tuple[int, int]) -> Array:
-    return jnp.broadcast_to(jnp.square(_inverses(scale)).sum(-2), shape)
+    return jnp.broadcast_to(jnp.square(inverses_of(scale)).sum(-2), shape)
 
 
 def _second_moment(scale: Scale, y: Array, resp: Array) -> Array:
@@ -109,136 +96,9 @@ def _second_moment(scale: Scale, y: Array, resp: Array) -> Array:
 
 
 def _to_covariance(scale: Scale, shape: tuple[int, int]) -> Array:
-    factors = _factors(scale)
+    factors = factors_of(scale)
     dense = einsum("...de,...fe->...df", factors, factors)
     return jnp.broadcast_to(dense, (*dense.shape[:-3], shape[0], *dense.shape[-2:]))
-
-
-def _targets(
-    scale: Scale, weight: Array, mean: Array, second: Array, ridge: Array
-) -> tuple[Array, Array, Array]:
-    """Which components are on, their shares, and lower factors (K, D, D) of their whitened covariances."""
-    on, share = shares(weight)
-    identity = jnp.eye(mean.shape[-1], dtype=mean.dtype)[None]
-    spread = second / jnp.where(on, weight, 1)[:, None, None]
-    outer = mean[:, :, None] * mean[:, None, :]
-    target, jitter = covariance_step(spread, outer, _inverses(scale), ridge[None, None, :])
-    return on, share, safe_cholesky(jnp.where(on[:, None, None], target, identity), jitter)
-
-
-def _change(relative: Array) -> Array:
-    """(K,) ‖R Rᵀ − I‖² of factors R (K, D, D) relative to the current ones."""
-    product = einsum("kde,kfe->kdf", relative, relative)
-    return jnp.square(product - jnp.eye(relative.shape[-1], dtype=relative.dtype)[None]).sum((-2, -1))
-
-
-def _log_diagonal(factors: Array) -> Array:
-    return jnp.log(jnp.diagonal(factors, axis1=-2, axis2=-1)).mean(-1)
-
-
-def _unimodular(factors: Array) -> Array:
-    """Lower factors (..., D, D) divided by the D-th root of their determinant."""
-    return factors * jnp.exp(-_log_diagonal(factors))[..., None, None]
-
-
-def _common_factor(factors: Array, share: Array) -> tuple[Array, Array]:
-    """Widths (K, 1) and a lower factor (D, D) of determinant 1 for covariances L_k L_kᵀ ~ λ_k C.
-
-    Alternates C ∝ Σ_k n_k Σ_k / λ_k with λ_k = tr(C⁻¹ Σ_k) / D, as `volume.common_shape` does.
-
-    References:
-      Celeux & Govaert (1995), model [λ_k D A D'].
-    """
-    n_features = factors.shape[-1]
-
-    def common(volume: Array) -> Array:
-        own = factors / jnp.sqrt(volume)[:, None, None]
-        product = einsum("kde,kfe->kdf", own, own)
-        return _unimodular(
-            lax.linalg.cholesky((share[:, None, None] * product).sum(0), symmetrize_input=False)
-        )
-
-    def volumes(factor: Array) -> Array:
-        relative = einsum("de,kef->kdf", lower_inverse(factor), factors)
-        return jnp.square(relative).sum((-2, -1)) / n_features
-
-    def one(volume: Array, _: None) -> tuple[Array, None]:
-        return volumes(common(volume)), None
-
-    start = jnp.exp(2 * _log_diagonal(factors))
-    volume, _ = lax.scan(one, start, None, length=FACTOR_PASSES)
-    factor = common(volume)
-    return jnp.sqrt(volumes(factor))[:, None], factor
-
-
-def _vee_update(scale: Scale, *moments: Array) -> tuple[Scale, Array]:
-    on, share, lower = _targets(scale, *moments)
-    width, factor = _common_factor(lower, share)
-    width = jnp.where(on[:, None], width, 1)
-    relative = width[:, :, None] * factor[None]
-    grown = _unimodular(einsum("kde,ef->kdf", jnp.tril(scale["factor"]), factor))
-    return {"width": scale["width"] * width, "factor": grown}, _change(relative)
-
-
-def _evv_update(scale: Scale, *moments: Array) -> tuple[Scale, Array]:
-    _, share, lower = _targets(scale, *moments)
-    own = jnp.exp(_log_diagonal(lower))[:, None, None]
-    width = jnp.sqrt((share * jnp.square(own[:, 0, 0])).sum())
-    factor = _unimodular(einsum("kde,kef->kdf", jnp.tril(scale["factor"]), lower))
-    return {"width": scale["width"] * width, "factor": factor}, _change(width * (lower / own))
-
-
-def _own_axes(scale: Scale, moments: tuple[Array, ...]) -> tuple[Array, Array, Array, Array, Array]:
-    """on, shares, the rotations (K, D, D) to the components' own axes, variances (K, D), orientations."""
-    on, share, lower = _targets(scale, *moments)
-    rotation, deviations = principal_axes(widths(scale)[:, :, None] * lower)
-    # An axis that went on pointing where it pointed is the same axis: its sign is kept.
-    sign = jnp.where(jnp.diagonal(rotation, axis1=-2, axis2=-1) < 0, -1, 1).astype(rotation.dtype)
-    rotation = rotation * sign[:, None, :]
-    turned = orthogonalise(einsum("kde,kef->kdf", scale["orientation"], rotation))
-    orientation = jnp.where(on[:, None, None], turned, scale["orientation"])
-    return on, share, rotation, jnp.square(deviations / widths(scale)), orientation
-
-
-def _turned_change(old: Scale, new: Scale, rotation: Array) -> Array:
-    return _change(rotation * widths(new)[:, None, :] / widths(old)[:, :, None])
-
-
-def _eev_update(scale: Scale, *moments: Array) -> tuple[Scale, Array]:
-    _, share, rotation, variances, orientation = _own_axes(scale, moments)
-    new = {"orientation": orientation, "width": scale["width"] * jnp.sqrt(pooled(variances, share))}
-    return new, _turned_change(scale, new, rotation)
-
-
-def _vev_update(scale: Scale, *moments: Array) -> tuple[Scale, Array]:
-    on, share, rotation, variances, orientation = _own_axes(scale, moments)
-    volume, shape = common_shape(variances, share)
-    new = grown({**scale, "orientation": orientation}, jnp.where(on[:, None], volume, 1), shape)
-    return new, _turned_change(scale, new, rotation)
-
-
-def _shared_axes(
-    scale: Scale, moments: tuple[Array, ...], *, equal_volume: bool
-) -> tuple[Array, Array, Array, Array]:
-    """Shares, the rotation (1, D, D), variances (K, D) relative to the current ones, orientation."""
-    on, share, lower = _targets(scale, *moments)
-    rotation, variances = common_axes(widths(scale)[:, :, None] * lower, share, equal_volume=equal_volume)
-    orientation = orthogonalise(einsum("kde,ef->kdf", scale["orientation"], rotation))
-    relative = variances / jnp.square(widths(scale))
-    return share, rotation[None], jnp.where(on[:, None], relative, 1), orientation
-
-
-def _eve_update(scale: Scale, *moments: Array) -> tuple[Scale, Array]:
-    share, rotation, variances, orientation = _shared_axes(scale, moments, equal_volume=True)
-    volume, shape = common_volume(variances, share)
-    new = grown({**scale, "orientation": orientation}, volume, shape)
-    return new, _turned_change(scale, new, rotation)
-
-
-def _vve_update(scale: Scale, *moments: Array) -> tuple[Scale, Array]:
-    _, rotation, variances, orientation = _shared_axes(scale, moments, equal_volume=False)
-    new = {"orientation": orientation, "width": scale["width"] * jnp.sqrt(variances)}
-    return new, _turned_change(scale, new, rotation)
 
 
 def _start(variances: Array, n_orientations: int) -> Array:
@@ -292,7 +152,7 @@ def _nearest(
     zeros = jnp.zeros((k, d), dtype)
     # Twice, as every M-step from afar: the second measures in units of the first.
     for _ in range(2):
-        inverse = jnp.broadcast_to(_inverses(scale), safe.shape)
+        inverse = jnp.broadcast_to(inverses_of(scale), safe.shape)
         whitened = einsum("kde,kef,kgf->kdg", inverse, safe, inverse)
         scale, _ = update(scale, jnp.ones(k, dtype), zeros, whitened, zeros[0])
     mask = good.reshape((k,) + (1,) * (scale[row].ndim - 1))
@@ -300,27 +160,27 @@ def _nearest(
 
 
 def _vee_from_covariance(covariances: Array) -> Scale:
-    return _nearest(_vee_update, _vee_from_variances, "width", covariances)
+    return _nearest(vee_update, _vee_from_variances, "width", covariances)
 
 
 def _evv_from_covariance(covariances: Array) -> Scale:
-    return _nearest(_evv_update, _evv_from_variances, "factor", covariances)
+    return _nearest(evv_update, _evv_from_variances, "factor", covariances)
 
 
 def _eev_from_covariance(covariances: Array) -> Scale:
-    return _nearest(_eev_update, _eev_from_variances, "orientation", covariances)
+    return _nearest(eev_update, _eev_from_variances, "orientation", covariances)
 
 
 def _vev_from_covariance(covariances: Array) -> Scale:
-    return _nearest(_vev_update, _vev_from_variances, "width", covariances)
+    return _nearest(vev_update, _vev_from_variances, "width", covariances)
 
 
 def _eve_from_covariance(covariances: Array) -> Scale:
-    return _nearest(_eve_update, _eve_from_variances, "shape", covariances)
+    return _nearest(eve_update, _eve_from_variances, "shape", covariances)
 
 
 def _vve_from_covariance(covariances: Array) -> Scale:
-    return _nearest(_vve_update, _vve_from_variances, "width", covariances)
+    return _nearest(vve_update, _vve_from_variances, "width", covariances)
 
 
 def _factor_to_natural(reference: Scale, weights: Array, scale: Scale, shift: Array) -> dict[str, Array]:
@@ -337,7 +197,7 @@ def _factor_to_natural(reference: Scale, weights: Array, scale: Scale, shift: Ar
 def _factor_from_natural(reference: Scale, weights: Array, natural: dict[str, Array]) -> tuple[Scale, Array]:
     precision = natural["precision"]
     root = jnp.sqrt(weights if precision.shape[0] == weights.shape[0] else weights.sum(keepdims=True))
-    relative = _unimodular(factor_of_inverse(precision / (SQRT_HALF * root[:, None, None])))
+    relative = unimodular(factor_of_inverse(precision / (SQRT_HALF * root[:, None, None])))
     logs = logs_from(reference, weights, natural, precision.shape[-1])
     scale = {**logs, "factor": einsum("kde,kef->kdf", jnp.tril(reference["factor"]), relative)}
     spread = relative * (scale["width"] / reference["width"])[:, :, None]
@@ -440,7 +300,7 @@ VEE = Family(
     diagonal=_diagonal,
     inverse_diagonal=_inverse_diagonal,
     second_moment=_second_moment,
-    update=_vee_update,
+    update=vee_update,
     to_covariance=_to_covariance,
     from_covariance=_vee_from_covariance,
     from_variances=_vee_from_variances,
@@ -453,7 +313,7 @@ VEE = Family(
 
 EVV = VEE._replace(
     name="EVV",
-    update=_evv_update,
+    update=evv_update,
     from_covariance=_evv_from_covariance,
     from_variances=_evv_from_variances,
     n_parameters=_evv_n_parameters,
@@ -461,7 +321,7 @@ EVV = VEE._replace(
 
 EEV = VEE._replace(
     name="EEV",
-    update=_eev_update,
+    update=eev_update,
     from_covariance=_eev_from_covariance,
     from_variances=_eev_from_variances,
     n_parameters=_eev_n_parameters,
@@ -473,7 +333,7 @@ EEV = VEE._replace(
 
 VEV = EEV._replace(
     name="VEV",
-    update=_vev_update,
+    update=vev_update,
     from_covariance=_vev_from_covariance,
     from_variances=_vev_from_variances,
     n_parameters=_vev_n_parameters,
@@ -481,7 +341,7 @@ VEV = EEV._replace(
 
 EVE = EEV._replace(
     name="EVE",
-    update=_eve_update,
+    update=eve_update,
     from_covariance=_eve_from_covariance,
     from_variances=_eve_from_variances,
     n_parameters=_eve_n_parameters,
@@ -489,7 +349,7 @@ EVE = EEV._replace(
 
 VVE = EEV._replace(
     name="VVE",
-    update=_vve_update,
+    update=vve_update,
     from_covariance=_vve_from_covariance,
     from_variances=_vve_from_variances,
     n_parameters=_vve_n_parameters,
