@@ -25,6 +25,7 @@ class FitDiagnostics(NamedTuple):
     Attributes:
       rate: () ρ, the spectral radius of the map's Jacobian. Plain EM's error shrinks by ρ per step, and a
         fit's derivatives amplify by up to 1/(1 − ρ). Near 1: overlapping, empty or equal components.
+        Above 1: a saddle point, which EM would leave at the slightest push.
       identified: () bool, whether 1 − ρ is above rounding; else some parameters are not determined by the
         data, and their derivatives mean nothing.
       residual: () relative residual of the derivative's linear solve for a random right-hand side.

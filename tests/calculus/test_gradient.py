@@ -172,5 +172,6 @@ def test_twin_components_are_not_identified(dtype):
     fit = jaxgmm.fit(twins, X.astype(dtype))
     report = jaxgmm.fit_diagnostics(fit.params, X.astype(dtype))
     assert not report.identified
-    np.testing.assert_allclose(report.rate, 1, rtol=1e-3)
+    # Two components where one would do are a saddle point, or flat at best.
+    assert report.rate > 1 - 1e-3
     assert report.distance == np.inf
