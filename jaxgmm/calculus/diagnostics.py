@@ -11,12 +11,13 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxgmm import em_map, fixed_point, validate
+from jaxgmm import em_map, fixed_point, priors, validate
 from jaxgmm.density import inputs
 from jaxgmm.em import REG_COVAR
 from jaxgmm.krylov import spectral_radius
 from jaxgmm.linalg import block_rows, epsilon
 from jaxgmm.params import GMMParams, translate
+from jaxgmm.priors import Prior
 
 
 class FitDiagnostics(NamedTuple):
@@ -43,10 +44,10 @@ class FitDiagnostics(NamedTuple):
 
 
 def _operator(
-    params: GMMParams, x: Array, w: Array | None, reg_covar: Array, block_size: int
+    params: GMMParams, x: Array, w: Array | None, reg_covar: Array, prior: Prior | None, block_size: int
 ) -> tuple[fixed_point.Jacobian, Array, Array]:
     """The map's Jacobian in Fisher coordinates, a random tangent in them, and the length of a step."""
-    f = em_map.frame(x, w, reg_covar)
+    f = em_map.with_prior(em_map.frame(x, w, reg_covar), prior, params.family, params.means.shape)
     point = translate(params, -f.shift)
 
     def evaluate(p: GMMParams) -> fixed_point.Evaluation:
@@ -58,16 +59,18 @@ def _operator(
 
 
 @functools.partial(jax.jit, static_argnames="block_size")
-def _rate(params: GMMParams, x: Array, w: Array | None, reg_covar: Array, *, block_size: int) -> Array:
-    j, probe, _ = _operator(params, x, w, reg_covar, block_size)
+def _rate(
+    params: GMMParams, x: Array, w: Array | None, reg_covar: Array, prior: Prior | None, *, block_size: int
+) -> Array:
+    j, probe, _ = _operator(params, x, w, reg_covar, prior, block_size)
     return spectral_radius(j.matvec, probe)
 
 
 @functools.partial(jax.jit, static_argnames="block_size")
 def _diagnose(
-    params: GMMParams, x: Array, w: Array | None, reg_covar: Array, *, block_size: int
+    params: GMMParams, x: Array, w: Array | None, reg_covar: Array, prior: Prior | None, *, block_size: int
 ) -> FitDiagnostics:
-    j, probe, step = _operator(params, x, w, reg_covar, block_size)
+    j, probe, step = _operator(params, x, w, reg_covar, prior, block_size)
     rate = spectral_radius(j.matvec, probe)
     answer = fixed_point.krylov(lambda v: v - j.matvec(v), probe)
     left = 1 - rate
@@ -82,6 +85,7 @@ def _call(
     X: ArrayLike,
     sample_weight: ArrayLike | None,
     reg: ArrayLike,
+    prior: Prior | None,
 ) -> Any:
     params, x = inputs(params, X)
     return function(
@@ -89,6 +93,7 @@ def _call(
         x,
         validate.weight(sample_weight, x),
         validate.not_negative(reg, "reg_covar", x.dtype),
+        None if prior is None else priors.check(prior, params.family, params.means.shape, x.dtype),
         block_size=block_rows(x.shape[0], *params.means.shape),
     )
 
@@ -99,6 +104,7 @@ def convergence_rate(
     sample_weight: ArrayLike | None = None,
     *,
     reg_covar: ArrayLike = REG_COVAR,
+    prior: Prior | None = None,
 ) -> Array:
     """() ρ, the spectral radius of the EM map's Jacobian at a fit: plain EM converges at this rate.
 
@@ -111,6 +117,7 @@ def convergence_rate(
       X: (N, D), the data of the fit.
       sample_weight: (N,) or None for ones, as in the fit.
       reg_covar: as in the fit.
+      prior: as in the fit.
 
     Raises:
       ValueError, TypeError: as `fit`.
@@ -126,7 +133,7 @@ def convergence_rate(
     References:
       Dempster, Laird & Rubin (1977), theorem 4 and equation 3.16; Meng & Rubin (1991).
     """
-    return _call(_rate, params, X, sample_weight, reg_covar)
+    return _call(_rate, params, X, sample_weight, reg_covar, prior)
 
 
 def fit_diagnostics(
@@ -135,6 +142,7 @@ def fit_diagnostics(
     sample_weight: ArrayLike | None = None,
     *,
     reg_covar: ArrayLike = REG_COVAR,
+    prior: Prior | None = None,
 ) -> FitDiagnostics:
     """How well determined a fit is, and how well its derivatives are computed; jittable.
 
@@ -145,6 +153,7 @@ def fit_diagnostics(
       X: (N, D), the data of the fit.
       sample_weight: (N,) or None for ones, as in the fit.
       reg_covar: as in the fit.
+      prior: as in the fit.
 
     Returns:
       FitDiagnostics.
@@ -163,4 +172,4 @@ def fit_diagnostics(
     References:
       Meng & Rubin (1991), Using EM to obtain asymptotic variance-covariance matrices: the SEM algorithm.
     """
-    return _call(_diagnose, params, X, sample_weight, reg_covar)
+    return _call(_diagnose, params, X, sample_weight, reg_covar, prior)
