@@ -20,7 +20,7 @@ from jaxgmm.em import FitResult, run
 from jaxgmm.em_map import Frame, frame, with_prior
 from jaxgmm.families.family import Family
 from jaxgmm.families.full import full
-from jaxgmm.init import Init, from_seeds, metric, seeds, start
+from jaxgmm.init import Init, from_seeds, metric, seeds, start, ward
 from jaxgmm.linalg import block_rows, sum_rows
 from jaxgmm.params import GMMParams
 from jaxgmm.priors import Prior
@@ -102,6 +102,16 @@ def seed(keys: Array, unit: Array, s: Settings, *, n_components: int, init: Init
         return seeds(key, s.x, s.w, s.surveyed, unit, n_components=n_components, init=init)
 
     return jax.vmap(one)(keys)
+
+
+@functools.partial(jax.jit, static_argnames="n_components")
+def ward_places(sizes: Array, unit: Array, s: Settings, *, n_components: int) -> Array:
+    """(L, K, D) the means of Ward's clusters, for each of the sizes (L,)."""
+
+    def one(size: Array) -> Array:
+        return ward(s.x, s.w, s.surveyed, unit, n_components=n_components, n_active=size)[1]
+
+    return jax.vmap(one)(sizes)
 
 
 @functools.partial(jax.jit, static_argnames=("default", "family", "block_size"))

@@ -32,6 +32,7 @@ from jaxgmm.search.spurious import MAX_RATIO
 BUDGET = 2000
 _WIDTH = 3  # lanes for each number of components in one call, and finalists
 _MOVES, _TRY, _REFINE = 18, 10, 40  # moves in a round, and EM steps for each of them and for the best
+_WARD = 1 << 24  # samples × components up to which one of the starts is Ward's
 _AGREE = 1e-4  # nats per sample within which two finalists are at the same optimum
 
 
@@ -152,24 +153,34 @@ class Tournament:
     def starts(self, key: Array, n: int) -> GMMParams:
         """n starts for each size, leading axes (L, n)."""
         active = np.repeat(self.sizes, _WIDTH)
+        keys = self._keys(key, n // _WIDTH)
+        together: GMMParams
+        if self.init not in ("kmeans++", "kmeans"):
 
-        def chunk(keys: Array) -> GMMParams:
-            if self.init not in ("kmeans++", "kmeans"):
+            def chunk(keys: Array) -> GMMParams:
                 return lanes.start_anyhow(
                     keys, active, self.frozen, default=self.default, family=self.family, init=self.init,
                     n_components=self.n_components, block_size=self.block_size,
                 )  # fmt: skip
-            places = lanes.seed(keys, self.unit, self.frozen, n_components=self.n_components, init=self.init)
-            return lanes.start_from_seeds(
-                places,
-                active,
-                self.frozen,
-                default=self.default,
-                family=self.family,
-                block_size=self.block_size,
-            )
 
-        together: GMMParams = self._over(chunk, self._keys(key, n // _WIDTH))
+            together = self._over(chunk, keys)
+            return together
+
+        def draw(keys: Array) -> Array:
+            return lanes.seed(keys, self.unit, self.frozen, n_components=self.n_components, init=self.init)
+
+        def place(places: Array) -> GMMParams:
+            return lanes.start_from_seeds(
+                places, active, self.frozen, default=self.default, family=self.family,
+                block_size=self.block_size,
+            )  # fmt: skip
+
+        places = self._over(draw, keys)
+        if self.settings.x.shape[0] * self.n_components <= _WARD:
+            one = lanes.ward_places(self.sizes, self.unit, self.frozen, n_components=self.n_components)
+            xp = _arrays((places, one))
+            places = xp.concatenate([xp.asarray(one)[:, None], places[:, 1:]], 1)
+        together = self._over(place, self._chunks(places))
         return together
 
     def advance(self, params: GMMParams, steps: int | None) -> Field:
@@ -187,18 +198,7 @@ class Tournament:
             flags = lanes.flags_of(p.log_weights, p.means, covariances, self.frozen)
             return Field(result, flags, covariances)
 
-        n_sizes, n_lanes = params.log_weights.shape[:2]
-        field: Field = self._over(
-            chunk,
-            jax.tree.map(
-                lambda a: (
-                    a.reshape((n_sizes, n_lanes // _WIDTH, _WIDTH, *a.shape[2:]))
-                    .swapaxes(0, 1)
-                    .reshape((n_lanes // _WIDTH, n_sizes * _WIDTH, *a.shape[2:]))
-                ),
-                params,
-            ),
-        )
+        field: Field = self._over(chunk, self._chunks(params))
         self.n_steps = self.n_steps + field.results.n_iter.sum(1).astype(np.int32)
         return field
 
@@ -267,6 +267,16 @@ class Tournament:
         n_lanes = len(self.sizes) * _WIDTH
         return jax.random.split(key, (n, n_lanes))
 
+    def _chunks(self, tree: Any) -> Any:
+        """Lanes (L, n, ...) as the inputs of programs, (n / _WIDTH, L · _WIDTH, ...)."""
+
+        def chunked(a: Any) -> Any:
+            n_sizes, n = a.shape[:2]
+            split = a.reshape((n_sizes, n // _WIDTH, _WIDTH, *a.shape[2:])).swapaxes(0, 1)
+            return split.reshape((n // _WIDTH, n_sizes * _WIDTH, *a.shape[2:]))
+
+        return jax.tree.map(chunked, tree)
+
     def _over(self, chunk: Callable[[Any], Any], inputs: Any) -> Any:
         """`chunk` of each of the inputs (n, lanes, ...); what it gives, with leading axes (L, n · _WIDTH).
 
@@ -308,9 +318,9 @@ def fit_best(
 ) -> BestFit:
     """The best optimum that a budget of EM steps finds: a tournament of starts, then split–merge moves.
 
-    27 starts take a few EM steps; the best third of them three times as many, and again. From the best of
-    the last three, 18 moves that merge two components and split a third are tried, and the result replaces
-    it if it is better. The three finalists are brought to convergence.
+    27 starts, one of them Ward's hierarchy, take a few EM steps; the best third of them three times as many,
+    and again. From the best of the last three, 18 moves that merge two components and split a third are
+    tried, and the result replaces it if it is better. The three finalists are brought to convergence.
 
     Args:
       key: a JAX PRNG key; same key, same result.
