@@ -29,8 +29,6 @@ test_unconstrained_coordinates = (
 test_unconstrained_identified = test_families.test_unconstrained_coordinates_are_identified
 test_integer_weights_are_repetition = test_em.test_integer_weights_are_repetition
 test_records_survive = test_package.test_records_survive_pickling_and_copying_and_keep_their_family
-test_never_decreases = test_degenerate.test_em_on_any_of_these_data_never_decreases
-test_finite_or_says_why = test_degenerate.test_every_fit_is_finite_or_says_why_and_converged_means_it
 start, x = test_em.start, test_em.x
 
 K, D, Q, N = 2, 7, 2, 300
@@ -44,6 +42,13 @@ def name():
 @pytest.fixture
 def family():
     return factor(1)
+
+
+@pytest.mark.parametrize("case", test_degenerate.CASES)
+def test_every_fit_is_finite_or_says_why_and_never_decreases(case):
+    dtype = np.dtype("float32")
+    test_degenerate.test_every_fit_is_finite_or_says_why_and_converged_means_it(case, "factor(1)", dtype)
+    test_degenerate.test_em_on_any_of_these_data_never_decreases(case, "factor(1)", dtype)
 
 
 def planted(n_samples=N, seed=0, separation=0.8, wide=1.0):

@@ -73,9 +73,10 @@ def get_family(covariance_type: str | Family) -> Family:
         return equal_weights(covariance_type.removesuffix(_EQUAL))
     near = difflib.get_close_matches(covariance_type, names, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
+    known, others = (", ".join(map(repr, names)) for names in (FAMILIES, ALIASES))
     raise ValueError(
-        f"covariance_type must be one of {', '.join(FAMILIES)} (or, in mclust's words, {', '.join(ALIASES)}) "
-        f"or factor(q) with a number q, each also with {_EQUAL} at its end; got {covariance_type!r}{hint}"
+        f"covariance_type must be one of {known} (or, in mclust's words, {others}) or 'factor(q)' with a number "
+        f"q, each also with {_EQUAL!r} at its end; got {covariance_type!r}{hint}"
     )
 
 
