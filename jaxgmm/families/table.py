@@ -75,8 +75,8 @@ def get_family(covariance_type: str | Family) -> Family:
     hint = f"; did you mean {near[0]!r}?" if near else ""
     known, others = (", ".join(map(repr, names)) for names in (FAMILIES, ALIASES))
     raise ValueError(
-        f"covariance_type must be one of {known} (or, in mclust's words, {others}) or 'factor(q)' with a number "
-        f"q, each also with {_EQUAL!r} at its end; got {covariance_type!r}{hint}"
+        f"covariance_type must be one of {known} (or, in mclust's words, {others}) or 'factor(q)' with a "
+        f"number q, each also with {_EQUAL!r} at its end; got {covariance_type!r}{hint}"
     )
 
 
