@@ -97,7 +97,10 @@ def logs_to(reference: Any, weights: Array, scale: Any, n_features: int) -> dict
 def logs_from(reference: Any, weights: Array, natural: Any, n_features: int) -> dict[str, Array]:
     """The way back."""
     keys = [k for k in ("width", "shape") if k in natural]
-    return {k: reference[k] * jnp.exp(natural[k] / _lengths(natural[k], weights, n_features)) for k in keys}
+    new = {k: reference[k] * jnp.exp(natural[k] / _lengths(natural[k], weights, n_features)) for k in keys}
+    # Extrapolation multiplies rounding too, and a shape whose product is not 1 would be a volume of its own:
+    # outside of the structure, where the likelihood is higher.
+    return {**new, "shape": new["shape"] / geometric_mean(new["shape"])} if "shape" in new else new
 
 
 def logs_free(scale: dict[str, Array]) -> dict[str, Array]:
