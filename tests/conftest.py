@@ -67,12 +67,18 @@ def name(request):
     return request.param
 
 
+def costly(name, *rest):
+    """A parameter set that only the slow tests take, if the structure is not of the core."""
+    return pytest.param(name, *rest, marks=() if name in CORE else pytest.mark.slow)
+
+
 # For tests of what a structure itself must do: all of them in float32, and in float64 those that are not
-# held against mclust's numbers in that precision.
+# held against mclust's numbers in that precision. `every_name` is for what is cheap.
 every_name = pytest.mark.parametrize("name", NAMES)
+every_name_at_a_cost = pytest.mark.parametrize("name", [costly(n) for n in NAMES])
 every = pytest.mark.parametrize(
     ("name", "dtype"),
-    [(n, t) for n in NAMES for t in ("float32", "float64") if n in CORE or t == "float32"],
+    [costly(n, t) for n in NAMES for t in ("float32", "float64") if n in CORE or t == "float32"],
     indirect=["dtype"],
 )
 

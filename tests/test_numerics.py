@@ -7,13 +7,23 @@ import pytest
 
 import jaxgmm
 from jaxgmm import Status
-from tests.conftest import CORE, NAMES, dense, every_name, overlapping, soft_labels, start_from, x64
+from tests.conftest import (
+    CORE,
+    NAMES,
+    costly,
+    dense,
+    every_name_at_a_cost,
+    overlapping,
+    soft_labels,
+    start_from,
+    x64,
+)
 
 OFFSETS = [(1e3, 1e-3), (1e4, 1e-3), (1e5, 5e-3)]
 
 
 @pytest.mark.parametrize(
-    ("name", "data"), [(n, d) for n in NAMES for d in ("iris", "faithful") if n in CORE or d == "iris"]
+    ("name", "data"), [costly(n, d) for n in NAMES for d in ("iris", "faithful") if n in CORE or d == "iris"]
 )
 def test_an_offset_costs_float32_little(name, mclust, data):
     reference = mclust[data]
@@ -24,14 +34,23 @@ def test_an_offset_costs_float32_little(name, mclust, data):
         x = (X + offset).astype(np.float32)
         return jaxgmm.fit(start_from(x, labels, name, np.float32), x)
 
+    def exactly(offset):
+        """In float64, from what float32 can store of the shifted data."""
+        x = (X + offset).astype(np.float32).astype(float) - offset
+        with x64(True):
+            return jaxgmm.fit(start_from(x, labels, name, np.float64), x)
+
     base = fitted(0.0)
     for offset, allowed in OFFSETS:
         result = fitted(offset)
         assert result.status == Status.CONVERGED
-        assert abs(float(result.log_likelihood - base.log_likelihood)) < allowed
+        # 1e5 away the data are rounded to 1/128, and the optimum itself moves: for EEV by 0.02 nats, in
+        # float64 as well. What is float32's own is the difference to the fit of those data.
+        other = base if name in CORE else exactly(offset)
+        assert abs(float(result.log_likelihood) - float(other.log_likelihood)) < allowed
 
 
-@every_name
+@every_name_at_a_cost
 @pytest.mark.parametrize("offset", [0.0, 1e3])
 @pytest.mark.parametrize("condition", [1e2, 1e6])
 def test_one_step_in_float32_at_a_high_condition_number(name, condition, offset):

@@ -11,6 +11,7 @@ from tests.conftest import soft_labels
 
 DATA = ["iris", "faithful"]
 MODELS = ["EII", "VII", "EEI", "VEI", "EVI", "VVI", "EEE", "VEE", "EVE", "VVE", "EEV", "VEV", "EVV", "VVV"]
+CORE = {"VII", "VVI", "EEE", "VVV"}
 # mclust stops their inner iterations at a relative change of 1e-5.
 ITERATE = {"VEI", "VEE", "EVE", "VVE", "VEV"}
 
@@ -37,7 +38,7 @@ def _check_step(reference, params, X, rtol):
     np.testing.assert_allclose(resp.sum(0)[:k], reference["z_colsum"], rtol=rtol)
 
 
-@pytest.mark.parametrize("data", DATA)
+@pytest.mark.parametrize("data", ["iris", pytest.param("faithful", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("model", [m for m in MODELS if m != "VVE"])
 def test_one_m_step_and_the_e_step_after_it(mclust, double, data, model):
     for k in (2, 3):
@@ -73,7 +74,9 @@ def test_one_m_step_of_vve_is_better_than_mclusts(mclust, double, data):
 
 
 @pytest.mark.parametrize("data", DATA)
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(
+    "model", [pytest.param(m, marks=() if m in CORE else pytest.mark.slow) for m in MODELS]
+)
 def test_fits(mclust, double, data, model):
     for k in (2, 3):
         reference = mclust[data]["fits"][f"{model},{k}"]
