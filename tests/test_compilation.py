@@ -11,7 +11,7 @@ import pytest
 
 import jaxgmm
 from jaxgmm.families import full, spherical
-from tests.conftest import every_name, overlapping, start_from, x64
+from tests.conftest import every_name_at_a_cost, overlapping, start_from, x64
 
 N, D, K = 40, 2, 3
 COMPILED = []
@@ -205,7 +205,7 @@ def test_float32_restarts_stay_float32_under_x64(init):
         assert not wide(jax.make_jaxpr(run)(jax.random.key(0), X))
 
 
-@every_name
+@every_name_at_a_cost
 def test_other_functions_of_float32_stay_float32_under_x64(name):
     with x64(True):
         X, labels = overlapping(N, D, K)

@@ -44,6 +44,7 @@ def family():
     return factor(1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", test_degenerate.CASES)
 def test_every_fit_is_finite_or_says_why_and_never_decreases(case):
     dtype = np.dtype("float32")

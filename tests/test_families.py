@@ -10,7 +10,7 @@ import pytest
 
 import jaxgmm
 from jaxgmm.families import FAMILIES, Family, get_family
-from tests.conftest import NAMES, given, overlapping, soft_labels, takes_rows
+from tests.conftest import CORE, NAMES, costly, given, overlapping, soft_labels, takes_rows
 
 
 def _two_widths() -> Family:
@@ -51,12 +51,15 @@ USERS = _two_widths()
 ALL = [*(FAMILIES[n] for n in NAMES), USERS]
 
 
-@pytest.fixture(params=NAMES)
+@pytest.fixture(params=[costly(n) for n in NAMES])
 def name(request):
     return request.param
 
 
-@pytest.fixture(params=ALL, ids=lambda f: f.name)
+@pytest.fixture(
+    params=[pytest.param(f, marks=() if f.name in CORE or f is USERS else pytest.mark.slow) for f in ALL],
+    ids=lambda f: f.name,
+)
 def family(request):
     return request.param
 

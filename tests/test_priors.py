@@ -45,6 +45,7 @@ def objective(params, x, prior, w=None):
 # Outside numbers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("k", [2, 3])
 @pytest.mark.parametrize("data", ["iris", "faithful"])
 @pytest.mark.parametrize("model", MODELS)
@@ -161,6 +162,7 @@ def test_em_step_is_m_step_after_e_step_also_far_from_the_origin(name, dtype):
     np.testing.assert_allclose(there.covariances, here.covariances, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["full", "spherical"])
 def test_parts_that_are_absent_change_nothing(name, double):
     resp = soft_labels(LABELS, K)
@@ -186,6 +188,7 @@ def test_parts_that_are_absent_change_nothing(name, double):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["full", "tied"])
 def test_integer_weights_are_repetition_under_a_prior(name, double):
     dtype = double
@@ -220,6 +223,7 @@ def test_the_penalised_objective_never_falls(name, dtype, accelerate, strength):
     assert jaxgmm.fit(start, x, prior=prior, reg_covar=0.0, accelerate=accelerate).status == Status.CONVERGED
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("concentrated", [False, True])
 def test_the_gradient_of_the_penalised_objective_is_zero_at_the_fixed_point(name, double, concentrated):
     family = get_family(name)
@@ -237,6 +241,7 @@ def test_the_gradient_of_the_penalised_objective_is_zero_at_the_fixed_point(name
     assert max(float(jnp.abs(a).max()) for a in jax.tree.leaves(gradient)) < 1e-9
 
 
+@pytest.mark.slow
 def test_a_structure_written_by_a_user_has_the_mode_of_its_penalty(double):
     start = jaxgmm.m_step(soft_labels(LABELS, K), X, covariance_type=USERS)
     prior = a_prior("full")
@@ -279,6 +284,7 @@ def test_log_prior_is_the_density_up_to_a_constant(double):
 # Limits, and components without data
 
 
+@pytest.mark.slow
 def test_a_strong_prior_has_its_way(name, dtype):
     x = X.astype(dtype)
     start = start_from(X, LABELS, name, dtype)
@@ -300,6 +306,7 @@ def test_a_strong_prior_has_its_way(name, dtype):
     np.testing.assert_allclose(fitted.params.covariances, np.tile(wanted, (K, 1, 1)), rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_no_prior_revives_a_component_that_is_off(name, dtype):
     x = X.astype(dtype)
     start = start_from(X, LABELS, name, dtype)
@@ -319,6 +326,7 @@ def test_no_prior_revives_a_component_that_is_off(name, dtype):
     np.testing.assert_array_equal(np.isneginf(again.log_weights), [False, False, True])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("concentration", [1.0, 3.0])
 def test_a_component_without_data_is_where_the_prior_puts_it(name, dtype, concentration):
     """On, but so far away that no sample reaches it: responsibilities underflow to zero."""
@@ -344,6 +352,7 @@ def test_a_component_without_data_is_where_the_prior_puts_it(name, dtype, concen
     assert result.status == Status.CONVERGED
 
 
+@pytest.mark.slow
 def test_a_concentration_below_one_empties_components(dtype):
     x = X.astype(dtype)
     resp = np.concatenate([soft_labels(LABELS, K), np.full((N, 1), 1e-3)], axis=1)
@@ -357,6 +366,7 @@ def test_a_concentration_below_one_empties_components(dtype):
 # Starts, restarts and several numbers of components
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tied"])  # where one covariance counts the components that are on
 def test_default_priors_of_several_numbers_of_components(name, double):
     """ "default" is default_prior(K) for each K, although all share a program padded to the largest."""
@@ -412,6 +422,7 @@ def test_points_that_are_all_equal_stay_degenerate(dtype):
 # Derivatives
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", ["full", "tied"])
 def test_derivatives_with_respect_to_the_prior_agree_with_refits(double, which):
     start, prior, x = start_from(X, LABELS, which, double), a_prior(which), jnp.asarray(X)
@@ -435,6 +446,7 @@ def test_derivatives_with_respect_to_the_prior_agree_with_refits(double, which):
         np.testing.assert_allclose(slope, (up - down) / (2 * h), rtol=1e-6, err_msg=field)
 
 
+@pytest.mark.slow
 def test_gradients_are_finite_where_a_component_is_off_or_without_data(double):
     start, x = start_from(X, LABELS, "full", double), jnp.asarray(X)
     off = dataclasses.replace(start, log_weights=start.log_weights.at[1].set(-jnp.inf))

@@ -38,8 +38,10 @@ def _check_step(reference, params, X, rtol):
     np.testing.assert_allclose(resp.sum(0)[:k], reference["z_colsum"], rtol=rtol)
 
 
-@pytest.mark.parametrize("data", ["iris", pytest.param("faithful", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("model", [m for m in MODELS if m != "VVE"])
+@pytest.mark.parametrize("data", DATA)
+@pytest.mark.parametrize(
+    "model", [m if m in CORE else pytest.param(m, marks=pytest.mark.slow) for m in MODELS if m != "VVE"]
+)
 def test_one_m_step_and_the_e_step_after_it(mclust, double, data, model):
     for k in (2, 3):
         reference = mclust[data]["steps"][f"{model},{k}"]

@@ -14,6 +14,8 @@ from jaxgmm import Status
 from jaxgmm.calculus.bootstrap import divergences, match
 from tests.conftest import overlapping, start_from, x64
 
+pytestmark = pytest.mark.slow
+
 FIELDS = ("weights", "means", "covariances")
 
 

@@ -13,6 +13,8 @@ import jaxgmm
 from jaxgmm import Status
 from tests.conftest import dense, overlapping, start_from
 
+pytestmark = pytest.mark.slow
+
 X, LABELS = overlapping(200, 2, 2, seed=1, separation=2.5)
 WEIGHTS = np.random.default_rng(0).uniform(0.5, 1.5, size=len(X))
 LBFGS = optax.lbfgs()

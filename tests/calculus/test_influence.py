@@ -12,6 +12,8 @@ import jaxgmm
 from jaxgmm.calculus.curvature import entries
 from tests.conftest import overlapping, start_from, x64
 
+pytestmark = pytest.mark.slow
+
 X, LABELS = overlapping(300, 2, 2, seed=1, separation=2.5)
 WEIGHTS = np.random.default_rng(0).uniform(0.5, 1.5, size=len(X))
 FIELDS = ("weights", "means", "covariances")
