@@ -147,7 +147,7 @@ class Tournament:
         self.n_components = max(sizes)
         self.block_size = block_rows(n_samples, self.n_components, n_features, _WIDTH * len(sizes))
         self.history_size = history_size
-        self.unit = lanes.unit_of(settings.surveyed, family=family)
+        self.unit = lanes.unit_of(self.frozen.surveyed, family=family)
         self.n_steps: Any = np.zeros(len(sizes), np.int32)
 
     def starts(self, key: Array, n: int) -> GMMParams:
@@ -186,7 +186,7 @@ class Tournament:
     def advance(self, params: GMMParams, steps: int | None) -> Field:
         """Mixtures (L, n) so many steps further, or to convergence; n is a multiple of the width."""
         s = self.settings if steps is None else self.frozen
-        tol, max_iter = (s.tol, s.max_iter) if steps is None else (np.zeros_like(s.tol), np.int32(steps))
+        tol, max_iter = (s.tol, s.max_iter) if steps is None else (np.zeros((), s.tol.dtype), np.int32(steps))
         active = np.repeat(self.sizes, _WIDTH)
 
         def chunk(batch: GMMParams) -> Field:

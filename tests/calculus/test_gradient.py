@@ -146,7 +146,8 @@ def test_the_rate_is_that_of_plain_em(name, double):
     for _ in range(40):
         path.append(jaxgmm.em_step(path[-1], X, WEIGHTS)[0])
     gaps = [float(jnp.linalg.norm(p.means - fit.params.means)) for p in path]
-    seen = [b / a for a, b in itertools.pairwise(gaps) if b > 1e-7]
+    # Far above rounding, about 1e-14, and as late as can be: of the faster modes 3 % are left at 3e-10.
+    seen = [b / a for a, b in itertools.pairwise(gaps) if b > 5e-12]
     np.testing.assert_allclose(rate, seen[-1], rtol=0.02)
     report = jaxgmm.fit_diagnostics(fit.params, X, WEIGHTS)
     np.testing.assert_allclose(report.rate, rate)
