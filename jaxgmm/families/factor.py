@@ -184,7 +184,9 @@ def _update(
     m = _gram(p, delta_p)
     m = 0.5 * (m + m.swapaxes(1, 2))
     theta = jnp.eye(m.shape[-1], dtype=m.dtype)[None] + m
-    jitter = jnp.full(m.shape[:2], 4 * eps, m.dtype) * (1 + jnp.abs(m).max((1, 2)))[:, None]
+    # The rounding of what cancelled in m, where a mean moved by thousands of widths, included.
+    largest = 1 + jnp.abs(m).max((1, 2)) + jnp.square(across).sum(1)
+    jitter = jnp.broadcast_to(4 * eps * largest[:, None], m.shape[:2])
     inverse = lower_inverse(safe_cholesky(theta, jitter))
     core = delta_p - _times(z, m)
     moved = einsum("kdq,krq,krs->kds", core, inverse, inverse)
