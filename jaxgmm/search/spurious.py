@@ -83,7 +83,7 @@ def spurious(
         return jnp.where(few, int(Spurious.FEW), 0).astype(jnp.int32)
     inverse = lower_inverse(total)
     relative = einsum("de,kef,gf->kdg", inverse, covariances, inverse)
-    eigenvalues = jnp.linalg.eigvalsh(relative, symmetrize_input=True)
+    eigenvalues = jnp.linalg.eigvalsh(relative)
     largest = jnp.where(on, eigenvalues[:, -1], 0).max()
     smallest = jnp.where(on, eigenvalues[:, 0], jnp.inf).min()
     narrow = ~(largest <= max_ratio * smallest)
