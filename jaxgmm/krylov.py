@@ -147,4 +147,4 @@ def spectral_radius(matvec: Operator, start: Array, *, size: int = 40) -> Array:
 
     _, columns = lax.scan(step, basis, jnp.arange(m, dtype=jnp.int32))
     hessenberg = columns[:, :m].T
-    return jnp.abs(jnp.linalg.eigvalsh(0.5 * (hessenberg + hessenberg.T), symmetrize_input=False)).max()
+    return jnp.abs(jnp.linalg.eigvalsh(0.5 * (hessenberg + hessenberg.T))).max()
