@@ -15,6 +15,8 @@ from jaxgmm.families import get_family
 from tests.conftest import dense, overlapping, soft_labels, start_from
 from tests.test_families import USERS
 
+pytestmark = pytest.mark.slow  # compilation, of many programs
+
 N, D, K = 150, 3, 3
 X, LABELS = overlapping(N, D, K)
 # mclust's models, and what of its prior has to be replaced for ours to be the same one.

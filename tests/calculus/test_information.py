@@ -14,6 +14,8 @@ from jaxgmm.calculus.curvature import entries
 from jaxgmm.families import Family
 from tests.conftest import dense, overlapping, start_from, x64
 
+pytestmark = pytest.mark.slow  # compilation, of many programs
+
 X, LABELS = overlapping(240, 2, 2, seed=1, separation=2.5)
 WEIGHTS = np.random.default_rng(0).integers(1, 4, size=len(X)).astype(float)
 ONES = np.ones(len(X))
