@@ -11,6 +11,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from jaxgmm import validate
+from jaxgmm.compilation import jit
 from jaxgmm.linalg import block_rows, map_rows
 from jaxgmm.params import GMMParams, scale_like
 
@@ -81,19 +82,19 @@ def inputs(params: GMMParams, X: ArrayLike) -> tuple[GMMParams, Array]:
     return jax.tree.map(lambda a: jnp.asarray(a, x.dtype), params), x
 
 
-@jax.jit
+@jit
 def _posterior(params: GMMParams, x: Array) -> tuple[Array, Array]:
     rows = block_rows(x.shape[0], *params.means.shape)
     return map_rows(lambda b: posterior(params, b), x, block_size=rows)
 
 
-@jax.jit
+@jit
 def _log_prob(params: GMMParams, x: Array) -> Array:
     rows = block_rows(x.shape[0], *params.means.shape)
     return map_rows(lambda b: posterior(params, b)[1], x, block_size=rows)
 
 
-@jax.jit
+@jit
 def _predict(params: GMMParams, x: Array) -> Array:
     rows = block_rows(x.shape[0], *params.means.shape)
 
@@ -103,7 +104,7 @@ def _predict(params: GMMParams, x: Array) -> Array:
     return map_rows(labels, x, block_size=rows)
 
 
-@jax.jit
+@jit
 def _component_log_prob(params: GMMParams, x: Array) -> Array:
     rows = block_rows(x.shape[0], *params.means.shape)
     return map_rows(lambda b: _component(params, b), x, block_size=rows)
@@ -211,7 +212,7 @@ def score(params: GMMParams, X: ArrayLike, sample_weight: ArrayLike | None = Non
     return (w * jnp.where((w > 0) | jnp.isfinite(values), values, 0)).sum() / w.sum()
 
 
-@jax.jit
+@jit
 def _elbo(params: GMMParams, r: Array, x: Array, w: Array) -> Array:
     rows = block_rows(x.shape[0], *params.means.shape)
 
@@ -260,7 +261,7 @@ def elbo(params: GMMParams, resp: ArrayLike, X: ArrayLike, sample_weight: ArrayL
     return _elbo(params, r, x, jnp.ones(x.shape[0], x.dtype) if w is None else w)
 
 
-@functools.partial(jax.jit, static_argnames="n_samples")
+@functools.partial(jit, static_argnames="n_samples")
 def _sample(key: Array, params: GMMParams, n_samples: int) -> tuple[Array, Array]:
     n_components, n_features = params.means.shape
     key_label, key_normal = jax.random.split(key)

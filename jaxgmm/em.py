@@ -11,6 +11,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jaxgmm import fixed_point, priors, validate
+from jaxgmm.compilation import jit
 from jaxgmm.density import e_step as e_step
 from jaxgmm.density import inputs
 from jaxgmm.em_map import (
@@ -70,7 +71,7 @@ def _checked(prior: Prior | None, family: Family, shape: tuple[int, ...], x: Arr
     return None if prior is None else priors.check(prior, family, shape, x.dtype)
 
 
-@functools.partial(jax.jit, static_argnames=("family", "block_size"))
+@functools.partial(jit, static_argnames=("family", "block_size"))
 def _m_step(
     r: Array,
     x: Array,
@@ -134,7 +135,7 @@ def m_step(
     return _m_step(r, x, w, reg, checked, family=family, block_size=rows)
 
 
-@functools.partial(jax.jit, static_argnames="block_size")
+@functools.partial(jit, static_argnames="block_size")
 def _em_step(
     params: GMMParams, x: Array, w: Array | None, reg_covar: Array, prior: Prior | None, *, block_size: int
 ) -> tuple[GMMParams, Moments]:
@@ -246,7 +247,7 @@ def run(
     return FitResult(fitted, log_likelihood, objective, solution.n_iter, solution.status, solution.history)
 
 
-_fit = jax.jit(run, static_argnames=("block_size", "history_size", "unconverged"))
+_fit = jit(run, static_argnames=("block_size", "history_size", "unconverged"))
 
 
 def fit(

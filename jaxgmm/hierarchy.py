@@ -11,6 +11,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from jaxgmm import validate
+from jaxgmm.compilation import jit
 from jaxgmm.linalg import einsum, epsilon, map_rows
 from jaxgmm.moments import location_and_variance
 
@@ -120,7 +121,7 @@ def partitions(z: Array, w: Array, max_components: int, max_rows: int = MAX_ROWS
     return lax.map(nearest, table)
 
 
-@functools.partial(jax.jit, static_argnames=("max_components", "max_rows"))
+@functools.partial(jit, static_argnames=("max_components", "max_rows"))
 def _partitions(x: Array, w: Array, max_components: int, max_rows: int) -> Array:
     mean, variance = location_and_variance(x, w)
     z = jnp.where((w > 0)[:, None] | jnp.isfinite(x), x - mean[None, :], 0)

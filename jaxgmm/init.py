@@ -16,6 +16,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from jaxgmm import validate
+from jaxgmm.compilation import jit
 from jaxgmm.em import REG_COVAR, m_step
 from jaxgmm.em_map import Frame, maximise, reference_params, weighted_m_step, without_empty
 from jaxgmm.families.family import Family
@@ -117,12 +118,12 @@ def _inputs(
     return validate.key(key), x, ones, validate.n_components(n_components, x.shape[0])
 
 
-_jit_plusplus = jax.jit(_plusplus, static_argnames="n_components")
-_jit_rows = jax.jit(_distinct_rows, static_argnames="n")
-_jit_resp = jax.jit(_random_resp, static_argnames=("shape", "dtype"))
+_jit_plusplus = jit(_plusplus, static_argnames="n_components")
+_jit_rows = jit(_distinct_rows, static_argnames="n")
+_jit_resp = jit(_random_resp, static_argnames=("shape", "dtype"))
 
 
-@functools.partial(jax.jit, static_argnames=("n_components", "max_iter"))
+@functools.partial(jit, static_argnames=("n_components", "max_iter"))
 def _jit_kmeans(key: Array, x: Array, w: Array, n_components: int, max_iter: int) -> Array:
     return _lloyd(_plusplus(key, x, w, n_components), x, w, max_iter)
 

@@ -17,6 +17,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jaxgmm import validate
+from jaxgmm.compilation import jit
 from jaxgmm.families.family import Family
 from jaxgmm.families.table import get_family
 from jaxgmm.linalg import embed_diagonal, epsilon, safe_cholesky, sum_rows
@@ -274,7 +275,7 @@ def emptying(params: GMMParams, prior: Pseudo) -> Array:
     return ((prior.concentration < 1) & ~(params.log_weights > -jnp.inf)).any()
 
 
-@jax.jit
+@jit
 def _log_prior(params: GMMParams, prior: Prior) -> Array:
     shift = jnp.zeros(params.n_features, params.means.dtype)
     return log_density(params, pseudo(prior, params.family, params.means.shape, shift))[0]
@@ -351,7 +352,7 @@ def default(x: Array, w: Array | None, n_components: Array, family: Family) -> P
     )
 
 
-_default = jax.jit(default, static_argnames="family")
+_default = jit(default, static_argnames="family")
 
 
 def default_prior(

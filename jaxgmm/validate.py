@@ -15,12 +15,13 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
+from jaxgmm.compilation import is_traced
 from jaxgmm.linalg import epsilon
 
 
 def is_concrete(*values: Any) -> bool:
     """Whether the values can be looked at, that is, are not being traced."""
-    return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values))
+    return not is_traced(*values)
 
 
 def _now(function: Callable[..., Any], *values: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import pathlib
 
 import jax
@@ -12,7 +13,15 @@ import numpy as np
 import pytest
 
 import jaxgmm
+from jaxgmm.compilation import CPU_OPTIONS
 from jaxgmm.families import FAMILIES
+
+# What the tests compile themselves is compiled as the package compiles what it can: compilation is most of
+# the tests' time. Read when JAX first meets a device, which is later than this.
+os.environ["XLA_FLAGS"] = " ".join(
+    [f"--{name}={str(value).lower()}" for name, value in CPU_OPTIONS.items()]
+    + os.environ.get("XLA_FLAGS", "").split()
+)
 
 # Silent promotion is how a float64 constant gets into float32 code, or (K,) is added to (N, K) the wrong way.
 jax.config.update("jax_numpy_dtype_promotion", "strict")

@@ -18,6 +18,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from jaxgmm import validate
+from jaxgmm.compilation import jit
 from jaxgmm.density import check_mixture, log_prob, sample
 from jaxgmm.families.diagonal import diag, spherical
 from jaxgmm.families.full import full
@@ -101,7 +102,7 @@ def marginal(params: GMMParams, features: Sequence[int] | int) -> GMMParams:
     return _marginal(params, validate.features(features, params.n_features))
 
 
-@functools.partial(jax.jit, static_argnames="features")
+@functools.partial(jit, static_argnames="features")
 def _marginal(params: GMMParams, features: tuple[int, ...]) -> GMMParams:
     columns = np.asarray(features)
     means = params.means[:, columns]
@@ -177,14 +178,14 @@ def condition(params: GMMParams, features: Sequence[int] | int, values: ArrayLik
     return _condition(params, v, observed)
 
 
-@functools.partial(jax.jit, static_argnames="observed")
+@functools.partial(jit, static_argnames="observed")
 def _condition(params: GMMParams, v: Array, observed: tuple[int, ...]) -> GMMParams:
     parts = _split(params, observed)
     found = _given(params.log_weights, parts, v)
     return GMMParams(found.log_weights, found.means, parts[4], full)
 
 
-@functools.partial(jax.jit, static_argnames="observed")
+@functools.partial(jit, static_argnames="observed")
 def _regress(params: GMMParams, x: Array, observed: tuple[int, ...]) -> Regression:
     parts = _split(params, observed)
     within = einsum("kde,kfe->kdf", parts[4], parts[4])
@@ -269,7 +270,7 @@ def entropy_bounds(params: GMMParams) -> tuple[Array, Array]:
     return _entropy_bounds(params)
 
 
-@jax.jit
+@jit
 def _entropy_bounds(params: GMMParams) -> tuple[Array, Array]:
     on = params.log_weights > -jnp.inf
     overlap = jax.nn.logsumexp(params.log_weights[None, :] + _log_products(params, params), axis=1)
@@ -323,7 +324,7 @@ def l2_distance(p: GMMParams, q: GMMParams) -> Array:
     return _l2_distance(*check_pair(p, q))
 
 
-@jax.jit
+@jit
 def _l2_distance(p: GMMParams, q: GMMParams) -> Array:
     terms = []
     for a, b in ((p, p), (p, q), (q, q)):
@@ -368,7 +369,7 @@ def kl_divergence(key: Array, p: GMMParams, q: GMMParams, n_samples: int = 10_00
     return _kl_divergence(validate.key(key), p, q, validate.count(n_samples, "n_samples", 2))
 
 
-@functools.partial(jax.jit, static_argnames="n_samples")
+@functools.partial(jit, static_argnames="n_samples")
 def _kl_divergence(key: Array, p: GMMParams, q: GMMParams, n_samples: int) -> MonteCarlo:
     x = lax.stop_gradient(sample(key, p, n_samples)[0])
     log_p = log_prob(p, x)

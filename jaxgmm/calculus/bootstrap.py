@@ -15,6 +15,7 @@ from jax.typing import ArrayLike
 from jaxgmm import validate
 from jaxgmm.calculus.curvature import Entries, entries
 from jaxgmm.calculus.information import ConfidenceIntervals
+from jaxgmm.compilation import jit
 from jaxgmm.density import inputs, sample
 from jaxgmm.em import MAX_ITER, REG_COVAR, FitResult, run
 from jaxgmm.linalg import block_rows, einsum, lower_inverse
@@ -140,7 +141,7 @@ def lanes_at_once(batch_size: Any, n_lanes: int) -> int:
     return min(validate.count(batch_size, "batch_size", 1), n_lanes)
 
 
-@functools.partial(jax.jit, static_argnames=("kind", "n_replicates", "batch_size"))
+@functools.partial(jit, static_argnames=("kind", "n_replicates", "batch_size"))
 def _bootstrap(
     key: Array,
     params: GMMParams,

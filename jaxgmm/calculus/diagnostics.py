@@ -12,6 +12,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jaxgmm import em_map, fixed_point, priors, validate
+from jaxgmm.compilation import jit
 from jaxgmm.density import inputs
 from jaxgmm.em import REG_COVAR
 from jaxgmm.krylov import spectral_radius
@@ -58,7 +59,7 @@ def _operator(
     return j, j.encode(j.decode(probe)), evaluate(point).step
 
 
-@functools.partial(jax.jit, static_argnames="block_size")
+@functools.partial(jit, static_argnames="block_size")
 def _rate(
     params: GMMParams, x: Array, w: Array | None, reg_covar: Array, prior: Prior | None, *, block_size: int
 ) -> Array:
@@ -66,7 +67,7 @@ def _rate(
     return spectral_radius(j.matvec, probe)
 
 
-@functools.partial(jax.jit, static_argnames="block_size")
+@functools.partial(jit, static_argnames="block_size")
 def _diagnose(
     params: GMMParams, x: Array, w: Array | None, reg_covar: Array, prior: Prior | None, *, block_size: int
 ) -> FitDiagnostics:

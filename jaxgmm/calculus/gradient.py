@@ -15,6 +15,7 @@ from jax.typing import ArrayLike
 
 from jaxgmm import em_map, validate
 from jaxgmm.calculus.unrolled import status_of
+from jaxgmm.compilation import jit
 from jaxgmm.density import check_mixture, inputs, posterior, score
 from jaxgmm.em import REG_COVAR, TOL, FitResult, Status
 from jaxgmm.linalg import block_rows, sum_rows
@@ -111,7 +112,7 @@ def _optax_rules() -> Iterator[None]:
         yield
 
 
-@functools.partial(jax.jit, static_argnames=("optimizer", "n_steps", "batch_size", "block_size"))
+@functools.partial(jit, static_argnames=("optimizer", "n_steps", "batch_size", "block_size"))
 def _descend(
     params: GMMParams,
     x: Array,

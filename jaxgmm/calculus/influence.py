@@ -15,6 +15,7 @@ from jax.typing import ArrayLike
 from jaxgmm import validate
 from jaxgmm.calculus.curvature import Inverse, Local, entries, jacobian, scores, tangent_rows
 from jaxgmm.calculus.information import examine, warn
+from jaxgmm.compilation import jit
 from jaxgmm.density import inputs, posterior
 from jaxgmm.linalg import PRECISION, block_rows, map_rows
 from jaxgmm.params import GMMParams, translate
@@ -43,7 +44,7 @@ class LeaveOneOut:
     valid: Array  # ()  bool
 
 
-@functools.partial(jax.jit, static_argnames="function")
+@functools.partial(jit, static_argnames="function")
 def _influence(
     params: GMMParams, x: Array, w: Array | None, *, function: Callable[[GMMParams], Any]
 ) -> tuple[Any, Inverse]:
@@ -144,7 +145,7 @@ def _steps(local: Local, inverse: Inverse, w: Array, b: Array) -> tuple[Array, A
     return values, (first * s).sum(1), -jax.lax.fori_loop(0, _ROUNDS, improve, first)
 
 
-@jax.jit
+@jit
 def _leave_one_out(
     params: GMMParams, x: Array, w: Array | None, rows: Array | None
 ) -> tuple[LeaveOneOut, Inverse]:

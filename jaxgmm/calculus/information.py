@@ -25,6 +25,7 @@ from jaxgmm.calculus.curvature import (
     root,
     survey,
 )
+from jaxgmm.compilation import jit
 from jaxgmm.density import inputs
 from jaxgmm.linalg import einsum
 from jaxgmm.params import GMMParams, active
@@ -129,7 +130,7 @@ def warn(valid: Array, distance: Array) -> None:
         )
 
 
-@jax.jit
+@jit
 def _information(params: GMMParams, x: Array, w: Array | None) -> Information:
     local, c, inverse = examine(params, x, w)
     r = local.inverse_basis
@@ -185,7 +186,7 @@ def _variances(j: Array, c: Curvature, inverse: Inverse, kind: str) -> Array:
     return (pulled * einsum("pq,qr->pr", c.opg, pulled)).sum(0)
 
 
-@functools.partial(jax.jit, static_argnames="kind")
+@functools.partial(jit, static_argnames="kind")
 def _standard_errors(params: GMMParams, x: Array, w: Array | None, *, kind: str) -> StandardErrors:
     local, c, inverse = examine(params, x, w)
     j, unravel = jacobian(local, entries)
@@ -310,7 +311,7 @@ def confidence_intervals(
     return ConfidenceIntervals(lower, upper, errors.valid)
 
 
-@jax.jit
+@jit
 def _takeuchi(params: GMMParams, x: Array, w: Array | None) -> tuple[Array, Inverse]:
     _, c, inverse = examine(params, x, w)
     return -2 * c.log_likelihood + 2 * jnp.trace(inverse.solve(c.opg)), inverse

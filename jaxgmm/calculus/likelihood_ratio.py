@@ -12,6 +12,7 @@ from jax.typing import ArrayLike
 
 from jaxgmm import validate
 from jaxgmm.calculus.bootstrap import lane_map, lanes_at_once
+from jaxgmm.compilation import jit
 from jaxgmm.density import sample
 from jaxgmm.em import MAX_ITER, REG_COVAR, TOL, FitResult
 from jaxgmm.families.family import Family
@@ -53,7 +54,7 @@ def _statistic(results: FitResult, n_samples: int) -> Array:
 
 
 @functools.partial(
-    jax.jit,
+    jit,
     static_argnames=("n_components", "n_replicates", "n_samples", "n_init", "init", "batch_size"),
 )
 def _null(

@@ -10,6 +10,7 @@ import numpy as np
 from jax import Array, lax
 
 from jaxgmm.calculus.algebra import check_pair, factors, safe_sqrt
+from jaxgmm.compilation import jit
 from jaxgmm.linalg import einsum
 from jaxgmm.params import GMMParams
 
@@ -74,7 +75,7 @@ def _cheapest_jvp(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tu
     return (plan * cost).sum(), (plan * d_cost).sum() + (u * d_a).sum() + (v * d_b).sum()
 
 
-@jax.jit
+@jit
 def _wasserstein(p: GMMParams, q: GMMParams) -> Array:
     return safe_sqrt(_cheapest(squared_bures(p, q), p.weights, q.weights))
 

@@ -10,6 +10,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from jaxgmm import em_map, validate
+from jaxgmm.compilation import jit
 from jaxgmm.density import inputs
 from jaxgmm.em import REG_COVAR, TOL, FitResult, Status
 from jaxgmm.fixed_point import Evaluation
@@ -27,7 +28,7 @@ def status_of(evaluation: Evaluation, stopped: Array, tol: Array) -> Array:
     return jnp.where(jnp.isfinite(e.objective), code, int(Status.NONFINITE)).astype(jnp.int32)
 
 
-@functools.partial(jax.jit, static_argnames=("n_steps", "block_size"))
+@functools.partial(jit, static_argnames=("n_steps", "block_size"))
 def _unrolled(
     params: GMMParams,
     x: Array,

@@ -136,8 +136,9 @@ def _criteria(params: Any, x: Any, weight: Any) -> Array:
     import jax.numpy as jnp
 
     import jaxgmm
+    from jaxgmm.compilation import jit
 
-    @jax.jit
+    @jit
     def summarise(params: Any, x: Any, weight: Any) -> Any:
         # Lane by lane: the classification likelihood holds N × K numbers at a time.
         return jax.lax.map(

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxgmm.compilation import jit
 from jaxgmm.density import log_prob
 from jaxgmm.em import run
 from jaxgmm.params import GMMParams
@@ -20,7 +21,7 @@ def assign(key: Array, n_samples: int, n_folds: int) -> Array:
     return jax.random.permutation(key, jnp.arange(n_samples, dtype=jnp.int32) % n_folds)
 
 
-@functools.partial(jax.jit, static_argnames=("default", "block_size"))
+@functools.partial(jit, static_argnames=("default", "block_size"))
 def _refit(
     params: GMMParams, n_active: Array, weights: Array, s: Settings, *, default: bool, block_size: int
 ) -> Array:

@@ -15,6 +15,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jaxgmm import priors, validate
+from jaxgmm.compilation import jit
 from jaxgmm.density import posterior
 from jaxgmm.em import FitResult, run
 from jaxgmm.em_map import Frame, frame, with_prior
@@ -81,20 +82,20 @@ def settings_of(
     )
 
 
-@functools.partial(jax.jit, static_argnames="block_size")
+@functools.partial(jit, static_argnames="block_size")
 def survey(x: Array, w: Array | None, reg_covar: Array, *, block_size: int) -> tuple[Array, Frame, Array]:
     """Σ of the weights, the frame of the data, and the factor of their covariance."""
     n = jnp.asarray(x.shape[0], x.dtype) if w is None else w.sum()
     return n, frame(x, w, reg_covar), total_factor(x, w, block_size)
 
 
-@functools.partial(jax.jit, static_argnames="family")
+@functools.partial(jit, static_argnames="family")
 def unit_of(surveyed: Frame, *, family: Family) -> Array:
     """(D,) `metric` of a structure."""
     return metric(family, surveyed)
 
 
-@functools.partial(jax.jit, static_argnames=("n_components", "init"))
+@functools.partial(jit, static_argnames=("n_components", "init"))
 def seed(keys: Array, unit: Array, s: Settings, *, n_components: int, init: Init) -> Array:
     """Seeds (B, K, D), one set for each key."""
 
@@ -104,7 +105,7 @@ def seed(keys: Array, unit: Array, s: Settings, *, n_components: int, init: Init
     return jax.vmap(one)(keys)
 
 
-@functools.partial(jax.jit, static_argnames="n_components")
+@functools.partial(jit, static_argnames="n_components")
 def ward_places(sizes: Array, unit: Array, s: Settings, *, n_components: int) -> Array:
     """(L, K, D) the means of Ward's clusters, for each of the sizes (L,)."""
 
@@ -114,7 +115,7 @@ def ward_places(sizes: Array, unit: Array, s: Settings, *, n_components: int) ->
     return jax.vmap(one)(sizes)
 
 
-@functools.partial(jax.jit, static_argnames=("default", "family", "block_size"))
+@functools.partial(jit, static_argnames=("default", "family", "block_size"))
 def start_from_seeds(
     places: Array, n_active: Array, s: Settings, *, default: bool, family: Family, block_size: int
 ) -> GMMParams:
@@ -127,7 +128,7 @@ def start_from_seeds(
     return jax.vmap(one)(places, n_active)
 
 
-@functools.partial(jax.jit, static_argnames=("default", "family", "n_components", "init", "block_size"))
+@functools.partial(jit, static_argnames=("default", "family", "n_components", "init", "block_size"))
 def start_anyhow(
     keys: Array,
     n_active: Array,
@@ -151,7 +152,7 @@ def start_anyhow(
     return jax.vmap(one)(keys, n_active)
 
 
-@functools.partial(jax.jit, static_argnames=("default", "block_size", "history_size"))
+@functools.partial(jit, static_argnames=("default", "block_size", "history_size"))
 def advance(
     params: GMMParams,
     n_active: Array,
@@ -177,7 +178,7 @@ def advance(
     return jax.vmap(one)(params, n_active)
 
 
-@jax.jit
+@jit
 def flags_of(log_weights: Array, means: Array, covariances: Array | None, s: Settings) -> Array:
     """(B,) `Spurious` flags of mixtures with dense covariances; without them, only of their weights."""
 
@@ -195,13 +196,13 @@ def _as_full(mixture: Any) -> GMMParams:
     return GMMParams(log_weights, means, full.from_covariance(covariances), full)
 
 
-@functools.partial(jax.jit, static_argnames="block_size")
+@functools.partial(jit, static_argnames="block_size")
 def overlaps(mixtures: Any, s: Settings, *, block_size: int) -> Array:
     """(B, K, K) `overlap` of each mixture, given as `_as_full` takes it."""
     return jax.vmap(lambda m: overlap(_as_full(m), s.x, s.w, block_size))(mixtures)
 
 
-@functools.partial(jax.jit, static_argnames="block_size")
+@functools.partial(jit, static_argnames="block_size")
 def certainty(mixtures: Any, s: Settings, *, block_size: int) -> Array:
     """(L,) Σ w log max_k r_k over the samples, for a batch of mixtures: what `icl` takes from `bic`."""
 
@@ -217,13 +218,13 @@ def certainty(mixtures: Any, s: Settings, *, block_size: int) -> Array:
     return jax.vmap(one)(mixtures)
 
 
-@functools.partial(jax.jit, static_argnames="n_features")
+@functools.partial(jit, static_argnames="n_features")
 def draw_moves(keys: Array, log_weights: Array, closeness: Array, *, n_features: int) -> Move:
     """A `Move` for each key and mixture (B,)."""
     return jax.vmap(lambda k, lw, c: draw_move(k, lw, c, n_features))(keys, log_weights, closeness)
 
 
-@functools.partial(jax.jit, static_argnames=("default", "block_size"))
+@functools.partial(jit, static_argnames=("default", "block_size"))
 def move(
     moves: Move, params: GMMParams, n_active: Array, s: Settings, *, default: bool, block_size: int
 ) -> GMMParams:

@@ -12,6 +12,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jaxgmm import priors, validate
+from jaxgmm.compilation import jit
 from jaxgmm.em import HISTORY_SIZE, MAX_ITER, REG_COVAR, TOL, FitResult, run
 from jaxgmm.em_map import frame, with_prior
 from jaxgmm.families.family import Family
@@ -23,7 +24,7 @@ from jaxgmm.search.criteria import best
 
 
 @functools.partial(
-    jax.jit,
+    jit,
     static_argnames=("default", "family", "n_components", "n_init", "init", "block_size", "history_size"),
 )
 def _fit_lanes(
