@@ -83,15 +83,15 @@ def double():
         yield np.dtype("float64")
 
 
+def costly(name, *rest, quick=CORE):
+    """A parameter set that only the slow tests take, if the structure is not of the core."""
+    return pytest.param(name, *rest, marks=() if name in quick else pytest.mark.slow)
+
+
 # Of two structures that share their linear algebra, the quick tests of EM itself take one.
-@pytest.fixture(params=[pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in CORE])
+@pytest.fixture(params=[costly(n, quick=QUICK) for n in CORE])
 def name(request):
     return request.param
-
-
-def costly(name, *rest):
-    """A parameter set that only the slow tests take, if the structure is not of the core."""
-    return pytest.param(name, *rest, marks=() if name in CORE else pytest.mark.slow)
 
 
 # For tests of what a structure itself must do: all of them in float32, and in float64 those that are not

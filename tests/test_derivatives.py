@@ -11,7 +11,7 @@ import pytest
 
 import jaxgmm
 from jaxgmm import Status, fixed_point
-from tests.conftest import CORE, costly, overlapping, start_from
+from tests.conftest import NAMES, QUICK, costly, overlapping, start_from
 
 X, LABELS = overlapping(120, 2, 2, seed=1, separation=2.5)
 WEIGHTS = np.random.default_rng(0).uniform(0.5, 1.5, size=len(X))
@@ -47,8 +47,7 @@ def data_sets():
     yield "faithful", faithful, (faithful[:, 0] > 3.0).astype(int)
 
 
-# Beyond the core, one for each way of sharing: a shape, a factor, axes, and own axes with common widths.
-@pytest.mark.parametrize("name", [costly(n) for n in (*CORE, "VEI", "VEE", "EVE", "EEV")])
+@pytest.mark.parametrize("name", [costly(n, quick=QUICK) for n in NAMES])
 def test_gradients_and_tangents_agree_with_refits(name, double):
     function = jax.jit(total)
     differentiate = jax.jit(jax.grad(total, argnums=(1, 2, 3)))
@@ -72,6 +71,7 @@ def test_the_start_has_no_gradient(double):
     assert all((np.asarray(a) == 0).all() for a in jax.tree.leaves(gradient))
 
 
+@pytest.mark.slow
 def test_second_derivatives(double):
     start = start_from(X, LABELS, "diag", double)
     x, w, _ = arguments()
@@ -99,6 +99,7 @@ def test_float32_gradients_are_near_those_of_float64(dtype):
     np.testing.assert_allclose(gradient["float32"].sum(0), 2, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_vmap_of_grad_is_the_loop_and_grad_of_vmap_its_sum(double):
     start = start_from(X, LABELS, "full", double)
     x, w, reg = arguments()
@@ -115,6 +116,7 @@ def test_vmap_of_grad_is_the_loop_and_grad_of_vmap_its_sum(double):
         np.testing.assert_allclose(outside[i], alone, rtol=1e-7, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_through_restarts_best_jit_and_scan(double):
     key = jax.random.key(0)
 
@@ -190,6 +192,7 @@ def test_nobody_pays_for_a_derivative_that_is_not_asked_for(double, monkeypatch)
     assert solves
 
 
+@pytest.mark.slow
 def test_an_unconverged_fit_has_no_gradient_and_spoils_no_other(double):
     start = start_from(X, LABELS, "spherical", double)
     x = jnp.asarray(X)
@@ -232,6 +235,7 @@ def test_a_warning_instead(double):
         jaxgmm.fit(start, X, unconverged_gradient="zero")
 
 
+@pytest.mark.slow
 def test_a_loss_on_every_part_of_a_padded_fit_is_solved_like_any_other(double):
     """The switched-off rows of the Jacobian are the identity's, unless they are taken out of the system."""
     start = start_from(X, LABELS, "full", double)

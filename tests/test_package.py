@@ -28,7 +28,7 @@ FLOORS = {
     for floor, rooms in enumerate(
         [
             ["_version"],
-            ["linalg"],
+            ["compilation", "linalg"],
             ["krylov"],
             ["fixed_point"],
             ["validate"],
