@@ -1,8 +1,8 @@
 """`jax.jit` that compiles in half the time on a CPU, for programs that stand on their own.
 
 Most of what XLA spends on a fit goes into LLVM's vectorising passes and into a second code generator for
-fused loops. What a fit computes is nearly all of it in products and triangular solves, and in exponentials
-that are vectorised either way, so that neither makes it faster: see `benchmarks/compilation.py`.
+fused loops. What a small fit computes is nearly all of it in products and triangular solves, and in
+exponentials that are vectorised either way, so that neither makes it faster.
 """
 
 from __future__ import annotations
@@ -41,11 +41,17 @@ def options(platform: str) -> dict[str, bool | int | str] | None:
     return CPU_OPTIONS
 
 
-def jit(function: Callable[..., R], *, static_argnames: str | tuple[str, ...] = ()) -> Callable[..., R]:
+def jit(
+    function: Callable[..., R],
+    *,
+    static_argnames: str | tuple[str, ...] = (),
+    long: Callable[[dict[str, Any]], bool] | None = None,
+) -> Callable[..., R]:
     """`jax.jit` with the options of the default platform, wherever XLA allows them.
 
     Options belong to a whole program. Inside another transformation, and when called while JAX traces, this
-    is `jax.jit` itself, and the program around it decides.
+    is `jax.jit` itself, and the program around it decides. So it is where `long` says of a call's keyword
+    arguments that the program will run for long enough to be worth all of the compiler's efforts.
     """
     part = jax.jit(function, static_argnames=static_argnames)
 
@@ -64,7 +70,7 @@ def jit(function: Callable[..., R], *, static_argnames: str | tuple[str, ...] = 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> R:
         # A number made here is traced if a trace is under way, even where every argument is concrete.
-        if is_traced(args, kwargs, lax.full((), 0, jnp.float32)):
+        if (long is not None and long(kwargs)) or is_traced(args, kwargs, lax.full((), 0, jnp.float32)):
             return cast(R, part(*args, **kwargs))
         return cast(R, program()(*args, **kwargs))
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxgmm import fixed_point, priors, validate
+from jaxgmm import fixed_point, priors, quadratic, validate
 from jaxgmm.compilation import jit
 from jaxgmm.density import e_step as e_step
 from jaxgmm.density import inputs
@@ -56,7 +57,8 @@ class FitResult:
       n_iter: () int32, EM steps taken on the way to `params`, rejected extrapolations included.
       status: () int32, a `Status`.
       history: (history_size,) log_likelihood after 1, 2, … steps; NaN past n_iter. Where the data lie far
-        from the origin, before the means are rounded to their place there; log_likelihood is after.
+        from the origin, before the means are rounded to their place there; log_likelihood is after. What the
+        quadratic kernel reported on the way has its rounding.
     """
 
     params: GMMParams
@@ -196,6 +198,25 @@ def em_step(
     return _em_step(params, x, w, reg, checked, block_size=rows)
 
 
+def _continued(
+    first: fixed_point.Solution,
+    begin: GMMParams,
+    solve: Callable[[GMMParams, Array], fixed_point.Solution],
+    max_iter: Array,
+) -> fixed_point.Solution:
+    """A fit that begins where another one ended, as one fit; from `begin`, if that one came to harm."""
+    sound = (first.status == Status.CONVERGED) | (first.status == Status.MAX_ITER)
+    point = jax.tree.map(lambda a, b: jnp.where(sound, a, b), first.point, begin)
+    taken = jnp.where(sound, first.n_iter, 0)
+    rest = solve(point, max_iter - taken)
+    history = rest.history
+    if history.size:
+        at = jnp.arange(history.size, dtype=jnp.int32)
+        later = history[jnp.clip(at - taken, 0, history.size - 1)]
+        history = jnp.where(at < taken, first.history, later)
+    return rest._replace(n_iter=taken + rest.n_iter, history=history)
+
+
 def run(
     params: GMMParams,
     x: Array,
@@ -210,6 +231,7 @@ def run(
     history_size: int,
     surveyed: Frame | None = None,
     unconverged: str = "nan",
+    kernel: str = "whitened",
 ) -> FitResult:
     """`fit` without its checks, for code that is already inside `jit` or `vmap`.
 
@@ -217,19 +239,33 @@ def run(
     """
     f = frame(x, w, reg_covar) if surveyed is None else surveyed
     f = with_prior(f, prior, params.family, params.means.shape)
-    solution = fixed_point.solve(
-        functools.partial(evaluate, block_size),
-        translate(admissible(params), -f.shift),
-        (x, w, f),
+    solve = functools.partial(
+        fixed_point.solve,
         chart=chart(params.family),
         tol=tol,
-        max_iter=max_iter,
         accelerate=accelerate,
         history_size=history_size,
-        derivative=fixed_point.Derivative(
-            coordinates(params.family), unconverged, symmetric=params.family.to_natural is not None
-        ),
     )
+    derivative = fixed_point.Derivative(
+        coordinates(params.family), unconverged, symmetric=params.family.to_natural is not None
+    )
+    begin = translate(admissible(params), -f.shift)
+
+    def exact(point: GMMParams, limit: Array) -> fixed_point.Solution:
+        step = functools.partial(evaluate, block_size)
+        return solve(step, point, (x, w, f), max_iter=limit, derivative=derivative)
+
+    kind, (k, d) = params.family.quadratic, params.means.shape
+    if kernel == "whitened" or kind is None:
+        solution = exact(begin, max_iter)
+    else:
+        raw = f._replace(quadratic=quadratic.coordinates(kind, x, w, f.shift))
+        step = functools.partial(evaluate, quadratic.block_rows(x.shape[0], kind, k, d))
+        if kernel == "quadratic":
+            solution = solve(step, begin, (x, w, raw), max_iter=max_iter, derivative=derivative)
+        else:
+            data = jax.lax.stop_gradient((x, w, raw))
+            solution = _continued(solve(step, begin, data, max_iter=max_iter), begin, exact, max_iter)
     fitted = translate(solution.point, f.shift)
 
     def as_rounded(p: GMMParams) -> Array:
@@ -247,7 +283,11 @@ def run(
     return FitResult(fitted, log_likelihood, objective, solution.n_iter, solution.status, solution.history)
 
 
-_fit = jit(run, static_argnames=("block_size", "history_size", "unconverged"))
+_fit = jit(
+    run,
+    static_argnames=("block_size", "history_size", "unconverged", "kernel"),
+    long=lambda options: options["kernel"] != "whitened",
+)
 
 
 def fit(
@@ -263,6 +303,7 @@ def fit(
     block_size: int | None = None,
     history_size: int = HISTORY_SIZE,
     unconverged_gradient: str = "nan",
+    kernel: str = "auto",
 ) -> FitResult:
     """Fit a mixture by EM from starting parameters: one jitted `while_loop`, to its fixed point.
 
@@ -286,9 +327,14 @@ def fit(
         converged or its linear solve left a residual: "nan" makes it NaN, "warn" leaves it as it is and
         issues a RuntimeWarning when it is computed, "ignore" leaves it. A fit that does not enter what is
         differentiated spoils nothing. Static.
+      kernel: how the sums over samples are computed. "whitened": about each component, right to rounding.
+        "quadratic": by one matrix product about the data's mean, several times faster; its rounding grows
+        with the squared distance of the components in units of their widths, and ends a fit early there.
+        "auto": for large problems the quadratic one as far as its rounding allows, and from there, for the
+        steps that decide convergence and the result, the whitened one. Static.
 
-    Of these only block_size, history_size and unconverged_gradient are static: other values compile nothing
-    anew.
+    Of these only block_size, history_size, unconverged_gradient and kernel are static: other values compile
+    nothing anew.
 
     Derivatives of the result with respect to X, sample_weight, reg_covar and prior, forward and reverse, are
     those of the fixed point, by the implicit function theorem; params, the start, have none. At a sample
@@ -326,4 +372,5 @@ def fit(
         block_size=rows,
         history_size=validate.count(history_size, "history_size", 0),
         unconverged=validate.choice(unconverged_gradient, "unconverged_gradient", ("nan", "warn", "ignore")),
+        kernel=quadratic.choose(kernel, params.family, x.shape[0], *params.means.shape),
     )

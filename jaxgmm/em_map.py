@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxgmm import fixed_point, priors
+from jaxgmm import fixed_point, priors, quadratic
 from jaxgmm.families.family import Family
 from jaxgmm.linalg import epsilon
 from jaxgmm.moments import Moments, accumulate, location_and_variance
@@ -24,6 +24,7 @@ class Frame(NamedTuple):
     variance: Array  # (D,)  of the features; 1 for a constant feature
     ridge: Array  # (D,)  what is added to the diagonals of the covariances
     prior: priors.Pseudo | None = None  # about the shift
+    quadratic: quadratic.Coordinates | None = None  # where the quadratic kernel is to be used
 
 
 def frame(x: Array, w: Array | None, reg_covar: Array) -> Frame:
@@ -142,7 +143,10 @@ def evaluate(
     x, w, f = data
     eps = epsilon(x.dtype)
     shape = (params.n_components, params.n_features)
-    moments = accumulate(params, x, w, shift=f.shift, block_size=block_size)
+    if f.quadratic is None:
+        moments = accumulate(params, x, w, shift=f.shift, block_size=block_size)
+    else:
+        moments = quadratic.accumulate(params, x, w, f.quadratic, shift=f.shift, block_size=block_size)
     image, length = maximise(params, moments, f.ridge, f.prior)
     image = _hold(image) if hold else image
     log_likelihood = moments.log_likelihood / moments.total_weight
@@ -164,6 +168,8 @@ def evaluate(
     placed = whiten(eps * params.means[:, :, None])
     spread = (weights * (jnp.square(stored) + jnp.square(placed)).sum((1, 2))).sum()
     noise = 2 * jnp.sqrt(spread) + 2 * eps * shape[1]
+    if f.quadratic is not None:
+        noise = noise + quadratic.rounding(params, f.quadratic)
 
     # A component that is narrower, in some direction, than the last digits of its own place and width is a
     # point or a plane, and its likelihood has no bound.
@@ -174,6 +180,8 @@ def evaluate(
     finite = jnp.stack([jnp.isfinite(a).all() for a in jax.tree.leaves((image.means, image.scale))]).all()
     objective = log_likelihood + value - penalty
     slack = 64 * eps * (jnp.maximum(1, jnp.abs(objective)) + terms) + penalty + jnp.square(noise)
+    if f.quadratic is not None:
+        slack = slack + noise
     return fixed_point.Evaluation(
         image=image,
         objective=objective,

@@ -37,6 +37,7 @@ FLOORS = {
             ["priors"],
             ["density"],
             ["moments"],
+            ["quadratic"],
             ["em_map", "hierarchy"],
             ["em"],
             ["init"],

@@ -110,6 +110,7 @@ diag = Family(
     to_unconstrained=_log,
     from_unconstrained=_exp,
     prior="VVI",
+    quadratic="diagonal",
 )
 
 
@@ -202,4 +203,5 @@ spherical = Family(
     to_unconstrained=_log,
     from_unconstrained=_exp,
     prior="VII",
+    quadratic="length",
 )

@@ -309,6 +309,7 @@ VEE = Family(
     from_natural=_factor_from_natural,
     to_unconstrained=_factor_free,
     from_unconstrained=_factor_bound,
+    quadratic="dense",
 )
 
 EVV = VEE._replace(

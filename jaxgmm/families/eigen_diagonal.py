@@ -201,6 +201,7 @@ EII = Family(
     to_unconstrained=_free,
     from_unconstrained=_bound,
     prior="EII",
+    quadratic="diagonal",
 )
 
 EEI = EII._replace(

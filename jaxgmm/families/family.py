@@ -52,6 +52,10 @@ class Family(NamedTuple):
         matrix for its scale, "VVI" or "VII" for structures without correlations; "EEE", "EEI" or "EII"
         where all covariances are one and have one prior together. See `Prior`.
       equal_weights: all components that are on have the same mixing weight, which is then no free parameter.
+      quadratic: what the quadratic kernel takes as features: "dense", products, where `second_moment` gives
+        Σ resp y yᵀ (K, D, D); "diagonal", squares, where it gives the diagonals (K, D); "length", where it
+        gives the traces (K,) and Σ_k is a multiple of I; "shared", where all covariances are one and it gives
+        the sum over K (D, D). None: the family has no such kernel.
     """
 
     name: str
@@ -73,6 +77,7 @@ class Family(NamedTuple):
     from_unconstrained: Callable[[Any, tuple[int, int]], Scale] | None = None
     prior: str = "VVV"
     equal_weights: bool = False
+    quadratic: str | None = None
 
     def __repr__(self) -> str:
         """Short, for the record's functions say nothing to a reader."""

@@ -148,4 +148,5 @@ full = Family(
     from_natural=_from_natural,
     to_unconstrained=factor_to_unconstrained,
     from_unconstrained=factor_from_unconstrained,
+    quadratic="dense",
 )

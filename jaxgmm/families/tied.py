@@ -110,4 +110,5 @@ tied = Family(
     to_unconstrained=factor_to_unconstrained,
     from_unconstrained=factor_from_unconstrained,
     prior="EEE",
+    quadratic="shared",
 )

@@ -1,0 +1,258 @@
+"""The quadratic kernel: `Moments` by one matrix product over features of the data, and one back.
+
+log π_k N(x | μ_k, Σ_k) is linear in the products x_i x_j, x_i and 1. With these features of a block of rows
+as a matrix, the E-step is one product with the components' coefficients, and the sums over samples are
+another, shared by all components and all restarts. The price is rounding: sums of squares about a common
+centre cancel where components are far apart for their widths. `rounding` says by how much.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from jaxgmm import validate
+from jaxgmm.density import log_normaliser
+from jaxgmm.families.family import Family
+from jaxgmm.linalg import einsum, epsilon, lower_inverse, safe_cholesky, sum_rows
+from jaxgmm.moments import Moments
+from jaxgmm.params import GMMParams
+
+_BLOCK_NUMBERS = 1 << 17  # features of one block: with the responsibilities they should stay in the cache
+_LARGE = 1 << 22  # N · K · D from which the second loop's compilation pays
+_MOST_FEATURES = 64
+KERNELS = ("auto", "whitened", "quadratic")
+_AFFINE = ("dense", "shared")  # kinds that any linear coordinates will do for
+
+
+class Coordinates(NamedTuple):
+    """Coordinates u in which features are made, x = shift + centre + root u: their second moment is I."""
+
+    centre: Array  # (D,)  relative to the shift
+    root: Array  # (D, D)  lower triangular; diagonal unless the covariance structure allows for more
+    total: Array  # (D, D)  Σ w u uᵀ
+
+
+def n_features_of(kind: str, n_features: int) -> int:
+    """How many features a row has."""
+    return {
+        "dense": (n_features + 1) * (n_features + 2) // 2,
+        "shared": n_features + 1,
+        "diagonal": 2 * n_features + 1,
+        "length": n_features + 2,
+    }[kind]
+
+
+def block_rows(n_samples: int, kind: str, n_components: int, n_features: int) -> int:
+    """Rows per block: a power of two, so that features and responsibilities stay in the cache."""
+    numbers = _BLOCK_NUMBERS // (n_features_of(kind, n_features) + n_components)
+    return min(n_samples, max(256, min(2048, 1 << max(numbers, 1).bit_length() - 1)))
+
+
+def choose(kernel: str, family: Family, n_samples: int, n_components: int, n_features: int) -> str:
+    """The kernel of a fit: "whitened", "quadratic", or "auto" where the second is to hand over to the first.
+
+    Raises:
+      ValueError: for an unknown name, or a family without the kernel that is asked for.
+    """
+    kernel = validate.choice(kernel, "kernel", KERNELS)
+    if kernel == "quadratic" and family.quadratic is None:
+        raise ValueError(f"{family.name!r} has no quadratic kernel; use kernel='auto' or 'whitened'")
+    if kernel != "auto" or family.quadratic is None:
+        return "whitened" if kernel == "auto" else kernel
+    large = n_samples * n_components * n_features >= _LARGE
+    return "auto" if large and n_features <= _MOST_FEATURES else "whitened"
+
+
+def _clean(w: Array, x: Array) -> tuple[Array, Array]:
+    # As in `moments`, a row that does not count may hold anything; here also what overflows when squared.
+    usable = jnp.abs(x) < float(jnp.finfo(x.dtype).max) ** 0.25
+    w = jnp.where((w > 0) | usable.all(1), w, 0)
+    return w, jnp.where((w > 0)[:, None] | usable, x, jnp.zeros((), x.dtype))
+
+
+def coordinates(kind: str, x: Array, w: Array | None, shift: Array, block_size: int = 2048) -> Coordinates:
+    """Survey the data: their mean, and a root of their covariance."""
+    n_features = x.shape[1]
+
+    def sums(w: Array, b: Array) -> tuple[Array, Array]:
+        w, b = _clean(w, b)
+        return w.sum(), einsum("b,bd->d", w, b - shift[None, :])
+
+    weight, first = sum_rows(sums, w, x, block_size=block_size)
+    centre = first / weight
+
+    def squares(w: Array, b: Array) -> Array:
+        w, b = _clean(w, b)
+        b = b - (shift + centre)[None, :]
+        return einsum("bd,be->de", b * w[:, None], b)
+
+    scatter = sum_rows(squares, w, x, block_size=block_size) / weight
+    variance = jnp.diagonal(scatter)
+    variance = jnp.where(variance > 0, variance, 1)
+    if kind in _AFFINE:
+        # A ridge: directions without any width are not to be blown up to the others' size.
+        ridge = (4 * n_features * epsilon(x.dtype)) * variance
+        root = safe_cholesky(scatter + jnp.diag(ridge), ridge)
+    else:
+        # A multiple of I is one only in coordinates of one scale.
+        if kind == "length":
+            variance = jnp.broadcast_to(variance.mean(), variance.shape)
+        root = jnp.diag(jnp.sqrt(variance))
+    inverse = lower_inverse(root)
+    return Coordinates(centre, root, weight * einsum("de,ef,gf->dg", inverse, scatter, inverse))
+
+
+class _Mixture(NamedTuple):
+    means: Array  # (K, D)  in the coordinates
+    inverse: Array  # (K, D, D)  C⁻¹ root, for kinds with correlations; else (K, D) 1 / σ²
+
+
+def _localise(kind: str, params: GMMParams, c: Coordinates) -> _Mixture:
+    shape = (params.n_components, params.n_features)
+    means = lax.linalg.triangular_solve(
+        c.root, (params.means - c.centre[None, :]).T, left_side=True, lower=True
+    ).T
+    if kind in _AFFINE:
+        identity = jnp.broadcast_to(c.root[None], (shape[0], *c.root.shape))
+        return _Mixture(means, params.family.whitener(params.scale)(identity))
+    precision = params.family.inverse_diagonal(params.scale, shape)
+    return _Mixture(means, precision * jnp.square(jnp.diagonal(c.root))[None, :])
+
+
+def _pairs(n_features: int) -> tuple[np.ndarray, np.ndarray]:
+    return np.triu_indices(n_features + 1)
+
+
+def _features(kind: str, u: Array) -> Array:
+    """(F, B) of coordinates u (D, B)."""
+    one = jnp.ones((1, u.shape[1]), u.dtype)
+    u1 = jnp.concatenate([u, one])
+    if kind == "dense":
+        i, j = _pairs(u.shape[0])
+        return u1[i] * u1[j]
+    if kind == "diagonal":
+        return jnp.concatenate([jnp.square(u), u1])
+    if kind == "length":
+        return jnp.concatenate([jnp.square(u).sum(0, keepdims=True), u1])
+    return u1
+
+
+def _coefficients(kind: str, m: _Mixture, constant: Array) -> Array:
+    """(K, F) such that coefficients · features is log π_k N(x | μ_k, Σ_k), less what all components share."""
+    n_features = m.means.shape[1]
+    if kind in _AFFINE:
+        precision = einsum("ked,kef->kdf", m.inverse, m.inverse)
+        linear = einsum("kde,ke->kd", precision, m.means)
+    else:
+        precision = m.inverse
+        linear = precision * m.means
+    constant = constant - 0.5 * (linear * m.means).sum(1)
+    if kind == "dense":
+        # The triangle of the matrix whose quadratic form in (u, 1) is the logarithm: off the diagonal, twice.
+        upper = jnp.concatenate([-0.5 * precision, 0.5 * linear[:, :, None]], 2)
+        lower = jnp.concatenate([0.5 * linear, constant[:, None]], 1)[:, None, :]
+        i, j = _pairs(n_features)
+        twice = jnp.asarray(np.where(i == j, 1, 2), precision.dtype)
+        return jnp.concatenate([upper, lower], 1)[:, i, j] * twice[None, :]
+    rest = [linear, constant[:, None]]
+    if kind == "diagonal":
+        rest = [-0.5 * precision, *rest]
+    if kind == "length":
+        rest = [-0.5 * precision[:, :1], *rest]
+    return jnp.concatenate(rest, 1)
+
+
+def _unfold(kind: str, raw: Array, n_features: int) -> tuple[Array, Array, Array]:
+    """Sums of features as Σ r (K,), Σ r u (K, D), and the second moments (K, ...) of the kind."""
+    if kind == "dense":
+        i, j = _pairs(n_features)
+        size = n_features + 1
+        back = np.zeros((size, size), np.int32)
+        back[i, j] = back[j, i] = np.arange(len(i))
+        square = raw[:, back]
+        return square[:, -1, -1], square[:, :-1, -1], square[:, :-1, :-1]
+    squares = raw.shape[1] - n_features - 1
+    return raw[:, -1], raw[:, squares:-1], raw[:, :squares]
+
+
+def accumulate(
+    params: GMMParams,
+    x: Array,
+    sample_weight: Array | None,
+    c: Coordinates,
+    *,
+    shift: Array,
+    block_size: int,
+) -> Moments:
+    """`moments.accumulate` by the quadratic kernel; `params.means` are relative to `shift`."""
+    kind = params.family.quadratic
+    assert kind is not None
+    m = _localise(kind, params, c)
+    coefficients = _coefficients(kind, m, params.log_weights + log_normaliser(params))
+    inverse = lower_inverse(c.root)
+    origin = shift + c.centre
+
+    def block(w: Array, b: Array) -> tuple[Array, Array, Array]:
+        w, b = _clean(w, b)
+        centred = (b - origin[None, :]).T
+        if kind in _AFFINE:
+            u = einsum("de,eb->db", inverse, centred)
+        else:
+            u = jnp.diagonal(inverse)[:, None] * centred
+        features = _features(kind, u)
+        joint = einsum("kf,fb->kb", coefficients, features)
+        top = lax.stop_gradient(joint.max(0))
+        shares = jnp.exp(joint - top[None, :])
+        total = shares.sum(0)
+        raw = einsum("kb,fb->kf", shares * (w / total)[None, :], features)
+        return raw, (w * (top + jnp.log(total))).sum(), w.sum()
+
+    raw, log_likelihood, total_weight = sum_rows(block, sample_weight, x, block_size=block_size)
+    weight, first, second = _unfold(kind, raw, x.shape[1])
+    between = first - weight[:, None] * m.means  # Σ r (u − μ)
+    if kind in _AFFINE:
+        # Σ r (u − μ)(u − μ)ᵀ, in the order in which the least is subtracted from the most.
+        outer = m.means[:, :, None] * between[:, None, :]
+        crossed = outer + outer.swapaxes(1, 2)
+        crossed = crossed + weight[:, None, None] * m.means[:, :, None] * m.means[:, None, :]
+        if kind == "dense":
+            second = einsum("kde,kef,kgf->kdg", m.inverse, second - crossed, m.inverse)
+        else:
+            common = m.inverse[0]
+            log_likelihood = log_likelihood - 0.5 * (einsum("de,ef->df", common, c.total) * common).sum()
+            second = einsum("de,ef,gf->dg", common, c.total - crossed.sum(0), common)
+        moved = einsum("kde,ke->kd", m.inverse, between)
+    else:
+        crossed = (2 * between + weight[:, None] * m.means) * m.means
+        if kind == "diagonal":
+            second = (second - crossed) * m.inverse
+        else:
+            second = (second[:, 0] - crossed.sum(1)) * m.inverse[:, 0]
+        moved = between * jnp.diagonal(c.root)[None, :]
+        moved = params.family.whitener(params.scale)(moved[:, :, None])[:, :, 0]
+    return Moments(weight, moved, second, log_likelihood, total_weight)
+
+
+def rounding(params: GMMParams, c: Coordinates) -> Array:
+    """() by how many standard deviations, about, rounding alone can move a component in one step.
+
+    A squared distance is a sum of terms P_ij u_i u_j, and a second moment a sum of products u_i u_j: in units
+    of what they add up to, they are as large as aᵀ|P|a with a_i² = μ_i² + Σ_ii. That is the squared distance
+    from the common centre in widths, times the condition number where a component is thin across the axes.
+    """
+    kind = params.family.quadratic
+    assert kind is not None
+    m = _localise(kind, params, c)
+    if kind in _AFFINE:
+        identity = jnp.broadcast_to(jnp.eye(c.root.shape[0], dtype=c.root.dtype), m.inverse.shape)
+        factors = einsum("de,kef->kdf", lower_inverse(c.root), params.family.colour(params.scale, identity))
+        typical = jnp.sqrt(jnp.square(m.means) + jnp.square(factors).sum(2))
+        precision = jnp.abs(einsum("ked,kef->kdf", m.inverse, m.inverse))
+        size = einsum("kde,kd,ke->k", precision, typical, typical)
+    else:
+        size = params.means.shape[1] + (m.inverse * jnp.square(m.means)).sum(1)
+    return epsilon(size.dtype) * jnp.sqrt((params.weights * jnp.square(size)).sum())

@@ -1,0 +1,160 @@
+"""The quadratic kernel: the same moments as the whitened one, and a hand-over that costs no accuracy."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxgmm
+from jaxgmm import Status, quadratic
+from jaxgmm.em_map import frame
+from jaxgmm.families import FAMILIES, factor
+from jaxgmm.moments import accumulate
+from jaxgmm.params import translate
+from tests.conftest import NAMES, costly, every, every_name, overlapping, start_from, x64
+
+N, D, K = 300, 3, 4
+X, LABELS = overlapping(N, D, K, seed=0)
+WEIGHTS = np.random.default_rng(0).uniform(0, 2, size=N)
+
+
+@jax.jit
+def both(params, x, w):
+    f = frame(x, w, jnp.asarray(1e-6, x.dtype))
+    relative = translate(params, -f.shift)
+    c = quadratic.coordinates(params.family.quadratic, x, w, f.shift)
+    one = accumulate(relative, x, w, shift=f.shift, block_size=64)
+    other = quadratic.accumulate(relative, x, w, c, shift=f.shift, block_size=64)
+    return one, other, quadratic.rounding(relative, c)
+
+
+def moved(name, dtype, x):
+    """A mixture that fits x, but not too well: one EM step from its start, with a component off."""
+    start = start_from(x, LABELS, name, dtype)
+    return dataclasses.replace(start, log_weights=start.log_weights.at[2].set(-jnp.inf))
+
+
+@every
+def test_both_kernels_give_the_same_moments(name, dtype):
+    for offset in (0.0, 100.0):
+        x = X + offset
+        one, other, rounding = both(moved(name, dtype, x), x.astype(dtype), WEIGHTS.astype(dtype))
+        # Sums of N terms, each to the rounding that `rounding` states (per sample, in widths).
+        allowed = 8 * N * float(rounding)
+        for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+            np.testing.assert_allclose(a, b, rtol=0, atol=allowed)
+        assert float(rounding) < 40 * np.finfo(dtype).eps
+
+
+def test_rows_that_do_not_count_may_hold_anything(dtype):
+    x, w = X.astype(dtype), WEIGHTS.astype(dtype)
+    w[:40] = 0
+    junk = x.copy()
+    junk[:40] = [np.nan, np.inf, 1e30]
+    params = moved("full", dtype, X)
+    _, clean, _ = both(params, x, w)
+    _, spoilt, _ = both(params, junk, w)
+    jax.tree.map(np.testing.assert_array_equal, clean, spoilt)
+
+
+@every_name
+def test_rounding_grows_with_the_squared_distance_in_widths(name):
+    x = X.astype(np.float32)
+    near = moved(name, np.float32, X)
+    far = dataclasses.replace(near, means=near.means.at[0].add(1000.0))
+    w = np.ones(N, np.float32)
+    assert float(both(far, x, w)[2]) > 1e3 * float(both(near, x, w)[2])
+
+
+# Beyond the core, one for each kind of second moment.
+@pytest.mark.parametrize("name", [costly(n) for n in ("full", "tied", "diag", "spherical", "EVI", "VEV")])
+@pytest.mark.parametrize("kernel", ["quadratic", "auto"])
+def test_a_fit_ends_where_the_whitened_one_does(name, kernel, dtype, monkeypatch):
+    monkeypatch.setattr(quadratic, "_LARGE", 0)
+    x, w = X.astype(dtype), WEIGHTS.astype(dtype)
+    start = start_from(X, LABELS, name, dtype)
+    tol = 1e-5 if dtype == np.float32 else 1e-9
+    # Without a ridge, whose penalty the history does not count.
+    expected = jaxgmm.fit(start, x, w, kernel="whitened", tol=tol, reg_covar=0.0)
+    result = jaxgmm.fit(start, x, w, kernel=kernel, tol=tol, reg_covar=0.0)
+    assert expected.status == result.status == Status.CONVERGED
+    # Within tol of the optimum the likelihood is flat; what is left is the rounding of its terms.
+    near = 4e-6 if dtype == np.float32 else 1e-12
+    np.testing.assert_allclose(result.log_likelihood, expected.log_likelihood, rtol=near)
+    # It is the likelihood of what is returned, and the history is of one piece.
+    np.testing.assert_allclose(result.log_likelihood, jaxgmm.score(result.params, x, w), rtol=near)
+    history = np.asarray(result.history)
+    known = history[: int(result.n_iter)]
+    assert np.isfinite(known).all()
+    assert np.isnan(history[int(result.n_iter) :]).all()
+    # Where the quadratic kernel reported it, the likelihood has that kernel's rounding.
+    rounding = float(both(result.params, x, w)[2])
+    assert np.diff(known).min() > -np.abs(known).max() * near - 8 * rounding
+    assert rounding < 2e4 * np.finfo(dtype).eps
+
+
+def test_the_limit_on_steps_is_for_both_kernels_together(monkeypatch):
+    monkeypatch.setattr(quadratic, "_LARGE", 0)
+    start = start_from(X, LABELS, "full", np.float32)
+    for steps in (0, 1, 4, 7):
+        # Plain steps: an extrapolation enlarges the difference in rounding.
+        options = {"max_iter": steps, "tol": 0.0, "accelerate": False}
+        result = jaxgmm.fit(start, X.astype(np.float32), **options)
+        assert (result.status, result.n_iter) == (Status.MAX_ITER, steps)
+        plain = jaxgmm.fit(start, X.astype(np.float32), kernel="whitened", **options)
+        np.testing.assert_allclose(result.log_likelihood, plain.log_likelihood, rtol=1e-5)
+
+
+def test_components_too_far_apart_for_it_are_fitted_all_the_same(monkeypatch):
+    # A thousand widths apart: sums of squares lose all but a digit or none, the whitened ones nothing.
+    monkeypatch.setattr(quadratic, "_LARGE", 0)
+    rng = np.random.default_rng(1)
+    x = (np.repeat(np.array([[0.0], [1e3], [1e5]]), 100, 0) + rng.normal(size=(300, 2))).astype(np.float32)
+    start = jaxgmm.from_responsibilities(np.eye(3, dtype=np.float32)[np.repeat(np.arange(3), 100)], x)
+    expected = jaxgmm.fit(start, x, kernel="whitened")
+    result = jaxgmm.fit(start, x)
+    assert result.status == expected.status
+    np.testing.assert_allclose(result.log_likelihood, expected.log_likelihood, rtol=1e-5)
+    for k in range(3):
+        np.testing.assert_allclose(
+            result.params.covariances[k],
+            np.cov(x[100 * k : 100 * k + 100].T.astype(float), ddof=0),
+            atol=2e-2,
+        )
+
+
+def test_data_that_overflow_say_so(monkeypatch):
+    monkeypatch.setattr(quadratic, "_LARGE", 0)
+    with x64(False):
+        result = jaxgmm.fit(start_from(X, LABELS, "diag", np.float32), (X * 1e37).astype(np.float32))
+        assert result.status == Status.NONFINITE
+        assert jnp.isfinite(result.params.means).all()
+
+
+@pytest.mark.slow
+def test_gradients_are_those_of_the_whitened_fit(double, monkeypatch):
+    monkeypatch.setattr(quadratic, "_LARGE", 0)
+    start = start_from(X, LABELS, "full", double)
+
+    def value(x, kernel):
+        return jnp.sin(jaxgmm.fit(start, x, tol=1e-11, max_iter=5000, kernel=kernel).params.means).sum()
+
+    expected, *others = (jax.grad(value)(X, kernel) for kernel in ("whitened", "auto", "quadratic"))
+    for gradient in others:
+        np.testing.assert_allclose(gradient, expected, rtol=1e-6, atol=1e-9 * np.abs(expected).max())
+
+
+def test_the_choice_is_by_size_family_and_wish():
+    full = FAMILIES["full"]
+    assert quadratic.choose("auto", full, 100, 3, 2) == "whitened"
+    assert quadratic.choose("auto", full, 100_000, 16, 16) == "auto"
+    assert quadratic.choose("auto", full, 100_000, 16, 128) == "whitened"
+    assert quadratic.choose("auto", factor(2), 100_000, 16, 16) == "whitened"
+    assert quadratic.choose("quadratic", full, 10, 2, 2) == "quadratic"
+    with pytest.raises(ValueError, match="kernel must be"):
+        quadratic.choose("square", full, 10, 2, 2)
+    with pytest.raises(ValueError, match="no quadratic kernel; use kernel="):
+        quadratic.choose("quadratic", factor(2), 10, 2, 2)
+    assert {n: FAMILIES[n].quadratic for n in NAMES if FAMILIES[n].quadratic is None} == {}
