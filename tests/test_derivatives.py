@@ -82,6 +82,7 @@ def test_second_derivatives(double):
     np.testing.assert_allclose(second(1e-2), numerical, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_float32_gradients_are_near_those_of_float64(dtype):
     gradient = {}
     for kind in ("float32", "float64"):
@@ -133,6 +134,7 @@ def test_through_restarts_best_jit_and_scan(double):
     assert (np.diff(values) < 0).all()
 
 
+@pytest.mark.slow
 def test_switched_off_components_and_zero_weights_give_finite_gradients(double):
     start = start_from(X, LABELS, "full", double)
     padded = jax.tree.map(lambda a: jnp.concatenate([a, a[:1]]), start)

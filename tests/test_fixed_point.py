@@ -205,6 +205,7 @@ def test_lanes_under_vmap_do_not_touch_each_other(double):
         np.testing.assert_allclose(alone.point, together.point[i], rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_the_derivative_is_the_implicit_functions(double):
     """x = r t + r² sin(x): dx/dt = r / (1 − r² cos x), in both modes and twice."""
     rate = 0.9

@@ -28,7 +28,7 @@ from jaxgmm.priors import Prior
 from jaxgmm.search.moves import Move, draw_move, overlap, split_merge
 from jaxgmm.search.spurious import spurious, total_factor
 
-_DENSE = 64  # features up to which mixtures of any structure are compared as full ones
+DENSE = 64  # features up to which mixtures of any structure are compared as full ones
 
 
 class Settings(NamedTuple):
@@ -172,7 +172,7 @@ def advance(
             p, s.x, s.w, tol, max_iter, s.reg_covar, s.accelerate, prior,
             block_size=block_size, history_size=history_size, surveyed=s.surveyed,
         )  # fmt: skip
-        dense = jax.lax.stop_gradient(result.params.covariances) if p.n_features <= _DENSE else None
+        dense = jax.lax.stop_gradient(result.params.covariances) if p.n_features <= DENSE else None
         return result, dense
 
     return jax.vmap(one)(params, n_active)

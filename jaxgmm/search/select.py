@@ -21,11 +21,13 @@ from jaxgmm.params import GMMParams, active
 from jaxgmm.priors import Prior
 from jaxgmm.search.criteria import REMEDIES
 from jaxgmm.search.folds import held_out
-from jaxgmm.search.lanes import certainty, settings_of
+from jaxgmm.search.lanes import DENSE, certainty, settings_of
+from jaxgmm.search.parallel import side_by_side
 from jaxgmm.search.spurious import MAX_RATIO, describe
 from jaxgmm.search.tournament import BestFit, Tournament
 
 BUDGET = 700
+_SMALL = 1 << 20  # N · D · K up to which most of the time goes into compiling
 STRUCTURES = (
     *("EII", "VII", "EEI", "VEI", "EVI", "VVI", "EEE"),
     *("VEE", "EVE", "VVE", "EEV", "VEV", "EVV", "VVV"),
@@ -151,7 +153,10 @@ def _cell(results: BestFit, i: int) -> BestFit:
 def _rows(name: str, tournament: Tournament, found: BestFit, sizes: Sequence[int], n: float) -> list[Row]:
     """The table's rows for one structure."""
     settings = tournament.settings
-    sure = np.asarray(certainty(found.params, settings, block_size=tournament.block_size), float)
+    p = found.params
+    # As full mixtures, for which one program serves all structures.
+    mixture = (p.log_weights, p.means, p.covariances) if p.n_features <= DENSE else p
+    sure = np.asarray(certainty(mixture, settings, block_size=tournament.block_size), float)
     rows = []
     for i, size in enumerate(sizes):
         status = Status(int(found.status[i]))
@@ -262,11 +267,7 @@ def select(
     # On the host, in float64: float32 holds a total of 1e6 nats to 0.06.
     n = float(n_samples if settings.w is None else np.asarray(settings.w, float).sum())
 
-    table: list[Row] = []
-    results: dict[str, BestFit] = {}
-    for name, family in families.items():
-        if progress is not None:
-            progress(name)
+    def one(name: str, family: Family) -> tuple[BestFit, list[Row]]:
         # The same key for every structure: they compete from the same seeds.
         tournament = Tournament(settings, family, sizes, check_init(init), 0, priors.check_name(prior))
         found = tournament.best(key, budget)
@@ -284,6 +285,12 @@ def select(
             )
             for row, value in zip(rows, np.asarray(left_out, float), strict=True):
                 row[criterion] = -value if np.isfinite(row["bic"]) else np.nan
+        return found, rows
+
+    table: list[Row] = []
+    results: dict[str, BestFit] = {}
+    small = n_samples * n_features * max(sizes) <= _SMALL
+    for name, (found, rows) in side_by_side(one, families, progress, at_once=2 if small else 1):
         results[name] = found
         table += rows
     top = _best_row(table, criterion)

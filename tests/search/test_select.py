@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ import pytest
 import jaxgmm
 from jaxgmm import Status
 from jaxgmm.search.folds import assign
+from jaxgmm.search.parallel import side_by_side
 from tests.conftest import overlapping
 
 N = 200
@@ -174,3 +176,32 @@ def test_many_overlapping_data_have_the_same_grid_in_both_precisions(dtype):
     choice = jaxgmm.select(jax.random.key(0), x, (1, 2), covariance_types=("spherical",), budget=100)
     assert choice.params.means.dtype == dtype
     assert isinstance(choice.best.log_likelihood, jax.Array)
+
+
+def test_structures_side_by_side_keep_their_order_and_their_errors():
+    said = []
+    begun = threading.Barrier(2, timeout=30)
+
+    def slow_first(name, argument):
+        if argument < 2:
+            begun.wait()  # both are under way at once, or this breaks
+        return name * argument
+
+    found = list(side_by_side(slow_first, {"a": 0, "b": 1, "c": 2}, said.append, at_once=2))
+    assert found == [("a", ""), ("b", "b"), ("c", "cc")]
+    assert said == ["a", "b", "c"]
+
+    def fails(name, argument):
+        raise ValueError(name)
+
+    with pytest.raises(ValueError, match="a"):
+        list(side_by_side(fails, {"a": 0, "b": 1}, at_once=2))
+
+
+def test_a_setting_of_this_thread_alone_keeps_the_work_in_it():
+    def where(name, argument):
+        return threading.get_ident(), jax.config.jax_default_matmul_precision
+
+    with jax.default_matmul_precision("float32"):
+        found = dict(side_by_side(where, {"a": 0, "b": 1}, at_once=2))
+    assert set(found.values()) == {(threading.get_ident(), "float32")}
