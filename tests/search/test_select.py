@@ -171,6 +171,7 @@ def test_weights_are_counts():
         np.testing.assert_allclose(row["bic"], jaxgmm.bic(params, X, counts), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_many_overlapping_data_have_the_same_grid_in_both_precisions(dtype):
     x = overlapping(150, 2, 3, seed=1)[0].astype(dtype)
     choice = jaxgmm.select(jax.random.key(0), x, (1, 2), covariance_types=("spherical",), budget=100)

@@ -74,6 +74,7 @@ def test_weights_count_as_repetition(double):
     assert weighted.params.means.dtype == np.float64
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("k", [1, 2])
 def test_fewer_than_three_components_have_no_moves_and_are_found(k):
     result = jaxgmm.fit_best(jax.random.key(0), X.astype("f4"), k, budget=500, covariance_type="spherical")
@@ -141,6 +142,7 @@ def test_what_is_spurious():
     assert describe(Spurious.FEW | Spurious.NARROW | Spurious.TWINS) == "few samples, too narrow, twins"
 
 
+@pytest.mark.slow
 def test_narrowness_is_relative_to_the_data(double):
     """A direction in which all the data are narrow is not held against a component."""
     x = np.random.default_rng(0).normal(size=(500, 2)) * np.array([1.0, 1e-4]) @ np.array([[1, 1], [1, -1.0]])

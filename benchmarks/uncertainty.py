@@ -3,8 +3,8 @@
 Run it from the repository's root, in the environment that CONTRIBUTING.md describes; the last part needs
 scikit-learn too:
 
-    python benchmarks/statistics.py              # everything
-    python benchmarks/statistics.py coverage     # one part
+    python benchmarks/uncertainty.py              # everything
+    python benchmarks/uncertainty.py coverage     # one part
 
 The parts are `errors` (standard errors against bootstraps), `coverage` (of 95 % intervals), `leave-one-out`
 (against real refits), `ratio` (size and power of the likelihood ratio test) and `clock`.

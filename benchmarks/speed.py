@@ -1,0 +1,164 @@
+"""How fast EM steps are: jaxgmm, scikit-learn, gmmx, pomegranate and a hand-written PyTorch EM, interleaved.
+
+    python benchmarks/speed.py                        # every case
+    python benchmarks/speed.py --cases a,b --repeats 5 --threads 1
+
+Same float32 data, same start, the same fixed number of plain EM iterations; one process per library, pinned
+to the same cores. Time per iteration is the difference between fits of 2n and n iterations, over n, so that
+what a fit costs once does not count; the first call and the peak memory stand beside it. The median of the
+repeats is shown, and the float64 log-likelihood of the result, so that a fast wrong answer shows. The floor
+is what the machine's own rates, measured in between, allow for the arithmetic of the quadratic form of EM:
+two products of (K, F) features, K exponentials per sample, and reading X once. A library that is not
+installed, or has no such covariances, is left out with the reason.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import time
+from typing import Any
+
+CASES: dict[str, dict[str, Any]] = {
+    "a": {"n": 10_000, "d": 2, "k": 5, "kind": "full", "n_iter": 50},
+    "b": {"n": 100_000, "d": 16, "k": 16, "kind": "full", "n_iter": 10},
+    "c": {"n": 100_000, "d": 16, "k": 16, "kind": "diag", "n_iter": 10},
+    "d": {"n": 100_000, "d": 16, "k": 16, "kind": "tied", "n_iter": 10},
+    "e": {"n": 100_000, "d": 16, "k": 16, "kind": "spherical", "n_iter": 10},
+    "f": {"n": 1_000_000, "d": 32, "k": 64, "kind": "diag", "n_iter": 2},
+    "g": {"n": 200_000, "d": 32, "k": 64, "kind": "full", "n_iter": 2},
+    "h": {"n": 50_000, "d": 128, "k": 32, "kind": "full", "n_iter": 2},
+}
+LIBRARIES = ("jaxgmm", "scikit-learn", "gmmx", "torch", "pomegranate")
+
+
+class Library:
+    """A process that runs one library."""
+
+    def __init__(self, name: str, threads: int) -> None:
+        cores = sorted(os.sched_getaffinity(0))[-threads:]
+        count = str(threads)
+        environment = os.environ | dict.fromkeys(
+            ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), count
+        )
+        self.name = name
+        self.process = subprocess.Popen(
+            [sys.executable, str(pathlib.Path(__file__).with_name("peers.py")), name],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+            env=environment,
+        )  # fmt: skip
+        os.sched_setaffinity(self.process.pid, cores)
+
+    def ask(self, **request: Any) -> dict[str, Any]:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+        line = self.process.stdout.readline()
+        if not line:
+            return {"absent": f"it ended with status {self.process.wait()}"}
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def close(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def rates() -> dict[str, float]:
+    """On one core: float32 products (FLOP/s), exponentials (1/s), bytes read and written (1/s)."""
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    a, b = (rng.normal(size=(768, 768)).astype(np.float32) for _ in range(2))
+    e = rng.normal(size=1 << 18).astype(np.float32)
+    source = np.ones(1 << 24, np.float32)
+    target = np.empty_like(source)
+
+    def best(function: Any) -> float:
+        times = []
+        for _ in range(5):
+            clock = time.perf_counter()
+            function()
+            times.append(time.perf_counter() - clock)
+        return min(times)
+
+    return {
+        "gemm": 2 * 768**3 / best(lambda: a @ b),
+        "exp": e.size / best(lambda: np.exp(e, out=e * 0)),
+        "copy": 2 * source.nbytes / best(lambda: np.copyto(target, source)),
+    }
+
+
+def floor(case: dict[str, Any], rate: dict[str, float]) -> float:
+    """Seconds per iteration that the quadratic form of EM needs at these rates."""
+    n, d, k = case["n"], case["d"], case["k"]
+    features = {"full": (d + 1) * (d + 2) // 2, "tied": d + 1, "diag": 2 * d + 1, "spherical": d + 2}
+    products = 2 * 2 * n * k * features[case["kind"]]
+    return products / rate["gemm"] + n * k / rate["exp"] + 4 * n * d / (rate["copy"] / 2)
+
+
+def measure(case: dict[str, Any], threads: int, repeats: int) -> None:
+    running, answers = [], {}
+    for name in LIBRARIES:
+        library = Library(name, threads)
+        answer = library.ask(do="prepare", case=case | {"seed": 0})
+        if "absent" in answer:
+            print(f"  {name:<14}left out: {answer['absent']}")
+            library.close()
+            continue
+        running.append(library)
+        answers[name] = answer
+    n = case["n_iter"]
+    times: dict[str, list[tuple[float, float]]] = {library.name: [] for library in running}
+    floors = []
+    for _ in range(repeats):
+        floors.append(floor(case, rates()))
+        for library in running:
+            short, long = (library.ask(do="run", n_iter=i) for i in (n, 2 * n))
+            times[library.name].append(tuple((long[what] - short[what]) / n for what in ("cpu", "wall")))
+    least = statistics.median(floors)
+    print(f"  floor {1e3 * least:.2f} ms")
+    print(
+        f"  {'':<14}{'CPU ms':>9}{'wall ms':>9}{'jaxgmm ×':>10}{'to floor':>10}{'first s':>9}{'peak MB':>9}"
+        f"{'log-lik.':>13}"
+    )
+    own = None
+    for library in running:
+        cpu, wall = (statistics.median(t[i] for t in times[library.name]) for i in (0, 1))
+        own = cpu if library.name == "jaxgmm" else own
+        end = library.ask(do="finish")
+        library.close()
+        print(
+            f"  {library.name:<14}{1e3 * cpu:>9.2f}{1e3 * wall:>9.2f}{cpu / (own or cpu):>10.2f}"
+            f"{cpu / least:>10.2f}{answers[library.name]['ready']:>9.2f}{end['peak_mb']:>9.0f}"
+            f"{end['log_likelihood']:>13.5f}",
+            flush=True,
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--cases", default=",".join(CASES), help="letters of the cases, with commas")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1, help="cores that each process is pinned to")
+    args = parser.parse_args()
+    # The rates are those of one core, too; before NumPy starts its threads.
+    os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"))
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-args.threads :])
+    for letter in args.cases.split(","):
+        case = CASES[letter]
+        print(
+            f"{letter}: N={case['n']:,} D={case['d']} K={case['k']} {case['kind']}, {args.threads} thread(s)"
+        )
+        measure(case, args.threads, args.repeats)
+
+
+if __name__ == "__main__":
+    main()
