@@ -113,12 +113,11 @@ class Gmmx:
 
 
 class Torch:
-    """EM as one would write it in PyTorch: batched Cholesky factors, triangular solves and products."""
+    """EM as one would write it in PyTorch: batched Cholesky factors, their inverses, and products."""
 
     def __init__(self, x: np.ndarray, weights: np.ndarray, means: np.ndarray, cov: np.ndarray, kind: str):
         import torch
 
-        torch.set_num_threads(1)
         self.torch, self.kind, self.x = torch, kind, torch.from_numpy(x)
         self.start = [torch.from_numpy(np.array(a)) for a in (weights, means, cov)]
 
@@ -172,7 +171,6 @@ class Pomegranate:
 
         if kind not in ("full", "diag"):
             raise NotImplementedError(f"pomegranate's mixtures of normals take no {kind} covariances")
-        torch.set_num_threads(1)
         self.x, self.start, self.kind = torch.from_numpy(x), (weights, means, cov), kind
         self.normal, self.mixture = Normal, GeneralMixtureModel
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -23,9 +23,9 @@ CPU_OPTIONS: dict[str, bool | int | str] = {
 }
 
 
-def is_traced(*values: Any) -> bool:
-    """Whether any of the values is being traced, and so cannot be looked at."""
-    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values))
+def is_concrete(*values: Any) -> bool:
+    """Whether the values can be looked at, that is, are not being traced."""
+    return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values))
 
 
 @functools.cache
@@ -41,39 +41,50 @@ def options(platform: str) -> dict[str, bool | int | str] | None:
     return CPU_OPTIONS
 
 
+class _Program(Generic[R]):
+    """What `jit` makes of a function."""
+
+    def __init__(
+        self,
+        function: Callable[..., R],
+        static_argnames: str | tuple[str, ...],
+        long: Callable[[dict[str, Any]], bool] | None,
+    ) -> None:
+        functools.update_wrapper(self, function)
+        self._jit = functools.partial(jax.jit, function, static_argnames=static_argnames)
+        self._part = self._jit()
+        self._long = long
+        self._whole: dict[str, Any] = {}  # by platform
+
+    def _program(self) -> Any:
+        platform = jax.default_backend()
+        if platform not in self._whole:
+            known = options(platform)
+            self._whole[platform] = self._part if known is None else self._jit(compiler_options=known)
+        return self._whole[platform]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> R:
+        # A number made here is traced if a trace is under way, even where every argument is concrete.
+        alone = is_concrete(args, kwargs, lax.full((), 0, jnp.float32))
+        quick = alone and not (self._long is not None and self._long(kwargs))
+        return cast(R, (self._program() if quick else self._part)(*args, **kwargs))
+
+    def _cache_size(self) -> int:
+        """How many programs are compiled, as `jax.jit`'s own functions say it."""
+        programs = {id(p): p for p in (self._part, *self._whole.values())}
+        return sum(int(p._cache_size()) for p in programs.values())
+
+
 def jit(
     function: Callable[..., R],
     *,
     static_argnames: str | tuple[str, ...] = (),
     long: Callable[[dict[str, Any]], bool] | None = None,
-) -> Callable[..., R]:
+) -> _Program[R]:
     """`jax.jit` with the options of the default platform, wherever XLA allows them.
 
     Options belong to a whole program. Inside another transformation, and when called while JAX traces, this
     is `jax.jit` itself, and the program around it decides. So it is where `long` says of a call's keyword
     arguments that the program will run for long enough to be worth all of the compiler's efforts.
     """
-    part = jax.jit(function, static_argnames=static_argnames)
-
-    @functools.cache
-    def whole(platform: str) -> Callable[..., Any]:
-        known = options(platform)
-        return (
-            part
-            if known is None
-            else jax.jit(function, static_argnames=static_argnames, compiler_options=known)
-        )
-
-    def program() -> Callable[..., Any]:
-        return whole(jax.default_backend())
-
-    @functools.wraps(function)
-    def call(*args: Any, **kwargs: Any) -> R:
-        # A number made here is traced if a trace is under way, even where every argument is concrete.
-        if (long is not None and long(kwargs)) or is_traced(args, kwargs, lax.full((), 0, jnp.float32)):
-            return cast(R, part(*args, **kwargs))
-        return cast(R, program()(*args, **kwargs))
-
-    call._cache_size = lambda: program()._cache_size()  # type: ignore[attr-defined]
-    call.lower = lambda *args, **kwargs: program().lower(*args, **kwargs)  # type: ignore[attr-defined]
-    return call
+    return _Program(function, static_argnames, long)

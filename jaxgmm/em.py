@@ -259,8 +259,10 @@ def run(
     if kernel == "whitened" or kind is None:
         solution = exact(begin, max_iter)
     else:
+        # Features and responsibilities of a block, twice over: as they are and as they are multiplied.
+        rows = block_rows(x.shape[0], quadratic.n_features_of(kind, d) + k, 2)
         raw = f._replace(quadratic=quadratic.coordinates(kind, x, w, f.shift))
-        step = functools.partial(evaluate, quadratic.block_rows(x.shape[0], kind, k, d))
+        step = functools.partial(evaluate, rows)
         if kernel == "quadratic":
             solution = solve(step, begin, (x, w, raw), max_iter=max_iter, derivative=derivative)
         else:

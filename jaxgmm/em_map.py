@@ -181,7 +181,7 @@ def evaluate(
     objective = log_likelihood + value - penalty
     slack = 64 * eps * (jnp.maximum(1, jnp.abs(objective)) + terms) + penalty + jnp.square(noise)
     if f.quadratic is not None:
-        slack = slack + noise
+        slack = slack + noise  # its likelihood is a sum of the same terms, with the same rounding
     return fixed_point.Evaluation(
         image=image,
         objective=objective,

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable
 
 import jax
@@ -21,10 +20,11 @@ from jaxgmm.em import REG_COVAR, m_step
 from jaxgmm.em_map import Frame, maximise, reference_params, weighted_m_step, without_empty
 from jaxgmm.families.family import Family
 from jaxgmm.hierarchy import partitions
-from jaxgmm.linalg import block_rows, einsum, epsilon, sum_rows
+from jaxgmm.linalg import einsum
 from jaxgmm.moments import accumulate
 from jaxgmm.params import GMMParams, translate
 from jaxgmm.priors import Prior
+from jaxgmm.seeding import distinct_rows, lloyd, plusplus, random_simplex
 
 Init = str | Callable[..., GMMParams]
 
@@ -33,80 +33,6 @@ NAMES = ("kmeans++", "kmeans", "random_points", "random_resp", "hierarchical")
 # A start from a hard partition widens every component by this part of the variance within clusters, so that a
 # seed that took a single point does not begin, and end, as a spike on it.
 _WIDEN = 1e-2
-
-
-def _draw(key: Array, mass: Array, n: int) -> Array:
-    """n row indices in proportion to mass (N,); a row without mass is never drawn."""
-    total = jnp.cumsum(mass)
-    below = jnp.nextafter(total[-1], jnp.zeros((), mass.dtype))
-    at = jnp.minimum(jax.random.uniform(key, (n,), mass.dtype) * total[-1], below)
-    return jnp.minimum(jnp.searchsorted(total, at, side="right"), mass.shape[0] - 1)
-
-
-def _squared_distance(x: Array, centre: Array) -> Array:
-    return jnp.square(x - centre[None, :]).sum(1)
-
-
-def _plusplus(key: Array, x: Array, w: Array, n_components: int) -> Array:
-    """Greedy k-means++ seeds (K, D)."""
-    n_trials = 2 + int(math.log(n_components))
-    key_first, key_rest = jax.random.split(key)
-    first = x[_draw(key_first, w, 1)[0]]
-    centres = jnp.broadcast_to(first[None, :], (n_components, x.shape[1]))
-
-    def add(k: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
-        centres, closest = carry
-        mass = jnp.where(w > 0, w * closest, 0)
-        # All remaining rows lie on a seed: there is nothing to choose between, so any row will do.
-        mass = jnp.where(mass.sum() > 0, mass, w)
-        trials = x[_draw(jax.random.fold_in(key_rest, k), mass, n_trials)]
-
-        def potential(c: Array) -> Array:
-            return jnp.where(w > 0, w * jnp.minimum(closest, _squared_distance(x, c)), 0).sum()
-
-        chosen = trials[jnp.argmin(jax.vmap(potential)(trials))]
-        return centres.at[k].set(chosen), jnp.minimum(closest, _squared_distance(x, chosen))
-
-    centres, _ = lax.fori_loop(1, n_components, add, (centres, _squared_distance(x, first)))
-    return centres
-
-
-def _lloyd(centres: Array, x: Array, w: Array, max_iter: int) -> Array:
-    """Lloyd's iterations until no centre moves by more than rounding; an empty cluster keeps its centre."""
-    n_components = centres.shape[0]
-    rows = block_rows(x.shape[0], *centres.shape)
-    eps = epsilon(x.dtype)
-
-    def step(centres: Array) -> Array:
-        def block(wb: Array, b: Array) -> tuple[Array, Array]:
-            gaps = b.T[None, :, :] - centres[:, :, None]
-            nearest = jnp.argmin(jnp.square(gaps).sum(1), axis=0)
-            share = jax.nn.one_hot(nearest, n_components, dtype=x.dtype, axis=0) * wb[None, :]
-            return share.sum(1), (gaps * share[:, None, :]).sum(-1)
-
-        mass, moved = sum_rows(block, w, x, block_size=rows)
-        return centres + jnp.where(mass > 0, 1, 0)[:, None] * moved / jnp.where(mass > 0, mass, 1)[:, None]
-
-    def go_on(state: tuple[Array, Array, Array]) -> Array:
-        centres, previous, count = state
-        moving = (jnp.abs(centres - previous) > 4 * eps * jnp.abs(centres)).any()
-        return (count < max_iter) & moving
-
-    def turn(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        return step(state[0]), state[0], state[2] + 1
-
-    return lax.while_loop(go_on, turn, (step(centres), centres, jnp.ones((), jnp.int32)))[0]
-
-
-def _distinct_rows(key: Array, w: Array, n: int) -> Array:
-    """n different row indices, without replacement in proportion to the weights (the Gumbel trick)."""
-    rows = lax.top_k(jnp.log(w) + jax.random.gumbel(key, w.shape, w.dtype), n)[1]
-    # Where fewer than n rows have weight, one of those again rather than one that does not count.
-    return jnp.where(w[rows] > 0, rows, rows[0])
-
-
-def _random_resp(key: Array, shape: tuple[int, int], dtype: jnp.dtype) -> Array:
-    return jax.nn.softmax(jnp.log(jax.random.exponential(key, shape, dtype)), axis=1)
 
 
 def _inputs(
@@ -118,14 +44,14 @@ def _inputs(
     return validate.key(key), x, ones, validate.n_components(n_components, x.shape[0])
 
 
-_jit_plusplus = jit(_plusplus, static_argnames="n_components")
-_jit_rows = jit(_distinct_rows, static_argnames="n")
-_jit_resp = jit(_random_resp, static_argnames=("shape", "dtype"))
+_jit_plusplus = jit(plusplus, static_argnames="n_components")
+_jit_rows = jit(distinct_rows, static_argnames="n")
+_jit_resp = jit(random_simplex, static_argnames=("shape", "dtype"))
 
 
 @functools.partial(jit, static_argnames=("n_components", "max_iter"))
 def _jit_kmeans(key: Array, x: Array, w: Array, n_components: int, max_iter: int) -> Array:
-    return _lloyd(_plusplus(key, x, w, n_components), x, w, max_iter)
+    return lloyd(plusplus(key, x, w, n_components), x, w, max_iter)
 
 
 def kmeans_plusplus(
@@ -317,9 +243,9 @@ def seeds(
     # A row that does not count may hold anything, NaN too.
     x = jnp.where((ones > 0)[:, None] | jnp.isfinite(x), x, f.shift[None, :])
     scaled = (x - f.shift[None, :]) / unit[None, :]
-    places = _plusplus(key, scaled, ones, n_components)
+    places = plusplus(key, scaled, ones, n_components)
     if init == "kmeans":
-        places = _lloyd(places, scaled, ones, 100)
+        places = lloyd(places, scaled, ones, 100)
     return places * unit[None, :]
 
 
@@ -392,7 +318,7 @@ def start(
         return _mask(init(key, x, n_components, w), n_active)
     shifted = x - f.shift[None, :]
     if init == "random_resp":
-        r = _random_resp(key, (x.shape[0], n_components), x.dtype)
+        r = random_simplex(key, (x.shape[0], n_components), x.dtype)
         if n_active is not None:
             r = jnp.where(jnp.arange(n_components, dtype=jnp.int32)[None, :] < n_active, r, 0)
             r = r / r.sum(1, keepdims=True)
@@ -400,7 +326,7 @@ def start(
         return translate(params, f.shift)
 
     if init == "random_points":
-        rows = _distinct_rows(key, jnp.ones(x.shape[0], x.dtype) if w is None else w, n_components)
+        rows = distinct_rows(key, jnp.ones(x.shape[0], x.dtype) if w is None else w, n_components)
         params = _mask(reference_params(family, shifted[rows], f.variance), n_active)
     else:
         resp = None

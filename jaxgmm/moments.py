@@ -64,6 +64,16 @@ class Moments:
 Reassign = Callable[[Array, Array, Array], Array]
 
 
+def without_junk(w: Array, x: Array, limit: float = float("inf")) -> tuple[Array, Array]:
+    """Weights (B,) and rows (B, D) where one that does not count may hold anything, NaN too.
+
+    What it holds beyond `limit` becomes 0, and there is then no derivative for its weight.
+    """
+    usable = jnp.abs(x) < limit
+    w = jnp.where((w > 0) | usable.all(1), w, 0)
+    return w, jnp.where((w > 0)[:, None] | usable, x, jnp.zeros((), x.dtype))
+
+
 def _block(
     params: GMMParams,
     w: Array,
@@ -73,10 +83,7 @@ def _block(
     reassign: Reassign | None,
 ) -> Moments:
     """The moments of one block of rows x (B, D) with weights w (B,); resp (B, K) or None for the E-step's."""
-    # A row that does not count may hold anything, NaN too; there is then no derivative for its weight.
-    usable = jnp.isfinite(x)
-    w = jnp.where((w > 0) | usable.all(1), w, 0)
-    x = jnp.where((w > 0)[:, None] | usable, x, jnp.zeros((), x.dtype))
+    w, x = without_junk(w, x)
     if shift is not None:
         x = x - shift[None, :]
     y = params.family.whitener(params.scale)(x.T[None, :, :] - params.means[:, :, None])

@@ -22,6 +22,7 @@ from jaxgmm.families.family import Family
 from jaxgmm.families.table import get_family
 from jaxgmm.linalg import embed_diagonal, epsilon, safe_cholesky, sum_rows
 from jaxgmm.params import GMMParams, scale_like
+from jaxgmm.prior_parts import prior_parts
 
 STRENGTH = 0.01
 
@@ -115,17 +116,10 @@ def check(prior: Prior, family: Family, shape: tuple[int, ...], dtype: Any) -> P
     shapes: tuple[tuple[int, ...], ...] = ((), (d,), (d, d))
     if _without_correlations(family):
         shapes = shapes[:1] if family.prior.endswith("II") else shapes[:2]
-    mean, strength, dof, scale, concentration = validate.prior_parts(
-        prior.mean,
-        prior.strength,
-        prior.dof,
-        prior.scale,
-        prior.weight_concentration,
-        shape=shape,
-        scale_shapes=shapes,
-        family_name=family.name,
-        dtype=dtype,
-    )
+    mean, strength, dof, scale, concentration = prior_parts(
+        prior.mean, prior.strength, prior.dof, prior.scale, prior.weight_concentration,
+        shape=shape, scale_shapes=shapes, family_name=family.name, dtype=dtype,
+    )  # fmt: skip
     # One for all and one for each share a compilation.
     alpha = None if concentration is None else jnp.broadcast_to(concentration, shape[:1])
     return Prior(mean, strength, dof, scale, alpha)

@@ -18,10 +18,9 @@ from jaxgmm import validate
 from jaxgmm.density import log_normaliser
 from jaxgmm.families.family import Family
 from jaxgmm.linalg import einsum, epsilon, lower_inverse, safe_cholesky, sum_rows
-from jaxgmm.moments import Moments
+from jaxgmm.moments import Moments, location_and_variance, without_junk
 from jaxgmm.params import GMMParams
 
-_BLOCK_NUMBERS = 1 << 17  # features of one block: with the responsibilities they should stay in the cache
 _LARGE = 1 << 22  # N · K · D from which the second loop's compilation pays
 _MOST_FEATURES = 64
 KERNELS = ("auto", "whitened", "quadratic")
@@ -46,12 +45,6 @@ def n_features_of(kind: str, n_features: int) -> int:
     }[kind]
 
 
-def block_rows(n_samples: int, kind: str, n_components: int, n_features: int) -> int:
-    """Rows per block: a power of two, so that features and responsibilities stay in the cache."""
-    numbers = _BLOCK_NUMBERS // (n_features_of(kind, n_features) + n_components)
-    return min(n_samples, max(256, min(2048, 1 << max(numbers, 1).bit_length() - 1)))
-
-
 def choose(kernel: str, family: Family, n_samples: int, n_components: int, n_features: int) -> str:
     """The kernel of a fit: "whitened", "quadratic", or "auto" where the second is to hand over to the first.
 
@@ -61,36 +54,32 @@ def choose(kernel: str, family: Family, n_samples: int, n_components: int, n_fea
     kernel = validate.choice(kernel, "kernel", KERNELS)
     if kernel == "quadratic" and family.quadratic is None:
         raise ValueError(f"{family.name!r} has no quadratic kernel; use kernel='auto' or 'whitened'")
-    if kernel != "auto" or family.quadratic is None:
-        return "whitened" if kernel == "auto" else kernel
+    if kernel != "auto":
+        return kernel
+    if family.quadratic is None:
+        return "whitened"
     large = n_samples * n_components * n_features >= _LARGE
     return "auto" if large and n_features <= _MOST_FEATURES else "whitened"
 
 
-def _clean(w: Array, x: Array) -> tuple[Array, Array]:
-    # As in `moments`, a row that does not count may hold anything; here also what overflows when squared.
-    usable = jnp.abs(x) < float(jnp.finfo(x.dtype).max) ** 0.25
-    w = jnp.where((w > 0) | usable.all(1), w, 0)
-    return w, jnp.where((w > 0)[:, None] | usable, x, jnp.zeros((), x.dtype))
+def _limit(x: Array) -> float:
+    """How large a number may be in a row that does not count: its square must not overflow."""
+    return float(jnp.finfo(x.dtype).max) ** 0.25
 
 
 def coordinates(kind: str, x: Array, w: Array | None, shift: Array, block_size: int = 2048) -> Coordinates:
     """Survey the data: their mean, and a root of their covariance."""
     n_features = x.shape[1]
 
-    def sums(w: Array, b: Array) -> tuple[Array, Array]:
-        w, b = _clean(w, b)
-        return w.sum(), einsum("b,bd->d", w, b - shift[None, :])
+    centre = location_and_variance(x, w, block_size)[0] - shift
 
-    weight, first = sum_rows(sums, w, x, block_size=block_size)
-    centre = first / weight
-
-    def squares(w: Array, b: Array) -> Array:
-        w, b = _clean(w, b)
+    def squares(w: Array, b: Array) -> tuple[Array, Array]:
+        w, b = without_junk(w, b, _limit(b))
         b = b - (shift + centre)[None, :]
-        return einsum("bd,be->de", b * w[:, None], b)
+        return w.sum(), einsum("bd,be->de", b * w[:, None], b)
 
-    scatter = sum_rows(squares, w, x, block_size=block_size) / weight
+    weight, scatter = sum_rows(squares, w, x, block_size=block_size)
+    scatter = scatter / weight
     variance = jnp.diagonal(scatter)
     variance = jnp.where(variance > 0, variance, 1)
     if kind in _AFFINE:
@@ -197,7 +186,7 @@ def accumulate(
     origin = shift + c.centre
 
     def block(w: Array, b: Array) -> tuple[Array, Array, Array]:
-        w, b = _clean(w, b)
+        w, b = without_junk(w, b, _limit(b))
         centred = (b - origin[None, :]).T
         if kind in _AFFINE:
             u = einsum("de,eb->db", inverse, centred)

@@ -15,13 +15,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxgmm.compilation import is_traced
-from jaxgmm.linalg import epsilon
-
-
-def is_concrete(*values: Any) -> bool:
-    """Whether the values can be looked at, that is, are not being traced."""
-    return not is_traced(*values)
+from jaxgmm.compilation import is_concrete as is_concrete
 
 
 def _now(function: Callable[..., Any], *values: Any) -> Any:
@@ -36,7 +30,7 @@ def _now(function: Callable[..., Any], *values: Any) -> Any:
         return function(*values)
 
 
-def _floating(value: ArrayLike, name: str, wanted: Any = None) -> Array:
+def floating(value: ArrayLike, name: str, wanted: Any = None) -> Array:
     """Any real array as float32 or, where JAX allows it, float64; or in the dtype `wanted`."""
     if not isinstance(value, Array):
         try:
@@ -61,7 +55,8 @@ def _first_bad(a: Array) -> tuple[Array, Array]:
     return bad.any(), jnp.argmax(bad)
 
 
-def _finite(a: Array, name: str, advice: str) -> None:
+def finite(a: Array, name: str, advice: str) -> None:
+    """Raise where a number can be seen not to be finite, with its place and some advice."""
     if not is_concrete(a):
         return
     found, first = _now(_first_bad, a)
@@ -73,7 +68,7 @@ def _finite(a: Array, name: str, advice: str) -> None:
 
 def data(X: ArrayLike, *, n_features: int | None = None, name: str = "X") -> Array:
     """X as a floating array (N, D), N ≥ 1, D ≥ 1, finite where that can be seen."""
-    x = _floating(X, name)
+    x = floating(X, name)
     if x.ndim != 2:
         hint = " A single feature is X[:, None]; a single sample is X[None, :]." if x.ndim == 1 else ""
         raise ValueError(f"{name} must be a 2-D array (n_samples, n_features); got shape {x.shape}.{hint}")
@@ -84,7 +79,7 @@ def data(X: ArrayLike, *, n_features: int | None = None, name: str = "X") -> Arr
             f"{name} must have the {n_features} features of params, shape (n_samples, {n_features}); "
             f"got shape {x.shape}"
         )
-    _finite(x, name, "Drop or impute such rows, or scale the data, before the fit.")
+    finite(x, name, "Drop or impute such rows, or scale the data, before the fit.")
     return x
 
 
@@ -92,13 +87,13 @@ def weight(sample_weight: ArrayLike | None, x: Array) -> Array | None:
     """sample_weight as (N,) in X's dtype: finite, not negative, not all zero; None stays None."""
     if sample_weight is None:
         return None
-    w = _floating(sample_weight, "sample_weight", x.dtype)
+    w = floating(sample_weight, "sample_weight", x.dtype)
     if w.shape != x.shape[:1]:
         raise ValueError(
             f"sample_weight must have shape {x.shape[:1]}, one weight for each row of X {x.shape}; "
             f"got shape {w.shape}"
         )
-    _finite(w, "sample_weight", "A weight of 0 leaves a row out.")
+    finite(w, "sample_weight", "A weight of 0 leaves a row out.")
     if is_concrete(w):
         low, high = map(float, _now(lambda a: (a.min(), a.max()), w))
         if low < 0:
@@ -165,7 +160,7 @@ def not_negative(value: ArrayLike, name: str, dtype: Any) -> Array:
     """A real scalar ≥ 0 in the data's dtype; it may be traced."""
     if isinstance(value, str | bytes) or value is None:
         raise TypeError(f"{name} must be a number; got {value!r}")
-    scalar = _floating(value, name, dtype)
+    scalar = floating(value, name, dtype)
     if scalar.shape != ():
         raise ValueError(f"{name} must be a scalar; got shape {scalar.shape}")
     if is_concrete(scalar) and not 0 <= float(scalar) < np.inf:
@@ -177,7 +172,7 @@ def ratio(value: ArrayLike, dtype: Any) -> Array:
     """max_ratio as a scalar ≥ 1, possibly infinite; it may be traced."""
     if isinstance(value, str | bytes):
         raise TypeError(f"max_ratio must be a number; got {value!r}")
-    scalar = _floating(value, "max_ratio", dtype)
+    scalar = floating(value, "max_ratio", dtype)
     if scalar.shape != ():
         raise ValueError(f"max_ratio must be a scalar; got shape {scalar.shape}")
     if is_concrete(scalar) and not float(scalar) >= 1:
@@ -227,13 +222,13 @@ def key(value: Any) -> Array:
 
 def responsibilities(resp: ArrayLike, x: Array) -> Array:
     """resp as (N, K) in X's dtype, finite and not negative where that can be seen."""
-    r = _floating(resp, "resp", x.dtype)
+    r = floating(resp, "resp", x.dtype)
     if r.ndim != 2 or r.shape[0] != x.shape[0] or r.shape[1] == 0:
         raise ValueError(
             f"resp must have shape ({x.shape[0]}, n_components), one row for each row of X {x.shape}; "
             f"got shape {r.shape}"
         )
-    _finite(r, "resp", "Responsibilities are probabilities.")
+    finite(r, "resp", "Responsibilities are probabilities.")
     if is_concrete(r) and float(_now(jnp.min, r)) < 0:
         raise ValueError(f"resp must not be negative; got {float(_now(jnp.min, r))}")
     if is_concrete(r) and not float(_now(jnp.max, r)) > 0:
@@ -241,86 +236,18 @@ def responsibilities(resp: ArrayLike, x: Array) -> Array:
     return r
 
 
-def prior_parts(
-    mean: Any,
-    strength: Any,
-    dof: Any,
-    scale: Any,
-    concentration: Any,
-    *,
-    shape: tuple[int, ...],
-    scale_shapes: tuple[tuple[int, ...], ...],
-    family_name: str,
-    dtype: Any,
-) -> tuple[Array | None, Array | None, Array | None, Array | None, Array | None]:
-    """The parts of a prior for K components in D dimensions, shape (K, D), in one dtype; None stays None."""
-    for one, other, names in (
-        (mean, strength, ("mean", "strength")),
-        (dof, scale, ("dof", "scale")),
-    ):
-        if (one is None) != (other is None):
-            given, missing = names if other is None else names[::-1]
-            raise ValueError(f"prior.{given} needs prior.{missing} beside it; got None")
-
-    def part(value: Any, name: str, shapes: tuple[tuple[int, ...], ...]) -> Array | None:
-        if value is None:
-            return None
-        a = _floating(value, f"prior.{name}", dtype)
-        if a.shape not in shapes:
-            wanted = " or ".join(str(s) for s in shapes)
-            raise ValueError(
-                f"prior.{name} must have shape {wanted} for {shape[0]} components of {shape[1]} features and "
-                f"covariance_type={family_name!r}; got shape {a.shape}"
-            )
-        _finite(a, f"prior.{name}", "A part of the prior that is not wanted is None.")
-        return a
-
-    m = part(mean, "mean", ((shape[1],),))
-    lam = part(scale, "scale", scale_shapes)
-    alpha = part(concentration, "weight_concentration", ((), (shape[0],)))
-    if alpha is not None and is_concrete(alpha) and not (np.asarray(alpha) > 0).all():
-        raise ValueError(f"prior.weight_concentration must be positive; got {np.asarray(alpha).min()}")
-    if lam is not None and is_concrete(lam):
-        _semidefinite(np.asarray(lam, np.float64), epsilon(dtype))
-    return (
-        m,
-        None if strength is None else not_negative(strength, "prior.strength", dtype),
-        None if dof is None else not_negative(dof, "prior.dof", dtype),
-        lam,
-        alpha,
-    )
-
-
-def _semidefinite(scale: np.ndarray, eps: float) -> None:
-    """Raise unless the prior's scale, a matrix or the diagonal of one, is positive semi-definite."""
-    diagonal = np.diagonal(scale) if scale.ndim == 2 else scale
-    if (diagonal < 0).any():
-        raise ValueError(f"prior.scale must not be negative; got {diagonal.min()}")
-    if scale.ndim < 2:
-        return
-    widths = np.sqrt(np.where(diagonal > 0, diagonal, 1))
-    correlation = scale / widths[:, None] / widths[None, :]
-    if (np.abs(correlation - correlation.T) > 1e-4).any():
-        raise ValueError("prior.scale must be a symmetric matrix; got one that is not")
-    lowest = float(np.linalg.eigvalsh(correlation).min())
-    if lowest < -16 * len(widths) * eps:
-        raise ValueError(
-            f"prior.scale must be positive semi-definite; got a correlation of eigenvalue {lowest}"
-        )
-
-
 def mixture_parts(weights: ArrayLike, means: ArrayLike) -> tuple[Array, Array]:
     """weights (K,) that sum to 1, and means (K, D), in one dtype."""
-    mu = _floating(means, "means")
-    w = _floating(weights, "weights")
+    mu = floating(means, "means")
+    w = floating(weights, "weights")
     if mu.ndim != 2 or 0 in mu.shape:
         raise ValueError(f"means must be a 2-D array (n_components, n_features); got shape {mu.shape}")
     if w.shape != mu.shape[:1]:
         raise ValueError(
             f"weights must have shape {mu.shape[:1]}, one for each row of means {mu.shape}; got {w.shape}"
         )
-    _finite(mu, "means", "Give every component a place.")
-    _finite(w, "weights", "Weights are probabilities.")
+    finite(mu, "means", "Give every component a place.")
+    finite(w, "weights", "Weights are probabilities.")
     if is_concrete(w):
         values = np.asarray(w)
         if (values < 0).any():
@@ -333,12 +260,12 @@ def mixture_parts(weights: ArrayLike, means: ArrayLike) -> tuple[Array, Array]:
 
 def covariances(value: ArrayLike, shape: tuple[int, ...], family_name: str, dtype: Any) -> Array:
     """covariances of the shape that a family asks for; matrices symmetric, all of it finite."""
-    cov = _floating(value, "covariances", dtype)
+    cov = floating(value, "covariances", dtype)
     if cov.shape != shape:
         raise ValueError(
             f"covariances must have shape {shape} for covariance_type={family_name!r}; got shape {cov.shape}"
         )
-    _finite(cov, "covariances", "Give every component a spread.")
+    finite(cov, "covariances", "Give every component a spread.")
     if is_concrete(cov) and cov.ndim >= 2 and len(shape) >= 2 and shape[-1] == shape[-2]:
         matrices = np.asarray(cov)
         widths = np.sqrt(np.abs(np.diagonal(matrices, axis1=-2, axis2=-1)))

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import jaxgmm
+from jaxgmm import compilation
 from jaxgmm.families import full, spherical
 from tests.conftest import every_name_at_a_cost, overlapping, start_from, x64
 
@@ -223,3 +224,47 @@ def test_other_functions_of_float32_stay_float32_under_x64(name):
             )  # fmt: skip
 
         assert not wide(jax.make_jaxpr(everything)(params, X, resp))
+
+
+def doubled():
+    """A small program of ours, long where it is told so."""
+
+    def function(a, *, many):
+        return 2 * a
+
+    return compilation.jit(function, static_argnames="many", long=lambda options: options["many"])
+
+
+def test_a_program_may_stand_in_anothers_whatever_it_is_given():
+    # Options of a part would raise; a part of concrete arguments is one too.
+    program = doubled()
+    one = jnp.ones(3)
+    np.testing.assert_array_equal(jax.jit(lambda a: a + program(one, many=False))(one), 3)
+    np.testing.assert_array_equal(jax.jit(lambda a: program(a, many=False))(one), 2)
+    in_lanes = jax.vmap(lambda a: program(a, many=False) + program(one[0], many=False))
+    np.testing.assert_array_equal(in_lanes(one), 4)
+    np.testing.assert_array_equal(jax.grad(lambda a: program(a, many=False).sum())(one), 2)
+
+
+def test_options_are_for_programs_that_stand_alone_and_are_not_long():
+    program = doubled()
+    if jax.default_backend() != "cpu":
+        pytest.skip("elsewhere there are no options")
+    counts = []
+    for many in (False, True):
+        program(jnp.ones(3), many=many)
+        counts.append((program._program()._cache_size(), program._part._cache_size()))
+    assert counts == [(1, 0), (1, 1)]
+    assert program._cache_size() == 2
+
+
+def test_options_that_this_xla_does_not_know_are_done_without(monkeypatch):
+    compilation.options.cache_clear()
+    try:
+        monkeypatch.setattr(compilation, "CPU_OPTIONS", {"xla_cpu_no_such_option": True})
+        assert compilation.options("cpu") is None
+        program = doubled()
+        np.testing.assert_array_equal(program(jnp.ones(3), many=False), 2)
+        assert compilation.options("gpu") is None
+    finally:
+        compilation.options.cache_clear()

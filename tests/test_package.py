@@ -29,11 +29,12 @@ FLOORS = {
         [
             ["_version"],
             ["compilation", "linalg"],
+            ["seeding"],
             ["krylov"],
             ["fixed_point"],
             ["validate"],
             ["families"],
-            ["params"],
+            ["params", "prior_parts"],
             ["priors"],
             ["density"],
             ["moments"],

@@ -229,7 +229,8 @@ def select(
       prior: as in `fit_restarts`; a `Prior` must fit every structure of the grid.
       max_ratio: as in `fit_best`. Spurious cells are marked, and do not win while there is another.
       n_folds: number of folds of "cv"; for "heldout" the fold is one part in n_folds.
-      progress: called with the name of each structure before it is fitted.
+      progress: called with the name of each structure before it is waited for. For few data, two are under
+        way at a time.
 
     Returns:
       A `Selection`.

@@ -1,0 +1,86 @@
+"""Drawing seeds: k-means++, Lloyd's iterations, distinct rows. Weighted, jittable; same key, same bits."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from jaxgmm.linalg import block_rows, epsilon, sum_rows
+
+
+def _draw(key: Array, mass: Array, n: int) -> Array:
+    """n row indices in proportion to mass (N,); a row without mass is never drawn."""
+    total = jnp.cumsum(mass)
+    below = jnp.nextafter(total[-1], jnp.zeros((), mass.dtype))
+    at = jnp.minimum(jax.random.uniform(key, (n,), mass.dtype) * total[-1], below)
+    return jnp.minimum(jnp.searchsorted(total, at, side="right"), mass.shape[0] - 1)
+
+
+def _squared_distance(x: Array, centre: Array) -> Array:
+    return jnp.square(x - centre[None, :]).sum(1)
+
+
+def plusplus(key: Array, x: Array, w: Array, n_components: int) -> Array:
+    """Greedy k-means++ seeds (K, D)."""
+    n_trials = 2 + int(math.log(n_components))
+    key_first, key_rest = jax.random.split(key)
+    first = x[_draw(key_first, w, 1)[0]]
+    centres = jnp.broadcast_to(first[None, :], (n_components, x.shape[1]))
+
+    def add(k: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        centres, closest = carry
+        mass = jnp.where(w > 0, w * closest, 0)
+        # All remaining rows lie on a seed: there is nothing to choose between, so any row will do.
+        mass = jnp.where(mass.sum() > 0, mass, w)
+        trials = x[_draw(jax.random.fold_in(key_rest, k), mass, n_trials)]
+
+        def potential(c: Array) -> Array:
+            return jnp.where(w > 0, w * jnp.minimum(closest, _squared_distance(x, c)), 0).sum()
+
+        chosen = trials[jnp.argmin(jax.vmap(potential)(trials))]
+        return centres.at[k].set(chosen), jnp.minimum(closest, _squared_distance(x, chosen))
+
+    centres, _ = lax.fori_loop(1, n_components, add, (centres, _squared_distance(x, first)))
+    return centres
+
+
+def lloyd(centres: Array, x: Array, w: Array, max_iter: int) -> Array:
+    """Lloyd's iterations until no centre moves by more than rounding; an empty cluster keeps its centre."""
+    n_components = centres.shape[0]
+    rows = block_rows(x.shape[0], *centres.shape)
+    eps = epsilon(x.dtype)
+
+    def step(centres: Array) -> Array:
+        def block(wb: Array, b: Array) -> tuple[Array, Array]:
+            gaps = b.T[None, :, :] - centres[:, :, None]
+            nearest = jnp.argmin(jnp.square(gaps).sum(1), axis=0)
+            share = jax.nn.one_hot(nearest, n_components, dtype=x.dtype, axis=0) * wb[None, :]
+            return share.sum(1), (gaps * share[:, None, :]).sum(-1)
+
+        mass, moved = sum_rows(block, w, x, block_size=rows)
+        return centres + jnp.where(mass > 0, 1, 0)[:, None] * moved / jnp.where(mass > 0, mass, 1)[:, None]
+
+    def go_on(state: tuple[Array, Array, Array]) -> Array:
+        centres, previous, count = state
+        moving = (jnp.abs(centres - previous) > 4 * eps * jnp.abs(centres)).any()
+        return (count < max_iter) & moving
+
+    def turn(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        return step(state[0]), state[0], state[2] + 1
+
+    return lax.while_loop(go_on, turn, (step(centres), centres, jnp.ones((), jnp.int32)))[0]
+
+
+def distinct_rows(key: Array, w: Array, n: int) -> Array:
+    """n different row indices, without replacement in proportion to the weights (the Gumbel trick)."""
+    rows = lax.top_k(jnp.log(w) + jax.random.gumbel(key, w.shape, w.dtype), n)[1]
+    # Where fewer than n rows have weight, one of those again rather than one that does not count.
+    return jnp.where(w[rows] > 0, rows, rows[0])
+
+
+def random_simplex(key: Array, shape: tuple[int, int], dtype: jnp.dtype) -> Array:
+    """Rows (N, K), each uniform on the simplex."""
+    return jax.nn.softmax(jnp.log(jax.random.exponential(key, shape, dtype)), axis=1)
