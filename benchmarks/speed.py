@@ -108,9 +108,9 @@ def floor(case: dict[str, Any], rate: dict[str, float]) -> float:
     return products / rate["gemm"] + n * k / rate["exp"] + 4 * n * d / (rate["copy"] / 2)
 
 
-def measure(case: dict[str, Any], threads: int, repeats: int) -> None:
+def measure(case: dict[str, Any], libraries: list[str], threads: int, repeats: int) -> None:
     running, answers = [], {}
-    for name in LIBRARIES:
+    for name in libraries:
         library = Library(name, threads)
         answer = library.ask(do="prepare", case=case | {"seed": 0})
         if "absent" in answer:
@@ -154,6 +154,7 @@ def measure(case: dict[str, Any], threads: int, repeats: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cases", default=",".join(CASES), help="letters of the cases, with commas")
+    parser.add_argument("--libraries", default=",".join(LIBRARIES), help="names, with commas")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1, help="cores that each process is pinned to")
     args = parser.parse_args()
@@ -165,7 +166,7 @@ def main() -> None:
         print(
             f"{letter}: N={case['n']:,} D={case['d']} K={case['k']} {case['kind']}, {args.threads} thread(s)"
         )
-        measure(case, args.threads, args.repeats)
+        measure(case, args.libraries.split(","), args.threads, args.repeats)
 
 
 if __name__ == "__main__":
