@@ -59,6 +59,13 @@ class Chart(NamedTuple):
     back: Callable[[PyTree, PyTree], PyTree]  # (reference, coordinates) -> θ; NaN outside the domain
 
 
+class Memory(NamedTuple):
+    """What an iteration has learnt, for one that goes on from where it ended."""
+
+    radius: Array  # ()  the longest extrapolation that may be tried
+    horizon: Array  # ()  the distance still to go, in units of the latest step
+
+
 class Solution(NamedTuple):
     """The last point whose evaluation was good, and how the iteration ended there."""
 
@@ -67,6 +74,7 @@ class Solution(NamedTuple):
     n_iter: Array  # ()  int32: applications of F on the way to `point`
     status: Array  # ()  int32, a Status
     history: Array  # (history_size,)
+    memory: Memory
 
 
 class State(NamedTuple):
@@ -105,10 +113,7 @@ def _extrapolate(
     chart: Chart, points: tuple[PyTree, PyTree, PyTree], radius: Array, finest: Array
 ) -> tuple[PyTree, Array]:
     """SQUAREM's θ0 + 2αr + α²v in the chart about the middle point; also whether α was cut to `radius`."""
-    # One program for the three of them.
-    stacked = jax.tree.map(lambda *a: jnp.stack(a), *points)
-    charted = jax.vmap(functools.partial(chart.to, points[1]))(stacked)
-    c0, c1, c2 = (jax.tree.map(lambda a, i=i: a[i], charted) for i in range(3))
+    c0, c1, c2 = (chart.to(points[1], p) for p in points)
     r = jax.tree.map(lambda a, b: b - a, c0, c1)
     v = jax.tree.map(lambda a, b, d: (b - a) - d, c1, c2, r)
     wanted = jnp.maximum(_norm(r) / jnp.maximum(_norm(v), float(jnp.finfo(radius.dtype).tiny)), 1)
@@ -268,8 +273,14 @@ def _implicit(
     return (point, report), (point_dot, report_dot)
 
 
-def begin(start: PyTree, history_size: int, dtype: Any) -> State:
+def no_memory(dtype: Any) -> Memory:
+    """What is known before anything has been tried."""
+    return Memory(jnp.full((), _FIRST_RADIUS, dtype), jnp.zeros((), dtype))
+
+
+def begin(start: PyTree, memory: Memory, history_size: int) -> State:
     """The state before the first turn from a start."""
+    dtype = memory.radius.dtype
     nan = jnp.full((), jnp.nan, dtype)
     return State(
         base=start,
@@ -277,11 +288,11 @@ def begin(start: PyTree, history_size: int, dtype: Any) -> State:
         point=start,
         extrapolated=jnp.asarray(False),
         at_radius=jnp.asarray(False),
-        radius=jnp.full((), _FIRST_RADIUS, dtype),
+        radius=memory.radius,
         objective=jnp.full((), -jnp.inf, dtype),
         report=nan,
         step=nan,
-        horizon=jnp.zeros((), dtype),
+        horizon=memory.horizon,
         n_iter=jnp.zeros((), jnp.int32),
         status=jnp.full((), RUNNING, jnp.int32),
         history=jnp.full((history_size,), jnp.nan, dtype),
@@ -359,6 +370,7 @@ def solve(
     accelerate: Array,
     history_size: int,
     derivative: Derivative = _RAW,
+    memory: Memory | None = None,
 ) -> Solution:
     """Iterate θ ← F(θ) to its fixed point, with safeguarded squared extrapolation (SQUAREM).
 
@@ -382,6 +394,7 @@ def solve(
       accelerate: () bool.
       history_size: how many entries of `report` are kept; entry i is the best point's after i + 1 steps.
       derivative: how the solution is differentiated; static.
+      memory: what an iteration that ended at `start` had learnt, if there was one.
 
     Returns:
       A `Solution`, whose `report` belongs to the very point that is returned.
@@ -396,7 +409,8 @@ def solve(
     def one(s: State) -> State:
         return turn(evaluate(s.point, stopped), s, chart, tol, max_iter, accelerate)
 
-    end = lax.while_loop(lambda s: s.status == RUNNING, one, begin(start, history_size, tol.dtype))
+    known = no_memory(tol.dtype) if memory is None else lax.stop_gradient(memory)
+    end = lax.while_loop(lambda s: s.status == RUNNING, one, begin(start, known, history_size))
     return solution(evaluate, derivative, end, data)
 
 
@@ -406,4 +420,5 @@ def solution(
     """What an iteration that has ended found, with its derivative with respect to the data."""
     converged = end.status == Status.CONVERGED
     point, report = _with_derivative(evaluate, derivative, end.base, end.report, converged, data)
-    return Solution(point, report, end.n_iter, end.status, end.history)
+    memory = Memory(end.radius, end.horizon)
+    return Solution(point, report, end.n_iter, end.status, end.history, memory)

@@ -14,8 +14,10 @@ from jax import Array, lax
 # An accelerator's default may be TF32 or bfloat16, whose three digits are fewer than a covariance needs.
 PRECISION = lax.Precision.HIGHEST
 
-# Working set of one row block in numbers: the (K, D, block) residuals should stay in the second-level cache.
-_BLOCK_NUMBERS = 1 << 18
+# Working set of one row block in numbers: on a CPU the (K, D, block) residuals should stay in its second
+# cache. An accelerator wants blocks that keep all of it busy, and has the memory.
+_BLOCK_NUMBERS = {"cpu": 1 << 18}
+_ACCELERATOR_BLOCK_NUMBERS = 1 << 27
 
 
 def epsilon(dtype: Any) -> float:
@@ -34,10 +36,11 @@ def embed_diagonal(values: Array) -> Array:
     return values[..., None] * identity.reshape((1,) * (values.ndim - 1) + identity.shape)
 
 
-# From this many multiplications on, D³ for each matrix, a triangular inverse is made of products: LAPACK's
-# batched solvers in jaxlib 0.10 wait for each other without end where as many run at once as there are
-# threads. Seen from 2e5 on; below 1.3e5 they do not divide their work, and are safe.
-_FEW = 1 << 16
+# From this many multiplications on, D³ for each matrix and a few besides, a triangular inverse is made of
+# products: LAPACK's batched solvers in jaxlib 0.10 wait for each other without end where as many run at once
+# as there are threads. Seen for 4096 matrices of 3 × 3 and 400 of 8 × 8, and not for 256 of 8 × 8 or 1000 of
+# 5 × 5: for fewer they do not divide their work.
+_FEW = 120_000
 
 
 def _blockwise_inverse(lower: Array) -> Array:
@@ -63,7 +66,7 @@ def _blockwise_inverse(lower: Array) -> Array:
 
 @jax.custom_batching.custom_vmap
 def _inverse(lower: Array) -> Array:
-    if math.prod(lower.shape) * lower.shape[-1] > _FEW:
+    if math.prod(lower.shape[:-2]) * (lower.shape[-1] ** 3 + 8) > _FEW:
         return _blockwise_inverse(lower)
     identity = jnp.broadcast_to(jnp.eye(lower.shape[-1], dtype=lower.dtype), lower.shape)
     return lax.linalg.triangular_solve(lower, identity, left_side=True, lower=True)
@@ -123,10 +126,12 @@ def safe_cholesky(matrices: Array, jitter: Array) -> Array:
 
 
 def block_rows(n_samples: int, n_components: int, n_features: int, lanes: int = 1) -> int:
-    """Rows per block: as many as keep (K, D, block) in cache, between 128 and 2048 (8 for many lanes)."""
-    rows = _BLOCK_NUMBERS // max(1, n_components * n_features * lanes)
+    """Rows per block: on a CPU as many as keep (K, D, block) in cache, 128 (8 for many lanes) to 2048."""
+    numbers = _BLOCK_NUMBERS.get(jax.default_backend(), _ACCELERATOR_BLOCK_NUMBERS)
+    rows = numbers // max(1, n_components * n_features * lanes)
     power = 1 << max(rows, 1).bit_length() - 1
-    return min(n_samples, min(2048, max(128 if lanes == 1 else 8, power)))
+    most = 2048 if jax.default_backend() in _BLOCK_NUMBERS else 1 << 20
+    return min(n_samples, min(most, max(128 if lanes == 1 else 8, power)))
 
 
 def _two_sum(total: Array, error: Array, term: Array) -> tuple[Array, Array]:

@@ -13,7 +13,7 @@ from jax import Array, lax
 from jaxgmm import fixed_point, priors, quadratic, slots
 from jaxgmm.em_map import Frame, admissible, chart, coordinates, evaluate, frame, with_prior
 from jaxgmm.families.family import Family
-from jaxgmm.fixed_point import Evaluation, Solution, Status
+from jaxgmm.fixed_point import Evaluation, Memory, Solution, Status, no_memory
 from jaxgmm.linalg import block_rows
 from jaxgmm.moments import accumulate
 from jaxgmm.params import GMMParams, translate
@@ -22,8 +22,8 @@ from jaxgmm.result import FitResult
 
 _TOGETHER = 1 << 18  # numbers that the lanes of one turn may work on for each block of rows: a CPU's cache
 
-# (the map, starts, what is known of the data, limits on the steps, lanes at once) -> where they ended
-Solve = Callable[[Callable[..., Evaluation], GMMParams, Frame, Array, int], Solution]
+# (the map, starts, what is known of the data, limits on the steps, memory, lanes at once) -> where they end
+Solve = Callable[[Callable[..., Evaluation], GMMParams, Frame, Array, Memory | None, int], Solution]
 
 
 def concurrency(n_lanes: int, n_samples: int, numbers: int) -> int:
@@ -52,7 +52,7 @@ class Settings(NamedTuple):
 
 
 def _continued(
-    first: Solution, begin: GMMParams, again: Callable[[GMMParams, Array], Solution], max_iter: Array
+    first: Solution, begin: GMMParams, again: Callable[[GMMParams, Array, Memory], Solution], max_iter: Array
 ) -> Solution:
     """A fit that begins where another one ended, as one fit; from `begin`, if that one came to harm.
 
@@ -64,7 +64,9 @@ def _continued(
         return jnp.where(sound.reshape(sound.shape + (1,) * (a.ndim - sound.ndim)), a, b)
 
     taken = jnp.where(sound, first.n_iter, 0)
-    rest = again(jax.tree.map(choose, first.point, begin), max_iter - taken)
+    fresh = no_memory(first.report.dtype)
+    memory = jax.tree.map(lambda a, b: jnp.where(sound, a, b), first.memory, fresh)
+    rest = again(jax.tree.map(choose, first.point, begin), max_iter - taken, memory)
     history = rest.history
     size = history.shape[-1]
     if size:
@@ -79,9 +81,9 @@ def _solve(begin: GMMParams, f: Frame, s: Settings, solve: Solve, limit: Array, 
     family, n_samples, (k, d) = begin.family, s.x.shape[0], begin.means.shape[-2:]
     kind = family.quadratic
 
-    def exact(point: GMMParams, limit: Array) -> Solution:
+    def exact(point: GMMParams, limit: Array, memory: Memory | None = None) -> Solution:
         width = concurrency(n_lanes, n_samples, k * d)
-        return solve(functools.partial(evaluate, s.block_size), point, f, limit, width)
+        return solve(functools.partial(evaluate, s.block_size), point, f, limit, memory, width)
 
     if s.kernel == "whitened" or kind is None:
         return exact(begin, limit)
@@ -90,7 +92,7 @@ def _solve(begin: GMMParams, f: Frame, s: Settings, solve: Solve, limit: Array, 
     rows = block_rows(n_samples, quadratic.n_features_of(kind, d) + width * k, 2)
     step = functools.partial(evaluate, rows)
     raw = f._replace(quadratic=quadratic.coordinates(kind, s.x, s.w, f.shift))
-    first = solve(step, begin, raw, limit, width)
+    first = solve(step, begin, raw, limit, None, width)
     if s.kernel == "quadratic":
         return first
     return _continued(lax.stop_gradient(first), begin, exact, limit)
@@ -153,8 +155,15 @@ def run(
     f = with_prior(f, prior, params.family, params.means.shape)
     options = _options(params.family, s)
 
-    def solve(step: Callable[..., Evaluation], start: GMMParams, f: Frame, limit: Array, _: int) -> Solution:
-        return fixed_point.solve(step, start, (x, w, f), max_iter=limit, **options)
+    def solve(
+        step: Callable[..., Evaluation],
+        start: GMMParams,
+        f: Frame,
+        limit: Array,
+        memory: Memory | None,
+        _: int,
+    ) -> Solution:
+        return fixed_point.solve(step, start, (x, w, f), max_iter=limit, memory=memory, **options)
 
     begin = translate(admissible(params), -f.shift)
     return _report(_solve(begin, f, s, solve, max_iter), f, s)
@@ -195,10 +204,21 @@ def run_many(
         return f._replace(prior=jax.tree.map(lambda a: jnp.take(a, lane, axis=0, mode="clip"), pseudo))
 
     def solve(
-        step: Callable[..., Evaluation], starts: GMMParams, f: Frame, limits: Array, width: int
+        step: Callable[..., Evaluation],
+        starts: GMMParams,
+        f: Frame,
+        limits: Array,
+        memory: Memory | None,
+        width: int,
     ) -> Solution:
         return slots.solve(
-            step, starts, lambda lane: (x, w, framed(f, lane)), width=width, max_iter=limits, **options
+            step,
+            starts,
+            lambda lane: (x, w, framed(f, lane)),
+            width=width,
+            max_iter=limits,
+            memory=memory,
+            **options,
         )
 
     begin = jax.vmap(lambda p: translate(admissible(p), -f.shift))(params)

@@ -14,7 +14,19 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxgmm.fixed_point import RUNNING, Chart, Derivative, Evaluation, Solution, State, begin, solution, turn
+from jaxgmm.fixed_point import (
+    RUNNING,
+    Chart,
+    Derivative,
+    Evaluation,
+    Memory,
+    Solution,
+    State,
+    begin,
+    no_memory,
+    solution,
+    turn,
+)
 
 PyTree = Any
 
@@ -46,6 +58,7 @@ def solve(
     accelerate: Array,
     history_size: int,
     derivative: Derivative,
+    memory: Memory | None = None,
 ) -> Solution:
     """`fixed_point.solve` from each of some starts.
 
@@ -60,6 +73,7 @@ def solve(
       accelerate: as there.
       history_size: as there.
       derivative: as there.
+      memory: as there, with a leading axis R.
 
     Returns:
       A `Solution` with a leading axis R.
@@ -67,8 +81,9 @@ def solve(
     n_lanes = int(max_iter.shape[0])
     width = min(width, n_lanes)
     lanes = jnp.arange(n_lanes, dtype=jnp.int32)
-    starts = lax.stop_gradient(starts)
-    first = jax.vmap(lambda p: begin(p, history_size, tol.dtype))(starts)
+    if memory is None:
+        memory = jax.tree.map(lambda a: jnp.broadcast_to(a, (n_lanes,)), no_memory(tol.dtype))
+    first = jax.vmap(lambda p, m: begin(p, m, history_size))(*lax.stop_gradient((starts, memory)))
 
     def one(s: State, lane: Array) -> State:
         data = lax.stop_gradient(data_of(lane))

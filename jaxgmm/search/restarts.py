@@ -50,12 +50,13 @@ def _fit_lanes(
     reg_covar: Array,
     accelerate: Array,
     prior: Prior | None,
+    starts: GMMParams | None,
     *,
     default: bool,
     family: Family,
     n_components: int,
     n_init: int,
-    init: Init,
+    init: Init | None,
     block_size: int,
     history_size: int,
     kernel: str,
@@ -73,6 +74,7 @@ def _fit_lanes(
         return priors.default(x, w, on, family)
 
     def begin(key: Array, lane: Array) -> GMMParams:
+        assert init is not None
         f = with_prior(surveyed, prior_of(lane), family, (n_components, x.shape[1]))
         return start(
             key, x, w, f, family=family, n_components=n_components, block_size=block_size, init=init,
@@ -80,7 +82,7 @@ def _fit_lanes(
         )  # fmt: skip
 
     results = run_many(
-        jax.vmap(begin)(keys, jnp.arange(n_lanes, dtype=jnp.int32)),
+        jax.vmap(begin)(keys, jnp.arange(n_lanes, dtype=jnp.int32)) if starts is None else starts,
         x,
         w,
         tol,
@@ -99,6 +101,17 @@ def _fit_lanes(
     return jax.vmap(best)(grouped)
 
 
+def _checked(starts: GMMParams, n_components: int, x: Array) -> GMMParams:
+    """Starting mixtures (R, …) in the data's dtype."""
+    shape = tuple(starts.means.shape)
+    if len(shape) != 3 or shape[1:] != (n_components, x.shape[1]):
+        raise ValueError(
+            "starting mixtures as init must have a leading axis, and means of shape (n_init, "
+            f"{n_components}, {x.shape[1]}) for n_components={n_components} and X {x.shape}; got {shape}"
+        )
+    return jax.tree.map(lambda a: jnp.asarray(a, x.dtype), starts)
+
+
 def _fit_many(
     key: Array,
     X: ArrayLike,
@@ -107,7 +120,7 @@ def _fit_many(
     sample_weight: ArrayLike | None,
     covariance_type: str | Family,
     n_init: int,
-    init: Init,
+    init: Init | GMMParams,
     tol: ArrayLike,
     max_iter: Any,
     reg_covar: ArrayLike,
@@ -120,6 +133,12 @@ def _fit_many(
     x = validate.data(X)
     w = validate.weight(sample_weight, x)
     n_init = validate.count(n_init, "n_init", 1)
+    family, starts = get_family(covariance_type), None
+    if isinstance(init, GMMParams):
+        if sizes is not None:
+            raise TypeError("init of fit_components cannot be starting mixtures; give them to fit_restarts")
+        starts = _checked(init, n_components, x)
+        family, n_init, init = init.family, starts.means.shape[0], "kmeans"
     lanes = n_init * (1 if sizes is None else len(sizes))
     width = concurrency(lanes, x.shape[0], n_components * x.shape[1])
     rows = (
@@ -127,7 +146,6 @@ def _fit_many(
         if block_size is None
         else min(validate.count(block_size, "block_size", 1), x.shape[0])
     )
-    family = get_family(covariance_type)
     given = None
     named = priors.check_name(prior)
     if named is not None and not isinstance(named, str):
@@ -142,6 +160,7 @@ def _fit_many(
         validate.not_negative(reg_covar, "reg_covar", x.dtype),
         validate.flag(accelerate, "accelerate"),
         given,
+        starts,
         default=isinstance(prior, str),
         family=family,
         n_components=n_components,
@@ -161,7 +180,7 @@ def fit_restarts(
     *,
     covariance_type: str | Family = "full",
     n_init: int = 10,
-    init: Init = "kmeans++",
+    init: Init | GMMParams = "kmeans++",
     tol: ArrayLike = TOL,
     max_iter: int | Array = MAX_ITER,
     reg_covar: ArrayLike = REG_COVAR,
@@ -182,8 +201,9 @@ def fit_restarts(
       n_init: number of starts; static.
       init: "kmeans++" (seeds, hard assignment, one M-step), "kmeans", "random_points" (K rows, every
         component as wide as the data), "random_resp", "hierarchical" (Ward's clusters; every start is the
-        same, so n_init=1 says all), or a function (key, X, n_components, sample_weight)
-        -> GMMParams.
+        same, so n_init=1 says all), a function (key, X, n_components, sample_weight)
+        -> GMMParams, or the starting mixtures themselves: GMMParams with a leading axis, whose own length and
+        structure then count.
       tol: as in `fit`.
       max_iter: as in `fit`.
       reg_covar: as in `m_step`.
