@@ -68,3 +68,5 @@ from jaxgmm.search.select import select as select
 from jaxgmm.search.spurious import Spurious as Spurious
 from jaxgmm.search.tournament import BestFit as BestFit
 from jaxgmm.search.tournament import fit_best as fit_best
+from jaxgmm.sharded import fit_sharded as fit_sharded
+from jaxgmm.sharded import use_cores as use_cores

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
+import jax
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxgmm import priors, quadratic, validate
+from jaxgmm import priors, quadratic, sharded, validate
 from jaxgmm.compilation import jit
 from jaxgmm.density import e_step as e_step
 from jaxgmm.density import inputs
@@ -15,17 +17,16 @@ from jaxgmm.em_map import frame, maximise, weighted_m_step, with_prior
 from jaxgmm.families.family import Family
 from jaxgmm.families.table import get_family
 from jaxgmm.fixed_point import Status as Status
-from jaxgmm.linalg import block_rows
+from jaxgmm.linalg import AxisName, block_rows, rows_over
+from jaxgmm.loop import HISTORY_SIZE as HISTORY_SIZE
+from jaxgmm.loop import MAX_ITER as MAX_ITER
+from jaxgmm.loop import REG_COVAR as REG_COVAR
+from jaxgmm.loop import TOL as TOL
 from jaxgmm.loop import run as run
 from jaxgmm.moments import Moments, accumulate
 from jaxgmm.params import GMMParams, translate
 from jaxgmm.priors import Prior
 from jaxgmm.result import FitResult as FitResult
-
-TOL = 1e-5
-MAX_ITER = 1000
-REG_COVAR = 1e-6
-HISTORY_SIZE = 256
 
 
 def _checked(prior: Prior | None, family: Family, shape: tuple[int, ...], x: Array) -> Prior | None:
@@ -96,13 +97,21 @@ def m_step(
     return _m_step(r, x, w, reg, checked, family=family, block_size=rows)
 
 
-@functools.partial(jit, static_argnames="block_size")
+@functools.partial(jit, static_argnames=("block_size", "axis_name"))
 def _em_step(
-    params: GMMParams, x: Array, w: Array | None, reg_covar: Array, prior: Prior | None, *, block_size: int
+    params: GMMParams,
+    x: Array,
+    w: Array | None,
+    reg_covar: Array,
+    prior: Prior | None,
+    *,
+    block_size: int,
+    axis_name: AxisName,
 ) -> tuple[GMMParams, Moments]:
-    f = with_prior(frame(x, w, reg_covar), prior, params.family, params.means.shape)
-    relative = translate(params, -f.shift)
-    moments = accumulate(relative, x, w, shift=f.shift, block_size=block_size)
+    with rows_over(axis_name):
+        f = with_prior(frame(x, w, reg_covar), prior, params.family, params.means.shape)
+        relative = translate(params, -f.shift)
+        moments = accumulate(relative, x, w, shift=f.shift, block_size=block_size)
     new, _ = maximise(relative, moments, f.ridge, f.prior)
     return translate(new, f.shift), moments
 
@@ -127,6 +136,7 @@ def em_step(
     reg_covar: ArrayLike = REG_COVAR,
     prior: Prior | None = None,
     block_size: int | None = None,
+    axis_name: AxisName = None,
 ) -> tuple[GMMParams, Moments]:
     """One EM iteration, m_step ∘ e_step, by row blocks: nothing of size (N, K) is ever stored.
 
@@ -137,6 +147,8 @@ def em_step(
       reg_covar: as in `m_step`.
       prior: as in `m_step`.
       block_size: rows per block; None chooses from the shapes.
+      axis_name: inside `shard_map`, `pmap` or `vmap`, the name of a mapped axis of which X holds one part of
+        the rows: the step is then that of all of them, and the same in every part. Static.
 
     Returns:
       The next params, and the `Moments` about `params`; moments.log_likelihood is the total at `params`.
@@ -154,7 +166,7 @@ def em_step(
     params, x, w, rows = _prepare(params, X, sample_weight, block_size)
     reg = validate.not_negative(reg_covar, "reg_covar", x.dtype)
     checked = _checked(prior, params.family, params.means.shape, x)
-    return _em_step(params, x, w, reg, checked, block_size=rows)
+    return _em_step(params, x, w, reg, checked, block_size=rows, axis_name=axis_name)
 
 
 _fit = jit(
@@ -207,6 +219,8 @@ def fit(
         "auto": for large problems the quadratic one as far as its rounding allows, and from there, for the
         steps that decide convergence and the result, the whitened one. Static.
 
+    On a CPU whose cores JAX shows as devices (`use_cores`), a large fit is divided among them.
+
     Of these only block_size, history_size, unconverged_gradient and kernel are static: other values compile
     nothing anew.
 
@@ -234,17 +248,22 @@ def fit(
       Dempster, Laird & Rubin (1977); Varadhan & Roland (2008) for the extrapolation.
     """
     params, x, w, rows = _prepare(params, X, sample_weight, block_size)
-    return _fit(
-        params,
-        x,
-        w,
+    numbers = (
         validate.not_negative(tol, "tol", x.dtype),
         validate.step_limit(max_iter),
         validate.not_negative(reg_covar, "reg_covar", x.dtype),
         validate.flag(accelerate, "accelerate"),
-        _checked(prior, params.family, params.means.shape, x),
-        block_size=rows,
-        history_size=validate.count(history_size, "history_size", 0),
-        unconverged=validate.choice(unconverged_gradient, "unconverged_gradient", ("nan", "warn", "ignore")),
-        kernel=quadratic.choose(kernel, params.family, x.shape[0], *params.means.shape),
     )
+    checked = _checked(prior, params.family, params.means.shape, x)
+    options: dict[str, Any] = {
+        "block_size": rows,
+        "history_size": validate.count(history_size, "history_size", 0),
+        "unconverged": validate.choice(
+            unconverged_gradient, "unconverged_gradient", ("nan", "warn", "ignore")
+        ),
+        "kernel": quadratic.choose(kernel, params.family, x.shape[0], *params.means.shape),
+    }
+    if (mesh := sharded.over_cores(params, x, w, numbers, checked)) is not None:
+        result = sharded.fit_divided(params, x, w, numbers, checked, mesh=mesh, **options)
+        return jax.device_put(result, x.sharding)
+    return _fit(params, x, w, *numbers, checked, **options)

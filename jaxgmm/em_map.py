@@ -12,7 +12,7 @@ from jax import Array
 
 from jaxgmm import fixed_point, priors, quadratic
 from jaxgmm.families.family import Family
-from jaxgmm.linalg import epsilon
+from jaxgmm.linalg import AxisName, epsilon, rows_over
 from jaxgmm.moments import Moments, accumulate, location_and_variance
 from jaxgmm.params import GMMParams, has_component_axis
 
@@ -132,7 +132,12 @@ def _hold(image: GMMParams) -> GMMParams:
 
 
 def evaluate(
-    block_size: int, params: GMMParams, data: tuple[Array, Array | None, Frame], *, hold: bool = True
+    block_size: int,
+    params: GMMParams,
+    data: tuple[Array, Array | None, Frame],
+    *,
+    hold: bool = True,
+    axis_name: AxisName = None,
 ) -> fixed_point.Evaluation:
     """One EM step as `fixed_point` wants it: with what rounding can do to it.
 
@@ -143,10 +148,11 @@ def evaluate(
     x, w, f = data
     eps = epsilon(x.dtype)
     shape = (params.n_components, params.n_features)
-    if f.quadratic is None:
-        moments = accumulate(params, x, w, shift=f.shift, block_size=block_size)
-    else:
-        moments = quadratic.accumulate(params, x, w, f.quadratic, shift=f.shift, block_size=block_size)
+    with rows_over(axis_name):
+        if f.quadratic is None:
+            moments = accumulate(params, x, w, shift=f.shift, block_size=block_size)
+        else:
+            moments = quadratic.accumulate(params, x, w, f.quadratic, shift=f.shift, block_size=block_size)
     image, length = maximise(params, moments, f.ridge, f.prior)
     image = _hold(image) if hold else image
     log_likelihood = moments.log_likelihood / moments.total_weight

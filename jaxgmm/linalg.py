@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jax.flatten_util import ravel_pytree
 
 # An accelerator's default may be TF32 or bfloat16, whose three digits are fewer than a covariance needs.
 PRECISION = lax.Precision.HIGHEST
@@ -131,7 +134,9 @@ def block_rows(n_samples: int, n_components: int, n_features: int, lanes: int = 
     rows = numbers // max(1, n_components * n_features * lanes)
     power = 1 << max(rows, 1).bit_length() - 1
     most = 2048 if jax.default_backend() in _BLOCK_NUMBERS else 1 << 20
-    return min(n_samples, min(most, max(128 if lanes == 1 else 8, power)))
+    # Products of D × D matrices with blocks of few rows run at a fraction of their speed.
+    least = max(128, 8 * n_features) if lanes == 1 else 8
+    return min(n_samples, min(most, max(least, power)))
 
 
 def _two_sum(total: Array, error: Array, term: Array) -> tuple[Array, Array]:
@@ -144,6 +149,20 @@ def _two_sum(total: Array, error: Array, term: Array) -> tuple[Array, Array]:
     error = error + ((total - (new - virtual)) + (term - virtual))
     whole = new + error
     return whole, error - (whole - new)
+
+
+AxisName = str | tuple[str, ...] | None
+_axis: contextvars.ContextVar[AxisName] = contextvars.ContextVar("axis", default=None)
+
+
+@contextlib.contextmanager
+def rows_over(axis_name: AxisName) -> Iterator[None]:
+    """While this is traced, `sum_rows` also sums over a mapped axis: the rows of others in `shard_map`."""
+    token = _axis.set(axis_name)
+    try:
+        yield
+    finally:
+        _axis.reset(token)
 
 
 def sum_rows(body: Callable[..., Any], weight: Array | None, *rows: Array, block_size: int) -> Any:
@@ -164,7 +183,7 @@ def sum_rows(body: Callable[..., Any], weight: Array | None, *rows: Array, block
     if weight is None:
         weight = jnp.ones(n_samples, rows[0].dtype)
     if n_samples <= block_size:
-        return body(weight, *rows)
+        return _everywhere(body(weight, *rows))
 
     # Reverse mode computes a block again rather than keep what it computed for every row.
     remade = jax.checkpoint(body)
@@ -182,7 +201,17 @@ def sum_rows(body: Callable[..., Any], weight: Array | None, *rows: Array, block
     zeros = [(jnp.zeros(s.shape, s.dtype),) * 2 for s in jax.tree.leaves(shapes)]
     n_blocks = -(-n_samples // block_size)
     carry, _ = lax.scan(one, zeros, jnp.arange(n_blocks, dtype=jnp.int32))
-    return jax.tree.unflatten(jax.tree.structure(shapes), [total + error for total, error in carry])
+    return _everywhere(
+        jax.tree.unflatten(jax.tree.structure(shapes), [total + error for total, error in carry])
+    )
+
+
+def _everywhere(sums: Any) -> Any:
+    """Sums over one's own rows as sums over all of them, in one message."""
+    if _axis.get() is None:
+        return sums
+    flat, unravel = ravel_pytree(sums)
+    return unravel(lax.psum(flat, _axis.get()))
 
 
 def map_rows(body: Callable[..., Any], *rows: Array, block_size: int) -> Any:

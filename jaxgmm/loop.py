@@ -14,12 +14,16 @@ from jaxgmm import fixed_point, priors, quadratic, slots
 from jaxgmm.em_map import Frame, admissible, chart, coordinates, evaluate, frame, with_prior
 from jaxgmm.families.family import Family
 from jaxgmm.fixed_point import Evaluation, Memory, Solution, Status, no_memory
-from jaxgmm.linalg import block_rows
+from jaxgmm.linalg import AxisName, block_rows, rows_over, sum_rows
 from jaxgmm.moments import accumulate
 from jaxgmm.params import GMMParams, translate
 from jaxgmm.priors import Prior
 from jaxgmm.result import FitResult
 
+TOL = 1e-5
+MAX_ITER = 1000
+REG_COVAR = 1e-6
+HISTORY_SIZE = 256
 _TOGETHER = 1 << 18  # numbers that the lanes of one turn may work on for each block of rows: a CPU's cache
 
 # (the map, starts, what is known of the data, limits on the steps, memory, lanes at once) -> where they end
@@ -49,6 +53,7 @@ class Settings(NamedTuple):
     history_size: int
     unconverged: str
     kernel: str
+    axis_name: AxisName = None
 
 
 def _continued(
@@ -83,15 +88,17 @@ def _solve(begin: GMMParams, f: Frame, s: Settings, solve: Solve, limit: Array, 
 
     def exact(point: GMMParams, limit: Array, memory: Memory | None = None) -> Solution:
         width = concurrency(n_lanes, n_samples, k * d)
-        return solve(functools.partial(evaluate, s.block_size), point, f, limit, memory, width)
+        step = functools.partial(evaluate, s.block_size, axis_name=s.axis_name)
+        return solve(step, point, f, limit, memory, width)
 
     if s.kernel == "whitened" or kind is None:
         return exact(begin, limit)
     width = concurrency(n_lanes, n_samples, k)
     # Features and responsibilities of a block, twice over: as they are and as they are multiplied.
     rows = block_rows(n_samples, quadratic.n_features_of(kind, d) + width * k, 2)
-    step = functools.partial(evaluate, rows)
-    raw = f._replace(quadratic=quadratic.coordinates(kind, s.x, s.w, f.shift))
+    step = functools.partial(evaluate, rows, axis_name=s.axis_name)
+    with rows_over(s.axis_name):
+        raw = f._replace(quadratic=quadratic.coordinates(kind, s.x, s.w, f.shift))
     first = solve(step, begin, raw, limit, None, width)
     if s.kernel == "quadratic":
         return first
@@ -118,14 +125,16 @@ def _report(solution: Solution, f: Frame, s: Settings) -> FitResult:
     def as_rounded(p: GMMParams) -> Array:
         # At a large offset the last digits of the means are lost when the shift is added back, and what is
         # reported is the likelihood of what is returned.
-        moments = accumulate(p, s.x, s.w, block_size=s.block_size)
+        with rows_over(s.axis_name):
+            moments = accumulate(p, s.x, s.w, block_size=s.block_size)
         return moments.log_likelihood / moments.total_weight
 
     shifted = (f.shift != 0).any() & jnp.isfinite(solution.report)
     log_likelihood = lax.cond(shifted, as_rounded, lambda p: solution.report, fitted)
     objective = log_likelihood
     if f.prior is not None:
-        total = jnp.asarray(s.x.shape[0], s.x.dtype) if s.w is None else s.w.sum()
+        with rows_over(s.axis_name):
+            total = sum_rows(lambda w, _: w.sum(), s.w, s.x, block_size=s.block_size)
         objective = log_likelihood + priors.log_density(solution.point, f.prior)[0] / total
     return FitResult(fitted, log_likelihood, objective, solution.n_iter, solution.status, solution.history)
 
@@ -145,13 +154,18 @@ def run(
     surveyed: Frame | None = None,
     unconverged: str = "nan",
     kernel: str = "whitened",
+    axis_name: AxisName = None,
 ) -> FitResult:
     """`fit` without its checks, for code that is already inside `jit` or `vmap`.
 
-    `surveyed` is what `frame` says of the data, where the caller already has it.
+    `surveyed` is what `frame` says of the data, where the caller already has it. With the name of an axis of
+    `shard_map`, x and w are one part of the rows, and the fit is that of all of them.
     """
-    s = Settings(x, w, tol, max_iter, reg_covar, accelerate, block_size, history_size, unconverged, kernel)
-    f = frame(x, w, reg_covar) if surveyed is None else surveyed
+    s = Settings(
+        x, w, tol, max_iter, reg_covar, accelerate, block_size, history_size, unconverged, kernel, axis_name
+    )
+    with rows_over(axis_name):
+        f = frame(x, w, reg_covar) if surveyed is None else surveyed
     f = with_prior(f, prior, params.family, params.means.shape)
     options = _options(params.family, s)
 

@@ -1,0 +1,137 @@
+"""A fit whose rows are divided among devices is the fit of all of them."""
+
+import functools
+import json
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxgmm
+from jaxgmm import sharded
+from tests.conftest import NAMES, costly, overlapping, start_from
+
+PROGRAM = """
+import json, sys
+import jaxgmm
+jaxgmm.use_cores(3)
+import jax, jax.numpy as jnp, numpy as np
+jax.config.update("jax_enable_x64", True)
+from jaxgmm import sharded
+from tests.conftest import overlapping, start_from
+
+X, labels = overlapping(301, 3, 3, seed=2)
+rng = np.random.default_rng(0)
+w = rng.uniform(0.5, 2, size=301)
+w[5] = 0.0
+mesh = jax.sharding.Mesh(np.array(jax.devices()), ("rows",))
+gaps = {}
+for name, kernel in (("full", "whitened"), ("full", "quadratic"), ("diag", "auto"), ("VEV", "whitened")):
+    start = start_from(X, labels, name, np.float64)
+    prior = jaxgmm.default_prior(X, 3, covariance_type=name) if name == "full" else None
+    options = {"tol": 0.0, "max_iter": 25, "prior": prior, "kernel": kernel}
+    one = jaxgmm.fit(start, X, w, **options)
+    many = jaxgmm.fit_sharded(start, X, w, mesh=mesh, **options)
+    assert int(one.n_iter) == int(many.n_iter) == 25
+    pairs = [(np.asarray(a), np.asarray(b)) for a, b in zip(*map(jax.tree.leaves, (one, many)), strict=True)]
+    apart = [np.abs(a - b) / (1 + np.abs(a)) for a, b in pairs]
+    gaps[name + kernel] = max(float(np.nanmax(a)) for a in apart)
+
+# What the compiled loop sends: sums of moments, and never rows.
+start = start_from(X, labels, "full", np.float64)
+x, weight = sharded.divide(jnp.asarray(X), None, mesh, "rows")
+numbers = (jnp.asarray(0.0), jnp.asarray(9, jnp.int32), jnp.asarray(1e-6), jnp.asarray(True))
+program = sharded._fit._part.lower(
+    start, x, weight, numbers, None, mesh=mesh, axis_name="rows", block_size=64, history_size=0,
+    unconverged="nan", kernel="whitened",
+).compile().as_text()
+sums = [line for line in program.splitlines() if " all-reduce(" in line and "while/body" in line]
+sent = {word: program.count(word + "(") for word in ("all-gather", "all-to-all", "collective-permute")}
+
+# A large fit divides itself.
+sharded._PAYS = 1
+divided = jaxgmm.fit(start, X, tol=0.0, max_iter=25)
+alone = jaxgmm.fit_sharded(
+    start, X, mesh=jax.sharding.Mesh(np.array(jax.devices()[:1]), ("rows",)),
+    tol=0.0, max_iter=25,
+)
+print(json.dumps({
+    "gaps": gaps, "sent": sent, "devices": len(jax.devices()),
+    "on": len(divided.params.means.sharding.device_set),
+    "divided": float(np.abs(np.asarray(divided.params.means) - np.asarray(alone.params.means)).max()),
+    "sums": len(sums),
+}))
+"""
+
+
+@pytest.fixture(scope="module")
+def three_devices():
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=600, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.slow
+def test_over_three_devices_it_is_the_same_fit(three_devices):
+    assert three_devices["devices"] == 3
+    for what, gap in three_devices["gaps"].items():
+        assert gap < 1e-10 if "quadratic" in what else gap < 1e-11, what
+
+
+@pytest.mark.slow
+def test_no_rows_are_sent_and_the_moments_at_once(three_devices):
+    assert set(three_devices["sent"].values()) == {0}
+    assert three_devices["sums"] == 1
+
+
+@pytest.mark.slow
+def test_a_large_fit_divides_itself_among_the_cores_that_jax_shows(three_devices):
+    assert three_devices["divided"] < 1e-10
+    assert three_devices["on"] == 1
+
+
+@pytest.mark.parametrize("name", [costly(n) for n in NAMES])
+def test_em_step_over_a_mapped_axis_is_that_of_all_rows(double, name):
+    X, labels = overlapping(120, 2, 3)
+    params = start_from(X, labels, name, np.float64)
+    w = np.random.default_rng(0).uniform(0.5, 2, size=120)
+    whole, moments = jaxgmm.em_step(params, X, w)
+    step = functools.partial(jaxgmm.em_step, axis_name="rows")
+    parts, sums = jax.vmap(step, in_axes=(None, 0, 0), axis_name="rows")(
+        params, jnp.asarray(X).reshape(4, 30, 2), jnp.asarray(w).reshape(4, 30)
+    )
+    for i in range(4):
+        jax.tree.map(
+            lambda a, b, i=i: np.testing.assert_allclose(b[i], a, rtol=1e-9, atol=1e-11), whole, parts
+        )
+    np.testing.assert_allclose(sums.log_likelihood, moments.log_likelihood, rtol=1e-12)
+
+
+@pytest.mark.parametrize("n", [5, 7, 12])
+def test_every_row_counts_once_however_few_there_are(n):
+    x, rows = np.arange(2.0 * n).reshape(n, 2), -(-n // 4)
+    total = np.zeros(2)
+    for part in range(4):
+        start, weight = sharded.part_of(part * rows, rows, np.ones(n))
+        total += weight @ x[start : start + rows]
+    np.testing.assert_array_equal(total, x.sum(0))
+
+
+def test_arguments_that_do_not_fit_say_so():
+    X, labels = overlapping(40, 2, 3)
+    params = start_from(X, labels, "full", np.float32)
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("rows",))
+    with pytest.raises(ValueError, match=r"axis_name 'columns' is not an axis of the mesh.*\['rows'\]"):
+        jaxgmm.fit_sharded(params, X, mesh=mesh, axis_name="columns")
+    with pytest.raises(ValueError, match="n_cores"):
+        jaxgmm.use_cores(0)
+    if jax.local_device_count("cpu") != 64:
+        with pytest.raises(RuntimeError, match="comes too late"):
+            jaxgmm.use_cores(64)
+    assert jaxgmm.use_cores(jax.local_device_count("cpu")) == jax.local_device_count("cpu")
+    assert sharded.over_cores(params, jnp.asarray(X), None) is None
