@@ -27,6 +27,7 @@ from jaxgmm.search.spurious import MAX_RATIO, describe
 from jaxgmm.search.tournament import BestFit, Tournament
 
 BUDGET = 700
+FOLDS = 5
 _SMALL = 1 << 20  # N · D · K up to which most of the time goes into compiling
 STRUCTURES = (
     *("EII", "VII", "EEI", "VEI", "EVI", "VVI", "EEE"),
@@ -205,7 +206,7 @@ def select(
     reg_covar: ArrayLike = REG_COVAR,
     prior: Prior | str | None = None,
     max_ratio: float | None = MAX_RATIO,
-    n_folds: int = 5,
+    n_folds: int = FOLDS,
     progress: Callable[[str], object] | None = None,
 ) -> Selection:
     """Fit every covariance structure with every number of components, and choose.
