@@ -34,7 +34,7 @@ def _distances(params: GMMParams, x: Array) -> tuple[Array, Array]:
     return 0.5 * jnp.square(y).sum(1), t
 
 
-def _joint(params: GMMParams, x: Array) -> tuple[Array, Array]:
+def joint(params: GMMParams, x: Array) -> tuple[Array, Array]:
     """log π_k N(x | μ_k, Σ_k) = relative (K, B) + offset (B,), where relative never overflows to all −inf.
 
     The nearest component's distance is taken out of the others before anything is exponentiated, so that
@@ -56,7 +56,7 @@ def _log_sum_exp(a: Array) -> Array:
 
 def posterior(params: GMMParams, x: Array) -> tuple[Array, Array]:
     """The E-step of one block: resp (B, K) and log p(x) (B,)."""
-    relative, offset = _joint(params, x)
+    relative, offset = joint(params, x)
     total = _log_sum_exp(relative)
     return jnp.exp(relative - total[None, :]).T, total + offset
 
@@ -99,7 +99,7 @@ def _predict(params: GMMParams, x: Array) -> Array:
     rows = block_rows(x.shape[0], *params.means.shape)
 
     def labels(b: Array) -> Array:
-        return jnp.argmax(_joint(params, b)[0], axis=0).astype(jnp.int32)
+        return jnp.argmax(joint(params, b)[0], axis=0).astype(jnp.int32)
 
     return map_rows(labels, x, block_size=rows)
 
@@ -217,10 +217,10 @@ def _elbo(params: GMMParams, r: Array, x: Array, w: Array) -> Array:
     rows = block_rows(x.shape[0], *params.means.shape)
 
     def block(rb: Array, xb: Array) -> Array:
-        relative, offset = _joint(params, xb)
-        joint = (relative + offset[None, :]).T
+        relative, offset = joint(params, xb)
+        both = (relative + offset[None, :]).T
         some = rb > 0
-        terms = rb * (jnp.where(some, joint, 0) - jnp.log(jnp.where(some, rb, 1)))
+        terms = rb * (jnp.where(some, both, 0) - jnp.log(jnp.where(some, rb, 1)))
         return jnp.where(some, terms, 0).sum(1)
 
     return (w * map_rows(block, r, x, block_size=rows)).sum()

@@ -17,6 +17,7 @@ from jaxgmm.cli import _run, fitting
 from jaxgmm.cli.options import Components, Names, spell
 from jaxgmm.cli.tables import UserError, read, write
 from jaxgmm.io import load, load_columns, save
+from tests.conftest import x64
 
 QUICK = ("-k", "1", "--covariance", "spherical", "--n-init", "1")
 
@@ -147,6 +148,64 @@ def test_same_seed_same_result(command, data):
         command("fit", data, "-k", "3", "--covariance", "full", "--n-init", "1", "--seed", "7") for _ in "ab"
     ]
     assert runs[0] == runs[1]
+
+
+def of_the_library(blobs, options):
+    """What `select` says of one and two spherical components, as the command asks it, in double precision."""
+    with x64(True):
+        return jaxgmm.select(
+            jax.random.key(0), blobs, (1, 2), covariance_types=("spherical",), budget=60, **options
+        )
+
+
+@pytest.mark.parametrize(("criterion", "folds"), [("cv", 3), ("heldout", 4)])
+def test_rows_left_out_decide(command, data, blobs, criterion, folds):
+    words = ("-k", "1:2", "--covariance", "spherical", "--budget", "60")
+    code, out, _ = command("fit", data, *words, "--criterion", criterion, "--folds", folds)
+    assert code == 0
+    choice = of_the_library(blobs, {"criterion": criterion, "n_folds": folds})
+    header = next(line for line in out.splitlines() if "covariance" in line).split()
+    column = header.index(criterion.upper()) - len(header)
+    rows = [line.strip("* ").split() for line in out.splitlines() if " spherical " in f" {line.strip('* ')}"]
+    shown = [row[column] for row in rows if row[0] == "spherical" and len(row) > 4]
+    assert shown == [f"{row[criterion]:.4f}" for row in choice.table]
+    assert f"smallest {criterion.upper()}" in out
+    assert f"{criterion.upper()}: minus the mean log-likelihood per row" in out
+    assert f"Best by {criterion.upper()}: spherical, K = {choice.best_row['n_components']}" in out
+
+
+def test_a_criterion_not_asked_for_takes_no_column(command, data):
+    _, out, _ = command("fit", data, *QUICK)
+    assert "CV" not in out
+    assert "HELDOUT" not in out
+
+
+def test_too_few_rows_for_the_folds(command, data):
+    code, out, err = command(
+        "fit", data, "-k", "1", "--covariance", "spherical", "--criterion", "cv", "--folds", "121"
+    )
+    assert (code, out) == (2, "")
+    assert err.splitlines()[-1] == f"jaxgmm: {data}: 120 rows are too few for 121 folds"
+
+
+@pytest.mark.parametrize("search", [("--budget", "60"), ("--n-init", "2")])
+def test_a_prior_holds_what_would_collapse(command, tmp_path, search):
+    # Five times the same row: without a prior one component shrinks onto it.
+    rng = np.random.default_rng(0)
+    rows = np.concatenate([rng.normal(size=(60, 2)), np.full((5, 2), 6.0)])
+    path, model = tmp_path / "spike.csv", tmp_path / "m.npz"
+    polars.DataFrame({"a": rows[:, 0], "b": rows[:, 1]}).write_csv(path)
+    words = ("fit", path, "-k", "2", "--covariance", "full", "--out", model, *search)
+    _, _, err = command(*words)
+    assert "collapsed onto a point" in err
+    code, _, err = command(*words, "--prior", "default")
+    assert code == 0
+    assert "collapsed" not in err
+    with x64(True):
+        prior = jaxgmm.default_prior(rows, 2, "full")
+        found = load(model)
+        again = jaxgmm.fit(found, rows, prior=prior)
+        np.testing.assert_allclose(again.params.covariances, found.covariances, rtol=1e-3)
 
 
 @pytest.mark.parametrize("criterion", ["aic", "bic", "icl"])
@@ -466,6 +525,9 @@ def test_other_formats_that_cannot_be_fitted(command, tmp_path):
         (("-k", "1:99999999999"), "is not a number"),
         (("--covariance", "fulll"), "did you mean 'full'?"),
         (("--criterion", "dic"), "'dic'"),
+        (("--criterion", "cv"), "--criterion cv needs the tournament: leave --n-init out"),
+        (("--folds", "1"), "x>=2"),
+        (("--prior", "weak"), "'weak'"),
         (("--n-init", "0"), "x>=1"),
         (("--tol", "nan"), "'nan' is not a finite number"),
         (("--reg-covar", "-1"), "x>=0"),

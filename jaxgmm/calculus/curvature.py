@@ -46,6 +46,7 @@ class Local(NamedTuple):
     """Free coordinates t (P,) about a mixture, which lies at t = 0."""
 
     at: Callable[[Array], GMMParams]  # means relative to the shift
+    chart: Callable[[GMMParams], Array]  # its moments, about the mixture and in units of its widths
     shift: Array  # (D,)  subtracted from the data
     basis: Array  # (P, P)  dφ/dt, with φ the plain coordinates of `plain`
     inverse_basis: Array  # (P, P)  dt/dφ, upper triangular
@@ -74,10 +75,13 @@ class Inverse(NamedTuple):
         """L⁻¹ right, for right (P, q)."""
         return lax.linalg.triangular_solve(self.factor, right, left_side=True, lower=True)
 
+    def other_half(self, right: Array) -> Array:
+        """L⁻ᵀ right, for right (P, q)."""
+        return lax.linalg.triangular_solve(self.factor, right, left_side=True, lower=True, transpose_a=True)
+
     def solve(self, right: Array) -> Array:
         """H⁻¹ right, for right (P, q)."""
-        half = self.half(right)
-        return lax.linalg.triangular_solve(self.factor, half, left_side=True, lower=True, transpose_a=True)
+        return self.other_half(self.half(right))
 
 
 def free_coordinates(family: Family) -> tuple[Callable[..., Any], Callable[..., Any]]:
@@ -133,15 +137,18 @@ def localise(params: GMMParams, shift: Array) -> Local:
     share = jnp.sqrt(jnp.where(on, here.weights, 0))
     whiten = here.family.whitener(here.scale)
 
-    def lengths(phi: Array) -> Array:
-        p = plainly(phi)
-        white = whiten(whiten(p.covariances).swapaxes(1, 2))
-        parts = (
-            share * jnp.where(on, p.log_weights, 0),
-            share[:, None] * whiten((p.means - here.means)[:, :, None])[:, :, 0],
-            float(0.5**0.5) * share[:, None, None] * white,
+    def chart(p: GMMParams) -> Array:
+        shift = whiten((p.means - here.means)[:, :, None])
+        wider = (
+            whiten(whiten(p.covariances).swapaxes(1, 2))
+            - jnp.eye(p.n_features, dtype=share.dtype)[None, :, :]
         )
-        return jnp.concatenate([a.reshape(-1) for a in parts])
+        moments = jnp.ones_like(share), shift, float(0.5**0.5) * (wider + shift * shift.swapaxes(1, 2))
+        share_of = p.weights / jnp.where(on, share, 1)
+        return jnp.concatenate([(share_of[:, None] * a.reshape(share.size, -1)).reshape(-1) for a in moments])
+
+    def lengths(phi: Array) -> Array:
+        return chart(plainly(phi))
 
     origin = jnp.zeros(size, params.means.dtype)
     # What is computed in these coordinates does not depend on which they are: they need no derivative.
@@ -154,7 +161,7 @@ def localise(params: GMMParams, shift: Array) -> Local:
     def at(t: Array) -> GMMParams:
         return plainly(jnp.matmul(basis, t, precision=PRECISION))
 
-    return Local(at, shift, basis, upper, free)
+    return Local(at, chart, shift, basis, upper, free)
 
 
 def survey(params: GMMParams, x: Array, w: Array | None) -> Local:

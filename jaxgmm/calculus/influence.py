@@ -16,11 +16,14 @@ from jaxgmm import validate
 from jaxgmm.calculus.curvature import Inverse, Local, entries, jacobian, scores, tangent_rows
 from jaxgmm.calculus.information import examine, warn
 from jaxgmm.compilation import jit
-from jaxgmm.density import inputs, posterior
+from jaxgmm.density import inputs, joint, posterior
 from jaxgmm.linalg import PRECISION, block_rows, map_rows
 from jaxgmm.params import GMMParams, translate
 
-_ROUNDS = 4  # of the series for (H − w h)⁻¹; each multiplies the error by the sample's share of the curvature
+_ROUNDS = (
+    6  # of conjugate gradients for (H − w h)⁻¹, of which h mixes as many directions as components share x
+)
+_STRAIGHTENINGS = 4  # each multiplies what is left by the length of the move
 
 
 @functools.partial(
@@ -123,26 +126,64 @@ def influence(
 def _steps(local: Local, inverse: Inverse, w: Array, b: Array) -> tuple[Array, Array, Array]:
     """For rows b (B, D) less the shift: log p(x), leverage w s H⁻¹ s (B,) and the moves of t (B, P).
 
-    A Newton step of the likelihood without the row: with h the row's own curvature, −(H − w h)⁻¹ w s.
+    A Newton step towards the fixed point of EM without the row, −(H − w h)⁻¹ w s, in the moments that an
+    M-step reads: for one component it is exact. There h is the information of a labelled observation, which
+    is I in t, less what the row's label would add, the covariance of the components' scores under its
+    responsibilities.
     """
     values, s = scores(local, b)
     origin = jnp.zeros(local.free.size, b.dtype)
 
-    def pushed(right: Array) -> Array:
-        return w[:, None] * inverse.solve(right.T).T
+    def joined(t: Array, row: Array) -> Array:
+        return joint(local.at(t), row[None, :])[0][:, 0]
 
-    def gradient(t: Array, row: Array) -> Array:
-        return jax.grad(lambda u: posterior(local.at(u), row[None, :])[1][0])(t)
+    def held(row: Array, move: Array) -> Array:
+        pull = jax.vjp(lambda t: joined(t, row), origin)[1]
+        turned = jax.jvp(lambda t: jax.nn.softmax(joined(t, row)), (origin,), (move,))[1]
+        return move - pull(turned)[0]
 
-    def bent(row: Array, move: Array) -> Array:
-        return -jax.jvp(lambda t: gradient(t, row), (origin,), (move,))[1]
+    # In the coordinates y = Lᵀ t, with H = L Lᵀ, most directions have the eigenvalue 1, or nearly.
+    def operator(y: Array) -> Array:
+        bent = jax.vmap(held)(b, inverse.other_half(y.T).T)
+        return y - w[:, None] * inverse.half(bent.T).T
 
-    first = pushed(s)
+    def improve(_: int, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        y, residual, direction = state
+        image = operator(direction)
+        size, curved = (residual * residual).sum(1), (direction * image).sum(1)
+        # Where there is no curvature there is nothing to step to; where nothing is left, nowhere to go.
+        pace = jnp.where(curved > 0, size / jnp.where(curved > 0, curved, 1), 0)[:, None]
+        y, residual = y + pace * direction, residual - pace * image
+        again = (residual * residual).sum(1) / jnp.where(size > 0, size, 1)
+        return y, residual, residual + again[:, None] * direction
 
-    def improve(_: int, move: Array) -> Array:
-        return pushed(s + jax.vmap(bent)(b, move))
+    first = inverse.half(s.T).T * w[:, None]
+    y = jax.lax.fori_loop(0, _ROUNDS, improve, (jnp.zeros_like(first), first, first))[0]
+    moves = -inverse.other_half(y.T).T
+    leverage = w * jnp.square(inverse.half(s.T)).sum(0)
+    return values, leverage, jax.vmap(lambda move: _straight(local, move))(moves)
 
-    return values, (first * s).sum(1), -jax.lax.fori_loop(0, _ROUNDS, improve, first)
+
+def _straight(local: Local, move: Array) -> Array:
+    """The t (P,) whose moments are as near as can be to where `move` leads in a straight line.
+
+    The logarithms in t bend the line, by more than the rest of a Newton step is off.
+    """
+
+    def charted(t: Array) -> Array:
+        return local.chart(local.at(t))
+
+    start, pull = jax.vjp(charted, jnp.zeros_like(move))
+    goal = start + jax.jvp(charted, (jnp.zeros_like(move),), (move,))[1]
+
+    def improve(_: int, state: tuple[Array, Array]) -> tuple[Array, Array]:
+        t, gap = state
+        nearer = t + pull(gap)[0]
+        left = goal - charted(nearer)
+        better = (left * left).sum() < (gap * gap).sum()
+        return jnp.where(better, nearer, t), jnp.where(better, left, gap)
+
+    return jax.lax.fori_loop(0, _STRAIGHTENINGS, improve, (move, goal - charted(move)))[0]
 
 
 @jit
@@ -176,8 +217,10 @@ def leave_one_out(
 ) -> LeaveOneOut:
     """Leave-one-out cross-validation without refitting: each fit without one sample by one Newton step.
 
-    θ̂₋ᵢ ≈ θ̂ − (H − w_i h_i)⁻¹ w_i s_i, with s_i and −h_i the gradient and the Hessian of log p(x_i), in free
-    coordinates. `log_prob.sum()` estimates what the fit would say of N new samples.
+    θ̂₋ᵢ ≈ θ̂ − (H − w_i h_i)⁻¹ w_i s_i, with s_i the gradient of log p(x_i) and h_i the information of a
+    labelled observation less what x_i's own label would add. The step is one of Newton's for the fixed point
+    of EM without the sample, and it is taken in the moments that an M-step reads, so that for one component
+    it is exact. `log_prob.sum()` estimates what the fit would say of N new samples.
 
     Args:
       params: the mixture, a fit to X.

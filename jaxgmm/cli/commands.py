@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from jaxgmm._version import __version__
+from jaxgmm.cli.columns import choose, match
 from jaxgmm.cli.options import (
     FIT_HELP,
     GROUP_HELP,
@@ -22,9 +23,9 @@ from jaxgmm.cli.options import (
     NotNegative,
     spell,
 )
-from jaxgmm.cli.tables import WRITABLE, Table, UserError, check_target, read, write
+from jaxgmm.cli.tables import WRITABLE, UserError, check_target, read, write
 from jaxgmm.em import MAX_ITER, REG_COVAR, TOL
-from jaxgmm.search.select import BUDGET
+from jaxgmm.search.select import BUDGET, FOLDS
 
 if TYPE_CHECKING:
     from jaxgmm.params import GMMParams
@@ -66,10 +67,26 @@ def cli(context: click.Context) -> None:
 )
 @click.option(
     "--criterion",
-    type=click.Choice(["bic", "aic", "icl"]),
+    type=click.Choice(["bic", "aic", "icl", "cv", "heldout"]),
     default="bic",
     show_default=True,
-    help="What decides which fit is best; smaller is better.",
+    help="What decides which fit is best; smaller is better. cv: minus the mean log-likelihood of rows left "
+    "out, each fold in its turn; heldout: of one fold.",
+)
+@click.option(
+    "--folds",
+    type=click.IntRange(min=2),
+    metavar="INTEGER",
+    default=FOLDS,
+    show_default=True,
+    help="Into how many parts cv and heldout divide the rows.",
+)
+@click.option(
+    "--prior",
+    type=click.Choice(["none", "default"]),
+    default="none",
+    show_default=True,
+    help="default: Fraley and Raftery's weak one, under which components on few rows do not collapse.",
 )
 @click.option(
     "--columns", type=Names(), help="The columns to fit, joined by commas.  [default: all numeric ones]"
@@ -135,6 +152,8 @@ def fit(
     components: tuple[int, ...],
     covariance: tuple[str, ...],
     criterion: str,
+    folds: int,
+    prior: str,
     columns: tuple[str, ...] | None,
     weights: str | None,
     budget: int,
@@ -148,6 +167,8 @@ def fit(
     out: str | None,
 ) -> int:
     """Check, read, fit, print, and write."""
+    if criterion in ("cv", "heldout") and n_init is not None:
+        raise UserError(f"--criterion {criterion} needs the tournament: leave --n-init out")
     covariance = _structures(covariance)
     taken = {"the data": data}
     check_target(plot, "--plot", _PICTURES, taken)
@@ -155,10 +176,12 @@ def fit(
     if plot is not None and importlib.util.find_spec("matplotlib") is None:
         raise ModuleNotFoundError(name="matplotlib")
     table = read(data)
-    names, notes = _choose(table, columns, weights)
+    names, notes = choose(table, columns, weights)
     X = table.matrix(names)
     sample_weight = None if weights is None else table.weights(weights)
     n_rows = len(X) if sample_weight is None else int((sample_weight > 0).sum())
+    if criterion in ("cv", "heldout") and n_rows < folds:
+        raise UserError(f"{data}: {n_rows} rows are too few for {folds} folds")
     if n_rows < max(2, components[-1]):
         raise UserError(
             f"{data}: {n_rows} rows are too few for {components[-1]} components"
@@ -176,6 +199,9 @@ def fit(
 
     fitting.set_up_jax()
     options = {
+        "criterion": criterion,
+        "n_folds": folds,
+        "prior": None if prior == "none" else prior,
         "budget": budget,
         "n_init": n_init,
         "tol": tol,
@@ -248,7 +274,7 @@ def predict(model: str, data: str, columns: tuple[str, ...] | None, out: str | N
     check_target(out, "--out", WRITABLE, {"the model": model, "the data": data})
     params, known = _load(model)
     table = read(data)
-    names = _match(table, model, known, params.n_features, columns)
+    names = match(table, model, known, params.n_features, columns)
     X = table.matrix(names)
 
     import numpy as np
@@ -316,46 +342,6 @@ def _structures(names: Sequence[str]) -> tuple[str, ...]:
         except ValueError as error:
             raise UserError(f"--covariance: {error}") from None
     return tuple(names)
-
-
-def _choose(table: Table, columns: Sequence[str] | None, weights: str | None) -> tuple[list[str], list[str]]:
-    """The columns to fit, and what to tell about the others."""
-    if weights is not None:
-        table.find(weights)
-    if columns is None:
-        return table.default_columns(without=weights)
-    names = [table.find(name) for name in columns]
-    if weights in names:
-        raise UserError(f"--weights {weights}: is also among --columns")
-    return names, []
-
-
-def _match(
-    table: Table, model: str, known: Sequence[str] | None, n_features: int, columns: Sequence[str] | None
-) -> list[str]:
-    """The columns of `table` that play the model's features, in the model's order."""
-    if columns is not None:
-        names = [table.find(name) for name in columns]
-    elif known is not None and all(name in table.columns for name in known):
-        names = list(known)
-    elif known is not None and table.named:
-        missing = next(name for name in known if name not in table.columns)
-        try:
-            table.find(missing)
-        except UserError as error:
-            raise UserError(
-                f"{error.message} ({model} was fitted to {','.join(known)}; "
-                "--columns says which play their part)"
-            ) from None
-    else:
-        names = table.default_columns(without=None)[0] if table.named else table.names
-    if len(names) != n_features:
-        fitted = f"{n_features} ({','.join(known)})" if known else str(n_features)
-        given = f"{len(names)} column{'s' * (len(names) > 1)} ({','.join(names[:8])})"
-        raise UserError(
-            f"{table.path}: {given}, but {model} was fitted to {fitted}; choose them with --columns"
-        )
-    return names
 
 
 def _load(model: str) -> tuple[GMMParams, list[str] | None]:

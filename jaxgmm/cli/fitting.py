@@ -15,7 +15,7 @@ import numpy as np
 Array = np.ndarray[Any, Any]
 Result = TypeVar("Result")
 
-CRITERIA = ("aic", "bic", "icl")
+CRITERIA = ("aic", "bic", "icl")  # in every table; a criterion of rows left out only where it was asked for
 _CACHE_LIMIT = 500_000_000
 
 
@@ -80,7 +80,8 @@ def fit_structure(
       sizes: the numbers of components.
       seed: of the starts.
       options: "dtype", in which the fit computes; "n_init", None for a tournament of "budget" EM steps or
-        the number of plain restarts; and what is passed on to `select` and `fit_components`.
+        the number of plain restarts; "criterion" and "n_folds", for the tournament; and what is passed on to
+        `select` and `fit_components`.
     """
     import jax
     import jax.numpy as jnp
@@ -93,15 +94,18 @@ def fit_structure(
     offset = X.mean(0) if dtype == np.float32 else np.zeros(X.shape[1])
     x = jnp.asarray((X - offset).astype(dtype))
     weight = None if sample_weight is None else jnp.asarray(sample_weight.astype(dtype))
-    settings = {name: options[name] for name in ("tol", "max_iter", "reg_covar")}
+    settings = {name: options[name] for name in ("tol", "max_iter", "reg_covar", "prior")}
+    names: tuple[str, ...] = CRITERIA
     key, flaws = jax.random.key(seed), [""] * len(sizes)
     if options["n_init"] is None:
         choice = jaxgmm.select(
             key, x, tuple(sizes), weight,
-            covariance_types=(covariance_type,), budget=options["budget"], **settings,
+            covariance_types=(covariance_type,), criterion=options["criterion"], n_folds=options["n_folds"],
+            budget=options["budget"], **settings,
         )  # fmt: skip
         results: Any = choice.results[covariance_type]
-        criteria = np.array([[row[name] for name in CRITERIA] for row in choice.table])
+        names = (*CRITERIA, *(name for name in ("cv", "heldout") if name in choice.table[0]))
+        criteria = np.array([[row[name] for name in names] for row in choice.table])
         flaws = [row["spurious"] for row in choice.table]
     else:
         results = jaxgmm.fit_components(
@@ -121,7 +125,7 @@ def fit_structure(
                 n_components=size,
                 n_parameters=int(jaxgmm.n_parameters(params)),
                 log_likelihood=float(lane.log_likelihood),
-                criteria=dict(zip(CRITERIA, [np.nan] * 3 if failed else criteria[i].tolist(), strict=True)),
+                criteria={n: np.nan if failed else float(v) for n, v in zip(names, criteria[i], strict=True)},
                 status=status.name,
                 params=_widen(params, offset),
                 spurious=flaws[i],

@@ -40,7 +40,8 @@ the best marked with *:
   parameters   free parameters of the mixture
   log-lik.     mean log-likelihood per row, in nats; larger is better
   AIC BIC ICL  -2 log L plus a penalty for parameters, and in ICL for
-               overlap; smaller is better; - where the fit failed
+               overlap; smaller is better; - where the fit failed. With
+               --criterion cv or heldout a column for it, in nats per row
   fit          converged, or why not; and what makes an optimum spurious
                (few samples, too narrow, twins): it wins only where there
                is no other

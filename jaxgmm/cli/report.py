@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from jaxgmm.cli.fitting import CRITERIA, Cell
+from jaxgmm.cli.fitting import Cell
 
 _STATUS = {
     "CONVERGED": "converged",
@@ -21,6 +21,7 @@ _STATUS = {
     "DECREASED": "decreased",
     "DEGENERATE": "degenerate",
 }
+_LEFT_OUT = {"cv": "left out, each fold in its turn", "heldout": "of the fold that was left out"}
 
 
 def console() -> Console:
@@ -39,7 +40,7 @@ def print_criteria(out: Console, cells: Sequence[Cell], best: Cell | None, crite
     )
     table.add_column("")
     table.add_column("covariance")
-    for name in ("K", "parameters", "log-lik.", *(name.upper() for name in CRITERIA)):
+    for name in ("K", "parameters", "log-lik.", *(name.upper() for name in cells[0].criteria)):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("fit", no_wrap=True)
     previous = cells[0].covariance_type
@@ -47,19 +48,26 @@ def print_criteria(out: Console, cells: Sequence[Cell], best: Cell | None, crite
         if cell.covariance_type != previous:
             table.add_section()
             previous = cell.covariance_type
-        values = [cell.criteria[name] for name in CRITERIA]
         table.add_row(
             "*" if cell is best else "",
             cell.covariance_type,
             str(cell.n_components),
             str(cell.n_parameters),
             f"{cell.log_likelihood:.4f}",
-            *(f"{value:.1f}" if math.isfinite(value) else "-" for value in values),
+            *(_criterion(name, value) for name, value in cell.criteria.items()),
             _STATUS[cell.status] + (f", {cell.spurious}" if cell.spurious else ""),
             style="bold" if cell is best else "",
         )
     out.print(table)
     out.print(f"* smallest {criterion.upper()}.  log-lik.: mean log-likelihood per {unit}, in nats.")
+    if criterion in _LEFT_OUT:
+        out.print(f"{criterion.upper()}: minus the mean log-likelihood per {unit} {_LEFT_OUT[criterion]}.")
+
+
+def _criterion(name: str, value: float) -> str:
+    if not math.isfinite(value):
+        return "-"
+    return f"{value:.{4 if name in _LEFT_OUT else 1}f}"
 
 
 def print_mixture(out: Console, cell: Cell, columns: Sequence[str]) -> None:

@@ -25,7 +25,7 @@ from jaxgmm.init import Init, from_seeds, metric, seeds, start, ward
 from jaxgmm.linalg import block_rows, sum_rows
 from jaxgmm.params import GMMParams
 from jaxgmm.priors import Prior
-from jaxgmm.search.moves import Move, draw_move, overlap, split_merge
+from jaxgmm.search.moves import Move, draw_exchange, overlap, split_merge
 from jaxgmm.search.spurious import spurious, total_factor
 
 DENSE = 64  # features up to which mixtures of any structure are compared as full ones
@@ -219,9 +219,11 @@ def certainty(mixtures: Any, s: Settings, *, block_size: int) -> Array:
 
 
 @functools.partial(jit, static_argnames="n_features")
-def draw_moves(keys: Array, log_weights: Array, closeness: Array, *, n_features: int) -> Move:
-    """A `Move` for each key and mixture (B,)."""
-    return jax.vmap(lambda k, lw, c: draw_move(k, lw, c, n_features))(keys, log_weights, closeness)
+def draw_moves(keys: Array, log_weights: Array, closeness: Array, change: Array, *, n_features: int) -> Move:
+    """A `Move` for each key, mixture and change of its number of components (B,)."""
+    return jax.vmap(lambda k, lw, c, by: draw_exchange(k, lw, c, by, n_features))(
+        keys, log_weights, closeness, change
+    )
 
 
 @functools.partial(jit, static_argnames=("default", "block_size"))

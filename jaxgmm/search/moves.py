@@ -58,6 +58,27 @@ def draw_move(key: Array, log_weights: Array, closeness: Array, n_features: int)
     return Move(first, second, third, direction, others.any())
 
 
+def draw_exchange(key: Array, log_weights: Array, closeness: Array, change: Array, n_features: int) -> Move:
+    """A move from a mixture of another size: `change` () is −1 to merge a pair, 1 to split, 0 to do both.
+
+    As a `Move`, so that no other program is needed: merging a component that is off with another does
+    nothing, and so does splitting across no direction.
+    """
+    move = draw_move(key, log_weights, closeness, n_features)
+    on = log_weights > -jnp.inf
+    n_components = log_weights.shape[0]
+    mass = jnp.where(on, jnp.log(jnp.exp(log_weights) + 1.0 / n_components), -jnp.inf)
+    third = jax.random.categorical(jax.random.fold_in(key, 1), mass).astype(jnp.int32)
+    splits, merges = change > 0, change < 0
+    return Move(
+        first=jnp.where(splits, third, move.first),
+        second=jnp.where(splits, jnp.argmin(on).astype(jnp.int32), move.second),
+        third=jnp.where(splits, third, move.third),
+        direction=jnp.where(merges, 0, move.direction),
+        possible=jnp.where(splits, ~on.all(), move.possible),
+    )
+
+
 def split_merge(
     move: Move, params: GMMParams, x: Array, w: Array | None, f: Frame, block_size: int
 ) -> GMMParams:

@@ -21,12 +21,13 @@ from jaxgmm.params import GMMParams, active
 from jaxgmm.priors import Prior
 from jaxgmm.search.criteria import REMEDIES
 from jaxgmm.search.folds import held_out
-from jaxgmm.search.lanes import DENSE, certainty, settings_of
+from jaxgmm.search.lanes import certainty, settings_of
 from jaxgmm.search.parallel import side_by_side
 from jaxgmm.search.spurious import MAX_RATIO, describe
 from jaxgmm.search.tournament import BestFit, Tournament
 
-BUDGET = 700
+BUDGET = 1000
+FOLDS = 5
 _SMALL = 1 << 20  # N · D · K up to which most of the time goes into compiling
 STRUCTURES = (
     *("EII", "VII", "EEI", "VEI", "EVI", "VVI", "EEE"),
@@ -155,7 +156,8 @@ def _rows(name: str, tournament: Tournament, found: BestFit, sizes: Sequence[int
     settings = tournament.settings
     p = found.params
     # As full mixtures, for which one program serves all structures.
-    mixture = (p.log_weights, p.means, p.covariances) if p.n_features <= DENSE else p
+    dense = tournament.covariances
+    mixture = p if dense is None else (p.log_weights, p.means, dense[:, 0])
     sure = np.asarray(certainty(mixture, settings, block_size=tournament.block_size), float)
     rows = []
     for i, size in enumerate(sizes):
@@ -205,13 +207,14 @@ def select(
     reg_covar: ArrayLike = REG_COVAR,
     prior: Prior | str | None = None,
     max_ratio: float | None = MAX_RATIO,
-    n_folds: int = 5,
+    n_folds: int = FOLDS,
     progress: Callable[[str], object] | None = None,
 ) -> Selection:
     """Fit every covariance structure with every number of components, and choose.
 
-    Each structure is one `fit_best` over all numbers of components at once, and compiles once. Eager: for
-    concrete data, outside `jit`.
+    Each structure is one `fit_best` over all numbers of components at once, and compiles once. Mixtures of
+    neighbouring sizes are starts for one another: the smaller with a component split, the larger with two
+    merged. Eager: for concrete data, outside `jit`.
 
     Args:
       key: a JAX PRNG key; same key, same answer.

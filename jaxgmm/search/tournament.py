@@ -1,7 +1,8 @@
 """The tournament: many starts, the better third of them further, and again; then moves between optima.
 
 Every stage advances its mixtures a few lanes at a time by one and the same compiled program, so that a
-tournament over starts, stages and numbers of components compiles the loop once.
+tournament over starts, stages and numbers of components compiles the loop once. Where several sizes run at
+once, their mixtures are starts for the next size up and down.
 """
 
 from __future__ import annotations
@@ -44,16 +45,17 @@ class Plan(NamedTuple):
     rounds: int  # of split–merge moves
 
 
-def plan(budget: int) -> Plan:
+def plan(budget: int, *, several: bool = False) -> Plan:
     """Spend about `budget` EM steps: three quarters on successive halving (by thirds), the rest on moves.
 
-    27 starts and three stages at the default; with nine times the budget 81 and four, and so on.
+    27 starts and three stages at the default; with nine times the budget 81 and four, and so on. Where there
+    are several sizes, whose mixtures are starts for one another, half of it goes to the moves.
     """
     n_starts = 27
     while budget >= 9 * BUDGET * n_starts / 27:
         n_starts *= 3
     stages = {27: 3, 81: 4, 243: 5}.get(n_starts, 6)
-    steps = max(2, round(0.73 * budget / (stages * n_starts)))
+    steps = max(2, round((0.5 if several else 0.73) * budget / (stages * n_starts)))
     left = budget - stages * n_starts * steps
     return Plan(n_starts, steps, max(0, round(left / (_MOVES * _TRY + _WIDTH * _REFINE))))
 
@@ -149,6 +151,7 @@ class Tournament:
         self.history_size = history_size
         self.unit = lanes.unit_of(self.frozen.surveyed, family=family)
         self.n_steps: Any = np.zeros(len(sizes), np.int32)
+        self.covariances: Any = None  # (L, n, K, D, D) of the finalists, where they are not large
 
     def starts(self, key: Array, n: int) -> GMMParams:
         """n starts for each size, leading axes (L, n)."""
@@ -202,8 +205,12 @@ class Tournament:
         self.n_steps = self.n_steps + field.results.n_iter.sum(1).astype(np.int32)
         return field
 
-    def moves(self, key: Array, field: Field) -> GMMParams:
-        """_MOVES split–merge moves from the first of each size's mixtures, leading axes (L, _MOVES)."""
+    def moves(self, key: Array, field: Field, *, exchange: bool = False) -> GMMParams:
+        """_MOVES moves from the first of each size's mixtures, leading axes (L, _MOVES).
+
+        Splits and merges at once; or, in turn, splits of the next smaller mixture and merges in the next
+        larger one, where these are among the sizes.
+        """
         xp = _arrays((field, self.frozen))
         best, covariances = jax.tree.map(
             lambda a: xp.repeat(a[:, 0], _WIDTH, axis=0), (field.results.params, field.covariances)
@@ -215,20 +222,39 @@ class Tournament:
             self.frozen, block_size=self.block_size,
         )  # fmt: skip
 
-        def chunk(keys: Array) -> GMMParams:
-            drawn = lanes.draw_moves(keys, best.log_weights, closeness, n_features=best.n_features)
+        def chunk(inputs: tuple[Array, Array, Array]) -> GMMParams:
+            keys, donors, change = inputs
+            origin, near = jax.tree.map(lambda a: xp.asarray(a)[donors], (best, closeness))
+            drawn = lanes.draw_moves(keys, origin.log_weights, near, change, n_features=best.n_features)
             return lanes.move(
-                drawn, best, active, self.frozen, default=self.default, block_size=self.block_size
+                drawn, origin, active, self.frozen, default=self.default, block_size=self.block_size
             )
 
+        n = _MOVES // _WIDTH
+        donors, change = self._donors(n if exchange else 0, n)
         # A move is an E-step and an M-step too.
         self.n_steps = self.n_steps + _MOVES
-        together: GMMParams = self._over(chunk, self._keys(key, _MOVES // _WIDTH))
+        together: GMMParams = self._over(chunk, (self._keys(key, n), donors, change))
         return together
+
+    def _donors(self, n_exchanges: int, n: int) -> tuple[Any, Any]:
+        """For n programs, the lane that each lane's move begins from, and the change of size: (n, lanes)."""
+        own = np.arange(len(self.sizes))
+        donors, change = np.tile(own, (n, 1)), np.zeros((n, len(self.sizes)), np.int32)
+        for i in range(n_exchanges):
+            # Nothing is merged into one component, which has its maximum in closed form.
+            step = 1 if i % 2 == 0 else -1
+            for at, size in enumerate(self.sizes):
+                found = np.flatnonzero(self.sizes == size - step)
+                if found.size and (size > 1):
+                    donors[i, at], change[i, at] = found[0], step
+        lane = np.repeat(donors, _WIDTH, axis=1) * _WIDTH + np.tile(np.arange(_WIDTH), len(self.sizes))
+        return lane, np.repeat(change, _WIDTH, axis=1)
 
     def play(self, key: Array, budget: int) -> Field:
         """The finalists of every size, converged, best first: leading axes (L, _WIDTH)."""
-        game = plan(budget)
+        several = len(self.sizes) > 1
+        game = plan(budget, several=several)
         key_start, key_moves = jax.random.split(key)
         params, steps = self.starts(key_start, game.n_starts), game.steps
         while True:
@@ -238,7 +264,8 @@ class Tournament:
                 break
             params, steps = field.results.params, 3 * steps
         for i in range(game.rounds):
-            moved = self.moves(jax.random.fold_in(key_moves, i), field)
+            exchange = several and (game.rounds - i) % 2 == 1
+            moved = self.moves(jax.random.fold_in(key_moves, i), field, exchange=exchange)
             tried = _best(self.advance(moved, _TRY), _WIDTH)
             refined = self.advance(tried.results.params, _REFINE)
             xp = _arrays((field, refined))
@@ -249,7 +276,7 @@ class Tournament:
 
     def best(self, key: Array, budget: int) -> BestFit:
         """The winner of every size, leading axis (L,)."""
-        results, flags, _ = self.play(key, budget)
+        results, flags, self.covariances = self.play(key, budget)
         top = results.objective[:, :1]
         agree = (results.objective >= top - _AGREE) & ~has_failed(results.status)
         winner = jax.tree.map(lambda a: a[:, 0], results)

@@ -105,6 +105,44 @@ def test_leaving_one_out_is_what_a_refit_gives(double):
     assert np.median(np.linalg.norm(linear - moved, axis=1) / np.linalg.norm(moved, axis=1)) < 0.04
 
 
+@pytest.mark.parametrize("name", ["full", "diag", "spherical", "tied"])
+def test_one_component_without_a_row_is_found_exactly(double, name):
+    """Also without an outlier, where a Newton step in logarithms of widths is off by its whole leverage."""
+    x = np.random.default_rng(0).normal(size=(100, 2)) @ np.array([[2.0, 0.5], [0.0, 0.7]]) + 3
+    x[0] = [9.0, 6.0]
+    w = np.random.default_rng(1).uniform(0.5, 1.5, size=100)
+    whole = np.ones((100, 1))
+    params = jaxgmm.m_step(whole, x, covariance_type=name, sample_weight=w, reg_covar=0.0)
+    loo = jaxgmm.leave_one_out(params, x, w, rows=[0, 5])
+    for i, row in enumerate([0, 5]):
+        real = jaxgmm.m_step(
+            whole, x, covariance_type=name, sample_weight=np.where(np.arange(100) == row, 0, w), reg_covar=0.0
+        )
+        np.testing.assert_allclose(loo.params.means[i], real.means, rtol=1e-10)
+        np.testing.assert_allclose(loo.params.covariances[i], real.covariances, rtol=1e-4)
+        expected = jaxgmm.log_prob(real, x[row : row + 1])[0]
+        np.testing.assert_allclose(loo.log_prob[row], expected, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_the_most_influential_rows_are_nearer_to_refits_than_the_influence_function(double):
+    params = fitted("full")
+    influence = flat(jaxgmm.influence(params, X, WEIGHTS), len(X))
+    unit = flat(jaxgmm.standard_errors(params, X, WEIGHTS), 1)
+    rows = np.argsort(-np.linalg.norm(WEIGHTS[:, None] * influence / unit, axis=1))[:12]
+    base = flat(entries(params), 1)
+    loo = jaxgmm.leave_one_out(params, X, WEIGHTS, rows=rows)
+    moved, guessed = (
+        (flat(jax.vmap(entries)(p), len(rows)) - base) / unit for p in (refits(params, rows)[0], loo.params)
+    )
+    linear = -WEIGHTS[rows, None] * influence[rows] / unit
+    ours, plain = (
+        np.linalg.norm(g - moved, axis=1) / np.linalg.norm(moved, axis=1) for g in (guessed, linear)
+    )
+    assert np.median(ours) < 0.75 * np.median(plain)
+    assert np.median(ours) < 0.03
+
+
 def test_leverages_sum_to_takeuchis_penalty(double):
     params = fitted("full")
     loo = jaxgmm.leave_one_out(params, X, WEIGHTS)

@@ -206,3 +206,20 @@ def test_a_setting_of_this_thread_alone_keeps_the_work_in_it():
     with jax.default_matmul_precision("float32"):
         found = dict(side_by_side(where, {"a": 0, "b": 1}, at_once=2))
     assert set(found.values()) == {(threading.get_ident(), "float32")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("data", ["iris", "faithful"])
+def test_no_likelihood_is_below_mclusts(mclust, double, data):
+    """With no other argument, in every cell of mclust's table that is not empty."""
+    reference, x = mclust[data], np.array(mclust[data]["X"])
+    choice = jaxgmm.select(jax.random.key(0), x)
+    for row in choice.table:
+        model, k = row["covariance_type"], row["n_components"]
+        theirs = reference["loglik"][k - 1][reference["models"].index(model)]
+        if theirs is not None:
+            assert len(x) * row["log_likelihood"] >= theirs - 1e-3, (model, k)
+    best = choice.best_row
+    assert (best["covariance_type"], best["n_components"]) == {"iris": ("VEV", 2), "faithful": ("EEE", 3)}[
+        data
+    ]

@@ -9,7 +9,8 @@ import pytest
 
 import jaxgmm
 from jaxgmm import FitResult, Spurious, Status
-from jaxgmm.search.moves import draw_move, overlap
+from jaxgmm.em_map import frame
+from jaxgmm.search.moves import draw_exchange, draw_move, overlap, split_merge
 from jaxgmm.search.spurious import describe, spurious, total_factor
 from jaxgmm.search.tournament import Field, _rank, plan
 from tests.conftest import overlapping
@@ -23,9 +24,10 @@ def found(name="full", seed=0, budget=300, dtype="float32"):
     return jaxgmm.fit_best(jax.random.key(seed), X.astype(dtype), K, covariance_type=name, budget=budget)
 
 
+@pytest.mark.parametrize("several", [False, True])
 @pytest.mark.parametrize("budget", [100, 300, 2000, 7000, 20_000, 200_000])
-def test_a_plan_spends_its_budget(budget):
-    game = plan(budget)
+def test_a_plan_spends_its_budget(budget, several):
+    game = plan(budget, several=several)
     stages = round(np.log(game.n_starts) / np.log(3))
     spent = stages * game.n_starts * game.steps + game.rounds * 300
     assert abs(spent - budget) <= max(0.2 * budget, 150)
@@ -188,3 +190,51 @@ def test_moves_merge_what_overlaps_and_split_another():
     assert moves.possible.all()
     two = draw_move(jax.random.key(0), jnp.log(jnp.array([0.5, 0.5], jnp.float32)), jnp.eye(2, dtype="f4"), 2)
     assert not two.possible
+
+
+@pytest.mark.parametrize("name", ["full", "tied"])
+def test_a_mixture_of_another_size_gains_or_loses_one_component(name):
+    """A split shares the weight of one component between two; a merge adds the weights of two."""
+    x = jnp.asarray(X, jnp.float32)
+    # Four components, and room for a fifth.
+    start = jaxgmm.fit_components(jax.random.key(0), x, (4, 5), covariance_type=name, n_init=1, max_iter=20)
+    params = jax.tree.map(lambda a: a[0], start.params)
+    resp = np.asarray(jaxgmm.responsibilities(params, x))
+    surveyed = frame(x, None, jnp.asarray(1e-6, x.dtype))
+    closeness = overlap(params, x, None, N)
+    for key in jax.random.split(jax.random.key(1), 5):
+        for change in (-1, 1):
+            move = draw_exchange(key, params.log_weights, closeness, change, D)
+            assert move.possible
+            moved = split_merge(move, params, x, None, surveyed, N)
+            assert int((moved.weights > 0).sum()) == 4 + change
+            expected, got = resp.mean(0), np.asarray(moved.weights)
+            i, j = int(move.first), int(move.second)
+            np.testing.assert_allclose(got[i] + got[j], expected[i] + expected[j], rtol=1e-5)
+            assert (got[j] == 0) == (change < 0)
+            others = np.delete(np.arange(5), [i, j])
+            np.testing.assert_allclose(got[others], expected[others], rtol=1e-5, atol=1e-7)
+
+
+def test_no_mixture_gains_components_beyond_its_size():
+    """Also where its neighbours in the list of sizes are not its neighbours in number."""
+    found = jaxgmm.select(
+        jax.random.key(0), X.astype("f4"), (1, 2, 3, 5), covariance_types=("diag",), budget=600
+    ).results["diag"]
+    on = (np.asarray(found.params.weights) > 0).sum(1)
+    assert on.tolist() == [1, 2, 3, 5]
+    # With no neighbour below, nothing is lost: more components, more likelihood.
+    assert (np.diff(np.asarray(found.log_likelihood)) > 0).all()
+
+
+@pytest.mark.slow
+def test_sizes_that_help_one_another_end_higher():
+    """The sum over sizes of the likelihoods, against searches of each size alone at the same budget."""
+    gains = []
+    for seed in range(3):
+        x = overlapping(300, 2, 8, seed=seed, separation=1.5)[0].astype("f4")
+        sizes = (6, 7, 8, 9)
+        together = jaxgmm.select(jax.random.key(seed), x, sizes, covariance_types=("full",), budget=1000)
+        alone = [jaxgmm.fit_best(jax.random.key(seed), x, k, budget=1000).log_likelihood for k in sizes]
+        gains.append(float(together.results["full"].log_likelihood.sum() - sum(alone)))
+    assert np.mean(gains) > 0
