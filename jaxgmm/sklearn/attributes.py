@@ -88,7 +88,7 @@ def lower_factors(params: GMMParams) -> Host:
     return _triangular(np.asarray(params.family.colour(params.scale, eye), np.float64))
 
 
-def shapes_of(family: Family, scale: Any, shape: tuple[int, int], lower: Host | None = None) -> Shapes:
+def shapes_of(family: Family, scale: Any, lower: Host | None = None) -> Shapes:
     """All forms of the covariances of a scale in float64; of structures beyond the four, of `lower`."""
     if family in (diag, spherical):
         return Shapes(scale**2, 1 / scale**2, 1 / scale)

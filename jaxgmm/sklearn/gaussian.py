@@ -208,6 +208,7 @@ class GaussianMixture(BaseMixture):
     def _search(self, rows: Rows, X: Host, random_state: Any, given: Any) -> None:
         if self.n_init != "auto":
             super()._search(rows, X, random_state, given)
+            self._refine(rows, X.dtype)
             return
         key = jax.random.key(int(random_state.randint(np.iinfo(np.int32).max)))
         result = fit_best(
@@ -222,19 +223,36 @@ class GaussianMixture(BaseMixture):
         trial = Trial(result.params, float(result.objective), bounds, status == Status.CONVERGED)
         self._take(trial, rows, X.dtype, int(result.n_iter))
 
+    def _refine(self, rows: Rows, dtype: Any) -> None:
+        """One component's fit is the M-step of any start: take it in float64, whatever JAX computes in."""
+        family = get_family(self.covariance_type)
+        if self.n_components == 1 and self.max_iter > 0 and self.prior is None and family in SHAPED:
+            start = starting.m_step(np.ones((len(rows.host), 1)), rows, family, float(self.reg_covar))
+            self._set(*start, None, family, rows.offset, dtype)
+
     def _keep(self, state: GMMParams, rows: Rows, dtype: Any) -> None:
         log_weights, means, scale = host((state.log_weights, state.means, state.scale))
         lower = None if state.family in SHAPED else lower_factors(state)
-        shape = (state.n_components, state.n_features)
+        self._set(np.exp(log_weights), means, scale, lower, state.family, rows.offset, dtype)
+
+    def _set(
+        self,
+        weights: Host,
+        means: Host,
+        scale: Any,
+        lower: Host | None,
+        family: Family,
+        offset: Host,
+        dtype: Any,
+    ) -> None:
         with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
-            shapes = shapes_of(state.family, scale, shape, lower)
-        weights = np.exp(log_weights)
+            shapes = shapes_of(family, scale, lower)
         self.weights_ = (weights / weights.sum()).astype(dtype)
-        self.means_ = (means + rows.offset).astype(dtype)
+        self.means_ = (means + offset).astype(dtype)
         self.covariances_, self.precisions_, self.precisions_cholesky_ = (a.astype(dtype) for a in shapes)
-        self._family = state.family
+        self._family = family
         # What the attributes do not determine to the last digit, of structures that scikit-learn has not.
-        self._scale = None if state.family in SHAPED else scale
+        self._scale = None if family in SHAPED else scale
 
     def _structure(self) -> Family:
         """The fitted structure; of an estimator whose attributes were set by hand, the parameter's."""

@@ -102,15 +102,18 @@ class BaseMixture(DensityMixin, BaseEstimator):
         checks.check_parameters(self, self._constraints)
         random_state = check_random_state(self.random_state)
         data: Host = validate_data(self, X, dtype=[np.float64, np.float32], ensure_min_samples=2)
+        self._fit_data(data, check_weight(sample_weight, data), random_state)
+        return data
+
+    def _fit_data(self, data: Host, weight: Host | None, random_state: Any) -> None:
+        """Fit validated data."""
         if len(data) < self.n_components:
             raise ValueError(
                 f"Expected n_samples >= n_components but got n_components = {self.n_components}, "
                 f"n_samples = {len(data)}"
             )
-        weight = check_weight(sample_weight, data)
         given = self._given(data, weight)
         self._search(load(data, weight), data, random_state, given)
-        return data
 
     def _search(self, rows: Rows, X: Host, random_state: Any, given: Any) -> None:
         """The best of several trials, into the attributes."""

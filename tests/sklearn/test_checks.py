@@ -3,7 +3,7 @@
 import pytest
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from jaxgmm.sklearn import GaussianMixture
+from jaxgmm.sklearn import GaussianMixture, GaussianMixtureClassifier, GaussianMixtureRegressor
 from tests.conftest import x64
 
 
@@ -17,5 +17,19 @@ def _precision(request):
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 @pytest.mark.filterwarnings("ignore:Can't check dok sparse matrix:UserWarning")
 @parametrize_with_checks([GaussianMixture()])
+def test_the_mixture_is_scikit_learns(estimator, check):
+    check(estimator)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.filterwarnings("ignore:Can't check dok sparse matrix:UserWarning")
+@parametrize_with_checks(
+    [
+        GaussianMixtureClassifier(),
+        GaussianMixtureClassifier("EDDA", covariance_type="EEE"),
+        GaussianMixtureRegressor(),
+    ]
+)
 def test_estimators_are_scikit_learns(estimator, check):
     check(estimator)
