@@ -12,10 +12,11 @@ from jaxgmm import priors
 from jaxgmm.compilation import jit
 from jaxgmm.density import posterior
 from jaxgmm.em_map import admissible, maximise
-from jaxgmm.linalg import block_rows, epsilon, map_rows
+from jaxgmm.linalg import block_rows, map_rows
 from jaxgmm.moments import accumulate
 from jaxgmm.params import GMMParams
 from jaxgmm.sklearn.attributes import resolved
+from jaxgmm.variational.ascent import settled
 
 CHUNK = 128  # iterations between two looks of the host
 
@@ -38,15 +39,6 @@ class Climb(NamedTuple):
     n_iter: Array
     converged: Array
     sound: Array
-
-
-def settled(value: Array, before: Array, tol: Array) -> Array:
-    """() bool: a bound changed by less than `tol`, or by no more than its rounding if tol > 0.
-
-    In float32 a bound need never come to rest below its last digits, and tol may lie below those.
-    """
-    rounding = jnp.where(tol > 0, 4 * epsilon(value.dtype) * jnp.abs(value), 0)
-    return jnp.abs(value - before) < jnp.maximum(tol, rounding)
 
 
 @functools.partial(jit, static_argnames="block_size")

@@ -31,7 +31,6 @@ from jaxgmm.sklearn.attributes import (
     lower_factors,
     lower_of_precision,
     scale_from_cholesky,
-    shapes_of,
     to_device,
 )
 from jaxgmm.sklearn.mixture import BaseMixture, Trial
@@ -235,43 +234,10 @@ class GaussianMixture(BaseMixture):
         lower = None if state.family in SHAPED else lower_factors(state)
         self._set(np.exp(log_weights), means, scale, lower, state.family, rows.offset, dtype)
 
-    def _set(
-        self,
-        weights: Host,
-        means: Host,
-        scale: Any,
-        lower: Host | None,
-        family: Family,
-        offset: Host,
-        dtype: Any,
-    ) -> None:
-        with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
-            shapes = shapes_of(family, scale, lower)
-        self.weights_ = (weights / weights.sum()).astype(dtype)
-        self.means_ = (means + offset).astype(dtype)
-        self.covariances_, self.precisions_, self.precisions_cholesky_ = (a.astype(dtype) for a in shapes)
-        self._family = family
-        # What the attributes do not determine to the last digit, of structures that scikit-learn has not.
-        self._scale = None if family in SHAPED else scale
-
-    def _structure(self) -> Family:
-        """The fitted structure; of an estimator whose attributes were set by hand, the parameter's."""
-        return getattr(self, "_family", None) or get_family(self.covariance_type)
-
     def _mixture(self) -> tuple[Host, Host, Any, Family]:
         family = self._structure()
         scale = scale_from_cholesky(family, self.precisions_cholesky_) if family in SHAPED else self._scale
         return log(self.weights_), np.asarray(self.means_, np.float64), scale, family
-
-    def _sampled_factors(self) -> Host:
-        k, d = self.means_.shape
-        cholesky = np.asarray(self.precisions_cholesky_, np.float64)
-        if self._structure() is diag:
-            return 1 / cholesky
-        if self._structure() is spherical:
-            return np.broadcast_to(1 / cholesky[:, None], (k, d))
-        lower: Host = scale_from_cholesky(full, cholesky)
-        return np.broadcast_to(lower, (k, d, d))
 
     def _n_parameters(self) -> int:
         """Free parameters of the components that have a weight."""

@@ -13,9 +13,13 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from jaxgmm.families.diagonal import diag, spherical
+from jaxgmm.families.family import Family
+from jaxgmm.families.full import full
+from jaxgmm.families.table import get_family
 from jaxgmm.params import GMMParams
 from jaxgmm.sklearn import checks
-from jaxgmm.sklearn.attributes import CollapsedError, to_device
+from jaxgmm.sklearn.attributes import SHAPED, CollapsedError, scale_from_cholesky, shapes_of, to_device
 from jaxgmm.sklearn.climbing import CHUNK, evaluate
 from jaxgmm.sklearn.rows import Host, Rows, check_weight, compute_dtype, load, padded_length, shifted
 from jaxgmm.sklearn.starting import INIT_PARAMS
@@ -71,10 +75,6 @@ class BaseMixture(DensityMixin, BaseEstimator):
 
     def _mixture(self) -> tuple[Host, Host, Any, Any]:
         """log_weights (K,), means (K, D), scale and family, float64; the weights need not sum to 1."""
-        raise NotImplementedError
-
-    def _sampled_factors(self) -> Host:
-        """(K, D, D) or (K, D): what colours standard normal numbers."""
         raise NotImplementedError
 
     # Fitting.
@@ -185,6 +185,41 @@ class BaseMixture(DensityMixin, BaseEstimator):
             told = f" time lapse {seconds:.5f}s\t lower bound {bound:.5f}." if self.verbose >= 2 else ""
             print(f"Initialization {'converged' if converged else 'did not converge'}.{told}")
         return Trial(state, bound if self.max_iter else -np.inf, bounds, converged)
+
+    # The attributes.
+
+    def _set(
+        self,
+        weights: Host,
+        means: Host,
+        scale: Any,
+        lower: Host | None,
+        family: Family,
+        offset: Host,
+        dtype: Any,
+    ) -> None:
+        with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+            shapes = shapes_of(family, scale, lower)
+        self.weights_ = (weights / weights.sum()).astype(dtype)
+        self.means_ = (means + offset).astype(dtype)
+        self.covariances_, self.precisions_, self.precisions_cholesky_ = (a.astype(dtype) for a in shapes)
+        self._family = family
+        # What the attributes do not determine to the last digit, of structures that scikit-learn has not.
+        self._scale = None if family in SHAPED else scale
+
+    def _structure(self) -> Family:
+        """The fitted structure; of an estimator whose attributes were set by hand, the parameter's."""
+        return getattr(self, "_family", None) or get_family(self.covariance_type)
+
+    def _sampled_factors(self) -> Host:
+        k, d = self.means_.shape
+        cholesky = np.asarray(self.precisions_cholesky_, np.float64)
+        if self._structure() is diag:
+            return 1 / cholesky
+        if self._structure() is spherical:
+            return np.broadcast_to(1 / cholesky[:, None], (k, d))
+        lower: Host = scale_from_cholesky(full, cholesky)
+        return np.broadcast_to(lower, (k, d, d))
 
     # Evaluating.
 

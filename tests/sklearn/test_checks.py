@@ -3,7 +3,12 @@
 import pytest
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from jaxgmm.sklearn import GaussianMixture, GaussianMixtureClassifier, GaussianMixtureRegressor
+from jaxgmm.sklearn import (
+    BayesianGaussianMixture,
+    GaussianMixture,
+    GaussianMixtureClassifier,
+    GaussianMixtureRegressor,
+)
 from tests.conftest import x64
 
 
@@ -26,6 +31,7 @@ def test_the_mixture_is_scikit_learns(estimator, check):
 @pytest.mark.filterwarnings("ignore:Can't check dok sparse matrix:UserWarning")
 @parametrize_with_checks(
     [
+        BayesianGaussianMixture(),
         GaussianMixtureClassifier(),
         GaussianMixtureClassifier("EDDA", covariance_type="EEE"),
         GaussianMixtureRegressor(),
