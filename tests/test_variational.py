@@ -92,6 +92,7 @@ def test_the_evidence_of_the_normal_wishart_model_in_closed_form(double):
 
 @PRIORS
 @pytest.mark.parametrize("name", [costly(n, quick=["spherical"]) for n in ("full", "diag", "spherical")])
+@pytest.mark.slow
 def test_where_labels_are_certain_the_bound_is_the_evidence_with_them(name, stick_breaking, double):
     """Clusters far apart: the only posterior mass is at one labelling, and the bound is exact there."""
     rng = np.random.default_rng(1)
@@ -130,6 +131,7 @@ def test_for_tied_covariances_as_well(double):
 
 @PRIORS
 @pytest.mark.parametrize("name", ["full", pytest.param("spherical", marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_the_bound_is_below_the_evidence_summed_over_all_labels(name, stick_breaking, double):
     x = np.random.default_rng(0).normal(size=(6, 2)) * 2
     prior = jaxgmm.variational_prior(x, 2, name, stick_breaking=stick_breaking)
@@ -160,6 +162,7 @@ def test_the_bound_never_falls(name, stick_breaking, dtype):
 
 @PRIORS
 @pytest.mark.parametrize("name", [costly(n, quick=["full"]) for n in ("full", "tied")])
+@pytest.mark.slow
 def test_the_posterior_is_scikit_learns(name, stick_breaking, double):
     theirs = sklearn.mixture.BayesianGaussianMixture(
         n_components=5, covariance_type=name, tol=1e-6, max_iter=1000, random_state=0, reg_covar=0,
@@ -214,6 +217,7 @@ def test_it_vmaps_over_starts_and_stops_each_by_itself():
         assert_allclose(together.posterior.weights[i], alone.posterior.weights, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_components_that_are_not_needed_lose_their_weight():
     x = np.random.default_rng(0).normal(size=(150, 4)) + np.where(np.arange(150) < 75, 0, 9)[:, None]
     weights = np.sort(fit(RESP, x, np.float32, "full", max_iter=500).posterior.weights)

@@ -13,6 +13,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jaxgmm import validate
+from jaxgmm.compilation import jit
 from jaxgmm.families.diagonal import diag, spherical
 from jaxgmm.families.family import Family
 from jaxgmm.families.full import full
@@ -116,6 +117,7 @@ def family_of(covariance_type: str | Family) -> Family:
     return family
 
 
+@functools.partial(jit, static_argnames="dense")
 def _moments(x: Array, w: Array, *, dense: bool) -> tuple[Array, Array]:
     """Weighted mean (D,), and covariance (D, D) or variances (D,) over Σ w − 1."""
 

@@ -11,8 +11,10 @@ from jaxgmm.sklearn import (
 )
 from tests.conftest import x64
 
+pytestmark = pytest.mark.slow
 
-@pytest.fixture(params=["x32", pytest.param("x64", marks=pytest.mark.slow)], autouse=True)
+
+@pytest.fixture(params=["x32", "x64"], autouse=True)
 def _precision(request):
     with x64(request.param == "x64"):
         yield
@@ -26,7 +28,6 @@ def test_the_mixture_is_scikit_learns(estimator, check):
     check(estimator)
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 @pytest.mark.filterwarnings("ignore:Can't check dok sparse matrix:UserWarning")
 @parametrize_with_checks(

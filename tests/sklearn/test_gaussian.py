@@ -36,18 +36,19 @@ def both(X, **parameters):
 
 @pytest.mark.parametrize("name", TYPES)
 @pytest.mark.parametrize("init_params", ["kmeans", "k-means++", "random", "random_from_data"])
-def test_the_same_seed_takes_the_same_path_as_scikit_learn(name, init_params, dtype):
+def test_the_same_seed_takes_the_same_path_as_scikit_learn(name, init_params, either):
     X = IRIS - IRIS.mean(0)
-    theirs, ours = both(X, n_components=3, covariance_type=name, init_params=init_params)
-    tol = tolerance[dtype]
-    assert abs(ours.n_iter_ - theirs.n_iter_) <= (0 if dtype == np.float64 else 1)
+    # With a smaller ridge the rounding of E[x²] − μ² decides in scikit-learn where ties of single seeds go.
+    theirs, ours = both(X, n_components=3, covariance_type=name, init_params=init_params, reg_covar=1e-3)
+    tol = tolerance[either]
+    assert abs(ours.n_iter_ - theirs.n_iter_) <= (0 if either == np.float64 else 1)
     assert ours.converged_
     assert_allclose(ours.lower_bound_, theirs.lower_bound_, rtol=0.1 * tol)
     for attribute in ATTRIBUTES:
         expected = getattr(theirs, attribute)
         atol = tol * np.abs(expected).max()
         assert_allclose(getattr(ours, attribute), expected, atol=atol, rtol=0, err_msg=attribute)
-    if dtype == np.float64:
+    if either == np.float64:
         assert_allclose(ours.lower_bounds_[1:], theirs.lower_bounds_[1:], rtol=1e-10)
         assert_array_equal(ours.predict(X), theirs.predict(X))
         assert_allclose(ours.predict_proba(X), theirs.predict_proba(X), atol=1e-7)
@@ -71,6 +72,7 @@ def test_it_reaches_scikit_learns_likelihood_on_its_own_data(name, data, dtype):
     assert ours.score(X) >= theirs.score(X) - 1e-6 * abs(theirs.score(X))
 
 
+@pytest.mark.slow
 def test_n_init_keeps_the_best(dtype):
     X = np.random.RandomState(3).randn(150, 4)
     theirs, ours = both(X, n_components=3, n_init=4)
@@ -154,6 +156,7 @@ def test_params_go_out_and_come_back(name, dtype):
     assert on.score(IRIS) >= mixture.score(IRIS) - 1e-5
 
 
+@pytest.mark.slow
 def test_a_family_of_ones_own_goes_through():
     own = FAMILIES["full"]._replace(name="mine")
     mixture = clone(GaussianMixture(3, covariance_type=own, random_state=0)).fit(IRIS)
@@ -195,6 +198,7 @@ def test_a_prior_saves_what_collapses():
     assert np.diff(mixture.lower_bounds_).min() > -1e-5
 
 
+@pytest.mark.slow
 def test_the_bound_with_a_prior_is_the_posterior_per_sample(double):
     prior = jaxgmm.default_prior(IRIS, 3, weight_concentration=2.0)
     mixture = GaussianMixture(3, prior=prior, random_state=0, tol=1e-10, max_iter=2000).fit(IRIS)
@@ -249,6 +253,7 @@ def test_verbose_says_what_scikit_learn_says(capsys):
     assert "time lapse" in out
 
 
+@pytest.mark.slow
 def test_more_steps_than_one_chunk(double):
     X = np.random.default_rng(0).normal(size=(150, 4))
     settings = {"n_components": 3, "random_state": 0, "max_iter": 300, "tol": 0}

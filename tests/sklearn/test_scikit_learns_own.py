@@ -62,7 +62,7 @@ def _read(name):
     }
 
 
-pytestmark = pytest.mark.filterwarnings("default")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
 
 
 @pytest.fixture(params=["x32", "x64"], autouse=True)
