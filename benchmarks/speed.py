@@ -108,9 +108,9 @@ def floor(case: dict[str, Any], rate: dict[str, float]) -> float:
     return products / rate["gemm"] + n * k / rate["exp"] + 4 * n * d / (rate["copy"] / 2)
 
 
-def measure(case: dict[str, Any], threads: int, repeats: int) -> None:
+def measure(case: dict[str, Any], libraries: list[str], threads: int, repeats: int, seconds: float) -> None:
     running, answers = [], {}
-    for name in LIBRARIES:
+    for name in libraries:
         library = Library(name, threads)
         answer = library.ask(do="prepare", case=case | {"seed": 0})
         if "absent" in answer:
@@ -122,7 +122,11 @@ def measure(case: dict[str, Any], threads: int, repeats: int) -> None:
     n = case["n_iter"]
     times: dict[str, list[tuple[float, float]]] = {library.name: [] for library in running}
     floors = []
-    for _ in range(repeats):
+    began = time.perf_counter()
+    for done in range(repeats):
+        if done and time.perf_counter() - began > seconds:
+            print(f"  stopped after {done} of {repeats} repeats")
+            break
         floors.append(floor(case, rates()))
         for library in tuple(running):
             short, long = (library.ask(do="run", n_iter=i) for i in (n, 2 * n))
@@ -154,7 +158,9 @@ def measure(case: dict[str, Any], threads: int, repeats: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cases", default=",".join(CASES), help="letters of the cases, with commas")
+    parser.add_argument("--libraries", default=",".join(LIBRARIES), help="names, with commas")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=600, help="begin no repeat of a case after these")
     parser.add_argument("--threads", type=int, default=1, help="cores that each process is pinned to")
     args = parser.parse_args()
     # The rates are those of one core, too; before NumPy starts its threads.
@@ -165,7 +171,7 @@ def main() -> None:
         print(
             f"{letter}: N={case['n']:,} D={case['d']} K={case['k']} {case['kind']}, {args.threads} thread(s)"
         )
-        measure(case, args.threads, args.repeats)
+        measure(case, args.libraries.split(","), args.threads, args.repeats, args.seconds)
 
 
 if __name__ == "__main__":

@@ -2,71 +2,30 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-from collections.abc import Callable
 
-import jax
-import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxgmm import fixed_point, priors, quadratic, validate
+from jaxgmm import priors, quadratic, validate
 from jaxgmm.compilation import jit
 from jaxgmm.density import e_step as e_step
 from jaxgmm.density import inputs
-from jaxgmm.em_map import (
-    Frame,
-    admissible,
-    chart,
-    coordinates,
-    evaluate,
-    frame,
-    maximise,
-    weighted_m_step,
-    with_prior,
-)
+from jaxgmm.em_map import frame, maximise, weighted_m_step, with_prior
 from jaxgmm.families.family import Family
 from jaxgmm.families.table import get_family
 from jaxgmm.fixed_point import Status as Status
 from jaxgmm.linalg import block_rows
+from jaxgmm.loop import run as run
 from jaxgmm.moments import Moments, accumulate
 from jaxgmm.params import GMMParams, translate
 from jaxgmm.priors import Prior
+from jaxgmm.result import FitResult as FitResult
 
 TOL = 1e-5
 MAX_ITER = 1000
 REG_COVAR = 1e-6
 HISTORY_SIZE = 256
-
-
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["params", "log_likelihood", "objective", "n_iter", "status", "history"],
-    meta_fields=[],
-)
-@dataclasses.dataclass(frozen=True)
-class FitResult:
-    """A fitted mixture and how the fit ended; under `vmap` every array has leading batch axes.
-
-    Attributes:
-      params: the mixture.
-      log_likelihood: () mean per unit of sample weight, in nats, of `params` themselves.
-      objective: () what the fit climbs, per unit of sample weight: log_likelihood, plus log_prior / Σ w where
-        there is a prior. A ridge's penalty, of the order of reg_covar, is not counted.
-      n_iter: () int32, EM steps taken on the way to `params`, rejected extrapolations included.
-      status: () int32, a `Status`.
-      history: (history_size,) log_likelihood after 1, 2, … steps; NaN past n_iter. Where the data lie far
-        from the origin, before the means are rounded to their place there; log_likelihood is after. What the
-        quadratic kernel reported on the way has its rounding.
-    """
-
-    params: GMMParams
-    log_likelihood: Array  # ()
-    objective: Array  # ()
-    n_iter: Array  # ()
-    status: Array  # ()
-    history: Array  # (history_size,)
 
 
 def _checked(prior: Prior | None, family: Family, shape: tuple[int, ...], x: Array) -> Prior | None:
@@ -196,93 +155,6 @@ def em_step(
     reg = validate.not_negative(reg_covar, "reg_covar", x.dtype)
     checked = _checked(prior, params.family, params.means.shape, x)
     return _em_step(params, x, w, reg, checked, block_size=rows)
-
-
-def _continued(
-    first: fixed_point.Solution,
-    begin: GMMParams,
-    solve: Callable[[GMMParams, Array], fixed_point.Solution],
-    max_iter: Array,
-) -> fixed_point.Solution:
-    """A fit that begins where another one ended, as one fit; from `begin`, if that one came to harm."""
-    sound = (first.status == Status.CONVERGED) | (first.status == Status.MAX_ITER)
-    point = jax.tree.map(lambda a, b: jnp.where(sound, a, b), first.point, begin)
-    taken = jnp.where(sound, first.n_iter, 0)
-    rest = solve(point, max_iter - taken)
-    history = rest.history
-    if history.size:
-        at = jnp.arange(history.size, dtype=jnp.int32)
-        later = history[jnp.clip(at - taken, 0, history.size - 1)]
-        history = jnp.where(at < taken, first.history, later)
-    return rest._replace(n_iter=taken + rest.n_iter, history=history)
-
-
-def run(
-    params: GMMParams,
-    x: Array,
-    w: Array | None,
-    tol: Array,
-    max_iter: Array,
-    reg_covar: Array,
-    accelerate: Array,
-    prior: Prior | None = None,
-    *,
-    block_size: int,
-    history_size: int,
-    surveyed: Frame | None = None,
-    unconverged: str = "nan",
-    kernel: str = "whitened",
-) -> FitResult:
-    """`fit` without its checks, for code that is already inside `jit` or `vmap`.
-
-    `surveyed` is what `frame` says of the data, where the caller already has it.
-    """
-    f = frame(x, w, reg_covar) if surveyed is None else surveyed
-    f = with_prior(f, prior, params.family, params.means.shape)
-    solve = functools.partial(
-        fixed_point.solve,
-        chart=chart(params.family),
-        tol=tol,
-        accelerate=accelerate,
-        history_size=history_size,
-    )
-    derivative = fixed_point.Derivative(
-        coordinates(params.family), unconverged, symmetric=params.family.to_natural is not None
-    )
-    begin = translate(admissible(params), -f.shift)
-
-    def exact(point: GMMParams, limit: Array) -> fixed_point.Solution:
-        step = functools.partial(evaluate, block_size)
-        return solve(step, point, (x, w, f), max_iter=limit, derivative=derivative)
-
-    kind, (k, d) = params.family.quadratic, params.means.shape
-    if kernel == "whitened" or kind is None:
-        solution = exact(begin, max_iter)
-    else:
-        # Features and responsibilities of a block, twice over: as they are and as they are multiplied.
-        rows = block_rows(x.shape[0], quadratic.n_features_of(kind, d) + k, 2)
-        raw = f._replace(quadratic=quadratic.coordinates(kind, x, w, f.shift))
-        step = functools.partial(evaluate, rows)
-        if kernel == "quadratic":
-            solution = solve(step, begin, (x, w, raw), max_iter=max_iter, derivative=derivative)
-        else:
-            data = jax.lax.stop_gradient((x, w, raw))
-            solution = _continued(solve(step, begin, data, max_iter=max_iter), begin, exact, max_iter)
-    fitted = translate(solution.point, f.shift)
-
-    def as_rounded(p: GMMParams) -> Array:
-        # At a large offset the last digits of the means are lost when the shift is added back, and what is
-        # reported is the likelihood of what is returned.
-        moments = accumulate(p, x, w, block_size=block_size)
-        return moments.log_likelihood / moments.total_weight
-
-    shifted = (f.shift != 0).any() & jnp.isfinite(solution.report)
-    log_likelihood = jax.lax.cond(shifted, as_rounded, lambda p: solution.report, fitted)
-    objective = log_likelihood
-    if f.prior is not None:
-        total = jnp.asarray(x.shape[0], x.dtype) if w is None else w.sum()
-        objective = log_likelihood + priors.log_density(solution.point, f.prior)[0] / total
-    return FitResult(fitted, log_likelihood, objective, solution.n_iter, solution.status, solution.history)
 
 
 _fit = jit(

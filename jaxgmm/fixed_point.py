@@ -23,7 +23,7 @@ from jaxgmm.linalg import epsilon
 
 PyTree = Any
 
-_RUNNING = -1
+RUNNING = -1
 _FIRST_RADIUS = 4.0  # the longest extrapolation that is tried before any has succeeded
 _MAX_RATE = 0.9999  # of convergence: beyond it, a ratio of two steps is not known well enough to be used
 _ROUGH = 6e-6  # relative residual of a solve that only has to be a good start
@@ -59,6 +59,13 @@ class Chart(NamedTuple):
     back: Callable[[PyTree, PyTree], PyTree]  # (reference, coordinates) -> θ; NaN outside the domain
 
 
+class Memory(NamedTuple):
+    """What an iteration has learnt, for one that goes on from where it ended."""
+
+    radius: Array  # ()  the longest extrapolation that may be tried
+    horizon: Array  # ()  the distance still to go, in units of the latest step
+
+
 class Solution(NamedTuple):
     """The last point whose evaluation was good, and how the iteration ended there."""
 
@@ -67,9 +74,12 @@ class Solution(NamedTuple):
     n_iter: Array  # ()  int32: applications of F on the way to `point`
     status: Array  # ()  int32, a Status
     history: Array  # (history_size,)
+    memory: Memory
 
 
-class _State(NamedTuple):
+class State(NamedTuple):
+    """Where an iteration is."""
+
     base: PyTree  # the last good point
     image: PyTree  # F(base)
     point: PyTree  # to be evaluated next: F(base), or an extrapolation
@@ -263,6 +273,92 @@ def _implicit(
     return (point, report), (point_dot, report_dot)
 
 
+def no_memory(dtype: Any) -> Memory:
+    """What is known before anything has been tried."""
+    return Memory(jnp.full((), _FIRST_RADIUS, dtype), jnp.zeros((), dtype))
+
+
+def begin(start: PyTree, memory: Memory, history_size: int) -> State:
+    """The state before the first turn from a start."""
+    dtype = memory.radius.dtype
+    nan = jnp.full((), jnp.nan, dtype)
+    return State(
+        base=start,
+        image=start,
+        point=start,
+        extrapolated=jnp.asarray(False),
+        at_radius=jnp.asarray(False),
+        radius=memory.radius,
+        objective=jnp.full((), -jnp.inf, dtype),
+        report=nan,
+        step=nan,
+        horizon=memory.horizon,
+        n_iter=jnp.zeros((), jnp.int32),
+        status=jnp.full((), RUNNING, jnp.int32),
+        history=jnp.full((history_size,), jnp.nan, dtype),
+    )
+
+
+def turn(
+    e: Evaluation, s: State, chart: Chart | None, tol: Array, max_iter: Array, accelerate: Array
+) -> State:
+    """One turn, after the map has been evaluated at the state's point; the rest is as in `solve`."""
+    dtype = tol.dtype
+    eps = epsilon(dtype)
+    history_size = s.history.size
+
+    finite = jnp.isfinite(e.objective)
+    fell = e.objective < s.objective - jnp.where(s.extrapolated, eps * jnp.abs(s.objective), e.slack)
+    first = s.n_iter == 0
+    good = finite & ~(fell & ~first) & (e.valid | ~s.extrapolated)
+
+    # An extrapolation hides the slow modes behind those that it stirred up: a horizon once seen is
+    # forgotten only by and by.
+    rate = jnp.clip(e.step / s.step, 0, _MAX_RATE)
+    seen = jnp.maximum(rate / (1 - rate), s.horizon * _FORGET)
+    horizon = jnp.where(s.extrapolated | first, s.horizon, seen)
+    near = (e.step * jnp.maximum(1, horizon) <= tol) | (e.step <= e.noise)
+    converged = near & (tol > 0) & good & ~s.extrapolated & ~first
+
+    def code(status: int) -> Array:
+        return jnp.asarray(status, jnp.int32)
+
+    status = jnp.where(s.n_iter >= max_iter, code(Status.MAX_ITER), code(RUNNING))
+    status = jnp.where(converged, code(Status.CONVERGED), status)
+    plain = jnp.where(e.valid, status, code(Status.DEGENERATE))
+    plain = jnp.where(fell & ~first, code(Status.DECREASED), plain)
+    plain = jnp.where(finite, plain, code(Status.NONFINITE))
+    status = jnp.where(s.extrapolated, status, plain)
+
+    base, image = _select(good, (s.point, e.image), (s.base, s.image))
+    point, extrapolated, at_radius = image, jnp.asarray(False), jnp.asarray(False)
+    if chart is not None:
+        finest = jnp.sqrt(jnp.maximum(e.step / jnp.maximum(e.noise, float(jnp.finfo(dtype).tiny)), 1))
+        trial, cut = _extrapolate(chart, (s.base, s.point, e.image), s.radius, finest)
+        extrapolated = accelerate & ~s.extrapolated & ~first & ~_has_nan(trial)
+        point, at_radius = _select(extrapolated, trial, image), cut & extrapolated
+    longer, shorter = 4 * s.radius, jnp.maximum(s.radius / 4, _FIRST_RADIUS)
+    radius = jnp.where(s.extrapolated & s.at_radius, jnp.where(good, longer, shorter), s.radius)
+
+    report = jnp.where(good, e.report, s.report)
+    slot = jnp.where(first, history_size, s.n_iter - 1)
+    return State(
+        base=base,
+        image=image,
+        point=point,
+        extrapolated=extrapolated,
+        at_radius=at_radius,
+        radius=radius,
+        objective=jnp.where(good, e.objective, s.objective),
+        report=report,
+        step=jnp.where(good, e.step, s.step),
+        horizon=horizon,
+        n_iter=s.n_iter + jnp.where(status == RUNNING, 1, 0).astype(jnp.int32),
+        status=status,
+        history=s.history.at[slot].set(report, mode="drop") if history_size else s.history,
+    )
+
+
 def solve(
     evaluate: Callable[[PyTree, PyTree], Evaluation],
     start: PyTree,
@@ -274,6 +370,7 @@ def solve(
     accelerate: Array,
     history_size: int,
     derivative: Derivative = _RAW,
+    memory: Memory | None = None,
 ) -> Solution:
     """Iterate θ ← F(θ) to its fixed point, with safeguarded squared extrapolation (SQUAREM).
 
@@ -297,6 +394,7 @@ def solve(
       accelerate: () bool.
       history_size: how many entries of `report` are kept; entry i is the best point's after i + 1 steps.
       derivative: how the solution is differentiated; static.
+      memory: what an iteration that ended at `start` had learnt, if there was one.
 
     Returns:
       A `Solution`, whose `report` belongs to the very point that is returned.
@@ -307,79 +405,20 @@ def solve(
       Anderson acceleration with restarts and monotonicity control, JCGS 28.
     """
     start, stopped = lax.stop_gradient((start, data))
-    dtype = tol.dtype
-    eps = epsilon(dtype)
 
-    def turn(s: _State) -> _State:
-        e = evaluate(s.point, stopped)
-        finite = jnp.isfinite(e.objective)
-        fell = e.objective < s.objective - jnp.where(s.extrapolated, eps * jnp.abs(s.objective), e.slack)
-        first = s.n_iter == 0
-        good = finite & ~(fell & ~first) & (e.valid | ~s.extrapolated)
+    def one(s: State) -> State:
+        return turn(evaluate(s.point, stopped), s, chart, tol, max_iter, accelerate)
 
-        # An extrapolation hides the slow modes behind those that it stirred up: a horizon once seen is
-        # forgotten only by and by.
-        rate = jnp.clip(e.step / s.step, 0, _MAX_RATE)
-        seen = jnp.maximum(rate / (1 - rate), s.horizon * _FORGET)
-        horizon = jnp.where(s.extrapolated | first, s.horizon, seen)
-        near = (e.step * jnp.maximum(1, horizon) <= tol) | (e.step <= e.noise)
-        converged = near & (tol > 0) & good & ~s.extrapolated & ~first
+    known = no_memory(tol.dtype) if memory is None else lax.stop_gradient(memory)
+    end = lax.while_loop(lambda s: s.status == RUNNING, one, begin(start, known, history_size))
+    return solution(evaluate, derivative, end, data)
 
-        def code(status: int) -> Array:
-            return jnp.asarray(status, jnp.int32)
 
-        status = jnp.where(s.n_iter >= max_iter, code(Status.MAX_ITER), code(_RUNNING))
-        status = jnp.where(converged, code(Status.CONVERGED), status)
-        plain = jnp.where(e.valid, status, code(Status.DEGENERATE))
-        plain = jnp.where(fell & ~first, code(Status.DECREASED), plain)
-        plain = jnp.where(finite, plain, code(Status.NONFINITE))
-        status = jnp.where(s.extrapolated, status, plain)
-
-        base, image = _select(good, (s.point, e.image), (s.base, s.image))
-        point, extrapolated, at_radius = image, jnp.asarray(False), jnp.asarray(False)
-        if chart is not None:
-            finest = jnp.sqrt(jnp.maximum(e.step / jnp.maximum(e.noise, float(jnp.finfo(dtype).tiny)), 1))
-            trial, cut = _extrapolate(chart, (s.base, s.point, e.image), s.radius, finest)
-            extrapolated = accelerate & ~s.extrapolated & ~first & ~_has_nan(trial)
-            point, at_radius = _select(extrapolated, trial, image), cut & extrapolated
-        longer, shorter = 4 * s.radius, jnp.maximum(s.radius / 4, _FIRST_RADIUS)
-        radius = jnp.where(s.extrapolated & s.at_radius, jnp.where(good, longer, shorter), s.radius)
-
-        report = jnp.where(good, e.report, s.report)
-        slot = jnp.where(first, history_size, s.n_iter - 1)
-        return _State(
-            base=base,
-            image=image,
-            point=point,
-            extrapolated=extrapolated,
-            at_radius=at_radius,
-            radius=radius,
-            objective=jnp.where(good, e.objective, s.objective),
-            report=report,
-            step=jnp.where(good, e.step, s.step),
-            horizon=horizon,
-            n_iter=s.n_iter + jnp.where(status == _RUNNING, 1, 0).astype(jnp.int32),
-            status=status,
-            history=s.history.at[slot].set(report, mode="drop") if history_size else s.history,
-        )
-
-    nan = jnp.full((), jnp.nan, dtype)
-    state = _State(
-        base=start,
-        image=start,
-        point=start,
-        extrapolated=jnp.asarray(False),
-        at_radius=jnp.asarray(False),
-        radius=jnp.full((), _FIRST_RADIUS, dtype),
-        objective=jnp.full((), -jnp.inf, dtype),
-        report=nan,
-        step=nan,
-        horizon=jnp.zeros((), dtype),
-        n_iter=jnp.zeros((), jnp.int32),
-        status=jnp.full((), _RUNNING, jnp.int32),
-        history=jnp.full((history_size,), jnp.nan, dtype),
-    )
-    end = lax.while_loop(lambda s: s.status == _RUNNING, turn, state)
+def solution(
+    evaluate: Callable[[PyTree, PyTree], Evaluation], derivative: Derivative, end: State, data: PyTree
+) -> Solution:
+    """What an iteration that has ended found, with its derivative with respect to the data."""
     converged = end.status == Status.CONVERGED
     point, report = _with_derivative(evaluate, derivative, end.base, end.report, converged, data)
-    return Solution(point, report, end.n_iter, end.status, end.history)
+    memory = Memory(end.radius, end.horizon)
+    return Solution(point, report, end.n_iter, end.status, end.history, memory)

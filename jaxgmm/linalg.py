@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
 # An accelerator's default may be TF32 or bfloat16, whose three digits are fewer than a covariance needs.
 PRECISION = lax.Precision.HIGHEST
 
-# Working set of one row block in numbers: the (K, D, block) residuals should stay in the second-level cache.
-_BLOCK_NUMBERS = 1 << 18
+# Working set of one row block in numbers: on a CPU the (K, D, block) residuals should stay in its second
+# cache. An accelerator wants blocks that keep all of it busy, and has the memory.
+_BLOCK_NUMBERS = {"cpu": 1 << 18}
+_ACCELERATOR_BLOCK_NUMBERS = 1 << 27
 
 
 def epsilon(dtype: Any) -> float:
@@ -32,10 +36,80 @@ def embed_diagonal(values: Array) -> Array:
     return values[..., None] * identity.reshape((1,) * (values.ndim - 1) + identity.shape)
 
 
+# From this many multiplications on, D³ for each matrix and a few besides, a triangular inverse is made of
+# products: LAPACK's batched solvers in jaxlib 0.10 wait for each other without end where as many run at once
+# as there are threads. Seen for 4096 matrices of 3 × 3 and 400 of 8 × 8, and not for 256 of 8 × 8 or 1000 of
+# 5 × 5: for fewer they do not divide their work.
+_FEW = 120_000
+
+
+def _blockwise_inverse(lower: Array) -> Array:
+    """Inverses of lower triangular (..., D, D): of their blocks of 1, 2, 4, … rows on the diagonal, in turn.
+
+    [[A, 0], [B, C]]⁻¹ = [[A⁻¹, 0], [−C⁻¹ B A⁻¹, C⁻¹]], as accurate as substitution (Higham 2002, chapter 14):
+    X − X B X, where X holds the inverses of the smaller blocks and B what the larger ones have beside them.
+    """
+    size = lower.shape[-1]
+    at = np.arange(size, dtype=np.int32)
+    row, column = at[:, None], at[None, :]
+    diagonal = jnp.diagonal(lower, axis1=-2, axis2=-1)
+
+    def double(level: Array, inverse: Array) -> Array:
+        beside = (row >> level == (column >> level) + 1) & (row >> level + 1 == column >> level + 1)
+        beside = jnp.broadcast_to(beside, lower.shape)
+        corner = jnp.where(beside, lower, jnp.zeros((), lower.dtype))
+        return inverse - einsum("...de,...ef,...fg->...dg", inverse, corner, inverse)
+
+    levels = jnp.asarray(max(size - 1, 0).bit_length(), jnp.int32)
+    return lax.fori_loop(jnp.asarray(0, jnp.int32), levels, double, embed_diagonal(1 / diagonal))
+
+
+@jax.custom_batching.custom_vmap
+def _inverse(lower: Array) -> Array:
+    if math.prod(lower.shape[:-2]) * (lower.shape[-1] ** 3 + 8) > _FEW:
+        return _blockwise_inverse(lower)
+    identity = jnp.broadcast_to(jnp.eye(lower.shape[-1], dtype=lower.dtype), lower.shape)
+    return lax.linalg.triangular_solve(lower, identity, left_side=True, lower=True)
+
+
+@_inverse.def_vmap
+def _inverses(axis_size: int, in_batched: list[bool], lower: Array) -> tuple[Array, bool]:
+    return _inverse(lower), True  # which of the two it is depends on how many there are
+
+
+@jax.custom_jvp
 def lower_inverse(factors: Array) -> Array:
     """Inverse of lower triangular matrices (..., D, D); what stands above the diagonal is not read."""
-    identity = jnp.broadcast_to(jnp.eye(factors.shape[-1], dtype=factors.dtype), factors.shape)
-    return lax.linalg.triangular_solve(factors, identity, left_side=True, lower=True)
+    return _inverse(factors)
+
+
+@lower_inverse.defjvp
+def _lower_inverse_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    inverse = lower_inverse(*primals)
+    return inverse, -einsum("...de,...ef,...fg->...dg", inverse, jnp.tril(tangents[0]), inverse)
+
+
+@jax.custom_jvp
+def cholesky(matrices: Array) -> Array:
+    """Lower Cholesky factors of symmetric (..., D, D), NaN where one is not positive definite.
+
+    Only the lower triangle is read, and the derivative is that of the symmetric matrix which it stands for.
+    """
+    return lax.linalg.cholesky(matrices, symmetrize_input=False)
+
+
+@cholesky.defjvp
+def _cholesky_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    # dL = L Φ(L⁻¹ dA L⁻ᵀ), where Φ keeps the lower triangle and halves the diagonal (Murray 2016).
+    factors = cholesky(*primals)
+    inverse = lower_inverse(factors)
+    (change,) = tangents
+    strict = jnp.tril(change, -1)
+    symmetric = jnp.tril(change) + strict.swapaxes(-1, -2)
+    inner = einsum("...de,...ef,...gf->...dg", inverse, symmetric, inverse)
+    half = 0.5 * jnp.eye(change.shape[-1], dtype=change.dtype)
+    kept = jnp.tril(inner, -1) + inner * half.reshape((1,) * (change.ndim - 2) + half.shape)
+    return factors, einsum("...de,...ef->...df", factors, kept)
 
 
 def safe_cholesky(matrices: Array, jitter: Array) -> Array:
@@ -45,17 +119,19 @@ def safe_cholesky(matrices: Array, jitter: Array) -> Array:
     still fails gives NaN. Only the factorisation that is returned is differentiated, so that the one that
     failed cannot poison a gradient.
     """
-    first = lax.linalg.cholesky(lax.stop_gradient(matrices), symmetrize_input=False)
+    first = cholesky(lax.stop_gradient(matrices))
     failed = ~jnp.isfinite(first).all((-2, -1))
     added = jnp.where(failed[..., None], jitter, jnp.zeros((), matrices.dtype))
-    return lax.linalg.cholesky(matrices + embed_diagonal(added), symmetrize_input=False)
+    return cholesky(matrices + embed_diagonal(added))
 
 
 def block_rows(n_samples: int, n_components: int, n_features: int, lanes: int = 1) -> int:
-    """Rows per block: as many as keep (K, D, block) in cache, between 128 and 2048 (8 for many lanes)."""
-    rows = _BLOCK_NUMBERS // max(1, n_components * n_features * lanes)
+    """Rows per block: on a CPU as many as keep (K, D, block) in cache, 128 (8 for many lanes) to 2048."""
+    numbers = _BLOCK_NUMBERS.get(jax.default_backend(), _ACCELERATOR_BLOCK_NUMBERS)
+    rows = numbers // max(1, n_components * n_features * lanes)
     power = 1 << max(rows, 1).bit_length() - 1
-    return min(n_samples, min(2048, max(128 if lanes == 1 else 8, power)))
+    most = 2048 if jax.default_backend() in _BLOCK_NUMBERS else 1 << 20
+    return min(n_samples, min(most, max(128 if lanes == 1 else 8, power)))
 
 
 def _two_sum(total: Array, error: Array, term: Array) -> tuple[Array, Array]:

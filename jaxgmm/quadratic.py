@@ -8,7 +8,7 @@ centre cancel where components are far apart for their widths. `rounding` says b
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -38,10 +38,10 @@ class Coordinates(NamedTuple):
 def n_features_of(kind: str, n_features: int) -> int:
     """How many features a row has."""
     return {
-        "dense": (n_features + 1) * (n_features + 2) // 2,
-        "shared": n_features + 1,
-        "diagonal": 2 * n_features + 1,
-        "length": n_features + 2,
+        "dense": n_features * (n_features + 3) // 2,
+        "shared": n_features,
+        "diagonal": 2 * n_features,
+        "length": n_features + 1,
     }[kind]
 
 
@@ -102,9 +102,7 @@ class _Mixture(NamedTuple):
 
 def _localise(kind: str, params: GMMParams, c: Coordinates) -> _Mixture:
     shape = (params.n_components, params.n_features)
-    means = lax.linalg.triangular_solve(
-        c.root, (params.means - c.centre[None, :]).T, left_side=True, lower=True
-    ).T
+    means = einsum("de,ke->kd", lower_inverse(c.root), params.means - c.centre[None, :])
     if kind in _AFFINE:
         identity = jnp.broadcast_to(c.root[None], (shape[0], *c.root.shape))
         return _Mixture(means, params.family.whitener(params.scale)(identity))
@@ -113,25 +111,34 @@ def _localise(kind: str, params: GMMParams, c: Coordinates) -> _Mixture:
 
 
 def _pairs(n_features: int) -> tuple[np.ndarray, np.ndarray]:
-    return np.triu_indices(n_features + 1)
+    return np.triu_indices(n_features)
 
 
-def _features(kind: str, u: Array) -> Array:
-    """(F, B) of coordinates u (D, B)."""
-    one = jnp.ones((1, u.shape[1]), u.dtype)
-    u1 = jnp.concatenate([u, one])
+def _squares(kind: str, u: Array) -> Array | None:
+    """Features of second degree of coordinates u, whose own are those of first degree.
+
+    They are (F, B) of (D, B) for the affine kinds and (B, F) of (B, D) for the others. The two degrees are
+    kept apart, and 1 is no feature: to put them together in memory would cost as much as their products do.
+    """
     if kind == "dense":
         i, j = _pairs(u.shape[0])
-        return u1[i] * u1[j]
+        return u[i] * u[j]
     if kind == "diagonal":
-        return jnp.concatenate([jnp.square(u), u1])
+        return jnp.square(u)
     if kind == "length":
-        return jnp.concatenate([jnp.square(u).sum(0, keepdims=True), u1])
-    return u1
+        return jnp.square(u).sum(1, keepdims=True)
+    return None
 
 
-def _coefficients(kind: str, m: _Mixture, constant: Array) -> Array:
-    """(K, F) such that coefficients · features is log π_k N(x | μ_k, Σ_k), less what all components share."""
+class _Coefficients(NamedTuple):
+    """log π_k N(x | μ_k, Σ_k), less what all components share, as a function of a row's features."""
+
+    second: Array | None  # (K, F)
+    first: Array  # (K, D)
+    constant: Array  # (K,)
+
+
+def _coefficients(kind: str, m: _Mixture, constant: Array) -> _Coefficients:
     n_features = m.means.shape[1]
     if kind in _AFFINE:
         precision = einsum("ked,kef->kdf", m.inverse, m.inverse)
@@ -141,31 +148,23 @@ def _coefficients(kind: str, m: _Mixture, constant: Array) -> Array:
         linear = precision * m.means
     constant = constant - 0.5 * (linear * m.means).sum(1)
     if kind == "dense":
-        # The triangle of the matrix whose quadratic form in (u, 1) is the logarithm: off the diagonal, twice.
-        upper = jnp.concatenate([-0.5 * precision, 0.5 * linear[:, :, None]], 2)
-        lower = jnp.concatenate([0.5 * linear, constant[:, None]], 1)[:, None, :]
         i, j = _pairs(n_features)
-        twice = jnp.asarray(np.where(i == j, 1, 2), precision.dtype)
-        return jnp.concatenate([upper, lower], 1)[:, i, j] * twice[None, :]
-    rest = [linear, constant[:, None]]
-    if kind == "diagonal":
-        rest = [-0.5 * precision, *rest]
-    if kind == "length":
-        rest = [-0.5 * precision[:, :1], *rest]
-    return jnp.concatenate(rest, 1)
+        # A symmetric form by its triangle: off the diagonal, twice.
+        twice = jnp.asarray(np.where(i == j, -0.5, -1), precision.dtype)
+        second = precision[:, i, j] * twice[None, :]
+    elif kind == "shared":
+        second = None
+    else:
+        second = -0.5 * (precision if kind == "diagonal" else precision[:, :1])
+    return _Coefficients(second, linear, constant)
 
 
-def _unfold(kind: str, raw: Array, n_features: int) -> tuple[Array, Array, Array]:
-    """Sums of features as Σ r (K,), Σ r u (K, D), and the second moments (K, ...) of the kind."""
-    if kind == "dense":
-        i, j = _pairs(n_features)
-        size = n_features + 1
-        back = np.zeros((size, size), np.int32)
-        back[i, j] = back[j, i] = np.arange(len(i))
-        square = raw[:, back]
-        return square[:, -1, -1], square[:, :-1, -1], square[:, :-1, :-1]
-    squares = raw.shape[1] - n_features - 1
-    return raw[:, -1], raw[:, squares:-1], raw[:, :squares]
+def _unfold(raw: Array, n_features: int) -> Array:
+    """Sums of the products of pairs (K, F) as symmetric matrices (K, D, D)."""
+    i, j = _pairs(n_features)
+    back = np.zeros((n_features, n_features), np.int32)
+    back[i, j] = back[j, i] = np.arange(len(i))
+    return raw[:, back]
 
 
 def accumulate(
@@ -185,23 +184,31 @@ def accumulate(
     inverse = lower_inverse(c.root)
     origin = shift + c.centre
 
-    def block(w: Array, b: Array) -> tuple[Array, Array, Array]:
+    # Products of two features are made fastest where one feature's numbers lie side by side; nothing else is
+    # worth a transposition.
+    axes = "fb" if kind in _AFFINE else "bf"
+
+    def block(w: Array, b: Array) -> tuple[Any, ...]:
         w, b = without_junk(w, b, _limit(b))
-        centred = (b - origin[None, :]).T
+        b = b - origin[None, :]
         if kind in _AFFINE:
-            u = einsum("de,eb->db", inverse, centred)
+            u = einsum("de,be->db", inverse, b)
         else:
-            u = jnp.diagonal(inverse)[:, None] * centred
-        features = _features(kind, u)
-        joint = einsum("kf,fb->kb", coefficients, features)
+            u = b * jnp.diagonal(inverse)[None, :]
+        squares = _squares(kind, u)
+        joint = einsum(f"kf,{axes}->kb", coefficients.first, u) + coefficients.constant[:, None]
+        if squares is not None and coefficients.second is not None:
+            joint = joint + einsum(f"kf,{axes}->kb", coefficients.second, squares)
         top = lax.stop_gradient(joint.max(0))
         shares = jnp.exp(joint - top[None, :])
         total = shares.sum(0)
-        raw = einsum("kb,fb->kf", shares * (w / total)[None, :], features)
-        return raw, (w * (top + jnp.log(total))).sum(), w.sum()
+        r = shares * (w / total)[None, :]
+        second = None if squares is None else einsum(f"kb,{axes}->kf", r, squares)
+        return r.sum(1), einsum(f"kb,{axes}->kf", r, u), second, (w * (top + jnp.log(total))).sum(), w.sum()
 
-    raw, log_likelihood, total_weight = sum_rows(block, sample_weight, x, block_size=block_size)
-    weight, first, second = _unfold(kind, raw, x.shape[1])
+    weight, first, second, log_likelihood, total_weight = sum_rows(
+        block, sample_weight, x, block_size=block_size
+    )
     between = first - weight[:, None] * m.means  # Σ r (u − μ)
     if kind in _AFFINE:
         # Σ r (u − μ)(u − μ)ᵀ, in the order in which the least is subtracted from the most.
@@ -209,7 +216,8 @@ def accumulate(
         crossed = outer + outer.swapaxes(1, 2)
         crossed = crossed + weight[:, None, None] * m.means[:, :, None] * m.means[:, None, :]
         if kind == "dense":
-            second = einsum("kde,kef,kgf->kdg", m.inverse, second - crossed, m.inverse)
+            second = _unfold(second, x.shape[1]) - crossed
+            second = einsum("kde,kef,kgf->kdg", m.inverse, second, m.inverse)
         else:
             common = m.inverse[0]
             log_likelihood = log_likelihood - 0.5 * (einsum("de,ef->df", common, c.total) * common).sum()

@@ -246,15 +246,16 @@ def test_a_program_may_stand_in_anothers_whatever_it_is_given():
     np.testing.assert_array_equal(jax.grad(lambda a: program(a, many=False).sum())(one), 2)
 
 
-def test_options_are_for_programs_that_stand_alone_and_are_not_long():
+def test_a_long_program_is_one_with_options_of_its_own():
     program = doubled()
     if jax.default_backend() != "cpu":
         pytest.skip("elsewhere there are no options")
     counts = []
     for many in (False, True):
         program(jnp.ones(3), many=many)
-        counts.append((program._program()._cache_size(), program._part._cache_size()))
-    assert counts == [(1, 0), (1, 1)]
+        counts.append([program._program(long)._cache_size() for long in (False, True)])
+    assert counts == [[1, 0], [1, 1]]
+    assert program._part._cache_size() == 0
     assert program._cache_size() == 2
 
 

@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.test_util import check_grads
 
 from jaxgmm import linalg
 
@@ -12,6 +13,40 @@ def test_lower_inverse_is_the_inverse_and_ignores_the_upper_triangle(dtype):
     full = lower + np.triu(rng.normal(size=(4, 5, 5)), 1)
     got = linalg.lower_inverse(jnp.asarray(full, dtype))
     np.testing.assert_allclose(got @ jnp.asarray(lower, dtype), np.tile(np.eye(5), (4, 1, 1)), atol=2e-6)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 8, 13])
+def test_the_inverse_by_blocks_is_that_by_substitution(monkeypatch, dtype, size):
+    rng = np.random.default_rng(size)
+    lower = np.tril(rng.normal(size=(3, 2, size, size))) + 3 * np.eye(size)
+    expected = np.linalg.inv(lower)
+    given = jnp.asarray(lower + np.triu(np.full((size, size), 7.0), 1), dtype)
+    for few in (0, 1 << 30):
+        monkeypatch.setattr(linalg, "_FEW", few)
+        for function in (linalg.lower_inverse, jax.vmap(linalg.lower_inverse)):
+            got = function(given)
+            np.testing.assert_allclose(got, expected, atol=20 * np.finfo(dtype).eps * np.abs(expected).max())
+
+
+def test_as_many_inverses_as_lapack_would_divide_among_threads_are_made_by_blocks():
+    def solves(shape):
+        given = jnp.ones(shape, jnp.float32)
+        return "triangular_solve" in str(jax.make_jaxpr(jax.vmap(linalg.lower_inverse))(given))
+
+    assert solves((16, 8, 8))
+    assert not solves((400, 8, 8))
+
+
+def test_derivatives_of_the_inverse_and_of_the_factors(double):
+    rng = np.random.default_rng(0)
+    root = rng.normal(size=(2, 4, 4)) + 3 * np.eye(4)
+    a, lower = jnp.asarray(root @ root.swapaxes(1, 2)), jnp.asarray(np.tril(root))
+    check_grads(linalg.lower_inverse, (lower,), order=2)
+    check_grads(lambda m: linalg.cholesky(0.5 * (m + m.swapaxes(1, 2))), (a,), order=2)
+    change = jnp.asarray(rng.normal(size=a.shape))
+    change = change + change.swapaxes(1, 2)
+    theirs = jax.jvp(jax.lax.linalg.cholesky, (a,), (change,))[1]
+    np.testing.assert_allclose(jax.jvp(linalg.cholesky, (a,), (change,))[1], theirs, atol=1e-12)
 
 
 def test_safe_cholesky_touches_only_the_matrices_that_fail(dtype):

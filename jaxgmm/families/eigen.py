@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
+from jax import Array
 
 from jaxgmm.families.eigen_diagonal import evi_from_variances, vei_from_variances
 from jaxgmm.families.eigen_steps import (
@@ -48,7 +48,7 @@ from jaxgmm.families.volume import (
     logs_to,
     widths,
 )
-from jaxgmm.linalg import einsum, embed_diagonal
+from jaxgmm.linalg import cholesky, einsum, embed_diagonal
 
 Scale = dict[str, Array]
 
@@ -146,7 +146,7 @@ def _nearest(
     """What the M-step makes of covariances (K, D, D) of equal weight; NaN in rows of those that fail."""
     k, d, _ = covariances.shape
     dtype = covariances.dtype
-    good = jnp.isfinite(lax.linalg.cholesky(covariances)).all((-2, -1))
+    good = jnp.isfinite(cholesky(covariances)).all((-2, -1))
     safe = jnp.where(good[:, None, None], covariances, jnp.eye(d, dtype=dtype)[None])
     scale = from_variances(jnp.diagonal(safe, axis1=-2, axis2=-1))
     zeros = jnp.zeros((k, d), dtype)

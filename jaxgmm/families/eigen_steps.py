@@ -24,7 +24,7 @@ from jaxgmm.families.volume import (
     shares,
     widths,
 )
-from jaxgmm.linalg import einsum, lower_inverse, safe_cholesky
+from jaxgmm.linalg import cholesky, einsum, lower_inverse, safe_cholesky
 
 Scale = dict[str, Array]
 
@@ -85,9 +85,7 @@ def _common_factor(factors: Array, share: Array) -> tuple[Array, Array]:
     def common(volume: Array) -> Array:
         own = factors / jnp.sqrt(volume)[:, None, None]
         product = einsum("kde,kfe->kdf", own, own)
-        return unimodular(
-            lax.linalg.cholesky((share[:, None, None] * product).sum(0), symmetrize_input=False)
-        )
+        return unimodular(cholesky((share[:, None, None] * product).sum(0)))
 
     def volumes(factor: Array) -> Array:
         relative = einsum("de,kef->kdf", lower_inverse(factor), factors)

@@ -29,7 +29,7 @@ from jax import Array, lax
 from jaxgmm import validate
 from jaxgmm.families.family import Family
 from jaxgmm.families.full import SQRT_HALF
-from jaxgmm.linalg import einsum, embed_diagonal, epsilon, lower_inverse, safe_cholesky
+from jaxgmm.linalg import cholesky, einsum, embed_diagonal, epsilon, lower_inverse, safe_cholesky
 
 Scale = dict[str, Array]
 
@@ -253,7 +253,7 @@ def _nearest(rank: int, covariance: Array) -> Scale:
     n_features = covariance.shape[-1]
     width = jnp.sqrt(jnp.diagonal(covariance))
     correlation = covariance / (width[:, None] * width[None, :])
-    inverse = lower_inverse(lax.linalg.cholesky(correlation))
+    inverse = lower_inverse(cholesky(correlation))
     eps = epsilon(covariance.dtype)
 
     def loadings(psi: Array) -> Array:

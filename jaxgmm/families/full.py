@@ -7,10 +7,10 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
+from jax import Array
 
 from jaxgmm.families.family import Family
-from jaxgmm.linalg import einsum, embed_diagonal, epsilon, lower_inverse, safe_cholesky
+from jaxgmm.linalg import cholesky, einsum, embed_diagonal, epsilon, lower_inverse, safe_cholesky
 
 SQRT_HALF = float(np.sqrt(0.5))
 
@@ -73,7 +73,7 @@ def _from_variances(variances: Array) -> Array:
 
 def relative_precision(reference: Array, scale: Array) -> Array:
     """C_refᵀ Σ⁻¹ C_ref (..., D, D) from lower factors: the precision in coordinates where Σ_ref is I."""
-    factors = lax.linalg.triangular_solve(scale, reference, left_side=True, lower=True)
+    factors = einsum("...de,...ef->...df", lower_inverse(scale), jnp.tril(reference))
     return einsum("...ed,...ef->...df", factors, factors)
 
 
@@ -83,8 +83,8 @@ def factor_of_inverse(precision: Array) -> Array:
     It reads the symmetric part, not one triangle: as coordinates of a covariance, the matrices then have an
     orthogonal projection as their redundancy, and the EM map's Jacobian in them is symmetric.
     """
-    inverse = lower_inverse(lax.linalg.cholesky(precision, symmetrize_input=True))
-    return lax.linalg.cholesky(einsum("...ed,...ef->...df", inverse, inverse), symmetrize_input=False)
+    inverse = lower_inverse(cholesky(0.5 * (precision + precision.swapaxes(-1, -2))))
+    return cholesky(einsum("...ed,...ef->...df", inverse, inverse))
 
 
 def _to_natural(reference: Array, weights: Array, scale: Array, shift: Array) -> dict[str, Array]:
@@ -109,7 +109,7 @@ def _covariance_shape(n_components: int, n_features: int) -> tuple[int, ...]:
 
 def cholesky_of(covariances: Array) -> Array:
     """Lower Cholesky factors of (..., D, D); NaN where one is not positive definite."""
-    return lax.linalg.cholesky(covariances)
+    return cholesky(0.5 * (covariances + covariances.swapaxes(-1, -2)))
 
 
 def _n_parameters(n_components: Any, n_features: int) -> Any:

@@ -14,7 +14,7 @@ from jaxgmm.families.family import Family, Scale
 from jaxgmm.families.full import full
 from jaxgmm.families.orientation import principal_axes
 from jaxgmm.families.tied import tied
-from jaxgmm.linalg import einsum
+from jaxgmm.linalg import cholesky, einsum
 
 
 def truncation_level(values: Array, weight: Array, ratio: float) -> Array:
@@ -64,7 +64,7 @@ def _limit_widths(scale: Array, weight: Array, ratio: float) -> Array:
 def _limit_factors(scale: Array, weight: Array, ratio: float) -> Array:
     axes, deviations = principal_axes(jnp.tril(scale))
     within = _clip(jnp.square(deviations), weight, ratio)
-    new = lax.linalg.cholesky(einsum("kdi,ki,kei->kde", axes, within, axes), symmetrize_input=False)
+    new = cholesky(einsum("kdi,ki,kei->kde", axes, within, axes))
     kept = (within == jnp.square(deviations)).all(-1)[:, None, None]
     return jnp.where(kept, scale, new)
 

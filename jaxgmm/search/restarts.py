@@ -11,21 +11,34 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxgmm import priors, validate
+from jaxgmm import priors, quadratic, validate
 from jaxgmm.compilation import jit
-from jaxgmm.em import HISTORY_SIZE, MAX_ITER, REG_COVAR, TOL, FitResult, run
+from jaxgmm.em import HISTORY_SIZE, MAX_ITER, REG_COVAR, TOL
 from jaxgmm.em_map import frame, with_prior
 from jaxgmm.families.family import Family
 from jaxgmm.families.table import get_family
 from jaxgmm.init import Init, check_init, start
 from jaxgmm.linalg import block_rows
+from jaxgmm.loop import concurrency, run_many
+from jaxgmm.params import GMMParams
 from jaxgmm.priors import Prior
+from jaxgmm.result import FitResult
 from jaxgmm.search.criteria import best
 
 
 @functools.partial(
     jit,
-    static_argnames=("default", "family", "n_components", "n_init", "init", "block_size", "history_size"),
+    static_argnames=(
+        "default",
+        "family",
+        "n_components",
+        "n_init",
+        "init",
+        "block_size",
+        "history_size",
+        "kernel",
+    ),
+    long=lambda options: options["kernel"] != "whitened",
 )
 def _fit_lanes(
     key: Array,
@@ -37,47 +50,66 @@ def _fit_lanes(
     reg_covar: Array,
     accelerate: Array,
     prior: Prior | None,
+    starts: GMMParams | None,
     *,
     default: bool,
     family: Family,
     n_components: int,
     n_init: int,
-    init: Init,
+    init: Init | None,
     block_size: int,
     history_size: int,
+    kernel: str,
 ) -> FitResult:
     """n_init fits; or, for each of `sizes` (L,), the best of n_init fits with that many components on."""
     surveyed = frame(x, w, reg_covar)
+    n_lanes = n_init * (1 if sizes is None else sizes.shape[0])
+    keys = jax.random.split(key, n_lanes)
+    active = None if sizes is None else jnp.repeat(sizes, n_init)
 
-    def lane(key: Array, n_active: Array | None) -> FitResult:
-        p = prior
-        if default:
-            on = jnp.asarray(n_components, jnp.int32) if n_active is None else n_active
-            p = priors.default(x, w, on, family)
-        f = with_prior(surveyed, p, family, (n_components, x.shape[1]))
-        params = start(
+    def prior_of(lane: Array) -> Prior | None:
+        if not default:
+            return prior
+        on = jnp.asarray(n_components, jnp.int32) if active is None else active[lane]
+        return priors.default(x, w, on, family)
+
+    def begin(key: Array, lane: Array) -> GMMParams:
+        assert init is not None
+        f = with_prior(surveyed, prior_of(lane), family, (n_components, x.shape[1]))
+        return start(
             key, x, w, f, family=family, n_components=n_components, block_size=block_size, init=init,
-            n_active=n_active,
+            n_active=None if active is None else active[lane],
         )  # fmt: skip
-        return run(
-            params,
-            x,
-            w,
-            tol,
-            max_iter,
-            reg_covar,
-            accelerate,
-            p,
-            block_size=block_size,
-            history_size=history_size,
-        )
 
+    results = run_many(
+        jax.vmap(begin)(keys, jnp.arange(n_lanes, dtype=jnp.int32)) if starts is None else starts,
+        x,
+        w,
+        tol,
+        max_iter,
+        reg_covar,
+        accelerate,
+        prior_of,
+        block_size=block_size,
+        history_size=history_size,
+        surveyed=surveyed,
+        kernel=kernel,
+    )
     if sizes is None:
-        return jax.vmap(lambda k: lane(k, None))(jax.random.split(key, n_init))
-    keys = jax.random.split(key, sizes.shape[0] * n_init)
-    results = jax.vmap(lane)(keys, jnp.repeat(sizes, n_init))
+        return results
     grouped = jax.tree.map(lambda a: a.reshape((sizes.shape[0], n_init, *a.shape[1:])), results)
     return jax.vmap(best)(grouped)
+
+
+def _checked(starts: GMMParams, n_components: int, x: Array) -> GMMParams:
+    """Starting mixtures (R, …) in the data's dtype."""
+    shape = tuple(starts.means.shape)
+    if len(shape) != 3 or shape[1:] != (n_components, x.shape[1]):
+        raise ValueError(
+            "starting mixtures as init must have a leading axis, and means of shape (n_init, "
+            f"{n_components}, {x.shape[1]}) for n_components={n_components} and X {x.shape}; got {shape}"
+        )
+    return jax.tree.map(lambda a: jnp.asarray(a, x.dtype), starts)
 
 
 def _fit_many(
@@ -88,7 +120,7 @@ def _fit_many(
     sample_weight: ArrayLike | None,
     covariance_type: str | Family,
     n_init: int,
-    init: Init,
+    init: Init | GMMParams,
     tol: ArrayLike,
     max_iter: Any,
     reg_covar: ArrayLike,
@@ -96,17 +128,24 @@ def _fit_many(
     accelerate: Any,
     block_size: int | None,
     history_size: int,
+    kernel: str,
 ) -> FitResult:
     x = validate.data(X)
     w = validate.weight(sample_weight, x)
     n_init = validate.count(n_init, "n_init", 1)
+    family, starts = get_family(covariance_type), None
+    if isinstance(init, GMMParams):
+        if sizes is not None:
+            raise TypeError("init of fit_components cannot be starting mixtures; give them to fit_restarts")
+        starts = _checked(init, n_components, x)
+        family, n_init, init = init.family, starts.means.shape[0], "kmeans"
     lanes = n_init * (1 if sizes is None else len(sizes))
+    width = concurrency(lanes, x.shape[0], n_components * x.shape[1])
     rows = (
-        block_rows(x.shape[0], n_components, x.shape[1], lanes)
+        block_rows(x.shape[0], n_components, x.shape[1], width)
         if block_size is None
         else min(validate.count(block_size, "block_size", 1), x.shape[0])
     )
-    family = get_family(covariance_type)
     given = None
     named = priors.check_name(prior)
     if named is not None and not isinstance(named, str):
@@ -121,6 +160,7 @@ def _fit_many(
         validate.not_negative(reg_covar, "reg_covar", x.dtype),
         validate.flag(accelerate, "accelerate"),
         given,
+        starts,
         default=isinstance(prior, str),
         family=family,
         n_components=n_components,
@@ -128,6 +168,7 @@ def _fit_many(
         init=check_init(init),
         block_size=rows,
         history_size=validate.count(history_size, "history_size", 0),
+        kernel=quadratic.choose(kernel, family, x.shape[0], lanes * n_components, x.shape[1]),
     )
 
 
@@ -139,7 +180,7 @@ def fit_restarts(
     *,
     covariance_type: str | Family = "full",
     n_init: int = 10,
-    init: Init = "kmeans++",
+    init: Init | GMMParams = "kmeans++",
     tol: ArrayLike = TOL,
     max_iter: int | Array = MAX_ITER,
     reg_covar: ArrayLike = REG_COVAR,
@@ -147,6 +188,7 @@ def fit_restarts(
     accelerate: bool | Array = True,
     block_size: int | None = None,
     history_size: int = HISTORY_SIZE,
+    kernel: str = "auto",
 ) -> FitResult:
     """Fit from n_init different starts at once, by `vmap` over one X.
 
@@ -159,8 +201,9 @@ def fit_restarts(
       n_init: number of starts; static.
       init: "kmeans++" (seeds, hard assignment, one M-step), "kmeans", "random_points" (K rows, every
         component as wide as the data), "random_resp", "hierarchical" (Ward's clusters; every start is the
-        same, so n_init=1 says all), or a function (key, X, n_components, sample_weight)
-        -> GMMParams.
+        same, so n_init=1 says all), a function (key, X, n_components, sample_weight)
+        -> GMMParams, or the starting mixtures themselves: GMMParams with a leading axis, whose own length and
+        structure then count.
       tol: as in `fit`.
       max_iter: as in `fit`.
       reg_covar: as in `m_step`.
@@ -168,6 +211,7 @@ def fit_restarts(
       accelerate: as in `fit`.
       block_size: as in `fit`.
       history_size: as in `fit`.
+      kernel: as in `fit`; the quadratic kernel makes the features of the data once for all lanes.
 
     Returns:
       FitResult with a leading axis n_init. A lane that fails says so in its status and leaves the others
@@ -187,7 +231,7 @@ def fit_restarts(
     n = validate.n_components(n_components, validate.data(X).shape[0])
     return _fit_many(
         key, X, None, n, sample_weight, covariance_type, n_init, init,
-        tol, max_iter, reg_covar, prior, accelerate, block_size, history_size,
+        tol, max_iter, reg_covar, prior, accelerate, block_size, history_size, kernel,
     )  # fmt: skip
 
 
@@ -207,6 +251,7 @@ def fit_components(
     accelerate: bool | Array = True,
     block_size: int | None = None,
     history_size: int = HISTORY_SIZE,
+    kernel: str = "auto",
 ) -> FitResult:
     """Fit mixtures with several numbers of components at once, one compilation for all of them.
 
@@ -229,6 +274,7 @@ def fit_components(
       accelerate: as in `fit`.
       block_size: as in `fit`.
       history_size: as in `fit`.
+      kernel: as in `fit`; the quadratic kernel makes the features of the data once for all lanes.
 
     Returns:
       FitResult with a leading axis, one lane for each entry of n_components.
@@ -248,5 +294,5 @@ def fit_components(
     sizes = validate.sizes(n_components, n_samples)
     return _fit_many(
         key, X, sizes, max(sizes), sample_weight, covariance_type, n_init, init,
-        tol, max_iter, reg_covar, prior, accelerate, block_size, history_size,
+        tol, max_iter, reg_covar, prior, accelerate, block_size, history_size, kernel,
     )  # fmt: skip

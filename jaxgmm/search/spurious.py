@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxgmm.families.full import full
-from jaxgmm.linalg import einsum, lower_inverse
+from jaxgmm.linalg import cholesky, einsum, lower_inverse
 from jaxgmm.moments import accumulate, location_and_variance
 from jaxgmm.params import GMMParams
 
@@ -51,7 +51,7 @@ def total_factor(x: Array, w: Array | None, block_size: int) -> Array:
     correlation = moments.second[0] / moments.total_weight
     eps = float(jnp.finfo(x.dtype).eps)
     identity = jnp.eye(x.shape[1], dtype=x.dtype)
-    return width[:, None] * lax.linalg.cholesky(correlation + 16 * eps * identity)
+    return width[:, None] * cholesky(correlation + 16 * eps * identity)
 
 
 def spurious(
