@@ -24,6 +24,14 @@ PRIORS = pytest.mark.parametrize(
     "stick_breaking", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["process", "dirichlet"]
 )
 
+# In the quick tests one precision: each fit compiles for seconds.
+single = pytest.mark.parametrize(
+    "dtype", ["float32", pytest.param("float64", marks=pytest.mark.slow)], indirect=True
+)
+double_precision = pytest.mark.parametrize(
+    "dtype", [pytest.param("float32", marks=pytest.mark.slow), "float64"], indirect=True
+)
+
 
 def fit(resp, x, dtype, name, **options):
     prior = options.pop("prior", None)
@@ -66,6 +74,7 @@ def of_labels(labels, k, prior):
 
 
 @pytest.mark.parametrize("name", TYPES)
+@single
 def test_with_one_component_the_bound_is_the_log_evidence(name, dtype):
     x = X[:40] + 50
     prior = jaxgmm.variational_prior(
@@ -78,6 +87,7 @@ def test_with_one_component_the_bound_is_the_log_evidence(name, dtype):
     assert int(result.n_iter) == 2
 
 
+@pytest.mark.slow
 def test_the_evidence_of_the_normal_wishart_model_in_closed_form(double):
     n, d = X.shape
     prior = jaxgmm.variational_prior(X, 1, stick_breaking=False)
@@ -147,6 +157,7 @@ def test_the_bound_is_below_the_evidence_summed_over_all_labels(name, stick_brea
 
 @PRIORS
 @pytest.mark.parametrize("name", TYPES)
+@double_precision
 def test_the_bound_never_falls(name, stick_breaking, dtype):
     for reg_covar in (0.0, 0.1):
         result = fit(

@@ -51,6 +51,7 @@ def test_mixtures_tell_apart_what_single_gaussians_do_not(dtype):
     assert_allclose(np.exp(mixed.predict_log_proba(ROW)), mixed.predict_proba(ROW))
 
 
+@pytest.mark.slow
 def test_each_class_may_have_its_own_components_structure_and_probability():
     model = GaussianMixtureClassifier(
         n_components=[1, 2], covariance_type=["tied", "spherical"], class_prior=[0.9, 0.1], random_state=0
@@ -104,6 +105,7 @@ def test_one_component_is_linear_regression(dtype):
     assert single.predict(X, return_std=True)[1].shape == (150,)
 
 
+@pytest.mark.slow
 def test_more_components_bend_the_line(dtype):
     x = np.linspace(-3, 3, 150)[:, None]
     y = np.sin(x[:, 0]) + 0.05 * RNG.normal(size=150)
