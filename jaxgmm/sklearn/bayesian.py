@@ -170,9 +170,9 @@ class BayesianGaussianMixture(BaseMixture):
             self.covariance_prior_ = spread
         else:
             what, shape = f"{family.name} covariance_prior", np.shape(spread)
-            value = [self.covariance_prior] if family is spherical else self.covariance_prior
+            value = [self.covariance_prior] if family == spherical else self.covariance_prior
             prior = checks.precisions(value, shape or (1,), family, what)
-            self.covariance_prior_ = float(prior[0]) if family is spherical else prior
+            self.covariance_prior_ = float(prior[0]) if family == spherical else prior
 
     def _prior(self, rows: Rows) -> VariationalPrior:
         """The prior in the coordinates and the dtype of the rows."""
@@ -248,7 +248,7 @@ class BayesianGaussianMixture(BaseMixture):
         pair = (q.concentration, q.rest)
         self.weight_concentration_ = q.concentration if q.rest is None else pair
         self.mean_precision_ = q.mean_precision
-        self.degrees_of_freedom_ = float(q.dof[0]) if state.family is tied else q.dof
+        self.degrees_of_freedom_ = float(q.dof[0]) if state.family == tied else q.dof
         self._log_weights = np.asarray(_expected(state, self._ridge(rows)).log_weights, np.float64)
 
     def _mixture(self) -> tuple[Host, Host, Any, Family]:
@@ -272,7 +272,7 @@ def _spread(X: Host, sample_weight: Host | None, family: Family) -> tuple[Host, 
     divisor = total - 1 if total > 1 else total
     if family in (diag, spherical):
         variances = weight @ np.square(residuals) / divisor
-        return mean, float(variances.mean()) if family is spherical else variances
+        return mean, float(variances.mean()) if family == spherical else variances
     return mean, (weight[:, None] * residuals).T @ residuals / divisor
 
 

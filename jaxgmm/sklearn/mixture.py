@@ -214,9 +214,9 @@ class BaseMixture(DensityMixin, BaseEstimator):
     def _sampled_factors(self) -> Host:
         k, d = self.means_.shape
         cholesky = np.asarray(self.precisions_cholesky_, np.float64)
-        if self._structure() is diag:
+        if self._structure() == diag:
             return 1 / cholesky
-        if self._structure() is spherical:
+        if self._structure() == spherical:
             return np.broadcast_to(1 / cholesky[:, None], (k, d))
         lower: Host = scale_from_cholesky(full, cholesky)
         return np.broadcast_to(lower, (k, d, d))

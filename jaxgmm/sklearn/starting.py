@@ -75,12 +75,12 @@ def m_step(resp: Host, rows: Rows, family: Family, reg_covar: float, prior: Prio
     blocks = [slice(first, first + 16384) for first in range(0, len(shares), 16384)]
     x = rows.host
     means = sum(shares[b].T @ x[b].astype(np.float64) for b in blocks) / counts[:, None]
-    if family is full:
+    if family == full:
         spread = np.stack([_scatter(x, shares[:, k], means[k], blocks) for k in range(len(means))])
         covariances = spread / counts[:, None, None]
         covariances[:, np.arange(x.shape[1]), np.arange(x.shape[1])] += reg_covar
         return Start(counts / counts.sum(), means, cholesky(covariances))
-    if family is tied:
+    if family == tied:
         # As scikit-learn has it, every sample counts once, also where only the seeds have responsibilities.
         weight = np.ones(len(x)) if rows.sample_weight is None else rows.sample_weight
         centre = np.average(x, axis=0, weights=weight).astype(np.float64)
@@ -94,7 +94,7 @@ def m_step(resp: Host, rows: Rows, family: Family, reg_covar: float, prior: Prio
         for k, mean in enumerate(means):
             variances[k] += shares[b, k] @ np.square(x[b] - mean)
     variances = variances / counts[:, None] + reg_covar
-    if family is spherical:
+    if family == spherical:
         variances = variances.mean(1)
     if not (variances > 0).all():
         raise CollapsedError

@@ -107,7 +107,7 @@ def maximise(
     # `update` subtracts weight · centre centreᵀ, which has to be n ȳ ȳᵀ.
     centre = moments.first / jnp.sqrt(safe * dof)[:, None]
     scale, _ = family.update(q.scale, dof, centre, second, jnp.zeros_like(prior.mean))
-    if family is tied:
+    if family == tied:
         dof = jnp.broadcast_to(dof.mean(), dof.shape)
     means = q.means + family.colour(q.scale, moved[:, :, None])[:, :, 0]
     return VariationalPosterior(*model.counted(prior, n), means, precision, dof, scale, family)

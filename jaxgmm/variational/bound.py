@@ -31,11 +31,11 @@ def _of_precisions(q: VariationalPosterior) -> tuple[Array, int]:
     L is the number of precisions, K or for tied 1; M is D for Wishart distributions and 1 for gammas.
     """
     k, d = q.means.shape
-    if q.family is spherical:
+    if q.family == spherical:
         return 0.5 * d * q.dof[:, None], 1
-    if q.family is diag:
+    if q.family == diag:
         return 0.5 * q.dof[:, None], d
-    return _halves(k * q.dof[:1] if q.family is tied else q.dof, d), 1
+    return _halves(k * q.dof[:1] if q.family == tied else q.dof, d), 1
 
 
 def expected(q: VariationalPosterior, reg_covar: Array) -> GMMParams:
@@ -57,8 +57,8 @@ def expected(q: VariationalPosterior, reg_covar: Array) -> GMMParams:
         left = jnp.cumsum(rest - both)
         log_weights = a - both + jnp.concatenate([jnp.zeros_like(left[:1]), left[:-1]])
     # E[log |Λ_k|] − log |E[Λ_k]|
-    scale = 0.5 * (d if q.family is spherical else k if q.family is tied else 1) * q.dof
-    total = precisions.reshape(arguments.shape).sum(1) * times * (d if q.family is spherical else 1)
+    scale = 0.5 * (d if q.family == spherical else k if q.family == tied else 1) * q.dof
+    total = precisions.reshape(arguments.shape).sum(1) * times * (d if q.family == spherical else 1)
     excess = total - d * jnp.log(scale)
     spread = d / q.mean_precision + reg_covar * q.family.inverse_diagonal(q.scale, (k, d)).sum(-1)
     return GMMParams(log_weights + 0.5 * (excess - spread), q.means, q.scale, q.family)
@@ -79,9 +79,9 @@ def _powers(q: VariationalPosterior) -> Array:
     """() the logarithm of the normaliser of q, but for gamma functions and powers of π."""
     k, d = q.means.shape
     log_det, dof = q.family.log_det(q.scale, (k, d)), q.dof
-    if q.family is tied:
+    if q.family == tied:
         log_det, dof = log_det[:1], k * dof[:1]
-    half = 0.5 * (d if q.family is spherical else 1) * dof
+    half = 0.5 * (d if q.family == spherical else 1) * dof
     return -0.5 * (dof * (log_det + d * jnp.log(half))).sum() - 0.5 * d * jnp.log(q.mean_precision).sum()
 
 

@@ -177,7 +177,7 @@ def variational_prior(
         x, jnp.ones(x.shape[0], x.dtype) if w is None else w, dense=family in (full, tied)
     )
     prior = VariationalPrior(
-        mean, 1.0, float(x.shape[1]), spread.mean() if family is spherical else spread, 1 / k, stick_breaking
+        mean, 1.0, float(x.shape[1]), spread.mean() if family == spherical else spread, 1 / k, stick_breaking
     )
     return check(dataclasses.replace(prior, **overrides), family, x.shape[1], x.dtype)
 
@@ -240,13 +240,13 @@ def without_data(prior: VariationalPrior, family: Family, n_components: int) -> 
     """The posterior of K components that have seen nothing."""
     d = prior.mean.shape[0]
     typical = root(prior, family) / jnp.sqrt(prior.dof)
-    scale = typical if family is tied else jnp.broadcast_to(typical, (n_components, *typical.shape))
+    scale = typical if family == tied else jnp.broadcast_to(typical, (n_components, *typical.shape))
     ones = jnp.ones(n_components, prior.mean.dtype)
     return VariationalPosterior(
         *counted(prior, 0 * ones),
         means=jnp.broadcast_to(prior.mean, (n_components, d)),
         mean_precision=prior.mean_precision * ones,
         dof=prior.dof * ones,
-        scale=scale[:, 0] if family is spherical else scale,
+        scale=scale[:, 0] if family == spherical else scale,
         family=family,
     )

@@ -339,10 +339,12 @@ def test_a_failed_fit_leaves_the_estimator_unfitted():
 
 
 def test_pickles_predict_the_same_in_every_precision(dtype):
-    for name in ("full", "EEV"):
+    for name in ("full", "EEV", FAMILIES["spherical"]):
         mixture = GaussianMixture(3, covariance_type=name, random_state=0).fit(IRIS)
         again = pickle.loads(pickle.dumps(mixture))
         assert_array_equal(again.predict_proba(IRIS), mixture.predict_proba(IRIS))
+        assert_array_equal(again.sample(9)[0], mixture.sample(9)[0])
+        assert_array_equal(again.fit(IRIS).covariances_, mixture.covariances_)
 
 
 def test_precisions_init_of_every_shape():
