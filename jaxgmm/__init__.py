@@ -70,3 +70,8 @@ from jaxgmm.search.tournament import BestFit as BestFit
 from jaxgmm.search.tournament import fit_best as fit_best
 from jaxgmm.sharded import fit_sharded as fit_sharded
 from jaxgmm.sharded import use_cores as use_cores
+from jaxgmm.variational.ascent import VariationalFit as VariationalFit
+from jaxgmm.variational.ascent import fit_variational as fit_variational
+from jaxgmm.variational.model import VariationalPosterior as VariationalPosterior
+from jaxgmm.variational.model import VariationalPrior as VariationalPrior
+from jaxgmm.variational.model import variational_prior as variational_prior

@@ -1,0 +1,257 @@
+"""Variational EM: responsibilities and posterior by turns, a compiled loop that climbs the evidence bound."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.typing import ArrayLike
+
+from jaxgmm import validate
+from jaxgmm.compilation import jit
+from jaxgmm.em_map import reference_params
+from jaxgmm.families.diagonal import diag, spherical
+from jaxgmm.families.family import Family
+from jaxgmm.families.tied import tied
+from jaxgmm.fixed_point import Status
+from jaxgmm.linalg import block_rows, embed_diagonal, epsilon
+from jaxgmm.moments import Moments, accumulate, location_and_variance
+from jaxgmm.variational import model
+from jaxgmm.variational.bound import evidence_bound, expected
+from jaxgmm.variational.model import VariationalPosterior, VariationalPrior, root
+
+TOL = 1e-3
+MAX_ITER = 1000
+HISTORY_SIZE = 256
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["posterior", "bound", "n_iter", "status", "history"],
+    meta_fields=[],
+)
+@dataclasses.dataclass(frozen=True)
+class VariationalFit:
+    """A variational posterior and how its fit ended; under `vmap` every array has leading batch axes.
+
+    Attributes:
+      posterior: the posterior.
+      bound: () the evidence bound, a total in nats with every constant: never above the log-evidence
+        log p(X), so that models can be compared by it.
+      n_iter: () int32.
+      status: () int32, a `Status`.
+      history: (history_size,) the bound after 1, 2, … iterations; NaN past n_iter.
+    """
+
+    posterior: VariationalPosterior
+    bound: Array  # ()
+    n_iter: Array  # ()
+    status: Array  # ()
+    history: Array  # (history_size,)
+
+
+def settled(value: Array, before: Array, tol: Array) -> Array:
+    """() bool: a bound changed by less than `tol`, or by no more than its rounding if tol > 0.
+
+    In float32 a bound need never come to rest below its last digits, and tol may lie below those.
+    """
+    rounding = jnp.where(tol > 0, 4 * epsilon(value.dtype) * jnp.abs(value), 0)
+    return jnp.abs(value - before) < jnp.maximum(tol, rounding)
+
+
+def _roots(prior: VariationalPrior, family: Family, reg_covar: Array) -> tuple[Array, Array]:
+    """Columns (D, R) whose squares are the prior's covariance, and those of the ridge."""
+    d = prior.mean.shape[0]
+    if family in (diag, spherical):
+        return root(prior, family)[:, None], jnp.broadcast_to(jnp.sqrt(reg_covar), (d, 1))
+    return root(prior, family), embed_diagonal(jnp.broadcast_to(jnp.sqrt(reg_covar), (d,)))
+
+
+def maximise(
+    q: VariationalPosterior, moments: Moments, prior: VariationalPrior, reg_covar: Array
+) -> VariationalPosterior:
+    """The posterior that is best for responsibilities, from their moments about the means and scale of q.
+
+    With n_k, x̄_k and W_k the weighted counts, means and scatters: β_k = β + n_k, ν_k = ν + n_k,
+    m_k = (β m + n_k x̄_k) / β_k, and ν_k E[Λ_k]⁻¹ = S + W_k + n_k reg_covar I
+    + β n_k / β_k (x̄_k − m)(x̄_k − m)ᵀ. All of it is added up in coordinates where E[Λ_k] of q is I.
+
+    References:
+      Bishop (2006), equations 10.58–10.63.
+    """
+    family, n = q.family, moments.weight
+    k = n.shape[0]
+    whiten = family.whitener(q.scale)
+    gap = whiten((prior.mean[None, :] - q.means)[:, :, None])
+    precision = prior.mean_precision + n
+    moved = (moments.first + prior.mean_precision * gap[:, :, 0]) / precision[:, None]
+    some = n > 0
+    safe = jnp.where(some, n, 1)
+    between = moments.first / safe[:, None] - gap[:, :, 0]
+    roots, ridge = (
+        whiten(jnp.broadcast_to(a[None], (k, *a.shape))) for a in _roots(prior, family, reg_covar)
+    )
+    y = jnp.concatenate([between[:, :, None], roots, ridge], axis=2)
+    times = [
+        (n * prior.mean_precision / precision)[:, None],
+        jnp.ones((k, roots.shape[2]), n.dtype),
+        jnp.broadcast_to(n[:, None], (k, ridge.shape[2])),
+    ]
+    second = jax.tree.map(
+        jnp.add, moments.second, family.second_moment(q.scale, y, jnp.concatenate(times, axis=1))
+    )
+    dof = prior.dof + n
+    # `update` subtracts weight · centre centreᵀ, which has to be n ȳ ȳᵀ.
+    centre = moments.first / jnp.sqrt(safe * dof)[:, None]
+    scale, _ = family.update(q.scale, dof, centre, second, jnp.zeros_like(prior.mean))
+    if family == tied:
+        dof = jnp.broadcast_to(dof.mean(), dof.shape)
+    means = q.means + family.colour(q.scale, moved[:, :, None])[:, :, 0]
+    return VariationalPosterior(*model.counted(prior, n), means, precision, dof, scale, family)
+
+
+@functools.partial(jit, static_argnames=("family", "block_size"))
+def start(
+    r: Array,
+    x: Array,
+    w: Array,
+    prior: VariationalPrior,
+    reg_covar: Array,
+    *,
+    family: Family,
+    block_size: int,
+) -> VariationalPosterior:
+    """The posterior of given responsibilities (N, K); rows of zeros count for nothing."""
+    location, variance = location_and_variance(x, w)
+    means = jnp.broadcast_to(location, (r.shape[1], x.shape[1]))
+    about = reference_params(family, means, jnp.where(variance > 0, variance, 1))
+    q = dataclasses.replace(
+        model.without_data(prior, family, r.shape[1]), means=about.means, scale=about.scale
+    )
+
+    def again(_: int, q: VariationalPosterior) -> VariationalPosterior:
+        params = dataclasses.replace(about, means=q.means, scale=q.scale)
+        return maximise(q, accumulate(params, x, w, resp=r, block_size=block_size), prior, reg_covar)
+
+    # Twice: the second pass measures about the first one's result, where nothing cancels.
+    return lax.fori_loop(0, 2, again, q)
+
+
+@functools.partial(jit, static_argnames=("block_size", "history_size"))
+def ascend(
+    q: VariationalPosterior,
+    x: Array,
+    w: Array,
+    bound: Array,
+    tol: Array,
+    limit: Array,
+    reg_covar: Array,
+    prior: VariationalPrior,
+    *,
+    block_size: int,
+    history_size: int,
+) -> VariationalFit:
+    """At most `limit` iterations from q, whose bound () was `bound`; −inf where it is not known."""
+
+    def going(fit: VariationalFit) -> Array:
+        return (fit.status == Status.MAX_ITER) & (fit.n_iter < limit)
+
+    def iterate(fit: VariationalFit) -> VariationalFit:
+        params = expected(fit.posterior, reg_covar)
+        moments = accumulate(params, x, w, block_size=block_size)
+        image = maximise(fit.posterior, moments, prior, reg_covar)
+        value = evidence_bound(params, moments, image, prior)
+        finite = jnp.stack([jnp.isfinite(a).all() for a in jax.tree.leaves((image, value))]).all()
+        ended = jnp.where(settled(value, fit.bound, tol), Status.CONVERGED, Status.MAX_ITER)
+        kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), image, fit.posterior)
+        return VariationalFit(
+            posterior=kept,
+            bound=jnp.where(finite, value, fit.bound),
+            n_iter=fit.n_iter + 1,
+            status=jnp.where(finite, ended, Status.NONFINITE).astype(jnp.int32),
+            history=fit.history.at[fit.n_iter].set(value, mode="drop"),
+        )
+
+    none = jnp.full(history_size, jnp.nan, x.dtype)
+    begun = VariationalFit(q, bound, jnp.zeros((), jnp.int32), jnp.full((), Status.MAX_ITER, jnp.int32), none)
+    return lax.while_loop(going, iterate, begun)
+
+
+@jit
+def _centred(x: Array, w: Array) -> tuple[Array, Array]:
+    """The data less a shift (D,): their mean, where it is far enough from 0 for that to keep digits."""
+    mean, variance = location_and_variance(x, w)
+    shift = jnp.where(jnp.square(mean) > variance, mean, 0)
+    return x - shift[None, :], shift
+
+
+def fit_variational(
+    resp: ArrayLike,
+    X: ArrayLike,
+    sample_weight: ArrayLike | None = None,
+    *,
+    prior: VariationalPrior | None = None,
+    covariance_type: str | Family = "full",
+    tol: ArrayLike = TOL,
+    max_iter: int | Array = MAX_ITER,
+    reg_covar: ArrayLike = 0.0,
+    history_size: int = HISTORY_SIZE,
+) -> VariationalFit:
+    """The Bayesian mixture by variational EM, from starting responsibilities: one jitted `while_loop`.
+
+    The posterior is factorised between labels and parameters, q(z) q(π, μ, Λ), and each factor is made the
+    best by turns. Components that are not needed lose their samples, and go back to the prior.
+
+    Args:
+      resp: (N, K), rows summing to 1, such as jax.nn.one_hot(labels, K); where to start.
+      X: (N, D).
+      sample_weight: (N,) or None for ones.
+      prior: a `VariationalPrior`, or None for `variational_prior`'s.
+      covariance_type: "full", "tied", "diag" or "spherical".
+      tol: stop when the bound, a total, changes by less; in float32 also when it changes by no more than its
+        rounding. 0 takes max_iter iterations.
+      max_iter: limit on the iterations.
+      reg_covar: variance by which the samples themselves are uncertain.
+      history_size: how many entries `history` has; static.
+
+    Returns:
+      VariationalFit, whose `bound` is the complete evidence bound.
+
+    Raises:
+      ValueError, TypeError: for shapes that do not fit, NaN, or a prior that is not proper.
+
+    Example:
+      >>> import jax, jaxgmm
+      >>> X = jax.random.normal(jax.random.key(0), (300, 2))
+      >>> resp = jaxgmm.random_resp(jax.random.key(1), X, 3)
+      >>> fit = jaxgmm.fit_variational(resp, X)
+      >>> jaxgmm.Status(int(fit.status)).name
+      'CONVERGED'
+
+    References:
+      Bishop (2006), §10.2; Blei & Jordan (2006), Variational inference for Dirichlet process mixtures.
+    """
+    x = validate.data(X)
+    r = validate.responsibilities(resp, x)
+    w = validate.weight(sample_weight, x)
+    w = jnp.ones(x.shape[0], x.dtype) if w is None else w
+    family = model.family_of(covariance_type)
+    if prior is None:
+        prior = model.variational_prior(x, r.shape[1], family, w)
+    checked = model.check(prior, family, x.shape[1], x.dtype)
+    reg = validate.not_negative(reg_covar, "reg_covar", x.dtype)
+    rows = block_rows(x.shape[0], r.shape[1], x.shape[1])
+    # Means are not rounded at a large offset: the fit is about the mean of the data.
+    centred, shift = _centred(x, w)
+    about = dataclasses.replace(checked, mean=checked.mean - shift)
+    q = start(r, centred, w, about, reg, family=family, block_size=rows)
+    fit = ascend(
+        q, centred, w, jnp.full((), -jnp.inf, x.dtype), validate.not_negative(tol, "tol", x.dtype),
+        validate.step_limit(max_iter), reg, about, block_size=rows,
+        history_size=validate.count(history_size, "history_size", 0),
+    )  # fmt: skip
+    moved = dataclasses.replace(fit.posterior, means=fit.posterior.means + shift[None, :])
+    return dataclasses.replace(fit, posterior=moved)

@@ -1,0 +1,252 @@
+"""The Bayesian mixture: its prior, its variational posterior, and the expectations that EM takes of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
+
+from jaxgmm import validate
+from jaxgmm.compilation import jit
+from jaxgmm.families.diagonal import diag, spherical
+from jaxgmm.families.family import Family
+from jaxgmm.families.full import full
+from jaxgmm.families.table import get_family
+from jaxgmm.families.tied import tied
+from jaxgmm.linalg import epsilon, safe_cholesky, sum_rows
+from jaxgmm.params import GMMParams
+
+FAMILIES = (full, tied, diag, spherical)
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["mean", "mean_precision", "dof", "covariance", "concentration"],
+    meta_fields=["stick_breaking"],
+)
+@dataclasses.dataclass(frozen=True)
+class VariationalPrior:
+    """What is believed of a mixture before data: an immutable pytree.
+
+    Λ_k ~ Wishart(ν, S⁻¹), μ_k | Λ_k ~ N(m, (β Λ_k)⁻¹), and the weights are Dirichlet(γ, …, γ), or broken off
+    a stick, π_k = v_k Π_{j<k} (1 − v_j) with v_k ~ Beta(1, γ): a Dirichlet process, of which the posterior
+    keeps the first K pieces. Other structures than "full" have what follows the same rules of counting:
+
+      tied: one Λ ~ Wishart(K ν, (K S)⁻¹): every component brings ν degrees of freedom.
+      diag: precisions λ_kd ~ Gamma(ν / 2, S_d / 2).   spherical: λ_k ~ Gamma(D ν / 2, D S / 2).
+
+    Attributes:
+      mean: (D,) m.
+      mean_precision: () β > 0, in samples.
+      dof: () ν > D − 1, in samples.
+      covariance: S, full and tied (D, D), diag (D,), spherical (): ν times a typical covariance.
+      concentration: () γ > 0; the smaller, the fewer components.
+      stick_breaking: which of the two; static.
+
+    References:
+      Bishop (2006), §10.2; Blei & Jordan (2006), Variational inference for Dirichlet process mixtures.
+    """
+
+    mean: Any  # (D,)
+    mean_precision: Any  # ()
+    dof: Any  # ()
+    covariance: Any  # (D, D), (D,) or ()
+    concentration: Any  # ()
+    stick_breaking: bool = True
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["concentration", "rest", "means", "mean_precision", "dof", "scale"],
+    meta_fields=["family"],
+)
+@dataclasses.dataclass(frozen=True)
+class VariationalPosterior:
+    """The posterior of weights, means and precisions, in the prior's own form: an immutable pytree.
+
+    Attributes:
+      concentration: (K,) of the Dirichlet; or a_k of the pieces v_k ~ Beta(a_k, b_k).
+      rest: (K,) the b_k, or None for a Dirichlet.
+      means: (K, D) m_k.
+      mean_precision: (K,) β_k.
+      dof: (K,) ν_k; for tied the same in all, a K-th of that of the one Wishart distribution.
+      scale: the covariance structure's own arrays, of E[Λ_k]⁻¹.
+      family: full, tied, diag or spherical; static.
+    """
+
+    concentration: Array  # (K,)
+    rest: Array | None  # (K,)
+    means: Array  # (K, D)
+    mean_precision: Array  # (K,)
+    dof: Array  # (K,)
+    scale: Any
+    family: Family
+
+    @property
+    def weights(self) -> Array:
+        """(K,) expected mixing weights, normalised."""
+        if self.rest is None:
+            return self.concentration / self.concentration.sum(-1, keepdims=True)
+        total = self.concentration + self.rest
+        left = jnp.cumprod(self.rest / total, axis=-1)
+        before = jnp.concatenate([jnp.ones_like(left[..., :1]), left[..., :-1]], axis=-1)
+        weights = self.concentration / total * before
+        return weights / weights.sum(-1, keepdims=True)
+
+    def to_params(self) -> GMMParams:
+        """The mixture of the expected weights, means and precisions."""
+        return GMMParams(jnp.log(self.weights), self.means, self.scale, self.family)
+
+
+def family_of(covariance_type: str | Family) -> Family:
+    """One of the four structures that have a conjugate prior with known expectations.
+
+    Raises:
+      ValueError: for any other.
+    """
+    family = get_family(covariance_type)
+    if family not in FAMILIES:
+        names = ", ".join(repr(f.name) for f in FAMILIES)
+        raise ValueError(f"covariance_type must be one of {names} for a variational fit; got {family.name!r}")
+    return family
+
+
+@functools.partial(jit, static_argnames="dense")
+def _moments(x: Array, w: Array, *, dense: bool) -> tuple[Array, Array]:
+    """Weighted mean (D,), and covariance (D, D) or variances (D,) over Σ w − 1."""
+
+    def safe(wb: Array, b: Array) -> Array:
+        return jnp.where((wb > 0)[:, None] | jnp.isfinite(b), b, jnp.zeros((), b.dtype))
+
+    total, first = sum_rows(
+        lambda wb, b: (wb.sum(), (wb[:, None] * safe(wb, b)).sum(0)), w, x, block_size=2048
+    )
+    mean = first / total
+
+    def squares(wb: Array, b: Array) -> Array:
+        gap = safe(wb, b) - mean[None, :]
+        if not dense:
+            return (wb[:, None] * gap * gap).sum(0)
+        return jnp.matmul((wb[:, None] * gap).T, gap, precision=jax.lax.Precision.HIGHEST)
+
+    return mean, sum_rows(squares, w, x, block_size=2048) / jnp.where(total > 1, total - 1, total)
+
+
+def variational_prior(
+    X: ArrayLike,
+    n_components: int,
+    covariance_type: str | Family = "full",
+    sample_weight: ArrayLike | None = None,
+    *,
+    stick_breaking: bool = True,
+    **overrides: Any,
+) -> VariationalPrior:
+    """scikit-learn's default prior for data: m the mean of X, S its covariance, β = 1, ν = D, γ = 1/K.
+
+    Args:
+      X: (N, D).
+      n_components: K.
+      covariance_type: "full", "tied", "diag" or "spherical".
+      sample_weight: (N,) or None for ones.
+      stick_breaking: a Dirichlet process, or a Dirichlet distribution.
+      **overrides: any of `VariationalPrior`'s numbers: mean, mean_precision, dof, covariance, concentration.
+
+    Raises:
+      ValueError, TypeError: for data that do not fit, or a field that `VariationalPrior` has not.
+
+    Example:
+      >>> import jaxgmm
+      >>> prior = jaxgmm.variational_prior([[0.0], [2.0]], 4, "spherical", mean_precision=0.5)
+      >>> prior.mean.tolist(), float(prior.covariance), float(prior.concentration)
+      ([1.0], 2.0, 0.25)
+    """
+    x = validate.data(X)
+    family = family_of(covariance_type)
+    k = validate.n_components(n_components)
+    fields = {f.name for f in dataclasses.fields(VariationalPrior)} - {"stick_breaking"}
+    if set(overrides) - fields:
+        raise TypeError(f"variational_prior takes {sorted(fields)}; got {sorted(set(overrides) - fields)}")
+    w = validate.weight(sample_weight, x)
+    mean, spread = _moments(
+        x, jnp.ones(x.shape[0], x.dtype) if w is None else w, dense=family in (full, tied)
+    )
+    prior = VariationalPrior(
+        mean, 1.0, float(x.shape[1]), spread.mean() if family == spherical else spread, 1 / k, stick_breaking
+    )
+    return check(dataclasses.replace(prior, **overrides), family, x.shape[1], x.dtype)
+
+
+def check(prior: VariationalPrior, family: Family, n_features: int, dtype: Any) -> VariationalPrior:
+    """The prior in the data's dtype; raise unless it fits D features and the structure."""
+    if not isinstance(prior, VariationalPrior):
+        raise TypeError(f"prior must be a VariationalPrior; got {type(prior).__name__}")
+    shapes = {full: (n_features,) * 2, tied: (n_features,) * 2, diag: (n_features,), spherical: ()}
+
+    def part(name: str, shape: tuple[int, ...]) -> Array:
+        a = validate.floating(getattr(prior, name), f"prior.{name}", dtype)
+        if a.shape != shape:
+            raise ValueError(
+                f"prior.{name} must have shape {shape} for {n_features} features and "
+                f"covariance_type={family.name!r}; got shape {a.shape}"
+            )
+        validate.finite(a, f"prior.{name}", "Every part of a variational prior is proper.")
+        return a
+
+    parts = {name: part(name, ()) for name in ("mean_precision", "dof", "concentration")}
+    lowest = {"mean_precision": 0, "dof": n_features - 1 if family in (full, tied) else 0, "concentration": 0}
+    for name, value in parts.items():
+        if validate.is_concrete(value) and not float(value) > lowest[name]:
+            raise ValueError(f"prior.{name} must be greater than {lowest[name]}; got {float(value)}")
+    covariance = part("covariance", shapes[family])
+    if validate.is_concrete(covariance):
+        values = np.asarray(covariance, np.float64)
+        lowest_value = np.linalg.eigvalsh(values).min() if values.ndim == 2 else values.min()
+        if not lowest_value > 0:
+            raise ValueError("prior.covariance must be positive definite; give one with overrides")
+    return VariationalPrior(
+        part("mean", (n_features,)), covariance=covariance, stick_breaking=bool(prior.stick_breaking), **parts
+    )
+
+
+def root(prior: VariationalPrior, family: Family) -> Array:
+    """A lower factor (D, D) of the prior's covariance, or the root of its diagonal (D,).
+
+    Where rounding has made a covariance indefinite, that of one a few units of rounding wider.
+    """
+    if family in (diag, spherical):
+        return jnp.broadcast_to(jnp.sqrt(prior.covariance), prior.mean.shape)
+    variances = jnp.diagonal(prior.covariance)
+    width = jnp.sqrt(variances)
+    jitter = jnp.full_like(width, 8 * width.size * epsilon(width.dtype))
+    correlation = prior.covariance / width[:, None] / width[None, :]
+    return width[:, None] * safe_cholesky(correlation, jitter)
+
+
+def counted(prior: VariationalPrior, n: Array) -> tuple[Array, Array | None]:
+    """The concentrations (K,), and the rest (K,) of the stick, after n (K,) samples."""
+    if not prior.stick_breaking:
+        return prior.concentration + n, None
+    later = jnp.concatenate([jnp.cumsum(n[::-1])[::-1][1:], jnp.zeros_like(n[:1])])
+    return 1 + n, prior.concentration + later
+
+
+def without_data(prior: VariationalPrior, family: Family, n_components: int) -> VariationalPosterior:
+    """The posterior of K components that have seen nothing."""
+    d = prior.mean.shape[0]
+    typical = root(prior, family) / jnp.sqrt(prior.dof)
+    scale = typical if family == tied else jnp.broadcast_to(typical, (n_components, *typical.shape))
+    ones = jnp.ones(n_components, prior.mean.dtype)
+    return VariationalPosterior(
+        *counted(prior, 0 * ones),
+        means=jnp.broadcast_to(prior.mean, (n_components, d)),
+        mean_precision=prior.mean_precision * ones,
+        dof=prior.dof * ones,
+        scale=scale[:, 0] if family == spherical else scale,
+        family=family,
+    )
