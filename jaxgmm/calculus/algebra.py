@@ -23,7 +23,7 @@ from jaxgmm.density import check_mixture, log_prob, sample
 from jaxgmm.families.diagonal import diag, spherical
 from jaxgmm.families.full import full
 from jaxgmm.families.tied import tied
-from jaxgmm.linalg import block_rows, einsum, map_rows
+from jaxgmm.linalg import block_rows, cholesky, einsum, lower_inverse, map_rows
 from jaxgmm.params import GMMParams
 
 
@@ -58,7 +58,7 @@ def factors(params: GMMParams) -> Array:
     if params.family is tied:
         lower = jnp.tril(params.scale)
         return jnp.broadcast_to(lower[None], (params.n_components, *lower.shape))
-    return lax.linalg.cholesky(params.covariances)
+    return cholesky(params.covariances)
 
 
 def triangular(square_roots: Array) -> Array:
@@ -70,7 +70,7 @@ def triangular(square_roots: Array) -> Array:
 
 def _log_density(gap: Array, lower: Array) -> Array:
     """log N(gap | 0, C Cᵀ) for gap (..., d) and lower factors C (..., d, d)."""
-    y = lax.linalg.triangular_solve(lower, gap[..., None], left_side=True, lower=True)[..., 0]
+    y = einsum("...de,...e->...d", lower_inverse(lower), gap)
     distance = jnp.minimum(jnp.square(y).sum(-1), float(jnp.finfo(gap.dtype).max) / 8)
     log_det = jnp.log(jnp.diagonal(lower, axis1=-2, axis2=-1)).sum(-1)
     return -0.5 * (distance + float(gap.shape[-1] * np.log(2 * np.pi))) - log_det
@@ -136,7 +136,7 @@ def _given(
 ) -> _Conditional:
     mean_o, mean_r, c_oo, c_ro, _ = parts
     gap = values[None, :] - mean_o
-    y = lax.linalg.triangular_solve(c_oo, gap[..., None], left_side=True, lower=True)[..., 0]
+    y = einsum("kde,ke->kd", lower_inverse(c_oo), gap)
     posterior = jax.nn.log_softmax(log_weights + _log_density(gap, c_oo))
     return _Conditional(posterior, mean_r + einsum("kro,ko->kr", c_ro, y))
 

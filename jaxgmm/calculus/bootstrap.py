@@ -18,7 +18,7 @@ from jaxgmm.calculus.information import ConfidenceIntervals
 from jaxgmm.compilation import jit
 from jaxgmm.density import inputs, sample
 from jaxgmm.em import MAX_ITER, REG_COVAR, FitResult, run
-from jaxgmm.linalg import block_rows, einsum, lower_inverse
+from jaxgmm.linalg import block_rows, cholesky, einsum, lower_inverse
 from jaxgmm.params import GMMParams, take
 from jaxgmm.search.criteria import failed
 
@@ -99,7 +99,7 @@ class Bootstrap:
 def divergences(one: GMMParams, other: GMMParams) -> Array:
     """(K, K) Jeffreys divergences KL(p‖q) + KL(q‖p) of each component of one mixture from each of another."""
     cov_p, cov_q = one.covariances, other.covariances
-    inverse_p, inverse_q = (lower_inverse(lax.linalg.cholesky(c)) for c in (cov_p, cov_q))
+    inverse_p, inverse_q = lower_inverse(cholesky(jnp.stack([cov_p, cov_q])))
     precision_p, precision_q = (einsum("ked,kef->kdf", i, i) for i in (inverse_p, inverse_q))
     gaps = one.means[:, None, :] - other.means[None, :, :]
     distances = jnp.square(einsum("ide,ije->ijd", inverse_p, gaps)).sum(-1)
