@@ -96,7 +96,7 @@ def main() -> None:
     args = parser.parse_args()
     # Each process takes what it needs, and no more: they share the card.
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
-    os.environ["BENCHMARK_TORCH_DEVICE"] = "cuda"
+    os.environ |= {"BENCHMARK_TORCH_DEVICE": "cuda", "JAX_PLATFORMS": "cuda"}
     rate = rates()
     print(
         f"float32 products {rate['gemm'] / 1e12:.1f} TFLOP/s, copying {rate['copy'] / 1e12:.2f} TB/s",

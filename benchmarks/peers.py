@@ -54,6 +54,8 @@ class Jaxgmm:
 
         import jaxgmm
 
+        if jax.config.jax_platforms == "cpu":
+            jaxgmm.use_cores()
         self.jax, self.jaxgmm = jax, jaxgmm
         self.x = jnp.asarray(x)
         self.start = jaxgmm.make_params(weights, means, cov, kind)

@@ -47,6 +47,7 @@ class Library:
             ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), count
         )
         self.name = name
+        environment["JAX_PLATFORMS"] = environment.get("JAX_PLATFORMS", "cpu")
         self.process = subprocess.Popen(
             [sys.executable, str(pathlib.Path(__file__).with_name("peers.py")), name],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
