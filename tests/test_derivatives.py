@@ -104,25 +104,6 @@ def test_float32_gradients_are_near_those_of_float64_for_every_structure(name, d
             np.testing.assert_allclose(np.asarray(got, float), expected, atol=1e-3 * scale, err_msg=which)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("rank", "n_features"), [(1, 3), (2, 5)])
-def test_factor_analysers_agree_with_refits(rank, n_features, double):
-    """Where a rotation of the loadings leaves the mixture alone, and with it what is differentiated."""
-    data, labels = overlapping(200, n_features, 2, seed=3, separation=2.5)
-    w, reg = jnp.asarray(np.random.default_rng(0).uniform(0.5, 1.5, size=200)), jnp.asarray(1e-3)
-    start, at = start_from(data, labels, f"factor({rank})", double), (jnp.asarray(data), w, reg)
-    rng = np.random.default_rng(5)
-    along = jnp.asarray(rng.normal(size=data.shape)), jnp.asarray(rng.normal(size=200)), jnp.asarray(1.0)
-    function = jax.jit(total)
-    gradients = jax.jit(jax.grad(total, argnums=(1, 2, 3)))(start, *at)
-    slopes = [float((g * d).sum()) for g, d in zip(gradients, along, strict=True)]
-    for i, h in enumerate((1e-5, 1e-5, 1e-6)):
-        up, down = (function(start, *at[:i], at[i] + s * h * along[i], *at[i + 1 :]) for s in (1, -1))
-        np.testing.assert_allclose(slopes[i], (up - down) / (2 * h), rtol=1e-6, err_msg=str(i))
-    push = jax.jit(lambda at, along: jax.jvp(lambda *a: total(start, *a), at, along)[1])
-    np.testing.assert_allclose(push(at, along), sum(slopes), rtol=1e-9)
-
-
 def test_the_start_has_no_gradient(double):
     start = start_from(X, LABELS, "full", double)
     gradient = jax.grad(lambda p: total(p, *arguments()))(start)
