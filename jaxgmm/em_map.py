@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxgmm import fixed_point, priors, quadratic
+from jaxgmm import implicit, priors, quadratic
 from jaxgmm.families.family import Family
 from jaxgmm.linalg import AxisName, epsilon, rows_over
 from jaxgmm.moments import Moments, accumulate, location_and_variance
@@ -138,7 +138,7 @@ def evaluate(
     *,
     hold: bool = True,
     axis_name: AxisName = None,
-) -> fixed_point.Evaluation:
+) -> implicit.Evaluation:
     """One EM step as `fixed_point` wants it: with what rounding can do to it.
 
     What must not fall is the likelihood, plus the prior per unit of sample weight, less the ridge's own
@@ -188,7 +188,7 @@ def evaluate(
     slack = 64 * eps * (jnp.maximum(1, jnp.abs(objective)) + terms) + penalty + jnp.square(noise)
     if f.quadratic is not None:
         slack = slack + noise  # its likelihood is a sum of the same terms, with the same rounding
-    return fixed_point.Evaluation(
+    return implicit.Evaluation(
         image=image,
         objective=objective,
         report=log_likelihood,
@@ -199,14 +199,14 @@ def evaluate(
     )
 
 
-def chart(family: Family) -> fixed_point.Chart | None:
+def chart(family: Family) -> implicit.Chart | None:
     """Centred logits, and the family's natural parameters in coordinates where the reference is white."""
     if family.to_natural is None or family.from_natural is None:
         return None
     return _chart(family.to_natural, family.from_natural)
 
 
-def coordinates(family: Family) -> fixed_point.Chart:
+def coordinates(family: Family) -> implicit.Chart:
     """Coordinates for linear solves with the map's Jacobian: `chart`, with the logits centred by weight.
 
     They are then an isometry of the Fisher metric of a complete observation, in which the Jacobian at a
@@ -229,7 +229,7 @@ def coordinates(family: Family) -> fixed_point.Chart:
 
 def _chart(
     to_natural: Callable[..., Any], from_natural: Callable[..., tuple[Any, Array]], *, isometric: bool = False
-) -> fixed_point.Chart:
+) -> implicit.Chart:
     def floor(reference: GMMParams) -> Array:
         return jnp.maximum(reference.weights, 1e-6)
 
@@ -255,4 +255,4 @@ def _chart(
         means = jnp.where(on[:, None], means, reference.means)
         return GMMParams(jax.nn.log_softmax(logits), means, scale, reference.family)
 
-    return fixed_point.Chart(to, back)
+    return implicit.Chart(to, back)

@@ -13,7 +13,8 @@ from jax import Array, lax
 from jaxgmm import fixed_point, priors, quadratic, slots
 from jaxgmm.em_map import Frame, admissible, chart, coordinates, evaluate, frame, with_prior
 from jaxgmm.families.family import Family
-from jaxgmm.fixed_point import Evaluation, Memory, Solution, Status, no_memory
+from jaxgmm.fixed_point import Memory, Solution, Status, no_memory
+from jaxgmm.implicit import Derivative, Evaluation
 from jaxgmm.linalg import AxisName, block_rows, rows_over, sum_rows
 from jaxgmm.moments import accumulate
 from jaxgmm.params import GMMParams, translate
@@ -106,9 +107,7 @@ def _solve(begin: GMMParams, f: Frame, s: Settings, solve: Solve, limit: Array, 
 
 
 def _options(family: Family, s: Settings) -> dict[str, Any]:
-    derivative = fixed_point.Derivative(
-        coordinates(family), s.unconverged, symmetric=family.to_natural is not None
-    )
+    derivative = Derivative(coordinates(family), s.unconverged, symmetric=family.to_natural is not None)
     return {
         "chart": chart(family),
         "tol": s.tol,

@@ -16,9 +16,6 @@ from jax import Array, lax
 
 from jaxgmm.fixed_point import (
     RUNNING,
-    Chart,
-    Derivative,
-    Evaluation,
     Memory,
     Solution,
     State,
@@ -27,6 +24,7 @@ from jaxgmm.fixed_point import (
     solution,
     turn,
 )
+from jaxgmm.implicit import Chart, Derivative, Evaluation
 
 PyTree = Any
 

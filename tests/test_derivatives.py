@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import jaxgmm
-from jaxgmm import Status, fixed_point
+from jaxgmm import Status, implicit
 from tests.conftest import NAMES, QUICK, costly, overlapping, start_from
 
 X, LABELS = overlapping(120, 2, 2, seed=1, separation=2.5)
@@ -220,8 +220,8 @@ def run(start, x, w, tol):
 
 def test_nobody_pays_for_a_derivative_that_is_not_asked_for(double, monkeypatch):
     solves = []
-    solver = fixed_point.krylov
-    monkeypatch.setattr(fixed_point, "krylov", lambda *a: solves.append(None) or solver(*a))
+    solver = implicit.krylov
+    monkeypatch.setattr(implicit, "krylov", lambda *a: solves.append(None) or solver(*a))
     start = start_from(X, LABELS, "spherical", double)
 
     def value(x):

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from jaxgmm import fixed_point
-from jaxgmm.fixed_point import Chart, Evaluation, Status
+from jaxgmm.fixed_point import Status
+from jaxgmm.implicit import Chart, Evaluation
 
 CHART = Chart(to=lambda reference, x: x - reference, back=lambda reference, c: reference + c)
 

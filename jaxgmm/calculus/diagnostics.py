@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxgmm import em_map, fixed_point, priors, validate
+from jaxgmm import em_map, implicit, priors, validate
 from jaxgmm.compilation import jit
 from jaxgmm.density import inputs
 from jaxgmm.em import REG_COVAR
@@ -46,15 +46,15 @@ class FitDiagnostics(NamedTuple):
 
 def _operator(
     params: GMMParams, x: Array, w: Array | None, reg_covar: Array, prior: Prior | None, block_size: int
-) -> tuple[fixed_point.Jacobian, Array, Array]:
+) -> tuple[implicit.Jacobian, Array, Array]:
     """The map's Jacobian in Fisher coordinates, a random tangent in them, and the length of a step."""
     f = em_map.with_prior(em_map.frame(x, w, reg_covar), prior, params.family, params.means.shape)
     point = translate(params, -f.shift)
 
-    def evaluate(p: GMMParams) -> fixed_point.Evaluation:
+    def evaluate(p: GMMParams) -> implicit.Evaluation:
         return em_map.evaluate(block_size, p, (x, w, f))
 
-    j = fixed_point.jacobian(lambda p: evaluate(p).image, point, em_map.coordinates(params.family))
+    j = implicit.jacobian(lambda p: evaluate(p).image, point, em_map.coordinates(params.family))
     probe = jax.random.normal(jax.random.key(0), (j.size,), x.dtype)
     return j, j.encode(j.decode(probe)), evaluate(point).step
 
@@ -73,7 +73,7 @@ def _diagnose(
 ) -> FitDiagnostics:
     j, probe, step = _operator(params, x, w, reg_covar, prior, block_size)
     rate = spectral_radius(j.matvec, probe)
-    answer = fixed_point.krylov(lambda v: v - j.matvec(v), probe)
+    answer = implicit.krylov(lambda v: v - j.matvec(v), probe)
     left = 1 - rate
     identified = left > epsilon(x.dtype) ** 0.5
     distance = jnp.where(identified, step * rate / jnp.where(identified, left, 1), jnp.inf)

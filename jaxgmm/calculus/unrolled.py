@@ -13,7 +13,7 @@ from jaxgmm import em_map, validate
 from jaxgmm.compilation import jit
 from jaxgmm.density import inputs
 from jaxgmm.em import REG_COVAR, TOL, FitResult, Status
-from jaxgmm.fixed_point import Evaluation
+from jaxgmm.implicit import Evaluation
 from jaxgmm.linalg import block_rows
 from jaxgmm.moments import accumulate
 from jaxgmm.params import GMMParams, translate
