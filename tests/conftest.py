@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import pathlib
+import tempfile
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,15 @@ os.environ["XLA_FLAGS"] = " ".join(
     [f"--{name}={str(value).lower()}" for name, value in CPU_OPTIONS.items()]
     + os.environ.get("XLA_FLAGS", "").split()
 )
+
+# What one process of a test run has compiled, the others take from it: pytest's workers inherit the folder.
+_KEPT = "JAXGMM_TEST_PROGRAMS"
+if _KEPT not in os.environ:
+    _folder = tempfile.TemporaryDirectory(prefix="jaxgmm-tests-", ignore_cleanup_errors=True)
+    os.environ[_KEPT] = _folder.name
+jax.config.update("jax_compilation_cache_dir", os.environ[_KEPT])
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 # Silent promotion is how a float64 constant gets into float32 code, or (K,) is added to (N, K) the wrong way.
 jax.config.update("jax_numpy_dtype_promotion", "strict")

@@ -158,7 +158,9 @@ def of_the_library(blobs, options):
         )
 
 
-@pytest.mark.parametrize(("criterion", "folds"), [("cv", 3), ("heldout", 4)])
+@pytest.mark.parametrize(
+    ("criterion", "folds"), [pytest.param("cv", 3, marks=pytest.mark.slow), ("heldout", 4)]
+)
 def test_rows_left_out_decide(command, data, blobs, criterion, folds):
     words = ("-k", "1:2", "--covariance", "spherical", "--budget", "60")
     code, out, _ = command("fit", data, *words, "--criterion", criterion, "--folds", folds)
@@ -188,6 +190,7 @@ def test_too_few_rows_for_the_folds(command, data):
     assert err.splitlines()[-1] == f"jaxgmm: {data}: 120 rows are too few for 121 folds"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("search", [("--budget", "60"), ("--n-init", "2")])
 def test_a_prior_holds_what_would_collapse(command, tmp_path, search):
     # Five times the same row: without a prior one component shrinks onto it.

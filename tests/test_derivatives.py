@@ -11,7 +11,7 @@ import pytest
 
 import jaxgmm
 from jaxgmm import Status, implicit
-from tests.conftest import NAMES, QUICK, costly, overlapping, start_from
+from tests.conftest import NAMES, costly, overlapping, start_from
 
 X, LABELS = overlapping(120, 2, 2, seed=1, separation=2.5)
 WEIGHTS = np.random.default_rng(0).uniform(0.5, 1.5, size=len(X))
@@ -47,7 +47,7 @@ def data_sets():
     yield "faithful", faithful, (faithful[:, 0] > 3.0).astype(int)
 
 
-@pytest.mark.parametrize("name", [costly(n, quick=QUICK) for n in NAMES])
+@pytest.mark.parametrize("name", [costly(n, quick=["full"]) for n in NAMES])
 def test_gradients_and_tangents_agree_with_refits(name, double):
     function = jax.jit(total)
     differentiate = jax.jit(jax.grad(total, argnums=(1, 2, 3)))
@@ -200,6 +200,7 @@ def test_switched_off_components_and_zero_weights_give_finite_gradients(double):
     np.testing.assert_allclose(off_w, for_w, atol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block_size", [50, 120])
 def test_blocks_do_not_change_a_gradient(double, block_size):
     start = start_from(X, LABELS, "full", double)
@@ -292,6 +293,7 @@ def test_a_loss_on_every_part_of_a_padded_fit_is_solved_like_any_other(double):
     np.testing.assert_allclose(got, expected, rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_a_row_that_holds_nan_and_does_not_count_has_no_gradient(double):
     start = start_from(X, LABELS, "diag", double)
     x = jnp.asarray(X)

@@ -95,7 +95,7 @@ def test_a_large_fit_divides_itself_among_the_cores_that_jax_shows(three_devices
     assert three_devices["on"] == 1
 
 
-@pytest.mark.parametrize("name", [costly(n) for n in NAMES])
+@pytest.mark.parametrize("name", [costly(n, quick=["full"]) for n in NAMES])
 def test_em_step_over_a_mapped_axis_is_that_of_all_rows(double, name):
     X, labels = overlapping(120, 2, 3)
     params = start_from(X, labels, name, np.float64)

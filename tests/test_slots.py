@@ -37,7 +37,14 @@ def many(params, X, kernel, limits=200, prior_of=None, x=None, run=loop.run_many
 
 
 @pytest.mark.parametrize("kernel", ["whitened", pytest.param("auto", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("width", [1, 2, 3, LANES])
+@pytest.mark.parametrize(
+    "width",
+    [
+        pytest.param(1, marks=pytest.mark.slow),
+        2,
+        *(pytest.param(n, marks=pytest.mark.slow) for n in (3, LANES)),
+    ],
+)
 def test_lanes_do_not_depend_on_how_many_are_under_way(monkeypatch, double, width, kernel):
     X = overlapping(N, D, K)[0]
     params = starts(X, "full")
@@ -55,6 +62,7 @@ def test_lanes_do_not_depend_on_how_many_are_under_way(monkeypatch, double, widt
     )
 
 
+@pytest.mark.slow
 def test_a_lane_has_its_own_prior_and_the_derivative_of_a_fit_of_its_own(monkeypatch, double):
     X = overlapping(N, D, K)[0]
     params = jax.tree.map(lambda a: a[:3], starts(X, "diag"))
@@ -77,6 +85,7 @@ def test_a_lane_has_its_own_prior_and_the_derivative_of_a_fit_of_its_own(monkeyp
         np.testing.assert_allclose(got[i], jax.grad(single)(x, i), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_lane_that_fails_leaves_its_slot_to_the_next(monkeypatch, double):
     X = overlapping(N, D, K)[0]
     params = starts(X, "full")

@@ -192,7 +192,7 @@ def test_moves_merge_what_overlaps_and_split_another():
     assert not two.possible
 
 
-@pytest.mark.parametrize("name", ["full", "tied"])
+@pytest.mark.parametrize("name", [pytest.param("full", marks=pytest.mark.slow), "tied"])
 def test_a_mixture_of_another_size_gains_or_loses_one_component(name):
     """A split shares the weight of one component between two; a merge adds the weights of two."""
     x = jnp.asarray(X, jnp.float32)
