@@ -9,7 +9,7 @@ import pytest
 
 import jaxgmm
 from jaxgmm import Status
-from tests.conftest import CORE, every, every_name_at_a_cost, x64
+from tests.conftest import CORE, NAMES, costly, every, every_name_at_a_cost, x64
 
 N, D, K = 24, 3, 4
 KEY = 3
@@ -107,7 +107,16 @@ def assert_honest(result, X, w, reg, tol=1e-5):
         assert float(jaxgmm.score(after, X, w)) == pytest.approx(log_likelihood, abs=allowed)
 
 
-@every
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        costly(n, t, quick=("full", "tied"))
+        for n in NAMES
+        for t in ("float32", "float64")
+        if n in CORE or t == "float32"
+    ],
+    indirect=["dtype"],
+)
 @pytest.mark.parametrize("case", CASES)
 def test_every_fit_is_finite_or_says_why_and_converged_means_it(case, name, dtype):
     X, w = arrays(case, dtype)

@@ -13,7 +13,16 @@ from jaxgmm.em_map import frame
 from jaxgmm.families import FAMILIES, factor
 from jaxgmm.moments import accumulate
 from jaxgmm.params import translate
-from tests.conftest import NAMES, costly, every, every_name, overlapping, start_from, x64
+from tests.conftest import (
+    NAMES,
+    QUICK,
+    costly,
+    every,
+    every_name_at_a_cost,
+    overlapping,
+    start_from,
+    x64,
+)
 
 N, D, K = 300, 3, 4
 X, LABELS = overlapping(N, D, K, seed=0)
@@ -59,7 +68,7 @@ def test_rows_that_do_not_count_may_hold_anything(dtype):
     jax.tree.map(np.testing.assert_array_equal, clean, spoilt)
 
 
-@every_name
+@every_name_at_a_cost
 def test_rounding_grows_with_the_squared_distance_in_widths(name):
     x = X.astype(np.float32)
     near = moved(name, np.float32, X)
@@ -69,7 +78,9 @@ def test_rounding_grows_with_the_squared_distance_in_widths(name):
 
 
 # Beyond the core, one for each kind of second moment.
-@pytest.mark.parametrize("name", [costly(n) for n in ("full", "tied", "diag", "spherical", "EVI", "VEV")])
+@pytest.mark.parametrize(
+    "name", [costly(n, quick=QUICK) for n in ("full", "tied", "diag", "spherical", "EVI", "VEV")]
+)
 @pytest.mark.parametrize("kernel", ["quadratic", "auto"])
 def test_a_fit_ends_where_the_whitened_one_does(name, kernel, dtype, monkeypatch):
     monkeypatch.setattr(quadratic, "_LARGE", 0)

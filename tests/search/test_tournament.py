@@ -216,6 +216,7 @@ def test_a_mixture_of_another_size_gains_or_loses_one_component(name):
             np.testing.assert_allclose(got[others], expected[others], rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_no_mixture_gains_components_beyond_its_size():
     """Also where its neighbours in the list of sizes are not its neighbours in number."""
     found = jaxgmm.select(
