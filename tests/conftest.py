@@ -104,6 +104,11 @@ def name(request):
     return request.param
 
 
+def exhaustive(name, kept=("full", "VEV")):
+    """A parameter set of a slow test that CI leaves to those who change what it tests."""
+    return pytest.param(name, marks=() if name in kept else pytest.mark.exhaustive)
+
+
 # For tests of what a structure itself must do: all of them in float32, and in float64 those that are not
 # held against mclust's numbers in that precision. `every_name` is for what is cheap.
 every_name = pytest.mark.parametrize("name", NAMES)

@@ -11,7 +11,7 @@ import pytest
 
 import jaxgmm
 from jaxgmm import Status, implicit
-from tests.conftest import NAMES, costly, overlapping, start_from
+from tests.conftest import NAMES, costly, exhaustive, overlapping, start_from
 
 X, LABELS = overlapping(120, 2, 2, seed=1, separation=2.5)
 WEIGHTS = np.random.default_rng(0).uniform(0.5, 1.5, size=len(X))
@@ -66,7 +66,7 @@ def test_gradients_and_tangents_agree_with_refits(name, double):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [exhaustive(n) for n in NAMES])
 def test_derivatives_by_the_prior_agree_with_refits(name, double):
     def posterior(start, x, prior):
         return summary(jaxgmm.fit(start, x, jnp.asarray(WEIGHTS), prior=prior, **TIGHT))
@@ -90,7 +90,7 @@ def test_derivatives_by_the_prior_agree_with_refits(name, double):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [exhaustive(n) for n in NAMES])
 def test_float32_gradients_are_near_those_of_float64_for_every_structure(name, double):
     differentiate = jax.jit(jax.grad(total, argnums=(1, 2)))
     for which, data, labels in data_sets():
