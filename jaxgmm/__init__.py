@@ -35,12 +35,11 @@ from jaxgmm.density import predict as predict
 from jaxgmm.density import responsibilities as responsibilities
 from jaxgmm.density import sample as sample
 from jaxgmm.density import score as score
-from jaxgmm.em import FitResult as FitResult
-from jaxgmm.em import Status as Status
 from jaxgmm.em import em_step as em_step
 from jaxgmm.em import fit as fit
 from jaxgmm.em import m_step as m_step
 from jaxgmm.families.family import Family as Family
+from jaxgmm.fixed_point import Status as Status
 from jaxgmm.hierarchy import hierarchical_labels as hierarchical_labels
 from jaxgmm.init import from_responsibilities as from_responsibilities
 from jaxgmm.init import kmeans as kmeans
@@ -55,6 +54,7 @@ from jaxgmm.params import make_params as make_params
 from jaxgmm.priors import Prior as Prior
 from jaxgmm.priors import default_prior as default_prior
 from jaxgmm.priors import log_prior as log_prior
+from jaxgmm.result import FitResult as FitResult
 from jaxgmm.search.criteria import aic as aic
 from jaxgmm.search.criteria import best as best
 from jaxgmm.search.criteria import bic as bic

@@ -8,6 +8,7 @@ exponentials that are vectorised either way, so that neither makes it faster.
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar, cast
 
@@ -23,6 +24,27 @@ CPU_OPTIONS: dict[str, bool | int | str] = {
 }
 # For a program that runs for long: the second generator makes exponentials several times as fast.
 LONG_CPU_OPTIONS: dict[str, bool | int | str] = {"xla_backend_optimization_level": 1}
+# Up to 0.6.0 a program from JAX's cache gave other results on the CPU than the program that was stored.
+CACHES_RIGHT = jax.__version_info__ >= (0, 6, 1)
+
+
+def program_folder() -> str:
+    """Where compiled programs of this user are kept: jaxgmm/xla in $XDG_CACHE_HOME or ~/.cache."""
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return os.path.join(home, "jaxgmm", "xla")
+
+
+def is_own(folder: str) -> bool:
+    """Whether no other user may write to a folder: programs that lie there will be run."""
+    status = os.stat(folder)
+    return not hasattr(os, "getuid") or (status.st_uid == os.getuid() and not status.st_mode & 0o022)
+
+
+def keep_programs(folder: str, least_seconds: float = 0.05) -> None:
+    """Have JAX keep what takes longer than that to compile in a folder, and take it from there."""
+    jax.config.update("jax_compilation_cache_dir", folder)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", least_seconds)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 def is_concrete(*values: Any) -> bool:

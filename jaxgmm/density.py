@@ -83,7 +83,8 @@ def inputs(params: GMMParams, X: ArrayLike) -> tuple[GMMParams, Array]:
 
 
 @jit
-def _posterior(params: GMMParams, x: Array) -> tuple[Array, Array]:
+def posterior_of(params: GMMParams, x: Array) -> tuple[Array, Array]:
+    """The E-step of all rows, a block at a time; log_weights need not sum to 1."""
     rows = block_rows(x.shape[0], *params.means.shape)
     return map_rows(lambda b: posterior(params, b), x, block_size=rows)
 
@@ -136,7 +137,7 @@ def e_step(params: GMMParams, X: ArrayLike) -> tuple[Array, Array]:
     References:
       Dempster, Laird & Rubin (1977), §4.3; Bishop (2006), equation 9.23.
     """
-    return _posterior(*inputs(params, X))
+    return posterior_of(*inputs(params, X))
 
 
 def log_prob(params: GMMParams, X: ArrayLike) -> Array:

@@ -16,17 +16,12 @@ from jaxgmm.density import inputs
 from jaxgmm.em_map import frame, maximise, weighted_m_step, with_prior
 from jaxgmm.families.family import Family
 from jaxgmm.families.table import get_family
-from jaxgmm.fixed_point import Status as Status
 from jaxgmm.linalg import AxisName, block_rows, rows_over
-from jaxgmm.loop import HISTORY_SIZE as HISTORY_SIZE
-from jaxgmm.loop import MAX_ITER as MAX_ITER
-from jaxgmm.loop import REG_COVAR as REG_COVAR
-from jaxgmm.loop import TOL as TOL
-from jaxgmm.loop import run as run
+from jaxgmm.loop import HISTORY_SIZE, MAX_ITER, REG_COVAR, TOL, run
 from jaxgmm.moments import Moments, accumulate
 from jaxgmm.params import GMMParams, translate
 from jaxgmm.priors import Prior
-from jaxgmm.result import FitResult as FitResult
+from jaxgmm.result import FitResult
 
 
 def _checked(prior: Prior | None, family: Family, shape: tuple[int, ...], x: Array) -> Prior | None:
@@ -248,12 +243,7 @@ def fit(
       Dempster, Laird & Rubin (1977); Varadhan & Roland (2008) for the extrapolation.
     """
     params, x, w, rows = _prepare(params, X, sample_weight, block_size)
-    numbers = (
-        validate.not_negative(tol, "tol", x.dtype),
-        validate.step_limit(max_iter),
-        validate.not_negative(reg_covar, "reg_covar", x.dtype),
-        validate.flag(accelerate, "accelerate"),
-    )
+    numbers = validate.iteration(tol, max_iter, reg_covar, accelerate, x.dtype)
     checked = _checked(prior, params.family, params.means.shape, x)
     options: dict[str, Any] = {
         "block_size": rows,

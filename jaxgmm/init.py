@@ -16,11 +16,12 @@ from jax.typing import ArrayLike
 
 from jaxgmm import validate
 from jaxgmm.compilation import jit
-from jaxgmm.em import REG_COVAR, m_step
+from jaxgmm.em import m_step
 from jaxgmm.em_map import Frame, maximise, reference_params, weighted_m_step, without_empty
 from jaxgmm.families.family import Family
 from jaxgmm.hierarchy import partitions
 from jaxgmm.linalg import einsum
+from jaxgmm.loop import REG_COVAR
 from jaxgmm.moments import accumulate
 from jaxgmm.params import GMMParams, translate
 from jaxgmm.priors import Prior

@@ -47,8 +47,6 @@ class Settings(NamedTuple):
     x: Array
     w: Array | None
     tol: Array
-    max_iter: Array
-    reg_covar: Array
     accelerate: Array
     block_size: int
     history_size: int
@@ -160,9 +158,7 @@ def run(
     `surveyed` is what `frame` says of the data, where the caller already has it. With the name of an axis of
     `shard_map`, x and w are one part of the rows, and the fit is that of all of them.
     """
-    s = Settings(
-        x, w, tol, max_iter, reg_covar, accelerate, block_size, history_size, unconverged, kernel, axis_name
-    )
+    s = Settings(x, w, tol, accelerate, block_size, history_size, unconverged, kernel, axis_name)
     with rows_over(axis_name):
         f = frame(x, w, reg_covar) if surveyed is None else surveyed
     f = with_prior(f, prior, params.family, params.means.shape)
@@ -202,7 +198,7 @@ def run_many(
 
     `prior_of` gives the prior of a lane () int32.
     """
-    s = Settings(x, w, tol, max_iter, reg_covar, accelerate, block_size, history_size, unconverged, kernel)
+    s = Settings(x, w, tol, accelerate, block_size, history_size, unconverged, kernel)
     f = frame(x, w, reg_covar) if surveyed is None else surveyed
     family, (n_lanes, *shape) = params.family, params.means.shape
     lanes = jnp.arange(n_lanes, dtype=jnp.int32)

@@ -159,3 +159,21 @@ def location_and_variance(
 
     rest, squares = sum_rows(deviations, sample_weight, x, block_size=block_size)
     return mean + rest / total, squares / total - jnp.square(rest / total)
+
+
+def scatter(
+    x: Array,
+    sample_weight: Array | None,
+    centre: Array,
+    block_size: int = 2048,
+    limit: float = float("inf"),
+) -> tuple[Array, Array]:
+    """Σ w () and Σ w (x − c)(x − c)ᵀ (D, D) about a centre c (D,); `limit` as in `without_junk`."""
+
+    def products(w: Array, b: Array) -> tuple[Array, Array]:
+        w, b = without_junk(w, b, limit)
+        b = b - centre[None, :]
+        return w.sum(), einsum("bd,be->de", b * w[:, None], b)
+
+    total: tuple[Array, Array] = sum_rows(products, sample_weight, x, block_size=block_size)
+    return total

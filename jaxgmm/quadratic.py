@@ -18,7 +18,7 @@ from jaxgmm import validate
 from jaxgmm.density import log_normaliser
 from jaxgmm.families.family import Family
 from jaxgmm.linalg import einsum, epsilon, lower_inverse, safe_cholesky, sum_rows
-from jaxgmm.moments import Moments, location_and_variance, without_junk
+from jaxgmm.moments import Moments, location_and_variance, scatter, without_junk
 from jaxgmm.params import GMMParams
 
 _LARGE = 1 << 22  # N · K · D from which the second loop's compilation pays
@@ -72,27 +72,21 @@ def coordinates(kind: str, x: Array, w: Array | None, shift: Array, block_size: 
     n_features = x.shape[1]
 
     centre = location_and_variance(x, w, block_size)[0] - shift
-
-    def squares(w: Array, b: Array) -> tuple[Array, Array]:
-        w, b = without_junk(w, b, _limit(b))
-        b = b - (shift + centre)[None, :]
-        return w.sum(), einsum("bd,be->de", b * w[:, None], b)
-
-    weight, scatter = sum_rows(squares, w, x, block_size=block_size)
-    scatter = scatter / weight
-    variance = jnp.diagonal(scatter)
+    weight, spread = scatter(x, w, shift + centre, block_size, _limit(x))
+    spread = spread / weight
+    variance = jnp.diagonal(spread)
     variance = jnp.where(variance > 0, variance, 1)
     if kind in _AFFINE:
         # A ridge: directions without any width are not to be blown up to the others' size.
         ridge = (4 * n_features * epsilon(x.dtype)) * variance
-        root = safe_cholesky(scatter + jnp.diag(ridge), ridge)
+        root = safe_cholesky(spread + jnp.diag(ridge), ridge)
     else:
         # A multiple of I is one only in coordinates of one scale.
         if kind == "length":
             variance = jnp.broadcast_to(variance.mean(), variance.shape)
         root = jnp.diag(jnp.sqrt(variance))
     inverse = lower_inverse(root)
-    return Coordinates(centre, root, weight * einsum("de,ef,gf->dg", inverse, scatter, inverse))
+    return Coordinates(centre, root, weight * einsum("de,ef,gf->dg", inverse, spread, inverse))
 
 
 class _Mixture(NamedTuple):

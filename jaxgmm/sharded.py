@@ -15,7 +15,7 @@ from jax.typing import ArrayLike
 
 from jaxgmm import priors, quadratic, validate
 from jaxgmm.compilation import is_concrete, jit
-from jaxgmm.density import check_mixture
+from jaxgmm.density import inputs
 from jaxgmm.linalg import block_rows
 from jaxgmm.loop import HISTORY_SIZE, MAX_ITER, REG_COVAR, TOL, run
 from jaxgmm.params import GMMParams
@@ -39,7 +39,7 @@ def use_cores(n_cores: int | None = None) -> int:
     """Have JAX's CPU backend show every core as a device of its own; `fit` then uses all of them.
 
     XLA's own threads keep little more than one core busy with EM. To be called before anything is computed,
-    because JAX looks at its devices once. The command line does it by itself.
+    because JAX looks at its devices once. The searches, many small fits, are not divided.
 
     Args:
       n_cores: how many; None for as many as this process may run on.
@@ -231,8 +231,7 @@ def fit_sharded(
       >>> jaxgmm.fit_sharded(start, X, mesh=mesh, max_iter=5).params.means.shape
       (2, 2)
     """
-    check_mixture(params)
-    x = validate.data(X, n_features=params.n_features)
+    params, x = inputs(params, X)
     w = validate.weight(sample_weight, x)
     axis = mesh.axis_names[0] if axis_name is None else axis_name
     if axis not in mesh.axis_names:
@@ -247,17 +246,11 @@ def fit_sharded(
         block = block_rows(rows, *shape)
     else:
         block = min(validate.count(block_size, "block_size", 1), rows)
-    numbers = (
-        validate.not_negative(tol, "tol", x.dtype),
-        validate.step_limit(max_iter),
-        validate.not_negative(reg_covar, "reg_covar", x.dtype),
-        validate.flag(accelerate, "accelerate"),
-    )
     return fit_divided(
-        jax.tree.map(lambda a: jnp.asarray(a, x.dtype), params),
+        params,
         x,
         w,
-        numbers,
+        validate.iteration(tol, max_iter, reg_covar, accelerate, x.dtype),
         None if prior is None else priors.check(prior, params.family, shape, x.dtype),
         mesh=mesh,
         axis_name=axis,

@@ -189,6 +189,18 @@ def flag(value: Any, name: str) -> Array:
     return jnp.asarray(value)
 
 
+def iteration(
+    tol: ArrayLike, max_iter: Any, reg_covar: ArrayLike, accelerate: Any, dtype: Any
+) -> tuple[Array, Array, Array, Array]:
+    """The numbers that every fit takes: tol, max_iter, reg_covar, accelerate."""
+    return (
+        not_negative(tol, "tol", dtype),
+        step_limit(max_iter),
+        not_negative(reg_covar, "reg_covar", dtype),
+        flag(accelerate, "accelerate"),
+    )
+
+
 def choice(value: Any, name: str, options: tuple[str, ...]) -> str:
     """One of a few words."""
     if not isinstance(value, str) or value not in options:

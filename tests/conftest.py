@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import jaxgmm
-from jaxgmm.compilation import CPU_OPTIONS
+from jaxgmm.compilation import CACHES_RIGHT, CPU_OPTIONS, keep_programs
 from jaxgmm.families import FAMILIES
 
 # What the tests compile themselves is compiled as the package compiles what it can: compilation is most of
@@ -24,16 +24,13 @@ os.environ["XLA_FLAGS"] = " ".join(
     + os.environ.get("XLA_FLAGS", "").split()
 )
 
-# What one process of a test run has compiled, the others take from it: pytest's workers inherit the folder. Up to
-# JAX 0.6.0 a program from that cache gave other results on the CPU than the program that was stored.
+# What one process of a test run has compiled, the others take from it: pytest's workers inherit the folder.
 _KEPT = "JAXGMM_TEST_PROGRAMS"
-if jax.__version_info__ >= (0, 6, 1):
+if CACHES_RIGHT:
     if _KEPT not in os.environ:
         _folder = tempfile.TemporaryDirectory(prefix="jaxgmm-tests-", ignore_cleanup_errors=True)
         os.environ[_KEPT] = _folder.name
-    jax.config.update("jax_compilation_cache_dir", os.environ[_KEPT])
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    keep_programs(os.environ[_KEPT], least_seconds=0.0)
 
 # Silent promotion is how a float64 constant gets into float32 code, or (K,) is added to (N, K) the wrong way.
 jax.config.update("jax_numpy_dtype_promotion", "strict")

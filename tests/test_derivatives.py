@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import jaxgmm
-from jaxgmm import Status, implicit
+from jaxgmm import Status, implicit, loop
 from tests.conftest import NAMES, costly, exhaustive, overlapping, start_from
 
 X, LABELS = overlapping(120, 2, 2, seed=1, separation=2.5)
@@ -216,7 +216,7 @@ def test_blocks_do_not_change_a_gradient(double, block_size):
 def run(start, x, w, tol):
     """`fit` without its checks, which would refuse NaN, and without `jit`, which would remember a trace."""
     numbers = jnp.asarray(tol), jnp.asarray(500, jnp.int32), jnp.asarray(0.0), jnp.asarray(True)
-    return jaxgmm.em.run(start, x, w, *numbers, block_size=len(X), history_size=0)
+    return loop.run(start, x, w, *numbers, block_size=len(X), history_size=0)
 
 
 def test_nobody_pays_for_a_derivative_that_is_not_asked_for(double, monkeypatch):

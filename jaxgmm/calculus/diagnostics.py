@@ -14,9 +14,9 @@ from jax.typing import ArrayLike
 from jaxgmm import em_map, implicit, priors, validate
 from jaxgmm.compilation import jit
 from jaxgmm.density import inputs
-from jaxgmm.em import REG_COVAR
 from jaxgmm.krylov import spectral_radius
 from jaxgmm.linalg import block_rows, epsilon
+from jaxgmm.loop import REG_COVAR
 from jaxgmm.params import GMMParams, translate
 from jaxgmm.priors import Prior
 

@@ -20,9 +20,8 @@ from jaxgmm.density import inputs, joint, posterior
 from jaxgmm.linalg import PRECISION, block_rows, map_rows
 from jaxgmm.params import GMMParams, translate
 
-_ROUNDS = (
-    6  # of conjugate gradients for (H − w h)⁻¹, of which h mixes as many directions as components share x
-)
+# Of conjugate gradients for (H − w h)⁻¹, in which h mixes as many directions as components share x.
+_ROUNDS = 6
 _STRAIGHTENINGS = 4  # each multiplies what is left by the length of the move
 
 

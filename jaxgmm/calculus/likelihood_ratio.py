@@ -14,12 +14,13 @@ from jaxgmm import validate
 from jaxgmm.calculus.bootstrap import lane_map, lanes_at_once
 from jaxgmm.compilation import jit
 from jaxgmm.density import sample
-from jaxgmm.em import MAX_ITER, REG_COVAR, TOL, FitResult
 from jaxgmm.families.family import Family
 from jaxgmm.families.table import get_family
 from jaxgmm.init import Init, check_init
 from jaxgmm.linalg import block_rows
+from jaxgmm.loop import MAX_ITER, REG_COVAR, TOL
 from jaxgmm.params import GMMParams
+from jaxgmm.result import FitResult
 from jaxgmm.search.criteria import failed
 from jaxgmm.search.restarts import fit_components
 

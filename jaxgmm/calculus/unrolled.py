@@ -12,11 +12,13 @@ from jax.typing import ArrayLike
 from jaxgmm import em_map, validate
 from jaxgmm.compilation import jit
 from jaxgmm.density import inputs
-from jaxgmm.em import REG_COVAR, TOL, FitResult, Status
+from jaxgmm.fixed_point import Status
 from jaxgmm.implicit import Evaluation
 from jaxgmm.linalg import block_rows
+from jaxgmm.loop import REG_COVAR, TOL
 from jaxgmm.moments import accumulate
 from jaxgmm.params import GMMParams, translate
+from jaxgmm.result import FitResult
 
 
 def status_of(evaluation: Evaluation, stopped: Array, tol: Array) -> Array:

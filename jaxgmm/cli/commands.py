@@ -24,7 +24,7 @@ from jaxgmm.cli.options import (
     spell,
 )
 from jaxgmm.cli.tables import WRITABLE, UserError, check_target, read, write
-from jaxgmm.em import MAX_ITER, REG_COVAR, TOL
+from jaxgmm.loop import MAX_ITER, REG_COVAR, TOL
 from jaxgmm.search.select import BUDGET, FOLDS
 
 if TYPE_CHECKING:

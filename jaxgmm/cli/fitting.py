@@ -44,23 +44,19 @@ def set_up_jax() -> None:
     """
     import jax
 
+    from jaxgmm import compilation
+
     jax.config.update("jax_enable_x64", True)
-    # Up to 0.6.0 a program from the cache gave other results on the CPU than the program that was stored.
-    if os.environ.get("JAX_COMPILATION_CACHE_DIR") or jax.__version_info__ < (0, 6, 1):
+    if os.environ.get("JAX_COMPILATION_CACHE_DIR") or not compilation.CACHES_RIGHT:
         return
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    directory = os.path.join(home, "jaxgmm", "xla")
+    directory = compilation.program_folder()
     with contextlib.suppress(OSError, ValueError):
         os.makedirs(directory, mode=0o700, exist_ok=True)
-        # What lies there is run: it must be ours alone.
-        status = os.stat(directory)
-        ours = not hasattr(os, "getuid") or (status.st_uid == os.getuid() and not status.st_mode & 0o022)
-        if not ours or not os.path.isabs(directory) or not os.access(directory, os.W_OK | os.X_OK):
+        writable = os.path.isabs(directory) and os.access(directory, os.W_OK | os.X_OK)
+        if not compilation.is_own(directory) or not writable:
             return
         _trim(directory)
-        jax.config.update("jax_compilation_cache_dir", directory)
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
-        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+        compilation.keep_programs(directory)
 
 
 def fit_structure(

@@ -13,8 +13,9 @@ from jax.typing import ArrayLike
 
 from jaxgmm import validate
 from jaxgmm.density import e_step, score
-from jaxgmm.em import FitResult, Status
+from jaxgmm.fixed_point import Status
 from jaxgmm.params import GMMParams
+from jaxgmm.result import FitResult
 
 REMEDIES = {
     Status.MAX_ITER: "did not converge within max_iter steps. Raise max_iter, or loosen tol",

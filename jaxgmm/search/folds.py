@@ -11,7 +11,7 @@ from jax import Array
 
 from jaxgmm.compilation import jit
 from jaxgmm.density import log_prob
-from jaxgmm.em import run
+from jaxgmm.loop import run
 from jaxgmm.params import GMMParams
 from jaxgmm.search.lanes import Settings, prior_for
 

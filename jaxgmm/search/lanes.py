@@ -17,14 +17,15 @@ from jax.typing import ArrayLike
 from jaxgmm import priors, validate
 from jaxgmm.compilation import jit
 from jaxgmm.density import posterior
-from jaxgmm.em import FitResult, run
 from jaxgmm.em_map import Frame, frame, with_prior
 from jaxgmm.families.family import Family
 from jaxgmm.families.full import full
 from jaxgmm.init import Init, from_seeds, metric, seeds, start, ward
 from jaxgmm.linalg import block_rows, sum_rows
+from jaxgmm.loop import run
 from jaxgmm.params import GMMParams
 from jaxgmm.priors import Prior
+from jaxgmm.result import FitResult
 from jaxgmm.search.moves import Move, draw_exchange, overlap, split_merge
 from jaxgmm.search.spurious import spurious, total_factor
 

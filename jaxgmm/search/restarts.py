@@ -13,13 +13,12 @@ from jax.typing import ArrayLike
 
 from jaxgmm import priors, quadratic, validate
 from jaxgmm.compilation import jit
-from jaxgmm.em import HISTORY_SIZE, MAX_ITER, REG_COVAR, TOL
 from jaxgmm.em_map import frame, with_prior
 from jaxgmm.families.family import Family
 from jaxgmm.families.table import get_family
 from jaxgmm.init import Init, check_init, start
 from jaxgmm.linalg import block_rows
-from jaxgmm.loop import concurrency, run_many
+from jaxgmm.loop import HISTORY_SIZE, MAX_ITER, REG_COVAR, TOL, concurrency, run_many
 from jaxgmm.params import GMMParams
 from jaxgmm.priors import Prior
 from jaxgmm.result import FitResult
@@ -109,6 +108,9 @@ def _checked(starts: GMMParams, n_components: int, x: Array) -> GMMParams:
             "starting mixtures as init must have a leading axis, and means of shape (n_init, "
             f"{n_components}, {x.shape[1]}) for n_components={n_components} and X {x.shape}; got {shape}"
         )
+    lengths = {leaf.shape[0] if leaf.ndim else 0 for leaf in jax.tree.leaves(starts)}
+    if len(lengths) > 1:
+        raise ValueError(f"the arrays of starting mixtures differ in their leading axis: {sorted(lengths)}")
     return jax.tree.map(lambda a: jnp.asarray(a, x.dtype), starts)
 
 
@@ -155,10 +157,7 @@ def _fit_many(
         x,
         w,
         None if sizes is None else jnp.asarray(sizes, jnp.int32),
-        validate.not_negative(tol, "tol", x.dtype),
-        validate.step_limit(max_iter),
-        validate.not_negative(reg_covar, "reg_covar", x.dtype),
-        validate.flag(accelerate, "accelerate"),
+        *validate.iteration(tol, max_iter, reg_covar, accelerate, x.dtype),
         given,
         starts,
         default=isinstance(prior, str),
@@ -190,7 +189,7 @@ def fit_restarts(
     history_size: int = HISTORY_SIZE,
     kernel: str = "auto",
 ) -> FitResult:
-    """Fit from n_init different starts at once, by `vmap` over one X.
+    """Fit from n_init different starts at once, in one compiled program over one X.
 
     Args:
       key: a JAX PRNG key; same key, same starts.

@@ -13,12 +13,14 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jaxgmm import priors, validate
-from jaxgmm.em import MAX_ITER, REG_COVAR, TOL, FitResult, Status
 from jaxgmm.families.family import Family
 from jaxgmm.families.table import get_family
+from jaxgmm.fixed_point import Status
 from jaxgmm.init import Init, check_init
+from jaxgmm.loop import MAX_ITER, REG_COVAR, TOL
 from jaxgmm.params import GMMParams, active
 from jaxgmm.priors import Prior
+from jaxgmm.result import FitResult
 from jaxgmm.search.criteria import REMEDIES
 from jaxgmm.search.folds import held_out
 from jaxgmm.search.lanes import certainty, settings_of

@@ -19,13 +19,14 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jaxgmm import priors, validate
-from jaxgmm.em import HISTORY_SIZE, MAX_ITER, REG_COVAR, TOL, FitResult
 from jaxgmm.families.family import Family
 from jaxgmm.families.table import get_family
 from jaxgmm.init import Init, check_init
 from jaxgmm.linalg import block_rows
+from jaxgmm.loop import HISTORY_SIZE, MAX_ITER, REG_COVAR, TOL
 from jaxgmm.params import GMMParams
 from jaxgmm.priors import Prior
+from jaxgmm.result import FitResult
 from jaxgmm.search import lanes
 from jaxgmm.search.criteria import has_failed
 from jaxgmm.search.spurious import MAX_RATIO

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import pathlib
 
-import jax
+from jaxgmm import compilation
 
 
 def cache_compiled(directory: str | os.PathLike[str] | None = None) -> pathlib.Path | None:
@@ -29,17 +29,12 @@ def cache_compiled(directory: str | os.PathLike[str] | None = None) -> pathlib.P
       >>> with tempfile.TemporaryDirectory() as folder:  # doctest: +SKIP
       ...     jaxgmm.sklearn.cache_compiled(folder)
     """
-    if jax.__version_info__ < (0, 6, 1):
+    if not compilation.CACHES_RIGHT:
         return None
     given = directory or os.environ.get("JAX_COMPILATION_CACHE_DIR")
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    folder = pathlib.Path(given or os.path.join(home, "jaxgmm", "xla")).absolute()
+    folder = pathlib.Path(given or compilation.program_folder()).absolute()
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if hasattr(os, "getuid"):
-        status = folder.stat()
-        if status.st_uid != os.getuid() or status.st_mode & 0o022:
-            raise PermissionError(f"{folder} must be yours alone: programs that lie there are run")
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    if not compilation.is_own(str(folder)):
+        raise PermissionError(f"{folder} must be yours alone: programs that lie there are run")
+    compilation.keep_programs(str(folder))
     return folder

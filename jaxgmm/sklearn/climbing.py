@@ -10,9 +10,7 @@ from jax import Array, lax
 
 from jaxgmm import priors
 from jaxgmm.compilation import jit
-from jaxgmm.density import posterior
 from jaxgmm.em_map import admissible, maximise
-from jaxgmm.linalg import block_rows, map_rows
 from jaxgmm.moments import accumulate
 from jaxgmm.params import GMMParams
 from jaxgmm.sklearn.attributes import resolved
@@ -93,10 +91,3 @@ def climb(
     none = jnp.full(CHUNK, jnp.nan, x.dtype)
     zero, no = jnp.zeros((), jnp.int32), jnp.asarray(False)
     return lax.while_loop(going, iterate, Climb(admissible(params), bound, none, zero, no, ~no))
-
-
-@jit
-def evaluate(params: GMMParams, x: Array) -> tuple[Array, Array]:
-    """Responsibilities (N, K) and log p(x) (N,); log_weights need not sum to 1."""
-    rows = block_rows(x.shape[0], *params.means.shape)
-    return map_rows(lambda b: posterior(params, b), x, block_size=rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import time
 import warnings
 from typing import Any, ClassVar, NamedTuple
@@ -13,6 +14,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from jaxgmm.density import posterior_of
 from jaxgmm.families.diagonal import diag, spherical
 from jaxgmm.families.family import Family
 from jaxgmm.families.full import full
@@ -20,7 +22,7 @@ from jaxgmm.families.table import get_family
 from jaxgmm.params import GMMParams
 from jaxgmm.sklearn import checks
 from jaxgmm.sklearn.attributes import SHAPED, CollapsedError, scale_from_cholesky, shapes_of, to_device
-from jaxgmm.sklearn.climbing import CHUNK, evaluate
+from jaxgmm.sklearn.climbing import CHUNK
 from jaxgmm.sklearn.rows import Host, Rows, check_weight, compute_dtype, load, padded_length, shifted
 from jaxgmm.sklearn.starting import INIT_PARAMS
 
@@ -36,7 +38,7 @@ class Trial(NamedTuple):
     converged: bool
 
 
-class BaseMixture(DensityMixin, BaseEstimator):
+class BaseMixture(DensityMixin, BaseEstimator, metaclass=abc.ABCMeta):
     """The common part of the estimators; theirs are a start, a compiled loop, and the fitted attributes."""
 
     _constraints: ClassVar[dict[str, checks.Check]] = {
@@ -53,29 +55,29 @@ class BaseMixture(DensityMixin, BaseEstimator):
 
     # What an estimator must have.
 
+    @abc.abstractmethod
     def _given(self, X: Host, sample_weight: Host | None) -> Any:
         """What the parameters say about the start, or of the prior, checked against the data."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def _begin(self, rows: Rows, X: Host, random_state: Any, given: Any) -> Any:
         """A state to start from."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def _resume(self, rows: Rows) -> Any:
         """The state of the fitted attributes."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def _advance(self, state: Any, rows: Rows, bound: float, limit: int) -> Any:
         """Up to `limit` iterations; a record with what `Climb` has."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def _keep(self, state: Any, rows: Rows, dtype: Any) -> None:
         """Set the fitted attributes."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def _mixture(self) -> tuple[Host, Host, Any, Any]:
         """log_weights (K,), means (K, D), scale and family, float64; the weights need not sum to 1."""
-        raise NotImplementedError
 
     # Fitting.
 
@@ -238,7 +240,7 @@ class BaseMixture(DensityMixin, BaseEstimator):
         for first in range(0, len(X), _EVALUATED):
             block = X[first : first + _EVALUATED]
             padded = jnp.asarray(shifted(block, offset, dtype, padded_length(len(block))))
-            r, p = evaluate(params, padded)
+            r, p = posterior_of(params, padded)
             resp[first : first + len(block)] = np.asarray(r)[: len(block)]
             log_prob[first : first + len(block)] = np.asarray(p)[: len(block)]
         return resp, log_prob

@@ -19,7 +19,8 @@ from jaxgmm.families.family import Family
 from jaxgmm.families.full import full
 from jaxgmm.families.table import get_family
 from jaxgmm.families.tied import tied
-from jaxgmm.linalg import epsilon, safe_cholesky, sum_rows
+from jaxgmm.linalg import epsilon, safe_cholesky
+from jaxgmm.moments import location_and_variance, scatter
 from jaxgmm.params import GMMParams
 
 FAMILIES = (full, tied, diag, spherical)
@@ -120,22 +121,10 @@ def family_of(covariance_type: str | Family) -> Family:
 @functools.partial(jit, static_argnames="dense")
 def _moments(x: Array, w: Array, *, dense: bool) -> tuple[Array, Array]:
     """Weighted mean (D,), and covariance (D, D) or variances (D,) over Σ w − 1."""
-
-    def safe(wb: Array, b: Array) -> Array:
-        return jnp.where((wb > 0)[:, None] | jnp.isfinite(b), b, jnp.zeros((), b.dtype))
-
-    total, first = sum_rows(
-        lambda wb, b: (wb.sum(), (wb[:, None] * safe(wb, b)).sum(0)), w, x, block_size=2048
-    )
-    mean = first / total
-
-    def squares(wb: Array, b: Array) -> Array:
-        gap = safe(wb, b) - mean[None, :]
-        if not dense:
-            return (wb[:, None] * gap * gap).sum(0)
-        return jnp.matmul((wb[:, None] * gap).T, gap, precision=jax.lax.Precision.HIGHEST)
-
-    return mean, sum_rows(squares, w, x, block_size=2048) / jnp.where(total > 1, total - 1, total)
+    mean, variance = location_and_variance(x, w)
+    total, products = scatter(x, w, mean)
+    spread = products if dense else variance * total
+    return mean, spread / jnp.where(total > 1, total - 1, total)
 
 
 def variational_prior(

@@ -251,3 +251,38 @@ def test_of_several_starts_the_best_is_kept(double):
     ]
     assert max(each) - min(each) > 1e-3
     np.testing.assert_allclose(several.log_likelihood, [max(each)], rtol=1e-9)
+
+
+@functools.cache
+def given_starts():
+    rng = np.random.default_rng(3)
+    one = [
+        jaxgmm.m_step(soft_labels(rng.integers(K, size=N), K, X.dtype), X, covariance_type="diag")
+        for _ in range(3)
+    ]
+    return jax.tree.map(lambda *a: jnp.stack(a), *one)
+
+
+@pytest.mark.parametrize("kernel", ["whitened", pytest.param("quadratic", marks=pytest.mark.slow)])
+def test_starting_mixtures_that_are_given_are_where_the_fits_begin(double, kernel):
+    starts = given_starts()
+    options = {"max_iter": 6, "tol": 0.0, "kernel": kernel}
+    results = jaxgmm.fit_restarts(jax.random.key(0), X, K, init=starts, **options)
+    assert results.params.family.name == "diag"
+    for i in range(3):
+        single = jaxgmm.fit(lane(starts, i), X, **options)
+        assert_same_fit(lane(results, i), single, 1e-9)
+    assert len(np.unique(results.log_likelihood)) == 3
+
+
+def test_starting_mixtures_that_do_not_fit_are_refused(double):
+    starts = given_starts()
+    with pytest.raises(ValueError, match=r"leading axis.*\(n_init, 2, 2\).*got \(3, 3, 2\)"):
+        jaxgmm.fit_restarts(jax.random.key(0), X, 2, init=starts)
+    with pytest.raises(ValueError, match=r"must have a leading axis.*got \(3, 2\)"):
+        jaxgmm.fit_restarts(jax.random.key(0), X, K, init=lane(starts, 0))
+    uneven = jaxgmm.GMMParams(starts.log_weights[:2], starts.means, starts.scale, starts.family)
+    with pytest.raises(ValueError, match=r"differ in their leading axis: \[2, 3\]"):
+        jaxgmm.fit_restarts(jax.random.key(0), X, K, init=uneven)
+    with pytest.raises(TypeError, match="give them to fit_restarts"):
+        jaxgmm.fit_components(jax.random.key(0), X, SIZES, init=starts)
