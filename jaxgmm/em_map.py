@@ -139,26 +139,32 @@ def evaluate(
     hold: bool = True,
     axis_name: AxisName = None,
 ) -> implicit.Evaluation:
-    """One EM step as `fixed_point` wants it: with what rounding can do to it.
-
-    What must not fall is the likelihood, plus the prior per unit of sample weight, less the ridge's own
-    penalty, ½ Σ_k π_k tr(ridge Σ_k⁻¹). EM with a ridge climbs it only up to changes of that penalty, which
-    the slack therefore includes.
-    """
+    """One EM step on the data (X, weights, frame) as `fixed_point` wants it; see `assess`."""
     x, w, f = data
-    eps = epsilon(x.dtype)
-    shape = (params.n_components, params.n_features)
     with rows_over(axis_name):
         if f.quadratic is None:
             moments = accumulate(params, x, w, shift=f.shift, block_size=block_size)
         else:
             moments = quadratic.accumulate(params, x, w, f.quadratic, shift=f.shift, block_size=block_size)
+    return assess(params, moments, f, hold=hold)
+
+
+def assess(params: GMMParams, moments: Moments, f: Frame, *, hold: bool = True) -> implicit.Evaluation:
+    """The EM step from moments about `params`, with what rounding can do to it.
+
+    What must not fall is the likelihood, plus the prior per unit of sample weight, less the ridge's own
+    penalty, ½ Σ_k π_k tr(ridge Σ_k⁻¹). EM with a ridge climbs it only up to changes of that penalty, which
+    the slack therefore includes.
+    """
+    dtype = params.means.dtype
+    eps = epsilon(dtype)
+    shape = (params.n_components, params.n_features)
     image, length = maximise(params, moments, f.ridge, f.prior)
     image = _hold(image) if hold else image
     log_likelihood = moments.log_likelihood / moments.total_weight
 
     weights, prior_weights = params.weights, jnp.zeros_like(params.weights)
-    value = terms = jnp.zeros((), x.dtype)
+    value = terms = jnp.zeros((), dtype)
     unlike = jnp.asarray(False)
     ridged = params.family.inverse_diagonal(params.scale, shape) * f.ridge[None, :]
     if f.prior is not None:
@@ -168,7 +174,7 @@ def evaluate(
     # Rounding of the factors as they are stored shows in a vector that is coloured and whitened again; that
     # of the means, in their last digit measured in widths; that of the sums, in D.
     whiten = params.family.whitener(params.scale)
-    signs = jnp.where(jnp.arange(shape[1]) % 2 == 0, 1, -1).astype(x.dtype)
+    signs = jnp.where(jnp.arange(shape[1]) % 2 == 0, 1, -1).astype(dtype)
     probe = jnp.broadcast_to(signs[None, :, None], (*shape, 1))
     stored = whiten(params.family.colour(params.scale, probe)) - probe
     placed = whiten(eps * params.means[:, :, None])
