@@ -54,16 +54,22 @@ def is_concrete(*values: Any) -> bool:
 
 @functools.cache
 def options(platform: str, long: bool = False) -> dict[str, bool | int | str] | None:
-    """What to tell the compiler of a platform: None for nothing, also where it does not know the words."""
+    """What to tell the compiler of a platform: None for nothing, also where it knows none of the words."""
     if platform != "cpu":
         return None
     wanted = LONG_CPU_OPTIONS if long else CPU_OPTIONS
+    known = {name: value for name, value in wanted.items() if _is_known(name, value)}
+    return known or None
+
+
+def _is_known(name: str, value: bool | int | str) -> bool:
+    """Whether this release of XLA has an option: some are retired in time."""
     try:
         with jax.ensure_compile_time_eval():
-            jax.jit(lambda a: a + 1, compiler_options=wanted)(jnp.zeros((), jnp.float32))
-    except RuntimeError:  # "No such compile option": a release of XLA that has retired one
-        return None
-    return wanted
+            jax.jit(lambda a: a + 1, compiler_options={name: value})(jnp.zeros((), jnp.float32))
+    except RuntimeError:  # "No such compile option"
+        return False
+    return True
 
 
 class _Program(Generic[R]):

@@ -6,6 +6,8 @@ import contextlib
 import json
 import os
 import pathlib
+import subprocess
+import sys
 import tempfile
 
 import jax
@@ -19,10 +21,24 @@ from jaxgmm.families import FAMILIES
 
 # What the tests compile themselves is compiled as the package compiles what it can: compilation is most of
 # the tests' time. Read when JAX first meets a device, which is later than this.
-os.environ["XLA_FLAGS"] = " ".join(
-    [f"--{name}={str(value).lower()}" for name, value in CPU_OPTIONS.items()]
-    + os.environ.get("XLA_FLAGS", "").split()
-)
+_FLAGS = " ".join(f"--{name}={str(value).lower()}" for name, value in CPU_OPTIONS.items())
+_ASKED = "JAXGMM_TEST_FLAGS"
+
+
+def _are_known(flags):
+    """Whether XLA knows its flags, in a process of its own: one that it does not know is the end of it."""
+    command = [sys.executable, "-c", "import jax; jax.devices('cpu')"]
+    return not subprocess.run(
+        command,
+        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        check=False,
+    ).returncode
+
+
+if _ASKED not in os.environ:  # pytest's workers inherit the answer
+    os.environ[_ASKED] = _FLAGS if jax.__version_info__ < (0, 11) or _are_known(_FLAGS) else ""
+os.environ["XLA_FLAGS"] = f"{os.environ[_ASKED]} {os.environ.get('XLA_FLAGS', '')}".strip()
 
 # What one process of a test run has compiled, the others take from it: pytest's workers inherit the folder.
 _KEPT = "JAXGMM_TEST_PROGRAMS"
@@ -41,6 +57,7 @@ NAMES = sorted(FAMILIES)
 # For whole fits that test EM rather than a structure; also what the `name` fixture runs over.
 CORE = ["diag", "full", "spherical", "tied"]
 QUICK = ["full"]
+CONTINUOUS = "VEV"  # of what is slow, for continuous integration
 # What moves the fits of a structure as it moves the data: any linear map, a scaling of each axis, or only a
 # rotation with one scaling.
 EQUIVARIANCE = {
@@ -53,12 +70,21 @@ EQUIVARIANCE = {
 def pytest_collection_modifyitems(items):
     """In float64 the quick tests take one structure: what goes wrong with the others there shows in float32.
 
-    A test of outside numbers has no `dtype`, and is not meant.
+    A test of outside numbers has no `dtype`, and is not meant. Of what a slow test repeats, CI takes one set
+    of parameters, with a structure that has all there is; of outside numbers it takes every `model`.
     """
+    repeats = {}
     for item in items:
         values = item.callspec.params if hasattr(item, "callspec") else {}
         if values.get("dtype") == "float64" and values.get("name", "full") != "full":
             item.add_marker(pytest.mark.slow)
+        if values and "model" not in values and item.get_closest_marker("slow"):
+            repeats.setdefault((item.path, item.originalname), []).append((item, values.values()))
+    for same in repeats.values():
+        taken = next((item for item, values in same if CONTINUOUS in values), same[0][0])
+        for item, _ in same:
+            if item is not taken:
+                item.add_marker(pytest.mark.exhaustive)
 
 
 @contextlib.contextmanager
@@ -103,18 +129,18 @@ def name(request):
     return request.param
 
 
-def exhaustive(name, kept=("full", "VEV")):
-    """A parameter set of a slow test that CI leaves to those who change what it tests."""
-    return pytest.param(name, marks=() if name in kept else pytest.mark.exhaustive)
-
-
 # For tests of what a structure itself must do: all of them in float32, and in float64 those that are not
 # held against mclust's numbers in that precision. `every_name` is for what is cheap.
 every_name = pytest.mark.parametrize("name", NAMES)
 every_name_at_a_cost = pytest.mark.parametrize("name", [costly(n) for n in NAMES])
 every = pytest.mark.parametrize(
     ("name", "dtype"),
-    [costly(n, t) for n in NAMES for t in ("float32", "float64") if n in CORE or t == "float32"],
+    [
+        costly(n, t, quick=("full", "diag"))
+        for n in NAMES
+        for t in ("float32", "float64")
+        if n in CORE or t == "float32"
+    ],
     indirect=["dtype"],
 )
 

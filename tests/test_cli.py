@@ -143,6 +143,7 @@ def test_the_table_is_what_the_library_says(command, data, blobs):
     assert row == wanted
 
 
+@pytest.mark.slow
 def test_same_seed_same_result(command, data):
     runs = [
         command("fit", data, "-k", "3", "--covariance", "full", "--n-init", "1", "--seed", "7") for _ in "ab"
@@ -158,9 +159,9 @@ def of_the_library(blobs, options):
         )
 
 
-@pytest.mark.parametrize(
-    ("criterion", "folds"), [pytest.param("cv", 3, marks=pytest.mark.slow), ("heldout", 4)]
-)
+@pytest.mark.exhaustive
+@pytest.mark.slow
+@pytest.mark.parametrize(("criterion", "folds"), [("cv", 3), ("heldout", 4)])
 def test_rows_left_out_decide(command, data, blobs, criterion, folds):
     words = ("-k", "1:2", "--covariance", "spherical", "--budget", "60")
     code, out, _ = command("fit", data, *words, "--criterion", criterion, "--folds", folds)
@@ -211,6 +212,7 @@ def test_a_prior_holds_what_would_collapse(command, tmp_path, search):
         np.testing.assert_allclose(again.params.covariances, found.covariances, rtol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("criterion", ["aic", "bic", "icl"])
 def test_criterion_decides(command, data, criterion):
     _, out, _ = command(
@@ -225,6 +227,7 @@ def test_criterion_decides(command, data, criterion):
     assert f"smallest {criterion.upper()}" in out
 
 
+@pytest.mark.slow
 def test_weights_are_repetitions(command, tmp_path):
     once = put(tmp_path, "n,x\n1,0.5\n3,1.5\n0,99\n2,4\n", "once.csv")
     often = put(tmp_path, "x\n0.5\n1.5\n1.5\n1.5\n4\n4\n", "often.csv")
@@ -234,6 +237,8 @@ def test_weights_are_repetitions(command, tmp_path):
     assert "per unit of weight" in weighted[3]
 
 
+@pytest.mark.exhaustive
+@pytest.mark.slow
 def test_float32_is_centred(command, tmp_path, blobs):
     far = blobs + 1e7
     polars.DataFrame({"a": far[:, 0], "b": far[:, 1]}).write_parquet(tmp_path / "far.parquet")
@@ -669,6 +674,7 @@ def test_names_cannot_speak_to_the_terminal(tmp_path):
     assert read(put(tmp_path, "\x1b[31mred,[bold]b\n1,2\n")).names == ["?[31mred", "[bold]b"]
 
 
+@pytest.mark.slow
 def test_names_with_markup_are_printed_as_they_are(command, tmp_path):
     path = put(tmp_path, '"[red]a,b[/red]",$x$\n1,2\n3,5\n2,2\n')
     code, out, _ = command(
@@ -754,6 +760,7 @@ def test_the_cache_is_filled(process, data, tmp_path):
     assert os.listdir(tmp_path / "jaxgmm" / "xla")
 
 
+@pytest.mark.slow
 def test_results_do_not_depend_on_the_cache(process, data, tmp_path):
     """Not on whether there is one, nor on whether it is new: old versions of JAX get this wrong."""
     first, again = (process("fit", data, *QUICK, XDG_CACHE_HOME=str(tmp_path)) for _ in "ab")

@@ -267,5 +267,8 @@ def test_options_that_this_xla_does_not_know_are_done_without(monkeypatch):
         program = doubled()
         np.testing.assert_array_equal(program(jnp.ones(3), many=False), 2)
         assert compilation.options("gpu") is None
+        compilation.options.cache_clear()
+        monkeypatch.setitem(compilation.CPU_OPTIONS, "xla_backend_optimization_level", 1)
+        assert compilation.options("cpu") in ({"xla_backend_optimization_level": 1}, None)
     finally:
         compilation.options.cache_clear()

@@ -9,7 +9,7 @@ import pytest
 
 import jaxgmm
 from jaxgmm import Status
-from tests.conftest import CORE, NAMES, costly, every, every_name_at_a_cost, x64
+from tests.conftest import CORE, NAMES, QUICK, costly, every, every_name_at_a_cost, x64
 
 N, D, K = 24, 3, 4
 KEY = 3
@@ -201,7 +201,9 @@ def test_the_unit_of_x_moves_the_likelihood_by_its_own_logarithm(name, dtype):
 # Shapes that weights cannot stand for
 
 
-@pytest.mark.parametrize(("name", "n", "d", "k"), [("full", 4, 6, 4), ("spherical", 24, 3, 16)])
+@pytest.mark.parametrize(
+    ("name", "n", "d", "k"), [("full", 4, 6, 4), costly("spherical", 24, 3, 16, quick=QUICK)]
+)
 def test_fewer_rows_than_features_and_far_too_many_components(name, n, d, k):
     X = np.random.default_rng(1).normal(size=(n, d)).astype(np.float32)
     for reg in REGS:

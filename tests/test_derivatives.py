@@ -11,7 +11,7 @@ import pytest
 
 import jaxgmm
 from jaxgmm import Status, implicit, loop
-from tests.conftest import NAMES, costly, exhaustive, overlapping, start_from
+from tests.conftest import NAMES, overlapping, start_from
 
 X, LABELS = overlapping(120, 2, 2, seed=1, separation=2.5)
 WEIGHTS = np.random.default_rng(0).uniform(0.5, 1.5, size=len(X))
@@ -47,7 +47,8 @@ def data_sets():
     yield "faithful", faithful, (faithful[:, 0] > 3.0).astype(int)
 
 
-@pytest.mark.parametrize("name", [costly(n, quick=["full"]) for n in NAMES])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
 def test_gradients_and_tangents_agree_with_refits(name, double):
     function = jax.jit(total)
     differentiate = jax.jit(jax.grad(total, argnums=(1, 2, 3)))
@@ -65,8 +66,9 @@ def test_gradients_and_tangents_agree_with_refits(name, double):
         np.testing.assert_allclose(push(start, at, along), sum(slopes), rtol=1e-10, err_msg=which)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [exhaustive(n) for n in NAMES])
+@pytest.mark.parametrize("name", NAMES)
 def test_derivatives_by_the_prior_agree_with_refits(name, double):
     def posterior(start, x, prior):
         return summary(jaxgmm.fit(start, x, jnp.asarray(WEIGHTS), prior=prior, **TIGHT))
@@ -89,8 +91,9 @@ def test_derivatives_by_the_prior_agree_with_refits(name, double):
             np.testing.assert_allclose(got, (up - down) / (2 * h), rtol=1e-6, err_msg=f"{which} {field}")
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [exhaustive(n) for n in NAMES])
+@pytest.mark.parametrize("name", NAMES)
 def test_float32_gradients_are_near_those_of_float64_for_every_structure(name, double):
     differentiate = jax.jit(jax.grad(total, argnums=(1, 2)))
     for which, data, labels in data_sets():
@@ -200,6 +203,7 @@ def test_switched_off_components_and_zero_weights_give_finite_gradients(double):
     np.testing.assert_allclose(off_w, for_w, atol=1e-9)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 @pytest.mark.parametrize("block_size", [50, 120])
 def test_blocks_do_not_change_a_gradient(double, block_size):
@@ -277,6 +281,7 @@ def test_a_warning_instead(double):
         jaxgmm.fit(start, X, unconverged_gradient="zero")
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_a_loss_on_every_part_of_a_padded_fit_is_solved_like_any_other(double):
     """The switched-off rows of the Jacobian are the identity's, unless they are taken out of the system."""

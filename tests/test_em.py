@@ -272,7 +272,7 @@ def test_a_zero_weight_leaves_a_row_out_whatever_it_holds(start, x, dtype):
         return
     # Inside jit the values are not looked at, and such a row may even be missing.
     missing = jax.jit(lambda d: jaxgmm.fit(start, d, w, max_iter=5, tol=0.0))(junk)
-    same(missing.params, left_out.params, 0)
+    same(missing.params, left_out.params, tolerance(dtype, 100))
 
 
 def test_weights_on_any_scale_give_the_same_fit(start, x, dtype):
@@ -291,7 +291,8 @@ def test_vmap_is_a_loop_and_jit_is_eager(start, x, dtype):
         alone = jitted(s)
         eager = jaxgmm.fit(s, x)
         lane = jax.tree.map(lambda a, i=i: a[i], together)
-        same(alone.params, eager.params, 0)
+        # The compiler's options are another program's: sums of products may be rounded in other places.
+        same(alone.params, eager.params, tolerance(dtype, 1000))
         assert lane.status == eager.status == Status.CONVERGED
         np.testing.assert_allclose(lane.log_likelihood, eager.log_likelihood, rtol=1e-6)
         # Batched products may add in another order, and a rounding can change the number of steps.

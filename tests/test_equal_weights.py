@@ -8,7 +8,7 @@ import pytest
 import jaxgmm
 from jaxgmm import Status
 from jaxgmm.families import equal_weights, full, get_family, tied
-from tests.conftest import overlapping, start_from, x64
+from tests.conftest import QUICK, costly, overlapping, start_from, x64
 
 K = 3
 X, LABELS = overlapping(200, 2, K, seed=3)
@@ -20,7 +20,7 @@ def start(base, dtype):
     return start_from(X, LABELS, base, dtype)
 
 
-@pytest.mark.parametrize("base", EQUAL)
+@pytest.mark.parametrize("base", [costly(n, quick=QUICK) for n in EQUAL])
 def test_a_fit_keeps_the_weights_equal_and_climbs(base):
     dtype = np.dtype(EQUAL[base])
     with x64(dtype == np.float64):
@@ -39,7 +39,7 @@ def test_a_fit_keeps_the_weights_equal_and_climbs(base):
         assert float(jnp.ptp(slope.log_weights)) > 0.02
 
 
-@pytest.mark.parametrize("base", ["full", "tied"])
+@pytest.mark.parametrize("base", [costly(n, quick=QUICK) for n in ("full", "tied")])
 def test_padded_fits_share_the_weight_among_the_components_that_are_on(base):
     x = X.astype(np.float32)
     results = jaxgmm.fit_components(

@@ -232,6 +232,7 @@ def test_loadings_of_zero_and_components_without_weight_keep_values_and_gradient
     assert after.log_weights[1] == -np.inf
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_gradients_of_a_fit_agree_with_refits(double):
     """Although turning the loadings makes I minus the map's Jacobian singular."""

@@ -122,7 +122,7 @@ def test_from_variances_is_the_nearest_diagonal(family, dtype):
     np.testing.assert_allclose(cov * (1 - np.eye(4, dtype=dtype)), 0, atol=1e-6)
 
 
-@pytest.mark.parametrize("n_features", [1, 4])
+@pytest.mark.parametrize("n_features", [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_update_maximises_the_expected_log_likelihood(family, n_features, double):
     """Against a numerical check: no small change within the structure does better."""
     rng = np.random.default_rng(2)

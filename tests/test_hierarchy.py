@@ -78,6 +78,7 @@ def test_few_and_equal_points(rows, dtype):
     assert [sorted(set(t)) for t in table] == [list(range(k + 1)) for k in range(rows)]
 
 
+@pytest.mark.slow
 def test_a_fit_from_it_is_the_fit_from_its_partition_and_needs_no_key():
     x = X.astype(np.float32)
     options = {"init": "hierarchical", "n_init": 1, "max_iter": 2, "tol": 0.0}
@@ -90,6 +91,7 @@ def test_a_fit_from_it_is_the_fit_from_its_partition_and_needs_no_key():
     np.testing.assert_allclose(a.params.means[0], by_hand.params.means, atol=0.05)
 
 
+@pytest.mark.slow
 def test_numbers_of_components_take_their_own_partition():
     x, w = X.astype(np.float32), np.random.default_rng(1).uniform(0.5, 1.5, size=N).astype(np.float32)
     sizes = (1, 2, 3, 5)

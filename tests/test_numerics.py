@@ -10,6 +10,7 @@ from jaxgmm import Status
 from tests.conftest import (
     CORE,
     NAMES,
+    QUICK,
     costly,
     dense,
     every_name_at_a_cost,
@@ -23,7 +24,8 @@ OFFSETS = [(1e3, 1e-3), (1e4, 1e-3), (1e5, 5e-3)]
 
 
 @pytest.mark.parametrize(
-    ("name", "data"), [costly(n, d) for n in NAMES for d in ("iris", "faithful") if n in CORE or d == "iris"]
+    ("name", "data"),
+    [costly(n, d, quick=QUICK) for n in NAMES for d in ("iris", "faithful") if n in CORE or d == "iris"],
 )
 def test_an_offset_costs_float32_little(name, mclust, data):
     reference = mclust[data]
@@ -78,6 +80,7 @@ def test_one_step_in_float32_at_a_high_condition_number(name, condition, offset)
             assert np.linalg.norm(a - b) < 2e-5 * np.linalg.norm(b)
 
 
+@pytest.mark.slow
 def test_float32_stops_where_float64_does(name):
     """Slow mixtures, whose likelihood stops changing in float32 long before they have converged."""
     for seed in range(3):

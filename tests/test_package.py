@@ -101,6 +101,7 @@ def imports(path):
     return found
 
 
+@pytest.mark.slow
 def test_importing_is_quick_and_imports_nothing_that_is_optional(tmp_path):
     code = (
         "import sys, time, json, jax, jax.numpy, numpy\n"

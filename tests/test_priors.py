@@ -368,6 +368,7 @@ def test_a_concentration_below_one_empties_components(dtype):
 # Starts, restarts and several numbers of components
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["tied"])  # where one covariance counts the components that are on
 def test_default_priors_of_several_numbers_of_components(name, double):
@@ -424,6 +425,7 @@ def test_points_that_are_all_equal_stay_degenerate(dtype):
 # Derivatives
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 @pytest.mark.parametrize("which", ["full", "tied"])
 def test_derivatives_with_respect_to_the_prior_agree_with_refits(double, which):

@@ -81,7 +81,7 @@ def test_rounding_grows_with_the_squared_distance_in_widths(name):
 @pytest.mark.parametrize(
     "name", [costly(n, quick=QUICK) for n in ("full", "tied", "diag", "spherical", "EVI", "VEV")]
 )
-@pytest.mark.parametrize("kernel", ["quadratic", "auto"])
+@pytest.mark.parametrize("kernel", [pytest.param("quadratic", marks=pytest.mark.slow), "auto"])
 def test_a_fit_ends_where_the_whitened_one_does(name, kernel, dtype, monkeypatch):
     monkeypatch.setattr(quadratic, "_LARGE", 0)
     x, w = X.astype(dtype), WEIGHTS.astype(dtype)
@@ -107,6 +107,7 @@ def test_a_fit_ends_where_the_whitened_one_does(name, kernel, dtype, monkeypatch
     assert np.diff(known).min() > -np.abs(known).max() * near - 8 * rounding
 
 
+@pytest.mark.slow
 def test_the_limit_on_steps_is_for_both_kernels_together(double, monkeypatch):
     # In float64, where the rounding of either kernel is far below what another number of steps would change,
     # and by plain steps: an extrapolation enlarges that rounding.
@@ -146,6 +147,7 @@ def test_data_that_overflow_say_so(monkeypatch):
         assert jnp.isfinite(result.params.means).all()
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_gradients_are_those_of_the_whitened_fit(double, monkeypatch):
     monkeypatch.setattr(quadratic, "_LARGE", 0)

@@ -10,7 +10,7 @@ import jaxgmm
 from jaxgmm import Status
 from jaxgmm.families import VVE, eigen_ratio, full, get_family
 from jaxgmm.families.ratio import truncation_level
-from tests.conftest import overlapping, soft_labels
+from tests.conftest import QUICK, costly, overlapping, soft_labels
 
 X, LABELS = overlapping(150, 3, 3)
 NAMES = ["full", "tied", "diag", "spherical"]
@@ -33,7 +33,7 @@ def test_the_level_is_the_best_there_is(ratio, double):
     assert cost(np.log(level)) <= best.fun + 1e-12
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [costly(n, quick=QUICK) for n in NAMES])
 def test_fits_stay_within_the_ratio_and_climb(name):
     x = X.astype(np.float32)
     family = eigen_ratio(get_family(name), 2.0)
@@ -56,6 +56,7 @@ def test_a_ratio_that_does_not_bind_changes_nothing(double):
     np.testing.assert_allclose(held.covariances, free.covariances, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.slow
 def test_a_component_that_is_off_has_no_say_and_gradients_are_finite(double):
     resp = np.pad(soft_labels(LABELS, 3), ((0, 0), (0, 1)))
     padded = jaxgmm.m_step(resp, X, covariance_type="full-ratio(3)")
@@ -72,6 +73,7 @@ def test_a_component_that_is_off_has_no_say_and_gradients_are_finite(double):
     np.testing.assert_allclose(slope, (total(X + h * along) - total(X - h * along)) / (2 * h), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_spike_becomes_a_mixture(tmp_path):
     """Three equal points draw a component of `full` onto them; with the bound there is an optimum."""
     rng = np.random.default_rng(3)

@@ -51,6 +51,7 @@ def test_one_m_step_and_the_e_step_after_it(mclust, double, data, model):
         _check_step(reference, params, X, 1e-5 if model in ITERATE else 1e-8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("data", DATA)
 def test_one_m_step_of_vve_is_better_than_mclusts(mclust, double, data):
     """mclust 6.0.0 gives VVE the axes that are best for EVE, which are not the best for VVE.
@@ -77,7 +78,7 @@ def test_one_m_step_of_vve_is_better_than_mclusts(mclust, double, data):
 
 @pytest.mark.parametrize("data", DATA)
 @pytest.mark.parametrize(
-    "model", [pytest.param(m, marks=() if m in CORE else pytest.mark.slow) for m in MODELS]
+    "model", [pytest.param(m, marks=() if m in ("VVV", "VVI") else pytest.mark.slow) for m in MODELS]
 )
 def test_fits(mclust, double, data, model):
     for k in (2, 3):

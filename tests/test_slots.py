@@ -42,7 +42,7 @@ def many(params, X, kernel, limits=200, prior_of=None, x=None, run=loop.run_many
     [
         pytest.param(1, marks=pytest.mark.slow),
         2,
-        *(pytest.param(n, marks=pytest.mark.slow) for n in (3, LANES)),
+        pytest.param(LANES, marks=pytest.mark.slow),
     ],
 )
 def test_lanes_do_not_depend_on_how_many_are_under_way(monkeypatch, double, width, kernel):
@@ -62,6 +62,7 @@ def test_lanes_do_not_depend_on_how_many_are_under_way(monkeypatch, double, widt
     )
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_a_lane_has_its_own_prior_and_the_derivative_of_a_fit_of_its_own(monkeypatch, double):
     X = overlapping(N, D, K)[0]

@@ -225,7 +225,8 @@ def test_it_vmaps_over_starts_and_stops_each_by_itself():
         alone = run(start)
         assert abs(int(alone.n_iter) - int(together.n_iter[i])) <= 1
         assert_allclose(together.bound[i], alone.bound, rtol=1e-5)
-        assert_allclose(together.posterior.weights[i], alone.posterior.weights, atol=1e-4)
+        # Where it stops moves by a step of the float32 bound: 1.5e-4 was seen on another processor.
+        assert_allclose(together.posterior.weights[i], alone.posterior.weights, atol=5e-4)
 
 
 @pytest.mark.slow

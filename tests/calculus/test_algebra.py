@@ -122,6 +122,7 @@ def test_l2_distance_is_the_integral(double):
     assert np.isfinite(gradient).all()
 
 
+@pytest.mark.slow
 def test_kl_divergence_and_its_gradient(double):
     p, q = mixture(D=1, K=2, seed=4), mixture(D=1, K=3, seed=5)
     grid = jnp.linspace(-12.0, 12.0, 4001)[:, None]

@@ -113,6 +113,7 @@ def test_unrolled_steps_are_em_steps(name, double):
     assert got.status == Status.MAX_ITER
 
 
+@pytest.mark.exhaustive
 def test_unrolled_derivatives_also_in_the_start(double):
     start = start_from(X, LABELS, "full", double)
 
@@ -128,6 +129,7 @@ def test_unrolled_derivatives_also_in_the_start(double):
     np.testing.assert_allclose(jax.jvp(value, (zero,), (jnp.ones(()),))[1], numerical, rtol=1e-7)
 
 
+@pytest.mark.exhaustive
 def test_many_unrolled_steps_have_the_fits_derivative(double):
     start = start_from(X, LABELS, "diag", double)
     x = jnp.asarray(X)

@@ -105,6 +105,7 @@ def test_leaving_one_out_is_what_a_refit_gives(double):
     assert np.median(np.linalg.norm(linear - moved, axis=1) / np.linalg.norm(moved, axis=1)) < 0.04
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", ["full", "diag", "spherical", "tied"])
 def test_one_component_without_a_row_is_found_exactly(double, name):
     """Also without an outlier, where a Newton step in logarithms of widths is off by its whole leverage."""

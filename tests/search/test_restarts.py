@@ -86,6 +86,7 @@ def test_results_have_a_lane_for_each_start_and_the_dtype_of_x():
         np.testing.assert_allclose(results.log_likelihood[i], score, rtol=3e-6)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("init", [costly(i, quick=INITS[:1]) for i in INITS])
 def test_every_named_start_reaches_an_optimum_that_sits_still(init):
     results = restarted(init)
@@ -105,6 +106,7 @@ def from_truth():
     return jaxgmm.fit(jaxgmm.m_step(soft_labels(LABELS, K, np.float32), X32), X32)
 
 
+@pytest.mark.slow
 def test_rows_of_weight_zero_are_rows_left_out(double):
     w = (np.arange(N) % 5 != 0) * np.random.default_rng(0).uniform(0.5, 2, N)
     on = w > 0
@@ -160,7 +162,10 @@ def padded(name):
     )
 
 
-@pytest.mark.parametrize(("name", "k"), [("full", 3), ("full", 5), ("tied", 3)])
+@pytest.mark.parametrize(
+    ("name", "k"),
+    [("full", 3), *(pytest.param(*p, marks=pytest.mark.slow) for p in (("full", 5), ("tied", 3)))],
+)
 def test_a_padded_fit_is_the_fit_without_padding(k, name, double):
     one = lane(padded(name), SIZES.index(k))
     start = first_rows(name)(None, jnp.asarray(X), k, None)

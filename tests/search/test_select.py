@@ -115,6 +115,7 @@ def test_failed_and_spurious_cells_are_marked_and_do_not_win():
     assert _best_row([table[0]], "bic") is None
 
 
+@pytest.mark.slow
 def test_data_that_no_cell_can_fit_are_said_to_have_failed():
     x = np.full((20, 2), np.float32(3.0))
     choice = jaxgmm.select(
@@ -162,6 +163,7 @@ def test_traced_data_are_refused():
         chosen().result("full", 3)
 
 
+@pytest.mark.slow
 def test_weights_are_counts():
     counts = np.random.default_rng(3).integers(1, 3, size=N).astype(np.float32)
     options = {"covariance_types": ("spherical",), "budget": 150}
@@ -171,6 +173,7 @@ def test_weights_are_counts():
         np.testing.assert_allclose(row["bic"], jaxgmm.bic(params, X, counts), rtol=1e-5)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_many_overlapping_data_have_the_same_grid_in_both_precisions(dtype):
     x = overlapping(150, 2, 3, seed=1)[0].astype(dtype)

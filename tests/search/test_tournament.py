@@ -68,6 +68,7 @@ def test_it_finds_better_optima_than_restarts_of_equal_cost():
     assert min(gaps) > -0.02
 
 
+@pytest.mark.slow
 def test_weights_count_as_repetition(double):
     counts = np.random.default_rng(0).integers(1, 4, size=N).astype(float)
     weighted = jaxgmm.fit_best(jax.random.key(0), X, 3, counts, budget=300, covariance_type="diag")
@@ -76,6 +77,7 @@ def test_weights_count_as_repetition(double):
     assert weighted.params.means.dtype == np.float64
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 @pytest.mark.parametrize("k", [1, 2])
 def test_fewer_than_three_components_have_no_moves_and_are_found(k):
@@ -192,6 +194,8 @@ def test_moves_merge_what_overlaps_and_split_another():
     assert not two.possible
 
 
+@pytest.mark.exhaustive
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [pytest.param("full", marks=pytest.mark.slow), "tied"])
 def test_a_mixture_of_another_size_gains_or_loses_one_component(name):
     """A split shares the weight of one component between two; a merge adds the weights of two."""
@@ -228,6 +232,7 @@ def test_no_mixture_gains_components_beyond_its_size():
     assert (np.diff(np.asarray(found.log_likelihood)) > 0).all()
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_sizes_that_help_one_another_end_higher():
     """The sum over sizes of the likelihoods, against searches of each size alone at the same budget."""

@@ -213,6 +213,7 @@ def test_the_bound_with_a_prior_is_the_posterior_per_sample(double):
     assert_allclose(moved.covariances_, mixture.covariances_, rtol=1e-6)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_auto_finds_at_least_what_restarts_find():
     auto = GaussianMixture(3, n_init="auto", random_state=0).fit(IRIS)
