@@ -112,11 +112,13 @@ def weighted_m_step(
     location, _ = location_and_variance(x, w)
     means = jnp.broadcast_to((location - f.shift)[None, :], (r.shape[1], x.shape[1]))
     params = reference_params(family, means, f.variance)
-    # Twice: the second pass measures about the first one's result, where nothing cancels.
-    for _ in range(2):
+
+    def measured(params: GMMParams, _: None) -> tuple[GMMParams, None]:
         moments = accumulate(params, x, w, resp=r, shift=f.shift, block_size=block_size)
-        params, _ = maximise(without_empty(params, moments), moments, f.ridge, f.prior)
-    return params
+        return maximise(without_empty(params, moments), moments, f.ridge, f.prior)[0], None
+
+    # Twice: the second pass measures about the first one's result, where nothing cancels. Compiled once.
+    return jax.lax.scan(measured, params, None, length=2)[0]
 
 
 def _hold(image: GMMParams) -> GMMParams:
