@@ -83,8 +83,7 @@ class Tables:
             if path in self._identities:
                 unchanged(path, self._identities[path])
             first = 0
-            # Reading far ahead would hold as many batches in memory.
-            batches = iter(fragment.to_batches(columns=wanted, batch_size=rows, batch_readahead=2))
+            batches = iter(fragment.to_batches(columns=wanted, batch_size=rows, **self._frugal(fragment)))
             while True:
                 try:
                     batch = next(batches, None)
@@ -101,6 +100,15 @@ class Tables:
                     first += part.num_rows
             if first != count:
                 raise ValueError(f"{path}: gave {first} rows where it has said that it has {count}")
+
+    def _frugal(self, fragment: Any) -> dict[str, Any]:
+        """Reading in one thread and little ahead: pyarrow's own way holds hundreds of megabytes."""
+        ds = needed("pyarrow.dataset", "arrow")
+        options: dict[str, Any] = {"use_threads": False, "batch_readahead": 1, "fragment_readahead": 1}
+        if isinstance(fragment, ds.ParquetFileFragment):
+            scan = ds.ParquetFragmentScanOptions(use_buffered_stream=True, pre_buffer=False)
+            options["fragment_scan_options"] = scan
+        return options
 
     def _open(self, ds: Any, path: str) -> Any:
         try:
