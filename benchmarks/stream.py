@@ -4,11 +4,11 @@
     python benchmarks/stream.py --rows 250000,1000000 --folder /somewhere/large
 
 Each measurement is a process of its own. Time per step is the least of several, so that what else the machine
-does counts little: of a stream each step is one pass; in memory it is the difference between fits of 2n and n
-plain steps, over n. Memory is the largest RssAnon of /proc/self/status while the fit runs, compilation included,
-and `base` what it was before. `ratio` compares with the time in memory for the first number of rows, scaled by
-the number of rows; `cpu` is the processor's time of a step. Files are written to a temporary folder and removed;
-they are read warm, as far as the page cache holds them, and `--drop` evicts a file before its fit.
+does counts little: of a stream each step is one pass; in memory it is the difference between long and short fits
+by plain steps. Memory is the largest RssAnon of /proc/self/status while the fit runs, compilation included, and
+`base` what it was before. `ratio` compares with the time in memory for the first number of rows, scaled by the
+number of rows; `cpu` is the processor's time of a step. Files are written to a temporary folder and removed;
+they are read warm, as far as the page cache holds them; `--drop` evicts a file before its fit.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import threading
 import time
 from typing import Any
 
-D, K, STEPS, REPEATS = 16, 8, 3, 4
+D, K, STEPS, REPEATS = 16, 8, 4, 3
 
 
 def means() -> Any:
@@ -100,8 +100,8 @@ def measure(how: str, path: str, kernel: str, drop: bool) -> None:
     sampler.start()
     if whole is not None:
         fit(1)
-        short = [fit(STEPS) for _ in range(REPEATS)]
-        long = [fit(2 * STEPS) for _ in range(REPEATS)]
+        short = [fit(1) for _ in range(REPEATS)]
+        long = [fit(1 + STEPS) for _ in range(REPEATS)]
         seconds, cpu = (
             (min(b) - min(a)) / STEPS
             for a, b in zip(zip(*short, strict=True), zip(*long, strict=True), strict=True)
