@@ -3,12 +3,13 @@
     python benchmarks/stream.py                                # 4M and 16M rows of 16 features, float32
     python benchmarks/stream.py --rows 250000,1000000 --folder /somewhere/large
 
-Each measurement is a process of its own. Time per step is the least of several, so that what else the machine
-does counts little: of a stream each step is one pass; in memory it is the difference between long and short fits
-by plain steps. Memory is the largest RssAnon of /proc/self/status while the fit runs, compilation included, and
-`base` what it was before. `ratio` compares with the time in memory for the first number of rows, scaled by the
-number of rows; `cpu` is the processor's time of a step. Files are written to a temporary folder and removed;
-they are read warm, as far as the page cache holds them; `--drop` evicts a file before its fit.
+Each measurement is a process of its own. Time per step is the least of several, so that what else the
+machine does counts little: of a stream each step is one pass; in memory it is the difference between long
+and short fits by plain steps. Memory is the largest RssAnon of /proc/self/status while the fit runs,
+compilation included, and `base` what it was before. `ratio` compares with the time in memory for the first
+number of rows, scaled by the number of rows; `cpu` is the processor's time of a step. Files are written to
+a temporary folder and removed; they are read warm, as far as the page cache holds them; `--drop` evicts a
+file before its fit.
 """
 
 from __future__ import annotations
