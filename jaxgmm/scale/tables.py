@@ -62,8 +62,10 @@ class Tables:
         self.n_features = len(self._features)
         self._counts = [self._count(*part) for part in self._parts]
         self.n_samples: int | None = sum(self._counts)
-        types = [f.physical_schema.field(c).type for _, f in self._parts for c in self._features]
-        self.wide = any(is_wide(np.dtype(t.to_pandas_dtype())) for t in types)
+        narrow = (self._arrow.float32(), self._arrow.float16())
+        self.wide = any(
+            f.physical_schema.field(c).type not in narrow for _, f in self._parts for c in self._features
+        )
 
     def describe(self) -> dict[str, Any]:
         """Names, sizes and times of the files, rows and columns."""
