@@ -15,7 +15,7 @@ from jaxgmm.moments import accumulate
 from jaxgmm.scale import passes, rebase
 from jaxgmm.scale.chunks import Piece
 from jaxgmm.scale.outer import Survey
-from tests.conftest import CORE, costly, dense, exhaustive, overlapping, start_from
+from tests.conftest import CORE, costly, dense, exhaustive, overlapping, start_from, x64
 
 X, LABELS = overlapping(1300, 3, 3, seed=1)
 W = np.random.default_rng(0).uniform(0.5, 2, 1300)
@@ -90,28 +90,38 @@ def test_both_kernels_in_turn(single, monkeypatch):
     assert (np.diff(history[:n]) > -1e-5).all()
 
 
-def test_sums_of_a_hundred_million_responsibilities_are_right(single):
-    class Long:
-        """The same rows again and again."""
+# 2,000 small chunks, and a hundred million rows in chunks of the size that a fit takes.
+@pytest.mark.parametrize(
+    ("rows", "times"), [(1024, 2000), pytest.param(1 << 17, 763, marks=pytest.mark.slow)]
+)
+def test_sums_over_many_rows_are_right(single, rows, times):
+    x = np.resize(X, (rows, 3)).astype(np.float32)
 
+    class Long:
         n_features, columns = 3, None
-        times = 2000
+
+        def __init__(self, times):
+            self.times = times
 
         def chunks(self, rows):
             for i in range(self.times):
                 yield Piece(x, None, "x", i * rows)
 
-    x = X[:1024].astype(np.float32)
-    once = Long()
-    once.times = 1
     start = jax.tree.map(jnp.asarray, single[0])
-    survey = Survey(1024, 1024.0, np.zeros(3), np.ones(3))
-    frame = survey.frame(jnp.asarray(1e-6, jnp.float32), None, start)
-    one = passes.Passes(once, survey, 1024, np.dtype("f4")).moments(start, frame)
-    total = Survey(2000 * 1024, 2000 * 1024.0, np.zeros(3), np.ones(3))
-    many = passes.Passes(Long(), total, 1024, np.dtype("f4")).moments(start, frame)
-    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(many), strict=True):
-        np.testing.assert_allclose(np.asarray(b, np.float64), 2000 * np.asarray(a, np.float64), rtol=1e-6)
+
+    def summed(times):
+        survey = Survey(times * rows, float(times * rows), np.zeros(3), np.ones(3))
+        frame = survey.frame(jnp.asarray(1e-6, jnp.float32), None, start)
+        return passes.Passes(Long(times), survey, rows, np.dtype("f4")).moments(start, frame)
+
+    many = summed(times)
+    with x64(True):
+        wide = jax.tree.map(lambda a: jnp.asarray(np.asarray(a), jnp.float64), start)
+        once = accumulate(wide, jnp.asarray(x, jnp.float64), None, block_size=min(rows, 4096))
+    for a, b in zip(jax.tree.leaves(once), jax.tree.leaves(many), strict=True):
+        size = np.abs(a).max()
+        np.testing.assert_allclose(np.asarray(b, np.float64) / times, a, rtol=1e-6, atol=1e-6 * size)
+    np.testing.assert_allclose(np.asarray(many.weight, np.float64) / times, once.weight, rtol=1e-6)
 
 
 class Dying:
