@@ -1,6 +1,7 @@
 """A fit of data that are read in pieces is the fit of the whole."""
 
 import errno
+import io
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 
 import jaxgmm
 from jaxgmm.moments import accumulate
-from jaxgmm.scale import passes, rebase
+from jaxgmm.scale import passes, progress, rebase
 from jaxgmm.scale.chunks import Piece
 from jaxgmm.scale.outer import Survey
 from tests.conftest import CORE, costly, dense, exhaustive, overlapping, start_from, x64
@@ -293,6 +294,22 @@ def test_progress_is_told(single, capsys):
     said = capsys.readouterr()
     assert not said.out
     assert "first pass" in said.err
+
+
+def test_on_a_terminal_one_line_is_written_over(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    clock = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(progress.sys, "stderr", Terminal())
+    reporter = progress.Reporter(True)
+    for rows in (10, 20, 30):
+        clock[0] += 0.15
+        reporter.watch(rows)
+    reporter.end()
+    assert progress.sys.stderr.getvalue() == "\rfirst pass, 10 rows\rfirst pass, 30 rows\n"
 
 
 def test_the_number_of_chunks_and_of_parts_compiles_nothing(single):
