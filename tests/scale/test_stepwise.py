@@ -19,13 +19,13 @@ N = 400  # rows of a step, everywhere: one program for a structure
 
 @pytest.fixture(scope="module")
 def away():
-    """A start that is not the optimum, and the optimum."""
-    start = start_from(X + 20, LABELS, "full", np.float32)
-    return start, jaxgmm.fit(start, X + 20, tol=1e-4, kernel="whitened")
+    """A start that is not the optimum."""
+    return start_from(X + 20, LABELS, "full", np.float32)
 
 
+@pytest.mark.slow
 def test_one_pass_comes_near_the_optimum(away):
-    start, best = away
+    start, best = away, jaxgmm.fit(away, X + 20, tol=1e-4, kernel="whitened")
     state = jaxgmm.fit_stepwise(start, X + 20, chunk_size=N)
     assert int(state.n_steps) == 20
     begun, ended = float(jaxgmm.score(start, X + 20)), float(jaxgmm.score(state.params, X + 20))
@@ -37,25 +37,25 @@ def test_one_pass_comes_near_the_optimum(away):
 
 
 def test_a_state_goes_on_where_it_was(away):
-    whole = jaxgmm.fit_stepwise(away[0], X + 20, chunk_size=N)
-    half = jaxgmm.fit_stepwise(away[0], X[:4000] + 20, chunk_size=N)
+    whole = jaxgmm.fit_stepwise(away, X + 20, chunk_size=N)
+    half = jaxgmm.fit_stepwise(away, X[:4000] + 20, chunk_size=N)
     jax.tree.map(np.testing.assert_array_equal, whole, jaxgmm.fit_stepwise(half, X[4000:] + 20, chunk_size=N))
     # By steps, and from an iterator that can be read only once.
-    state = jaxgmm.stepwise_init(away[0])
+    state = jaxgmm.stepwise_init(away)
     for i in range(0, 4000, N):
         state = jaxgmm.stepwise_step(state, X[i : i + N] + 20)
     np.testing.assert_allclose(state.params.means, half.params.means, rtol=1e-5)
-    once = jaxgmm.fit_stepwise(away[0], (X[i : i + 100] + 20 for i in range(0, 4000, 100)), chunk_size=N)
+    once = jaxgmm.fit_stepwise(away, (X[i : i + 100] + 20 for i in range(0, 4000, 100)), chunk_size=N)
     jax.tree.map(np.testing.assert_array_equal, half, once)
 
 
 def test_it_scans(away):
     blocks = (X[:4000] + 20).reshape(10, N, 2)
-    start = jaxgmm.stepwise_init(away[0])
+    start = jaxgmm.stepwise_init(away)
     state, _ = jax.jit(lambda s, b: jax.lax.scan(lambda s, x: (jaxgmm.stepwise_step(s, x), None), s, b))(
         start, jnp.asarray(blocks)
     )
-    step = jaxgmm.fit_stepwise(away[0], X[:4000] + 20, chunk_size=N)
+    step = jaxgmm.fit_stepwise(away, X[:4000] + 20, chunk_size=N)
     np.testing.assert_allclose(state.params.means, step.params.means, rtol=1e-4)
 
 
@@ -78,7 +78,7 @@ def test_a_step_of_size_one_is_an_em_step(double, name):
         np.testing.assert_allclose(a, b / N, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", [costly(n, quick=["full", "tied"]) for n in [*CORE, "VEV"]])
+@pytest.mark.parametrize("name", [costly(n, quick=["diag"]) for n in [*CORE, "VEV"]])
 def test_what_a_mixture_expects_of_itself_changes_nothing(double, name):
     params = start_from(X[:N], LABELS[:N], name, np.float64)
     new, length = jaxgmm.em_map.maximise(
@@ -90,8 +90,8 @@ def test_what_a_mixture_expects_of_itself_changes_nothing(double, name):
 
 
 def test_a_component_without_rows_keeps_its_shape(away):
-    state = jaxgmm.stepwise_init(away[0])
-    far = dataclasses.replace(away[0], means=away[0].means.at[2].set(jnp.asarray([500.0, 500.0])))
+    state = jaxgmm.stepwise_init(away)
+    far = dataclasses.replace(away, means=away.means.at[2].set(jnp.asarray([500.0, 500.0])))
     state = jaxgmm.stepwise_init(far)
     for i in range(150):
         state = jaxgmm.stepwise_step(state, X[(i % 20) * N : (i % 20 + 1) * N] + 20, decay=0.51)
@@ -101,7 +101,7 @@ def test_a_component_without_rows_keeps_its_shape(away):
 
 
 def test_rows_that_cannot_be_learnt_from_change_nothing_under_jit(away):
-    state = jaxgmm.stepwise_init(away[0])
+    state = jaxgmm.stepwise_init(away)
     bad = jnp.full((N, 2), jnp.nan, jnp.float32)
     after = jax.jit(jaxgmm.stepwise_step)(state, bad)
     jax.tree.map(np.testing.assert_array_equal, state, after)
@@ -112,7 +112,7 @@ def test_rows_that_cannot_be_learnt_from_change_nothing_under_jit(away):
 
 
 def test_arguments_are_checked(away):
-    start = away[0]
+    start = away
     for wrong, kind, said in [
         ({"decay": 0.5}, ValueError, "decay must be above 0.5"),
         ({"decay": 1.1}, ValueError, "decay must be above 0.5"),
