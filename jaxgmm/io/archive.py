@@ -43,12 +43,15 @@ def write_arrays(stream: BinaryIO, members: dict[str, Array]) -> None:
                 np.lib.format.write_array(member, little, version=(1, 0), allow_pickle=False)
 
 
-def read_arrays(path: str | os.PathLike[str], accept: Callable[[set[str]], str | None]) -> dict[str, Array]:
+def read_arrays(
+    path: str | os.PathLike[str], accept: Callable[[set[str]], str | None], what: str = "model"
+) -> dict[str, Array]:
     """Read what `write_arrays` wrote.
 
     Args:
       path: the file.
       accept: given the members' names, says what is wrong with them, or None. It is asked before any is read.
+      what: what the file is to hold, for the messages.
 
     Raises:
       OSError: as `open` does.
@@ -62,7 +65,7 @@ def read_arrays(path: str | os.PathLike[str], accept: Callable[[set[str]], str |
         raise ValueError(f"{name}: not a regular file")
     with open(path, "rb") as stream:
         try:
-            return _members(stream, os.fstat(stream.fileno()).st_size, accept)
+            return _members(stream, os.fstat(stream.fileno()).st_size, accept, what)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
         except (
@@ -74,24 +77,26 @@ def read_arrays(path: str | os.PathLike[str], accept: Callable[[set[str]], str |
             struct.error,
         ) as error:
             raise ValueError(
-                f"{name}: damaged, or not a jaxgmm model: {error or type(error).__name__}"
+                f"{name}: damaged, or not a jaxgmm {what}: {error or type(error).__name__}"
             ) from None
 
 
-def _members(stream: BinaryIO, size: int, accept: Callable[[set[str]], str | None]) -> dict[str, Array]:
+def _members(
+    stream: BinaryIO, size: int, accept: Callable[[set[str]], str | None], what: str
+) -> dict[str, Array]:
     with zipfile.ZipFile(stream) as archive:
         infos = archive.infolist()
         names = [info.filename for info in infos]
         if len(infos) > _MAX_MEMBERS or len(set(names)) != len(names):
-            raise ValueError("not a jaxgmm model: too many members, or one name twice")
+            raise ValueError(f"not a jaxgmm {what}: too many members, or one name twice")
         if any(info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1 for info in infos):
             raise ValueError(
-                "not a jaxgmm model: its members are compressed or encrypted; jaxgmm stores them plain"
+                f"not a jaxgmm {what}: its members are compressed or encrypted; jaxgmm stores them plain"
             )
         if sum(info.file_size for info in infos) > size:
             raise ValueError("damaged: its directory claims more than the file holds")
         if "format_version.npy" not in names:
-            raise ValueError("not a jaxgmm model: it has no format_version")
+            raise ValueError(f"not a jaxgmm {what}: it has no format_version")
         version = _array(archive, archive.getinfo("format_version.npy"))
         if version.dtype != np.dtype("<i8") or version.shape != () or version < 1:
             raise ValueError("damaged: its format_version is not a positive integer")
@@ -103,7 +108,7 @@ def _members(stream: BinaryIO, size: int, accept: Callable[[set[str]], str | Non
         stems = [member.removesuffix(".npy") if member.endswith(".npy") else "" for member in names]
         problem = accept(set(stems) - {"format_version"})
         if problem is not None:
-            raise ValueError(f"not a jaxgmm model: {problem}")
+            raise ValueError(f"not a jaxgmm {what}: {problem}")
         return {stem: _array(archive, info) for stem, info in zip(stems, infos, strict=True)}
 
 
