@@ -165,7 +165,10 @@ def make_params(
     w, mu = validate.mixture_parts(weights, means)
     n_components, n_features = mu.shape
     shape = family.covariance_shape(n_components, n_features)
-    scale = family.from_covariance(validate.covariances(covariances, shape, family.name, mu.dtype))
+    # Matrices, and not variances of as many components as features.
+    matrices = family.covariance_shape(2, 3)[-2:] == (3, 3)
+    given = validate.covariances(covariances, shape, family.name, mu.dtype, matrices=matrices)
+    scale = family.from_covariance(given)
     shared = shape == family.covariance_shape(n_components + 1, n_features)
     validate.positive_definite(scale, shared=shared)
     return GMMParams(jnp.log(w) - jnp.log(w.sum()), mu, scale, family)
