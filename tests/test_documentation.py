@@ -12,7 +12,7 @@ from tests.test_package import PUBLIC
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-QUICK = {"interchange", "numerics", "performance", "scale"}
+QUICK = {"interchange", "performance"}
 
 # A block, and the text block right below it, if there is one: what it prints.
 _BLOCK = re.compile(r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```\n)?", re.MULTILINE | re.DOTALL)
