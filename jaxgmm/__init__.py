@@ -77,6 +77,8 @@ from jaxgmm.search.tournament import BestFit as BestFit
 from jaxgmm.search.tournament import fit_best as fit_best
 from jaxgmm.sharded import fit_sharded as fit_sharded
 from jaxgmm.sharded import use_cores as use_cores
+from jaxgmm.summary import Summary as Summary
+from jaxgmm.summary import summary as summary
 from jaxgmm.variational.ascent import VariationalFit as VariationalFit
 from jaxgmm.variational.ascent import fit_variational as fit_variational
 from jaxgmm.variational.model import VariationalPosterior as VariationalPosterior

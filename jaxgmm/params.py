@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import html
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -12,7 +14,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxgmm import validate
+from jaxgmm import display, validate
 from jaxgmm.families.family import Family
 from jaxgmm.families.table import get_family
 
@@ -61,6 +63,73 @@ class GMMParams:
         """D."""
         return self.means.shape[-1]
 
+    def __repr__(self) -> str:
+        """One line: what kind of mixture it is. Printed, it is a table."""
+        return f"GMMParams({kind(self)})"
+
+    def __str__(self) -> str:
+        """Weights and means ± standard deviations, where they can be looked at."""
+        table = components(self)
+        return repr(self) if table is None else f"{self!r}\n{display.as_text(table)}"
+
+    def _repr_html_(self) -> str:
+        table = components(self)
+        return (
+            f"<pre>{html.escape(repr(self))}</pre>"
+            if table is None
+            else display.as_html(table, f"Gaussian mixture: {kind(self)}")
+        )
+
+
+def kind(params: GMMParams) -> str:
+    """The structure and the shapes in words; of placeholders for arrays, what is known.
+
+    Example:
+      >>> import jaxgmm
+      >>> jaxgmm.make_params([0.5, 0.5], [[0.0], [1.0]], [1.0, 1.0], "spherical")
+      GMMParams(spherical, K = 2, D = 1, float32)
+    """
+    family = getattr(params.family, "name", params.family)
+    shape = getattr(params.means, "shape", None)
+    if not isinstance(shape, tuple) or len(shape) < 2:
+        return f"{family}, means = {shape if shape is not None else params.means!r}"
+    said = f"{family}, K = {shape[-2]}, D = {shape[-1]}, {getattr(params.means, 'dtype', '?')}"
+    if len(shape) > 2:
+        said = f"{' × '.join(map(str, shape[:-2]))} mixtures, {said}"
+    return said
+
+
+def widths(params: GMMParams) -> np.ndarray[Any, Any] | None:
+    """The standard deviations (K, D) of a concrete mixture; NaN where a structure cannot say."""
+    if not validate.is_concrete(params):
+        return None
+    try:
+        with jax.ensure_compile_time_eval(), np.errstate(all="ignore"):
+            shape = (params.n_components, params.n_features)
+            return np.sqrt(np.asarray(params.family.diagonal(params.scale, shape)).astype(float))
+    except Exception:  # a user's structure, or arrays that do not fit: to print a mixture must not raise
+        return np.full(params.means.shape, np.nan)
+
+
+def components(
+    params: GMMParams,
+    columns: Sequence[str] | None = None,
+    counts: np.ndarray[Any, Any] | None = None,
+    most: tuple[int, int] = (12, 20),
+) -> display.Table | None:
+    """The table of one mixture, or None where its numbers cannot be had at once."""
+    log_weights, means = display.look(params.log_weights), display.look(params.means)
+    if log_weights is None or means is None or any(display.look(a) is None for a in jax.tree.leaves(params)):
+        return None
+    if means.ndim != 2 or 0 in means.shape or log_weights.shape != means.shape[:1]:
+        return None
+    sds = widths(params)
+    if sds is None or sds.shape != means.shape:
+        return None
+    with np.errstate(all="ignore"):
+        weights = np.exp(log_weights.astype(float))
+    return display.mixture_table(weights, means.astype(float), sds, columns, counts=counts, most=most)
+
 
 def make_params(
     weights: ArrayLike,
@@ -96,7 +165,10 @@ def make_params(
     w, mu = validate.mixture_parts(weights, means)
     n_components, n_features = mu.shape
     shape = family.covariance_shape(n_components, n_features)
-    scale = family.from_covariance(validate.covariances(covariances, shape, family.name, mu.dtype))
+    # Matrices, and not variances of as many components as features.
+    matrices = family.covariance_shape(2, 3)[-2:] == (3, 3)
+    given = validate.covariances(covariances, shape, family.name, mu.dtype, matrices=matrices)
+    scale = family.from_covariance(given)
     shared = shape == family.covariance_shape(n_components + 1, n_features)
     validate.positive_definite(scale, shared=shared)
     return GMMParams(jnp.log(w) - jnp.log(w.sum()), mu, scale, family)

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import html
+from typing import Any
 
 import jax
+import numpy as np
 from jax import Array
 
-from jaxgmm.params import GMMParams
+from jaxgmm import display
+from jaxgmm.fixed_point import Status
+from jaxgmm.params import GMMParams, components, kind
 
 
 @functools.partial(
@@ -38,3 +43,46 @@ class FitResult:
     n_iter: Array  # ()
     status: Array  # ()
     history: Array  # (history_size,)
+
+    def __repr__(self) -> str:
+        """One line: what was fitted and how it ended. Printed, it has the mixture's table."""
+        return f"{type(self).__name__}({kind(self.params)}: {', '.join([*ending(self), *self._remarks()])})"
+
+    def __str__(self) -> str:
+        """The line and, of one fit, the mixture."""
+        table = components(self.params)
+        return repr(self) if table is None else f"{self!r}\n{display.as_text(table)}"
+
+    def _repr_html_(self) -> str:
+        table = components(self.params)
+        return (
+            f"<pre>{html.escape(repr(self))}</pre>" if table is None else display.as_html(table, repr(self))
+        )
+
+    def _remarks(self) -> list[str]:
+        """What a subclass adds to the line."""
+        return []
+
+
+def ending(result: FitResult) -> list[str]:
+    """How a fit ended, or several, in words."""
+    status, steps, values = (display.look(a) for a in (result.status, result.n_iter, result.log_likelihood))
+    if status is None or steps is None or values is None:
+        return ["its numbers cannot be seen here"]
+    if status.ndim == 0 and steps.ndim == 0 and values.ndim == 0:
+        after = f"{steps:g} EM step{'' if steps == 1 else 's'}"
+        return [f"{in_words(status)} after {after}", f"log-likelihood {float(values):.6g}"]
+    ends, counts = np.unique(status, return_counts=True)
+    said = [f"{n} {in_words(end)}" for end, n in zip(ends, counts, strict=True)]
+    finite = values[np.isfinite(values)]
+    if finite.size:
+        said.append(f"log-likelihoods {float(finite.min()):.6g} to {float(finite.max()):.6g}")
+    return said
+
+
+def in_words(status: np.ndarray[Any, Any]) -> str:
+    """A `Status` as one says it."""
+    try:
+        return display.STATUS[Status(status.item()).name]
+    except ValueError:  # a number of somebody's own
+        return f"status {status}"

@@ -270,22 +270,21 @@ def mixture_parts(weights: ArrayLike, means: ArrayLike) -> tuple[Array, Array]:
     return w.astype(dtype), mu.astype(dtype)
 
 
-def covariances(value: ArrayLike, shape: tuple[int, ...], family_name: str, dtype: Any) -> Array:
-    """covariances of the shape that a family asks for; matrices symmetric, all of it finite."""
+def covariances(
+    value: ArrayLike, shape: tuple[int, ...], family_name: str, dtype: Any, *, matrices: bool
+) -> Array:
+    """covariances of the shape that a family asks for, symmetric if they are matrices, all of it finite."""
     cov = floating(value, "covariances", dtype)
     if cov.shape != shape:
         raise ValueError(
             f"covariances must have shape {shape} for covariance_type={family_name!r}; got shape {cov.shape}"
         )
     finite(cov, "covariances", "Give every component a spread.")
-    if is_concrete(cov) and cov.ndim >= 2 and len(shape) >= 2 and shape[-1] == shape[-2]:
-        matrices = np.asarray(cov)
-        widths = np.sqrt(np.abs(np.diagonal(matrices, axis1=-2, axis2=-1)))
-        gap = np.abs(matrices - np.swapaxes(matrices, -1, -2))
-        if (
-            family_name.removesuffix("-equal") != "diag"
-            and (gap > 1e-4 * widths[..., :, None] * widths[..., None, :]).any()
-        ):
+    if is_concrete(cov) and matrices:
+        values = np.asarray(cov)
+        widths = np.sqrt(np.abs(np.diagonal(values, axis1=-2, axis2=-1)))
+        gap = np.abs(values - np.swapaxes(values, -1, -2))
+        if (gap > 1e-4 * widths[..., :, None] * widths[..., None, :]).any():
             raise ValueError("covariances must be symmetric matrices; got matrices that are not")
     return cov
 

@@ -481,6 +481,13 @@ def test_covariances_that_are_not_symmetric_are_refused(crooked, refuses):
     refuses(ValueError, ["covariances", "symmetric"], lambda: build(np.stack([1e12 * EYE, crooked]), "full"))
 
 
+@pytest.mark.parametrize("name", ["diag", "EVI", "diag-equal", "diag-ratio(9)"])
+def test_variances_of_as_many_components_as_features_are_no_matrix(name):
+    variances = np.array([[1.0, 4.0], [2.0, 2.0]])
+    params = jaxgmm.make_params([0.5, 0.5], np.zeros((2, 2)), variances, name)
+    np.testing.assert_allclose(np.diagonal(params.covariances, axis1=1, axis2=2), variances, rtol=1e-6)
+
+
 def test_symmetry_is_asked_for_up_to_rounding_only():
     a = np.array([[1e4, 3.3], [3.3, 1e-2]])
     a[0, 1] *= 1 + 1e-6

@@ -13,14 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from jaxgmm.cli.fitting import Cell
+from jaxgmm.display import STATUS, mixture_table
 
-_STATUS = {
-    "CONVERGED": "converged",
-    "MAX_ITER": "max. steps",
-    "NONFINITE": "not finite",
-    "DECREASED": "decreased",
-    "DEGENERATE": "degenerate",
-}
 _LEFT_OUT = {"cv": "left out, each fold in its turn", "heldout": "of the fold that was left out"}
 
 
@@ -55,7 +49,7 @@ def print_criteria(out: Console, cells: Sequence[Cell], best: Cell | None, crite
             str(cell.n_parameters),
             f"{cell.log_likelihood:.4f}",
             *(_criterion(name, value) for name, value in cell.criteria.items()),
-            _STATUS[cell.status] + (f", {cell.spurious}" if cell.spurious else ""),
+            STATUS[cell.status] + (f", {cell.spurious}" if cell.spurious else ""),
             style="bold" if cell is best else "",
         )
     out.print(table)
@@ -76,39 +70,26 @@ def print_mixture(out: Console, cell: Cell, columns: Sequence[str]) -> None:
     means = np.asarray(cell.params.means)
     sds = np.sqrt(np.diagonal(np.asarray(cell.params.covariances), axis1=1, axis2=2))
     sign = "±" if _unicode(out) else "+/-"
-    cells = [
-        [f"{m} {sign} {s}" for m, s in _row(means[:, j].tolist(), sds[:, j].tolist())]
-        for j in range(len(columns))
-    ]
+    whole = mixture_table(weights, means, sds, columns, most=means.shape, sign=sign)
     label = min(max(len("component"), *(len(name) for name in columns)), 24)
-    width = max(len(text) for row in cells for text in row) + 3
+    width = max(len(text) for row in whole.rows for text in row[1:]) + 3
     across = max(1, (out.width - label - 1) // width)
-    for first in range(0, len(weights), across):
-        shown = range(first, min(first + across, len(weights)))
+    for first in range(1, len(weights) + 1, across):
+        shown = slice(first, first + across)
         table = Table(
             box=box.SIMPLE_HEAD if _unicode(out) else box.ASCII2,
             padding=(0, 1, 0, 0),
             pad_edge=False,
             show_edge=False,
         )
-        table.add_column("component", max_width=24, overflow="fold")
-        for k in shown:
-            table.add_column(str(k), justify="right", no_wrap=True)
-        table.add_row("weight", *(f"{weights[k]:.4f}" for k in shown), end_section=True)
-        for name, row in zip(columns, cells, strict=True):
-            table.add_row(Text(name), *(row[k] for k in shown))
+        table.add_column(whole.head[0], max_width=24, overflow="fold")
+        for k in whole.head[shown]:
+            table.add_column(k, justify="right", no_wrap=True)
+        for i, (name, *cells) in enumerate(whole.rows):
+            table.add_row(Text(name), *cells[first - 1 : first - 1 + across], end_section=i == 0)
         out.print(table)
         out.print()
     out.print(f"Each cell: mean {sign} standard deviation within the component.")
-
-
-def _row(means: Sequence[float], sds: Sequence[float]) -> list[tuple[str, str]]:
-    """Means and standard deviations of a feature, to the third significant digit of the smallest."""
-    least = min((sd for sd in sds if sd > 0), default=1.0)
-    decimals = max(0, 2 - math.floor(math.log10(least)))
-    if decimals > 8 or max(map(abs, [*means, *sds])) >= 1e9:
-        return [(f"{mean:.9g}", f"{sd:.2e}") for mean, sd in zip(means, sds, strict=True)]
-    return [(f"{mean:.{decimals}f}", f"{sd:.{decimals}f}") for mean, sd in zip(means, sds, strict=True)]
 
 
 def _unicode(out: Console) -> bool:

@@ -13,6 +13,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jaxgmm import priors, validate
+from jaxgmm.display import Table, as_html
 from jaxgmm.families.family import Family
 from jaxgmm.families.table import get_family
 from jaxgmm.fixed_point import Status
@@ -135,6 +136,23 @@ class Selection:
     def __repr__(self) -> str:
         """The table: what one wants to see at a prompt."""
         return str(self)
+
+    def _repr_html_(self) -> str:
+        digits = 4 if self.criterion in ("cv", "heldout") else 1
+        names = list(self.results)
+        text = {
+            (r["covariance_type"], r["n_components"]): _text(r, self.criterion, digits) for r in self.table
+        }
+        rows = tuple((name, *(text[name, k] for k in self.n_components)) for name in names)
+        marked = None
+        if self.best_row is not None:
+            row, column = self.best_row["covariance_type"], self.best_row["n_components"]
+            marked = (names.index(row), 1 + self.n_components.index(column))
+        *_, note = str(self).splitlines()
+        if any(row["spurious"] for row in self.table):
+            note = f"? spurious: {_kinds(self.table)}. {note}"
+        table = Table(("", *(f"K = {k}" for k in self.n_components)), rows, note)
+        return as_html(table, f"{self.criterion.upper()} (smaller is better)", marked)
 
 
 def _text(row: Row, criterion: str, digits: int) -> str:

@@ -18,7 +18,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxgmm import priors, validate
+from jaxgmm import display, priors, validate
 from jaxgmm.families.family import Family
 from jaxgmm.families.table import get_family
 from jaxgmm.init import Init, check_init
@@ -29,7 +29,7 @@ from jaxgmm.priors import Prior
 from jaxgmm.result import FitResult
 from jaxgmm.search import lanes
 from jaxgmm.search.criteria import has_failed
-from jaxgmm.search.spurious import MAX_RATIO
+from jaxgmm.search.spurious import MAX_RATIO, describe
 
 BUDGET = 2000
 _WIDTH = 3  # lanes for each number of components in one call, and finalists
@@ -69,7 +69,7 @@ def plan(budget: int, *, several: bool = False) -> Plan:
     ],
     meta_fields=[],
 )
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class BestFit(FitResult):
     """A `FitResult` with what the search knows of it.
 
@@ -84,6 +84,13 @@ class BestFit(FitResult):
     n_agreed: Array  # ()
     n_finalists: Array  # ()
     n_steps: Array  # ()
+
+    def _remarks(self) -> list[str]:
+        agreed, finalists, flags = (display.look(a) for a in (self.n_agreed, self.n_finalists, self.flags))
+        if agreed is None or finalists is None or flags is None or agreed.ndim:
+            return []
+        flaws = [f"spurious ({describe(int(flags))})"] if flags else []
+        return [f"{int(agreed)} of {int(finalists)} finalists agree", *flaws]
 
 
 class Field(NamedTuple):

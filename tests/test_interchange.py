@@ -1,0 +1,317 @@
+"""Mixtures that go to other libraries and come back: the densities agree, and nothing is lost."""
+
+import functools
+import importlib
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+from scipy import stats
+from sklearn.mixture import BayesianGaussianMixture
+from sklearn.mixture import GaussianMixture as Theirs
+
+import jaxgmm
+from jaxgmm import interchange
+from jaxgmm.sklearn import GaussianMixture as Ours
+from tests.conftest import CORE, NAMES, costly, dense, overlapping, start_from, x64
+
+X, LABELS = overlapping(120, 3, 3)
+
+
+@functools.cache
+def mixture_of(name):
+    """One mixture of a structure, float64."""
+    with x64(True):
+        return start_from(X, LABELS, name, np.float64)
+
+
+def reference(params, x):
+    """log p(x) by SciPy."""
+    weights, means, covariances = dense(params)
+    parts = [
+        w * stats.multivariate_normal(m, c).pdf(x)
+        for w, m, c in zip(weights, means, covariances, strict=True)
+        if w > 0
+    ]
+    return np.log(np.sum(parts, 0))
+
+
+# scikit-learn
+
+
+@pytest.mark.parametrize(
+    "name", [costly(n, quick=["diag", "full", "VEV"]) for n in [*CORE, "VEV", "factor(1)"]]
+)
+def test_scikit_learns_estimator_computes_the_same(name, double):
+    params = mixture_of(name)
+    mixture = interchange.to_sklearn(params)
+    assert isinstance(mixture, Theirs)
+    assert mixture.covariance_type == (name if name in CORE else "full")
+    assert_allclose(mixture.score_samples(X), reference(params, X), rtol=1e-9)
+    resp = np.asarray(jaxgmm.responsibilities(params, X))
+    assert_allclose(mixture.predict_proba(X), resp, atol=1e-9)
+    assert mixture.sample(10)[0].shape == (10, 3)
+    if name in CORE:
+        assert_allclose(mixture.bic(X), float(jaxgmm.bic(params, X)), rtol=1e-9)
+        back = interchange.from_sklearn(mixture)
+        assert back.family == params.family
+        for a, b in zip(jax.tree.leaves(back), jax.tree.leaves(params), strict=True):
+            assert_allclose(a, b, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.slow
+def test_a_fit_goes_on_from_either_side(double):
+    mixture = interchange.to_sklearn(mixture_of("full"))
+    mixture.set_params(warm_start=True, tol=1e-10, max_iter=500).fit(X)
+    result = jaxgmm.check(jaxgmm.fit(interchange.from_sklearn(mixture), X, tol=1e-4, reg_covar=1e-6))
+    assert_allclose(float(result.log_likelihood), mixture.score(X), atol=1e-5)
+
+
+def test_any_fitted_estimator_gives_its_mixture(double):
+    theirs = BayesianGaussianMixture(
+        n_components=2, covariance_type="tied", random_state=0, max_iter=500
+    ).fit(X)
+    params = interchange.from_sklearn(theirs)
+    assert params.family.name == "tied"
+    assert_allclose(params.covariances[0], theirs.covariances_, rtol=1e-8)
+    ours = Ours.from_params(mixture_of("VEV"))
+    assert interchange.from_sklearn(ours).family.name == "VEV"
+
+
+def test_float32_is_what_jax_has_by_default():
+    params = interchange.from_sklearn(Theirs(2, random_state=0).fit(X))
+    assert params.means.dtype == jnp.float32
+    assert_allclose(
+        jaxgmm.score(params, X), jaxgmm.score(interchange.from_sklearn(interchange.to_sklearn(params)), X)
+    )
+
+
+def test_what_is_off_is_left_out(double):
+    params = jaxgmm.make_params([0.5, 0.0, 0.5], [[0.0], [1.0], [9.0]], [1.0, 1.0, 2.0], "spherical")
+    mixture = interchange.to_sklearn(params)
+    assert mixture.means_.tolist() == [[0.0], [9.0]]
+    assert interchange.to_mclust(params)["mean"].tolist() == [0.0, 9.0]
+
+
+@pytest.mark.parametrize(
+    ("estimator", "error", "match"),
+    [
+        (Theirs(2), ValueError, "not fitted"),
+        ("full", TypeError, "got str"),
+        (Theirs(2).fit(X), ValueError, "precisions_cholesky_"),
+    ],
+)
+def test_what_is_no_fitted_mixture(estimator, error, match):
+    if match == "precisions_cholesky_":
+        estimator.precisions_cholesky_ = np.eye(3)
+    with pytest.raises(error, match=match):
+        interchange.from_sklearn(estimator)
+
+
+# mclust
+
+CELLS = ["EII,2", "VEI,3", "EVE,2", "VVE,3", "EEE,3", "VEV,2", "VVV,2"]
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [pytest.param(c, marks=[] if c in ("EII,2", "EEE,3", "VEV,2") else pytest.mark.slow) for c in CELLS],
+)
+def test_mclusts_fits_have_the_likelihood_that_mclust_reports(cell, mclust, double):
+    iris = mclust["iris"]
+    fit = iris["fits"][cell]
+    p = fit["parameters"]
+    # R's arrays have the component last.
+    variance = {"modelName": [fit["model"]], "sigma": np.moveaxis(np.asarray(p["sigma"]), 0, 2).tolist()}
+    given = {"pro": p["pro"], "mean": np.transpose(p["mean"]).tolist(), "variance": variance}
+    params = interchange.from_mclust(
+        json.loads(json.dumps({"parameters": given, "modelName": [fit["model"]]}))
+    )
+    assert params.family == jaxgmm.families.get_family(fit["model"])
+    assert_allclose(float(jaxgmm.score(params, iris["X"])) * 150, fit["loglik"], rtol=1e-6)
+
+
+OTHERS = ["factor(1)", "full-equal", "full-ratio(50)"]
+
+
+@pytest.mark.parametrize("name", [costly(n, quick=[*CORE, "VEV", "factor(1)"]) for n in [*NAMES, *OTHERS]])
+def test_mclusts_parameters_come_back(name, double):
+    params = mixture_of(name)
+    sent = interchange.to_mclust(params)
+    variance = sent["variance"]
+    names = {"tied": "EEE", "diag": "VVI", "spherical": "VII"}
+    assert variance["modelName"] == names.get(name, name if len(name) == 3 else "VVV")
+    back = interchange.from_mclust(sent)
+    for a, b in zip(dense(back), dense(params), strict=True):
+        assert_allclose(a, b, rtol=1e-6, atol=1e-8)
+
+    # The parts that mclust's own functions read are those of its sigma.
+    _, _, covariances = dense(params)
+    if "cholsigma" in variance:
+        u = np.moveaxis(variance["cholsigma"], 2, 0)
+        assert_allclose(np.swapaxes(u, 1, 2) @ u, covariances, rtol=1e-9)
+    elif "cholSigma" in variance:
+        assert_allclose(variance["cholSigma"].T @ variance["cholSigma"], variance["Sigma"], rtol=1e-9)
+    else:
+        scale = np.broadcast_to(variance["scale"], 3)
+        assert_array_equal(scale, variance.get("sigmasq", scale))
+        shape = variance.get("shape", np.ones(3))
+        shape = np.broadcast_to(shape if shape.ndim == 2 else shape[:, None], (3, 3))
+        axes = variance.get("orientation", np.eye(3))
+        axes = np.broadcast_to(axes if axes.ndim == 3 else axes[:, :, None], (3, 3, 3))
+        assert_allclose(np.prod(shape, 0), 1, rtol=1e-9)
+        for k in range(3):
+            built = scale[k] * axes[:, :, k] @ np.diag(shape[:, k]) @ axes[:, :, k].T
+            assert_allclose(built, covariances[k], rtol=1e-6, atol=1e-8)
+        volume, form, turn = variance["modelName"]
+        assert np.ndim(variance["scale"]) == (volume == "V")
+        assert np.ndim(variance.get("shape", 0)) == {"I": 0, "E": 1, "V": 2}[form]
+        assert np.ndim(variance.get("orientation", 0)) == {"I": 0, "E": 2, "V": 3}[turn]
+
+
+@pytest.mark.parametrize(("name", "model"), [("tied", "E"), ("spherical", "V"), ("EVI", "E")])
+def test_one_feature_in_mclust(name, model, double):
+    params = start_from(X[:, :1], LABELS, name, np.float64)
+    sent = interchange.to_mclust(params)
+    assert sent["variance"]["modelName"] == model
+    assert sent["mean"].shape == (3,)
+    assert np.ndim(sent["variance"]["sigmasq"]) == (model == "V")
+    assert_allclose(reference(interchange.from_mclust(sent), X[:, :1]), reference(params, X[:, :1]))
+
+
+def test_mclusts_names_for_one_component(double):
+    variance = {"modelName": "XXX", "sigma": 2 * np.eye(3)}
+    params = interchange.from_mclust({"pro": 1, "mean": [1.0, 2.0, 3.0], "variance": variance})
+    assert params.means.tolist() == [[1.0, 2.0, 3.0]]
+    assert_allclose(params.covariances, 2 * np.eye(3)[None])
+
+
+GOOD = {"pro": [0.5, 0.5], "mean": [[0.0, 1.0]], "variance": {"modelName": "V", "sigmasq": [1.0, 2.0]}}
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "match"),
+    [
+        ({"pro": [0.5, 0.3, 0.2]}, ValueError, "noise component"),
+        ({"Vinv": 0.1}, ValueError, "noise component"),
+        ({"mean": None}, ValueError, "must have mean"),
+        ({"variance": {"sigmasq": [1.0, 2.0]}}, ValueError, "model_name"),
+        ({"variance": {"modelName": "V"}}, ValueError, "must have sigmasq"),
+        (
+            {"variance": {"modelName": "V", "sigmasq": [1.0, 2.0, 3.0]}},
+            ValueError,
+            "sigmasq must be one number",
+        ),
+        (
+            {"variance": {"modelName": "VVV", "sigma": np.ones((2, 2, 2))}},
+            ValueError,
+            "sigma must have shape",
+        ),
+        ({"variance": {"modelName": "VVW", "sigmasq": 1.0}}, ValueError, "VVW"),
+        ({"variance": None}, TypeError, "a mapping"),
+    ],
+)
+def test_what_mclust_does_not_give(change, error, match):
+    with pytest.raises(error, match=match):
+        interchange.from_mclust(GOOD | change)
+
+
+# NumPyro, TensorFlow Probability, distrax
+
+LIBRARIES = {
+    "numpyro": ("numpyro.distributions", interchange.to_numpyro, interchange.from_numpyro),
+    "tfp": ("tensorflow_probability.substrates.jax", interchange.to_tfp, interchange.from_tfp),
+    "distrax": ("distrax", interchange.to_distrax, interchange.from_distrax),
+}
+
+
+# What these libraries call of JAX may be deprecated by now.
+theirs = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+
+@pytest.fixture(params=LIBRARIES)
+def library(request):
+    module, to, back = LIBRARIES[request.param]
+    try:
+        importlib.import_module(module)
+    except (ImportError, AttributeError) as error:
+        pytest.skip(f"{module} cannot be imported here: {error}")
+    # These libraries promote ranks and dtypes silently.
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        yield to, back
+
+
+@theirs
+@pytest.mark.parametrize("name", [costly(n, quick=["diag", "VEV"]) for n in [*CORE, "VEV", "factor(1)"]])
+def test_distributions_have_the_same_density(library, name, double):
+    to, back = library
+    params = mixture_of(name)
+    distribution = to(params)
+    assert_allclose(distribution.log_prob(X), reference(params, X), rtol=1e-10)
+    again = back(distribution)
+    assert again.family.name == ("diag" if name in ("diag", "spherical") else "full")
+    assert_allclose(jaxgmm.log_prob(again, X), reference(params, X), rtol=1e-10)
+
+
+@theirs
+def test_a_distribution_inside_jit_differentiates_as_log_prob_does(library, double):
+    to, _ = library
+    ours = jax.grad(lambda p: jaxgmm.log_prob(p, X).sum())(mixture_of("full"))
+    theirs = jax.jit(jax.grad(lambda p: to(p).log_prob(jnp.asarray(X)).sum()))(mixture_of("full"))
+    assert_allclose(theirs.means, ours.means, rtol=1e-8, atol=1e-10)
+    assert_allclose(jnp.tril(theirs.scale), jnp.tril(ours.scale), rtol=1e-8, atol=1e-10)
+
+
+@theirs
+def test_a_component_that_is_off_stays_off(library):
+    to, back = library
+    params = jaxgmm.make_params([0.5, 0.0, 0.5], [[0.0], [1.0], [9.0]], [1.0, 1.0, 2.0], "spherical")
+    distribution = to(params)
+    x = np.array([[0.5], [1.0]], np.float32)
+    assert_allclose(distribution.log_prob(x), jaxgmm.log_prob(params, x), rtol=1e-6)
+    assert_array_equal(back(distribution).log_weights[1], -np.inf)
+    assert_allclose(back(distribution).weights, params.weights, rtol=1e-6)
+
+
+@jax.numpy_rank_promotion("allow")
+def test_a_mixture_written_in_numpyro():
+    dist = pytest.importorskip("numpyro.distributions", reason="NumPyro is not installed")
+    probabilities = dist.Categorical(probs=jnp.array([0.25, 0.75]))
+    one = dist.MixtureSameFamily(probabilities, dist.Normal(jnp.array([0.0, 4.0]), 2.0))
+    params = interchange.from_numpyro(one)
+    assert params.means.tolist() == [[0.0], [4.0]]
+    assert_allclose(jaxgmm.log_prob(params, [[1.0]]), one.log_prob(jnp.array([1.0])), rtol=1e-6)
+    shared = dist.MultivariateNormal(jnp.zeros((2, 3)), jnp.eye(3))
+    assert interchange.from_numpyro(dist.MixtureSameFamily(probabilities, shared)).scale.shape == (2, 3, 3)
+
+
+def test_what_no_mixture_of_normals_is():
+    dist = pytest.importorskip("numpyro.distributions", reason="NumPyro is not installed")
+    half = dist.Categorical(probs=jnp.array([0.5, 0.5]))
+    with pytest.raises(TypeError, match="MixtureSameFamily; got Normal"):
+        interchange.from_numpyro(dist.Normal(0.0, 1.0))
+    with pytest.raises(TypeError, match="Gumbel"):
+        interchange.from_numpyro(dist.MixtureSameFamily(half, dist.Gumbel(jnp.zeros(2), 1.0)))
+    batch = dist.MixtureSameFamily(half, dist.Normal(jnp.zeros((5, 2)), 1.0))
+    with pytest.raises(ValueError, match="one mixture"):
+        interchange.from_numpyro(batch)
+
+
+@pytest.mark.parametrize("to", [interchange.to_sklearn, interchange.to_mclust, interchange.to_numpyro])
+def test_what_is_not_one_mixture(to):
+    with pytest.raises(TypeError, match="GMMParams"):
+        to(3)
+    with pytest.raises(ValueError, match="one mixture"):
+        to(jax.tree.map(lambda a: jnp.stack([a, a]), mixture_of("full")))
+
+
+def test_a_library_that_is_missing_is_named(monkeypatch):
+    def missing(name):
+        raise AttributeError("module 'jax' has no attribute 'old'")
+
+    monkeypatch.setattr(interchange.distributions.importlib, "import_module", missing)
+    with pytest.raises(ImportError, match="TensorFlow Probability does not work beside JAX"):
+        interchange.to_tfp(mixture_of("full"))
