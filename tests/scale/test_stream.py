@@ -21,6 +21,7 @@ from tests.conftest import CORE, costly, dense, exhaustive, overlapping, start_f
 X, LABELS = overlapping(1300, 3, 3, seed=1)
 W = np.random.default_rng(0).uniform(0.5, 2, 1300)
 W[700] = 0
+RARE = (pytest.mark.slow, pytest.mark.exhaustive)
 CUTS = ((0, 370), (370, 371), (371, 1000), (1000, 1300))  # none of them where a chunk ends
 
 
@@ -38,8 +39,10 @@ def apart(a, b, least=1e-3):
     ("structure", "kernel"),
     [
         ("full", "whitened"),
-        *(pytest.param(n, "whitened", marks=pytest.mark.slow) for n in ("tied", "diag", "VEV", "factor(1)")),
-        *(pytest.param(n, "quadratic", marks=pytest.mark.slow) for n in ("full", "tied", "diag", "VEV")),
+        *(pytest.param(n, "whitened", marks=pytest.mark.slow) for n in ("tied", "diag", "spherical")),
+        *(pytest.param(n, "whitened", marks=pytest.mark.slow) for n in ("VEV", "factor(1)")),
+        *(pytest.param(n, "quadratic", marks=pytest.mark.slow) for n in ("full", "tied")),
+        *(pytest.param(n, "quadratic", marks=RARE) for n in ("diag", "spherical", "VEV")),
     ],
 )
 def test_it_is_the_fit_of_all_the_rows(double, structure, kernel):
