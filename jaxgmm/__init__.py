@@ -55,6 +55,9 @@ from jaxgmm.priors import Prior as Prior
 from jaxgmm.priors import default_prior as default_prior
 from jaxgmm.priors import log_prior as log_prior
 from jaxgmm.result import FitResult as FitResult
+from jaxgmm.scale.checkpoint import Checkpoint as Checkpoint
+from jaxgmm.scale.sources import open_source as open_source
+from jaxgmm.scale.stream import fit_stream as fit_stream
 from jaxgmm.search.criteria import aic as aic
 from jaxgmm.search.criteria import best as best
 from jaxgmm.search.criteria import bic as bic

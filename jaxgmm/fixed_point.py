@@ -125,6 +125,15 @@ def begin(start: PyTree, memory: Memory, history_size: int) -> State:
     )
 
 
+def onward(end: State) -> State:
+    """The state before the first turn from where another iteration ended, whose steps and memory count on.
+
+    The map may be another one, so that nothing is compared with what the first said of the point.
+    """
+    fresh = begin(end.base, Memory(end.radius, end.horizon), 0)
+    return fresh._replace(n_iter=end.n_iter, history=end.history)
+
+
 def turn(
     e: Evaluation, s: State, chart: Chart | None, tol: Array, max_iter: Array, accelerate: Array
 ) -> State:
@@ -135,7 +144,7 @@ def turn(
 
     finite = jnp.isfinite(e.objective)
     fell = e.objective < s.objective - jnp.where(s.extrapolated, eps * jnp.abs(s.objective), e.slack)
-    first = s.n_iter == 0
+    first = s.objective == -jnp.inf
     good = finite & ~(fell & ~first) & (e.valid | ~s.extrapolated)
 
     # An extrapolation hides the slow modes behind those that it stirred up: a horizon once seen is

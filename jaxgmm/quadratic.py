@@ -69,16 +69,19 @@ def _limit(x: Array) -> float:
 
 def coordinates(kind: str, x: Array, w: Array | None, shift: Array, block_size: int = 2048) -> Coordinates:
     """Survey the data: their mean, and a root of their covariance."""
-    n_features = x.shape[1]
-
     centre = location_and_variance(x, w, block_size)[0] - shift
     weight, spread = scatter(x, w, shift + centre, block_size, _limit(x))
-    spread = spread / weight
+    return coordinates_of(kind, centre, weight, spread / weight)
+
+
+def coordinates_of(kind: str, centre: Array, weight: Array, spread: Array) -> Coordinates:
+    """The same from the data's centre (D,), their total weight () and their covariance (D, D)."""
+    n_features = spread.shape[0]
     variance = jnp.diagonal(spread)
     variance = jnp.where(variance > 0, variance, 1)
     if kind in _AFFINE:
         # A ridge: directions without any width are not to be blown up to the others' size.
-        ridge = (4 * n_features * epsilon(x.dtype)) * variance
+        ridge = (4 * n_features * epsilon(spread.dtype)) * variance
         root = safe_cholesky(spread + jnp.diag(ridge), ridge)
     else:
         # A multiple of I is one only in coordinates of one scale.

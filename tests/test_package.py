@@ -124,6 +124,7 @@ def test_importing_is_quick_and_imports_nothing_that_is_optional(tmp_path):
     assert "jaxgmm" in packages
     assert not packages & {
         "sklearn", "matplotlib", "click", "rich", "polars", "scipy", "optax", "chex", "pandas", "pytest",
+        "pyarrow", "zarr",
     }  # fmt: skip
     assert not {m for m in modules if m.startswith(tuple(f"jaxgmm.{door}" for door in DOORS))}
 
@@ -175,8 +176,8 @@ def test_the_core_needs_only_jax_and_numpy():
     allowed = {"jax", "numpy", "optax", "jaxgmm"} | sys.stdlib_module_names
     for path in FILES:
         if room(path) not in DOORS:
-            # The one function that needs an extra imports it when it is called.
-            extra = {"ot"} if path.name == "transport.py" else set()
+            # What needs an extra imports it when it is called.
+            extra = {"transport.py": {"ot"}, "sources.py": {"pyarrow"}}.get(path.name, set())
             assert {m.partition(".")[0] for m in imports(path)} <= allowed | extra, path
 
 

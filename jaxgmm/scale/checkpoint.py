@@ -132,6 +132,16 @@ class Checkpoint:
 
     Raises:
       ValueError, TypeError: for numbers that are not positive, or a path that is not one.
+
+    Example:
+      >>> import jax, jaxgmm, os, tempfile
+      >>> X = jax.random.normal(jax.random.key(0), (500, 2))
+      >>> start = jaxgmm.make_params([0.5, 0.5], [[-1.0, 0.0], [1.0, 0.0]], [1.0, 1.0], "spherical")
+      >>> path = os.path.join(tempfile.mkdtemp(), "fit.npz")
+      >>> first = jaxgmm.fit_stream(start, X, max_iter=3, checkpoint=jaxgmm.Checkpoint(path))
+      >>> second = jaxgmm.fit_stream(start, X, max_iter=5, checkpoint=jaxgmm.Checkpoint(path))
+      >>> int(first.n_iter), int(second.n_iter)
+      (3, 5)
     """
 
     def __init__(

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxgmm import fixed_point, priors
+from jaxgmm import fixed_point, priors, quadratic
 from jaxgmm.compilation import jit
 from jaxgmm.em_map import Frame, admissible, assess, chart, with_prior
 from jaxgmm.fixed_point import RUNNING, State
@@ -37,12 +37,31 @@ class Survey:
       total_weight: Σ w.
       mean: (D,) weighted mean of the features.
       variance: (D,) weighted variance about it.
+      covariance: (D, D) of which that is the diagonal; None where the quadratic kernel is not to be used.
     """
 
     n_samples: int
     total_weight: float
     mean: np.ndarray
     variance: np.ndarray
+    covariance: np.ndarray | None = None
+
+    @staticmethod
+    def of(x: np.ndarray, w: np.ndarray, *, covariance: bool = False) -> Survey:
+        """Of rows x (n, D) with weights w (n,), all finite."""
+        x, w = x.astype(np.float64), w.astype(np.float64)
+        total = w.sum()
+        if not total > 0:
+            zero = np.zeros(x.shape[1])
+            return Survey(len(x), 0.0, zero, zero, np.diag(zero) if covariance else None)
+        mean = w @ x / total
+        gap = x - mean
+        # What rounding has left of the gaps' mean is taken out again.
+        rest = w @ gap / total
+        if not covariance:
+            return Survey(len(x), float(total), mean + rest, w @ np.square(gap) / total - rest**2)
+        spread = (gap * w[:, None]).T @ gap / total - np.outer(rest, rest)
+        return Survey(len(x), float(total), mean + rest, np.diag(spread).copy(), spread)
 
     def __add__(self, other: Survey) -> Survey:
         """Of two sets of rows together, by the formula of Chan, Golub & LeVeque (1979)."""
@@ -53,7 +72,12 @@ class Survey:
         share = other.total_weight / total
         gap = other.mean - self.mean
         variance = (1 - share) * self.variance + share * other.variance + share * (1 - share) * gap**2
-        return Survey(self.n_samples + other.n_samples, total, self.mean + share * gap, variance)
+        covariance = None
+        if self.covariance is not None and other.covariance is not None:
+            covariance = (1 - share) * self.covariance + share * other.covariance
+            covariance = covariance + share * (1 - share) * np.outer(gap, gap)
+        n_samples = self.n_samples + other.n_samples
+        return Survey(n_samples, total, self.mean + share * gap, variance, covariance)
 
     def frame(self, reg_covar: Array, prior: Prior | None, params: GMMParams) -> Frame:
         """As `em_map.frame` makes it of an array, with the prior in it."""
@@ -64,6 +88,15 @@ class Survey:
         narrow = jnp.asarray(np.minimum(variance, 1.0), dtype)
         f = Frame(jnp.asarray(shift, dtype), jnp.asarray(variance, dtype), reg_covar * narrow)
         return with_prior(f, prior, params.family, params.means.shape)
+
+    def coordinates(self, f: Frame, kind: str) -> quadratic.Coordinates:
+        """As `quadratic.coordinates` makes them of an array, for a family's kind of features."""
+        if self.covariance is None:
+            raise ValueError("this survey has no covariance, which the quadratic kernel needs")
+        dtype = f.shift.dtype
+        centre = jnp.asarray(self.mean - np.asarray(f.shift, np.float64), dtype)
+        spread = jnp.asarray(self.covariance, dtype)
+        return quadratic.coordinates_of(kind, centre, jnp.asarray(self.total_weight, dtype), spread)
 
 
 @functools.partial(jit, static_argnames=("plain",))

@@ -1,0 +1,151 @@
+"""How far a long fit has come, and about how much longer it will take."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, TextIO
+
+from jaxgmm.fixed_point import RUNNING, State
+
+_EVERY = 0.2  # seconds between two lines on a terminal
+_SELDOM = 10.0  # and in a file
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """Where a fit is.
+
+    Attributes:
+      n_iter: EM steps taken; −1 during the first pass, which surveys the data.
+      max_iter: the limit on them.
+      log_likelihood: mean per unit of sample weight, at the latest good point; NaN before there is one.
+      rows: rows done in the pass that is under way.
+      n_samples: rows of a pass, None where that is not known yet.
+      seconds: since the fit began, or was taken up.
+      seconds_per_pass: of the passes so far; NaN before the first has ended.
+      seconds_left: what plain steps would still take, at the rate at which they converge, or all the steps
+        that are allowed; NaN before there is an estimate.
+    """
+
+    n_iter: int
+    max_iter: int
+    log_likelihood: float
+    rows: int
+    n_samples: int | None
+    seconds: float
+    seconds_per_pass: float
+    seconds_left: float
+
+    def __str__(self) -> str:
+        """One line."""
+        share = "" if not self.n_samples else f" {100 * self.rows // self.n_samples} %"
+        if self.n_iter < 0:
+            return f"first pass{share or f', {self.rows} rows'}"
+        text = f"step {self.n_iter} of at most {self.max_iter}{share}"
+        if not math.isnan(self.log_likelihood):
+            text += f", log-likelihood {self.log_likelihood:.6g}"
+        if not math.isnan(self.seconds_per_pass):
+            text += f", {self.seconds_per_pass:.3g} s a step"
+        if not math.isnan(self.seconds_left):
+            text += f", at most {_duration(self.seconds_left)} left"
+        return text
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+def steps_left(state: State, tol: float, max_iter: int) -> int:
+    """How many plain steps would bring an iteration within tol, as far as its rate of convergence is known.
+
+    A step of length Δ at a horizon h = ρ/(1 − ρ) leaves the distance Δh, which a step multiplies by ρ.
+    """
+    allowed = max(0, max_iter - int(state.n_iter))
+    step, horizon = float(state.step), float(state.horizon)
+    if int(state.status) != RUNNING:
+        return 0
+    if not (step > 0 and horizon > 0 and tol > 0):
+        return allowed
+    left = math.log(max(step * horizon / tol, 1.0)) / math.log1p(1 / horizon)
+    return min(allowed, math.ceil(left) + 1)
+
+
+class Reporter:
+    """Tells of a fit's progress: on stderr, or to a function.
+
+    Args:
+      told: None or False for nobody, True for a line on stderr, or a function of a `Progress`.
+    """
+
+    def __init__(self, told: Any) -> None:
+        if not (told is None or isinstance(told, bool) or callable(told)):
+            raise TypeError(f"progress must be True, False, None or a function; got {told!r}")
+        self._call: Callable[[Progress], Any] | None = told if callable(told) else None
+        self._stream: TextIO | None = sys.stderr if told is True else None
+        self._began = time.monotonic()
+        self._pass_began = self._began
+        self._last_line = -math.inf
+        self._width = 0
+        self._latest = Progress(-1, 0, math.nan, 0, None, 0.0, math.nan, math.nan)
+
+    def watch(self, rows: int) -> None:
+        """So many rows of a pass are done."""
+        self._tell(dataclasses.replace(self._latest, rows=rows), within=True)
+
+    def surveyed(self, n_samples: int, max_iter: int, state: State) -> None:
+        """The first pass has ended."""
+        self._latest = dataclasses.replace(
+            self._latest, n_iter=int(state.n_iter), max_iter=max_iter, n_samples=n_samples
+        )
+        self._pass_began = time.monotonic()
+
+    def step(self, state: State, tol: float) -> None:
+        """A pass of a fit has ended."""
+        now = time.monotonic()
+        took = now - self._pass_began
+        self._pass_began = now
+        mean = self._latest.seconds_per_pass
+        mean = took if math.isnan(mean) else 0.7 * mean + 0.3 * took
+        self._latest = dataclasses.replace(
+            self._latest,
+            n_iter=int(state.n_iter),
+            log_likelihood=float(state.report),
+            rows=0,
+            seconds_per_pass=mean,
+            seconds_left=mean * steps_left(state, tol, self._latest.max_iter),
+        )
+        self._tell(self._latest, within=False)
+
+    def end(self) -> None:
+        """Nothing more will be told."""
+        if self._stream is not None and self._width:
+            self._stream.write("\n")
+            self._stream.flush()
+            self._width = 0
+
+    def _tell(self, progress: Progress, *, within: bool) -> None:
+        now = time.monotonic()
+        progress = dataclasses.replace(progress, seconds=now - self._began)
+        if self._call is not None and not within:
+            self._call(progress)
+        if self._stream is None:
+            return
+        terminal = self._stream.isatty()
+        if now - self._last_line < (_EVERY if terminal else _SELDOM):
+            return
+        self._last_line = now
+        line = str(progress)
+        if terminal:
+            self._stream.write("\r" + line.ljust(self._width))
+            self._width = len(line)
+        else:
+            self._stream.write(line + "\n")
+        self._stream.flush()
