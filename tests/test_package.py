@@ -50,6 +50,7 @@ FLOORS = {
             ["init"],
             ["search"],
             ["calculus", "scale", "variational"],
+            ["distributed", "engines"],
             ["plot", "sklearn"],
             ["face", "cli"],
         ]
@@ -177,7 +178,12 @@ def test_the_core_needs_only_jax_and_numpy():
     for path in FILES:
         if room(path) not in DOORS:
             # What needs an extra imports it when it is called.
-            extra = {"transport.py": {"ot"}, "sources.py": {"pyarrow"}}.get(path.name, set())
+            extra = {
+                "transport.py": {"ot"},
+                "sources.py": {"pyarrow"},
+                "dask.py": {"dask"},
+                "spark.py": {"pyarrow", "pyspark"},
+            }.get(path.name, set())
             assert {m.partition(".")[0] for m in imports(path)} <= allowed | extra, path
 
 

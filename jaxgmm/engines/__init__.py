@@ -1,7 +1,7 @@
 """Fits of data that an engine holds: Spark, Dask, arrays in this process, or another by one method.
 
-An `Engine` has one method, `map_reduce(function, *broadcast)`. For Ray there is no adapter, because it is this
-(with jaxgmm installed where the actors run, and files that each of them reads once)::
+An `Engine` has one method, `map_reduce(function, *broadcast)`. For Ray there is no adapter, because it is
+this (with jaxgmm installed where the actors run, and files that each of them reads once)::
 
     import functools, operator, numpy as np, ray
 
@@ -19,7 +19,8 @@ An `Engine` has one method, `map_reduce(function, *broadcast)`. For Ray there is
 
         def map_reduce(self, function, *broadcast):
             sent = [ray.put(value) for value in broadcast]
-            return functools.reduce(operator.add, ray.get([p.map.remote(function, *sent) for p in self.parts]))
+            return functools.reduce(operator.add, ray.get([p.map.remote(function, *sent) for p in
+            self.parts]))
 
     result = jaxgmm.engines.fit_engine(start, RayEngine(paths))
 """

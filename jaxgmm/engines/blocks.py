@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib
 import os
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -20,15 +21,16 @@ from jaxgmm.moments import Moments, accumulate
 from jaxgmm.params import GMMParams
 from jaxgmm.scale.outer import Survey
 
+_x64: Any
 try:
-    _x64: Any = jax.enable_x64
+    _x64 = jax.enable_x64
 except AttributeError:  # before JAX 0.8
-    from jax.experimental import enable_x64 as _x64
+    _x64 = importlib.import_module("jax.experimental").enable_x64
 
 Array = np.ndarray[Any, Any]
 
-# Blocks of any length are cut into chunks of these two, the last one filled up with rows of weight 0: a worker
-# compiles two programs, and no others.
+# Blocks of any length are cut into chunks of these two, the last one filled up with rows of weight 0: a
+# worker compiles two programs, and no others.
 ROWS = 1 << 14
 _FEWER = 1 << 10
 
@@ -102,14 +104,7 @@ def survey_block(X: Any, weights: Any, n_features: int, dtype: str) -> Survey:
     if wrong.any():
         row = int(np.flatnonzero(wrong)[0])
         raise Fault(f"its weight is {w[row]}; weights must be finite and not negative", row)
-    wide, weight = x.astype(np.float64), w.astype(np.float64)
-    total = float(weight.sum())
-    if not total:
-        return Survey(len(x), 0.0, np.zeros(n_features), np.zeros(n_features))
-    mean = weight @ wide / total
-    wide -= mean
-    rest = weight @ wide / total
-    return Survey(len(x), total, mean + rest, weight @ np.square(wide) / total - np.square(rest))
+    return Survey.of(x, w)
 
 
 @functools.partial(jit, static_argnames=("block_size",))
@@ -127,7 +122,7 @@ def _cut(n_rows: int) -> Iterator[tuple[int, int]]:
 
 
 def moments_block(X: Any, weights: Any, params: GMMParams, shift: Array) -> Sums:
-    """The moments of a block (n, D) with weights (n,) or None about params, whose means are relative to shift.
+    """The moments of a block (n, D) about params, whose means are relative to shift.
 
     Args:
       X: (n, D), at least one row.

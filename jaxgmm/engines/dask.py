@@ -33,11 +33,11 @@ def _add(outcomes: list[Outcome]) -> Outcome:
 class DaskEngine:
     """An engine of a Dask array or data frame (extra `dask`).
 
-    Each partition is a task, and sums are added eight at a time by the workers, in the partitions' order. What
-    the collection is made of is computed anew in every EM step; if the workers' memory holds it, `persist()` it
-    before. A worker that is lost then costs the computation of its partitions: Dask knows how they were made.
-    What was scattered to a worker is lost with it, so make collections from files or from functions, and not
-    of arrays that lie in the client: these would also be sent anew in every step.
+    Each partition is a task, and sums are added eight at a time by the workers, in the partitions' order.
+    What the collection is made of is computed anew in every EM step; if the workers' memory holds it,
+    `persist()` it before. A worker that is lost then costs the computation of its partitions: Dask knows how
+    they were made. What was scattered to a worker is lost with it, so make collections from files or from
+    functions, and not of arrays that lie in the client: these would also be sent anew in every step.
 
     Args:
       data: an array (N, D) or a data frame.
@@ -69,10 +69,10 @@ class DaskEngine:
         client: Any = None,
     ) -> None:
         try:
-            import dask
+            import dask.delayed
         except ModuleNotFoundError as error:
             raise ImportError("DaskEngine needs Dask: pip install 'jaxgmm[dask]'") from error
-        self._dask = dask
+        self._dask: Any = dask
         self._client = client
         if hasattr(data, "npartitions") and hasattr(data, "columns"):
             self._parts, self._weights = self._frame(data, columns, sample_weight)
@@ -87,7 +87,9 @@ class DaskEngine:
     def _frame(data: Any, columns: Any, sample_weight: Any) -> tuple[list[Any], list[Any]]:
         known = list(data.columns)
         named = isinstance(sample_weight, str)
-        wanted = [c for c in known if not (named and c == sample_weight)] if columns is None else list(columns)
+        wanted = (
+            [c for c in known if not (named and c == sample_weight)] if columns is None else list(columns)
+        )
         missing = [c for c in [*wanted, *([sample_weight] if named else [])] if c not in known]
         if missing:
             raise ValueError(f"the data frame has no column {missing[0]!r}; it has {known}")

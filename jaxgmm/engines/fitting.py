@@ -12,6 +12,7 @@ from jax.typing import ArrayLike
 
 from jaxgmm import priors, validate
 from jaxgmm.density import check_mixture
+from jaxgmm.em_map import Frame
 from jaxgmm.engines.blocks import Sums, moments_block, survey_block
 from jaxgmm.loop import HISTORY_SIZE, MAX_ITER, REG_COVAR, TOL
 from jaxgmm.moments import Moments
@@ -22,6 +23,7 @@ from jaxgmm.scale import checkpoint as checkpoints
 from jaxgmm.scale import driven
 from jaxgmm.scale.checkpoint import Checkpoint
 from jaxgmm.scale.outer import Survey
+from jaxgmm.scale.progress import Reporter
 
 
 class Engine(Protocol):
@@ -40,7 +42,8 @@ class Engine(Protocol):
 def _check_engine(engine: Any) -> None:
     if not callable(getattr(engine, "map_reduce", None)) or isinstance(engine, type):
         raise TypeError(
-            f"engine must have a method map_reduce, as SparkEngine, DaskEngine and LocalEngine do; got {engine!r}"
+            "engine must have a method map_reduce, as SparkEngine, DaskEngine and LocalEngine do; got "
+            f"{engine!r}"
         )
 
 
@@ -55,7 +58,7 @@ def fit_engine(
     accelerate: bool = True,
     history_size: int = HISTORY_SIZE,
     checkpoint: Checkpoint | str | None = None,
-    progress: Callable[[int, float], Any] | None = None,
+    progress: bool | Callable[..., Any] | None = None,
 ) -> FitResult:
     """`fit` of data that an engine holds: each EM step is one map over its blocks and one sum of `Moments`.
 
@@ -73,7 +76,7 @@ def fit_engine(
       accelerate: as in `fit`.
       history_size: as in `fit`.
       checkpoint: None, a `Checkpoint` or the path of one: where the fit is kept, and taken up from.
-      progress: called after each EM step with its number and the log-likelihood per unit of weight.
+      progress: as in `fit_stream`.
 
     Returns:
       FitResult, that of `fit` of all rows to rounding.
@@ -95,6 +98,7 @@ def fit_engine(
     References:
       Chu et al. (2006), Map-reduce for machine learning on multicore, NIPS 19.
     """
+    report = Reporter(progress)
     check_mixture(params)
     _check_engine(engine)
     kept = checkpoints.check(checkpoint)
@@ -107,11 +111,11 @@ def fit_engine(
     if not isinstance(survey, Survey) or not survey.total_weight > 0:
         raise ValueError("the engine holds no rows, or none with a weight above 0: there is nothing to fit")
 
-    def moments_about(point: GMMParams, shift: np.ndarray) -> Moments:
-        sums: Sums = engine.map_reduce(moments_block, jax.device_get(point), shift)
+    def moments_about(point: GMMParams, f: Frame) -> Moments:
+        sums: Sums = engine.map_reduce(moments_block, jax.device_get(point), np.asarray(f.shift))
         return sums.moments(point)
 
     return driven.fit(
         params, survey, moments_about, numbers, checked, history_size=size, source={}, kept=kept,
-        progress=progress,
+        report=report,
     )  # fmt: skip

@@ -31,14 +31,17 @@ class LocalEngine:
       7
     """
 
-    def __init__(self, parts: Sequence[Any], weights: Sequence[Any] | None = None, *, threads: int = 1) -> None:
+    def __init__(
+        self, parts: Sequence[Any], weights: Sequence[Any] | None = None, *, threads: int = 1
+    ) -> None:
         self.parts = list(parts)
         if not self.parts:
             raise ValueError("parts must hold at least one array; got none")
         self.weights = [None] * len(self.parts) if weights is None else list(weights)
         if len(self.weights) != len(self.parts):
             raise ValueError(
-                f"weights must hold one array for each of the {len(self.parts)} parts; got {len(self.weights)}"
+                f"weights must hold one array for each of the {len(self.parts)} parts; got "
+                f"{len(self.weights)}"
             )
         self.threads = validate.count(threads, "threads", 1)
 

@@ -49,7 +49,9 @@ def _partition() -> int:
     return 0 if context is None else int(context.partitionId())
 
 
-def _sum(function: Callable[..., Any], broadcast: tuple[Any, ...], pairs: Iterator[tuple[Any, Any]]) -> Outcome:
+def _sum(
+    function: Callable[..., Any], broadcast: tuple[Any, ...], pairs: Iterator[tuple[Any, Any]]
+) -> Outcome:
     """What a task makes of the blocks of its partition."""
     blocks.settle()
     part = _partition()
@@ -98,20 +100,20 @@ def _memory_and_disk() -> Any:
 class SparkEngine:
     """An engine of a Spark data frame (extra `spark`): one row of sums for each partition and EM step.
 
-    Rows never leave their partition. The first pass turns each partition into arrays (`mapInArrow`), which Spark
-    keeps, in memory or where that is short on disk, until `close()` or the end of a `with` block; so the data
-    frame itself need not be cached. The sums of the partitions are added by the driver, in the partitions' order.
-    A task that Spark runs again gives the same bits; a partition that it has to make again does so if it then
-    holds the same rows in the same order, as those of files do. jaxgmm must be installed where the workers run.
-    How often a task is tried is Spark's `spark.task.maxFailures`; in local mode it is once, unless the master is
-    such as `local[2,4]`.
+    Rows never leave their partition. The first pass turns each partition into arrays (`mapInArrow`), which
+    Spark keeps, in memory or where that is short on disk, until `close()` or the end of a `with` block; so
+    the data frame itself need not be cached. The sums of the partitions are added by the driver, in the
+    partitions' order. A task that Spark runs again gives the same bits; a partition that it has to make again
+    does so if it then holds the same rows in the same order, as those of files do. jaxgmm must be installed
+    where the workers run. How often a task is tried is Spark's `spark.task.maxFailures`; in local mode it is
+    once, unless the master is such as `local[2,4]`.
 
     Args:
       dataframe: a `pyspark.sql.DataFrame`.
       columns: those to fit, in the order of the features; None for all but the weights.
       weight_column: the column that holds the sample weights, or None for ones.
-      keep: False to read the data frame anew in every step instead; that is slower, and all that Spark Connect
-        can do.
+      keep: False to read the data frame anew in every step instead; that is slower, and all that Spark
+        Connect can do.
 
     Raises:
       ImportError: where PySpark or PyArrow is not installed.

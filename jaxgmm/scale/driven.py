@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-import numpy as np
-
 from jaxgmm.em_map import Frame
 from jaxgmm.fixed_point import State
 from jaxgmm.moments import Moments
@@ -16,6 +14,7 @@ from jaxgmm.result import FitResult
 from jaxgmm.scale import checkpoint, outer
 from jaxgmm.scale.checkpoint import Settings
 from jaxgmm.scale.outer import Numbers, Survey
+from jaxgmm.scale.progress import Reporter
 
 
 class Keeper(Protocol):
@@ -41,53 +40,54 @@ class Interruption(BaseException):
 def fit(
     params: GMMParams,
     survey: Survey,
-    moments_about: Callable[[GMMParams, np.ndarray], Moments],
+    moments_about: Callable[[GMMParams, Frame], Moments],
     numbers: Numbers,
     prior: Prior | None,
     *,
     history_size: int,
     source: Mapping[str, Any],
     kept: Keeper | None,
-    progress: Callable[[int, float], Any] | None,
+    report: Reporter,
 ) -> FitResult:
     """A fit from checked arguments.
 
     Args:
       params: where it starts, in the data's own place.
       survey: of all rows.
-      moments_about: from parameters whose means are relative to a shift (D,), and that shift, the `Moments`
-        of all rows.
+      moments_about: from parameters whose means are relative to a frame's shift, and that frame, the
+        `Moments` of all rows.
       numbers: as `validate.iteration` makes them.
       prior: a checked one, or None.
       history_size: of the result.
       source: what a checkpoint says of the data, as in `checkpoint.settings`.
       kept: where the states are kept, or None.
-      progress: called after each EM step with its number and the mean log-likelihood.
+      report: told of each step, and of the end.
     """
     f: Frame = survey.frame(numbers[2], prior, params)
-    shift = np.asarray(f.shift)
     state = outer.start(params, f, history_size)
     settings: Settings | None = None
     if kept is not None:
         settings = checkpoint.settings(params, survey, f, numbers, prior, history_size, source)
         earlier = kept.load(settings)
-        state = state if earlier is None else checkpoint.resumed(earlier, numbers[1])
+        state = state if earlier is None else earlier
 
     def moments_of(point: GMMParams) -> Moments:
-        return moments_about(point, shift)
+        return moments_about(point, f)
 
     def after(new: State) -> None:
         nonlocal state
         state = new
         if kept is not None and settings is not None and kept.due(new):
             kept.save(new, settings)
-        if progress is not None:
-            progress(int(new.n_iter), float(new.report))
+        report.step(new, float(numbers[0]))
 
+    report.surveyed(survey.n_samples, int(numbers[1]), state)
     try:
         state = outer.climb(state, f, numbers, moments_of, after)
-    except Interruption:
+        return outer.result(state, f, survey.total_weight, moments_of)
+    except (Interruption, KeyboardInterrupt):
         if kept is not None and settings is not None:
             kept.save(state, settings)
         raise
-    return outer.result(state, f, survey.total_weight, moments_of)
+    finally:
+        report.end()
