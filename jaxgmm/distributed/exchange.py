@@ -62,7 +62,7 @@ def gather(own: bytes) -> list[bytes]:
     try:
         shared = everywhere(jax.make_array_from_single_device_arrays(shape, rows, [mine]))
         table = np.asarray(shared.addressable_data(0))
-    except jax.errors.JaxRuntimeError as error:
+    except (RuntimeError, ValueError) as error:  # which of them depends on whether JAX has run it before
         raise LostProcessError(
             "another process has ended or cannot be reached; what it wrote last says why. Once that is put "
             f"right, start all of them again: a fit with a checkpoint goes on from it. ({_first_line(error)})"

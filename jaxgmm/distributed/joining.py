@@ -116,7 +116,7 @@ def check_host_name() -> None:
     if loopback:
         raise RuntimeError(
             f"this host's name, {name!r}, leads to its loopback address, and that is what the other hosts "
-            "would be told to connect to: each of them would reach itself. Give the name its network address in "
+            "would be told to connect to: each would reach itself. Give the name its network address in "
             f"/etc/hosts, in a line such as `10.0.0.1 {name}` before those of 127.0.0.1 and 127.0.1.1. For "
             "processes on this host alone, use localhost as the coordinator's host"
         )
