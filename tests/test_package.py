@@ -45,6 +45,7 @@ FLOORS = {
             ["quadratic"],
             ["em_map", "hierarchy"],
             ["loop"],
+            ["shard_program"],
             ["sharded"],
             ["em"],
             ["init"],
