@@ -17,6 +17,8 @@ from jaxgmm.scale.outer import Survey
 from jaxgmm.scale.passes import chunk_rows, survey
 
 _ROWS = 10_000  # of each process
+_MORE = 4  # clusters of a process, for each component
+_TRIES = 8
 
 
 def draw(source: Source, rows: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -41,8 +43,8 @@ def draw(source: Source, rows: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 def cluster(source: Source, n_components: int, family: Family, dtype: np.dtype, seed: int) -> GMMParams:
     """Starting parameters, the same in every process; only sums over clusters are sent, and no rows.
 
-    Each process draws a sample of its rows and finds K clusters in it by k-means; K clusters of all those
-    centres, weighted by how much they stand for, are the means. Every component is as wide as the samples are
+    Each process draws a sample of its rows and finds 4 K clusters in it by k-means; K clusters of all those
+    centres, weighted by how much they stand for, are the means, the best of a few. Every component is as wide as the samples are
     about the nearest of these, on average.
     """
     d, k = source.n_features, n_components
@@ -53,10 +55,10 @@ def cluster(source: Source, n_components: int, family: Family, dtype: np.dtype, 
     local, x, w = agreed(own)
     total = total_survey(local)
     unit = np.sqrt(np.where(total.variance > 0, total.variance, 1.0))
-    table = np.zeros((k, d + 1))
+    table = np.zeros((_MORE * k, d + 1))
     standard = (x - total.mean) / unit
     if w.sum() > 0:
-        n = min(k, int((w > 0).sum()))
+        n = min(len(table), int((w > 0).sum()))
         centres = _kmeans(standard, w, n, seed)
         sizes = np.bincount(_nearest(standard, centres), w, minlength=n) * local.total_weight / w.sum()
         table[:n] = np.column_stack([centres, sizes])
@@ -78,5 +80,11 @@ def _nearest(x: np.ndarray, centres: np.ndarray) -> np.ndarray:
 
 
 def _kmeans(x: np.ndarray, w: np.ndarray, k: int, seed: int) -> np.ndarray:
-    key, narrow = jax.random.key(seed), np.float32
-    return np.asarray(init.kmeans(key, x.astype(narrow), k, (w / w.max()).astype(narrow)), np.float64)
+    """(K, D) centres of the tightest clusters of a few tries."""
+    narrow, weight = x.astype(np.float32), (w / w.max()).astype(np.float32)
+    tries = []
+    for key in jax.random.split(jax.random.key(seed), _TRIES):
+        centres = np.asarray(init.kmeans(key, narrow, k, weight), np.float64)
+        gap = x - centres[_nearest(x, centres)]
+        tries.append((float(w @ np.square(gap).sum(1)), len(tries), centres))
+    return min(tries)[2]

@@ -156,8 +156,11 @@ class SparkEngine:
             )
         self._weighted = weight_column is not None
         self._source = dataframe
-        # Backticks: a name may have a dot in it.
-        self._frame = dataframe.select(*(f"`{c}`" for c in [*wanted, *weights]))
+        from pyspark.sql.functions import col
+
+        # A name may have a dot in it, which mapInArrow does not know what to make of.
+        quoted = ["`" + c.replace("`", "``") + "`" for c in [*wanted, *weights]]
+        self._frame = dataframe.select(*(col(c).alias(f"c{j}") for j, c in enumerate(quoted)))
 
         self._keep = keep
         self._kept: Any = None
