@@ -44,8 +44,8 @@ def cluster(source: Source, n_components: int, family: Family, dtype: np.dtype, 
     """Starting parameters, the same in every process; only sums over clusters are sent, and no rows.
 
     Each process draws a sample of its rows and finds 4 K clusters in it by k-means; K clusters of all those
-    centres, weighted by how much they stand for, are the means, the best of a few. Every component is as wide as the samples are
-    about the nearest of these, on average.
+    centres, weighted by how much they stand for, are the means, the best of a few. Every
+    component is as wide as the samples are about the nearest of these, on average.
     """
     d, k = source.n_features, n_components
 
@@ -82,7 +82,7 @@ def _nearest(x: np.ndarray, centres: np.ndarray) -> np.ndarray:
 def _kmeans(x: np.ndarray, w: np.ndarray, k: int, seed: int) -> np.ndarray:
     """(K, D) centres of the tightest clusters of a few tries."""
     narrow, weight = x.astype(np.float32), (w / w.max()).astype(np.float32)
-    tries = []
+    tries: list[tuple[float, int, np.ndarray]] = []
     for key in jax.random.split(jax.random.key(seed), _TRIES):
         centres = np.asarray(init.kmeans(key, narrow, k, weight), np.float64)
         gap = x - centres[_nearest(x, centres)]

@@ -203,6 +203,7 @@ def whole():
 
 
 @pytest.mark.slow
+@pytest.mark.engine
 def test_dask_gives_the_same_also_where_a_worker_is_lost(whole, tmp_path):
     da = pytest.importorskip("dask.array", reason="needs the extra dask")
     pytest.importorskip("distributed", reason="needs the extra dask")
@@ -228,6 +229,7 @@ def test_dask_gives_the_same_also_where_a_worker_is_lost(whole, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.engine
 def test_dask_takes_data_frames_and_says_what_does_not_fit(whole):
     dd = pytest.importorskip("dask.dataframe", reason="needs the extra dask")
     da = pytest.importorskip("dask.array", reason="needs the extra dask")
@@ -274,6 +276,7 @@ def spark():
 
 
 @pytest.mark.slow
+@pytest.mark.engine
 @pytest.mark.filterwarnings("ignore::FutureWarning:pyspark", "ignore::ResourceWarning")
 def test_spark_gives_the_same_also_where_a_worker_is_killed(spark, whole, tmp_path):
     pa = pytest.importorskip("pyarrow", reason="needs the extra spark")
