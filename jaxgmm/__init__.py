@@ -57,6 +57,10 @@ from jaxgmm.priors import log_prior as log_prior
 from jaxgmm.result import FitResult as FitResult
 from jaxgmm.scale.checkpoint import Checkpoint as Checkpoint
 from jaxgmm.scale.sources import open_source as open_source
+from jaxgmm.scale.stepwise import StepwiseState as StepwiseState
+from jaxgmm.scale.stepwise import fit_stepwise as fit_stepwise
+from jaxgmm.scale.stepwise import stepwise_init as stepwise_init
+from jaxgmm.scale.stepwise import stepwise_step as stepwise_step
 from jaxgmm.scale.stream import fit_stream as fit_stream
 from jaxgmm.search.criteria import aic as aic
 from jaxgmm.search.criteria import best as best

@@ -55,7 +55,8 @@ class Family(NamedTuple):
       quadratic: what the quadratic kernel takes as features: "dense", products, where `second_moment` gives
         Σ resp y yᵀ (K, D, D); "diagonal", squares, where it gives the diagonals (K, D); "length", where it
         gives the traces (K,) and Σ_k is a multiple of I; "shared", where all covariances are one and it gives
-        the sum over K (D, D). None: the family has no such kernel.
+        the sum over K (D, D). None: the family has no such kernel, and no incremental or stepwise EM, which
+        carry second moments from one mixture to the next.
     """
 
     name: str

@@ -184,7 +184,7 @@ class Checkpoint:
     def load_with(self, settings: Settings) -> tuple[State, dict[str, np.ndarray]] | None:
         """`load`, with the other arrays that were saved beside the state."""
         self._check_place()
-        self._clock = time.monotonic()
+        self._clock, self._iteration = time.monotonic(), None
         if not os.path.lexists(self.path):
             return None
         members = read_arrays(self.path, _accept, "checkpoint")

@@ -59,12 +59,10 @@ def _second(family: Family, moments: Moments, a: Array, b: Array, moved: Array) 
     return wider[:, 0] * second + added.sum(1)
 
 
-def expected(params: GMMParams) -> Moments:
-    """The moments that `params` themselves expect, per unit of weight; of log-likelihood 0."""
+def expected(params: GMMParams, weight: Array) -> Moments:
+    """The moments that `params` themselves expect of weights (K,) in the components; of log-likelihood 0."""
     k, d = params.means.shape
     dtype = params.means.dtype
     identity = jnp.broadcast_to(jnp.eye(d, dtype=dtype)[None], (k, d, d))
-    weights = params.weights
-    second = params.family.second_moment(params.scale, identity, jnp.broadcast_to(weights[:, None], (k, d)))
-    zero = jnp.zeros((), dtype)
-    return Moments(weights, jnp.zeros((k, d), dtype), second, zero, jnp.ones((), dtype))
+    second = params.family.second_moment(params.scale, identity, jnp.broadcast_to(weight[:, None], (k, d)))
+    return Moments(weight, jnp.zeros((k, d), dtype), second, jnp.zeros((), dtype), weight.sum())

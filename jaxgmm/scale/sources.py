@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -88,6 +89,14 @@ def open_source(source: Any, columns: Any = None, weight_column: Any = None) -> 
         f"source must be an array, a path, a list of either, a data set, or a function that returns arrays; "
         f"got {type(source).__name__}"
     )
+
+
+def once(given: Iterator[Any]) -> Callable[[], Iterable[Any]]:
+    """Of an iterator, what `open_source` takes; its arrays can be read in one pass only."""
+    first = list(itertools.islice(given, 1))
+    # Opening looks at the first array.
+    turns = iter([first, itertools.chain(first, given)])
+    return lambda: next(turns, [])
 
 
 def _is_array(value: Any) -> bool:

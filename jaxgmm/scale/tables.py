@@ -62,8 +62,10 @@ class Tables:
         self.n_features = len(self._features)
         self._counts = [self._count(*part) for part in self._parts]
         self.n_samples: int | None = sum(self._counts)
-        types = [f.physical_schema.field(c).type for _, f in self._parts for c in self._features]
-        self.wide = any(is_wide(np.dtype(t.to_pandas_dtype())) for t in types)
+        narrow = (self._arrow.float32(), self._arrow.float16())
+        self.wide = any(
+            f.physical_schema.field(c).type not in narrow for _, f in self._parts for c in self._features
+        )
 
     def describe(self) -> dict[str, Any]:
         """Names, sizes and times of the files, rows and columns."""
@@ -83,8 +85,7 @@ class Tables:
             if path in self._identities:
                 unchanged(path, self._identities[path])
             first = 0
-            # Reading far ahead would hold as many batches in memory.
-            batches = iter(fragment.to_batches(columns=wanted, batch_size=rows, batch_readahead=2))
+            batches = iter(fragment.to_batches(columns=wanted, batch_size=rows, **self._frugal(fragment)))
             while True:
                 try:
                     batch = next(batches, None)
@@ -101,6 +102,15 @@ class Tables:
                     first += part.num_rows
             if first != count:
                 raise ValueError(f"{path}: gave {first} rows where it has said that it has {count}")
+
+    def _frugal(self, fragment: Any) -> dict[str, Any]:
+        """Reading in one thread and little ahead: pyarrow's own way holds hundreds of megabytes."""
+        ds = needed("pyarrow.dataset", "arrow")
+        options: dict[str, Any] = {"use_threads": False, "batch_readahead": 1, "fragment_readahead": 1}
+        if isinstance(fragment, ds.ParquetFileFragment):
+            scan = ds.ParquetFragmentScanOptions(use_buffered_stream=True, pre_buffer=False)
+            options["fragment_scan_options"] = scan
+        return options
 
     def _open(self, ds: Any, path: str) -> Any:
         try:
