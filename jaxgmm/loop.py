@@ -193,13 +193,15 @@ def run_many(
     surveyed: Frame | None = None,
     unconverged: str = "nan",
     kernel: str = "whitened",
+    axis_name: AxisName = None,
 ) -> FitResult:
     """`run` from starts with a leading axis R.
 
     `prior_of` gives the prior of a lane () int32.
     """
-    s = Settings(x, w, tol, accelerate, block_size, history_size, unconverged, kernel)
-    f = frame(x, w, reg_covar) if surveyed is None else surveyed
+    s = Settings(x, w, tol, accelerate, block_size, history_size, unconverged, kernel, axis_name)
+    with rows_over(axis_name):
+        f = frame(x, w, reg_covar) if surveyed is None else surveyed
     family, (n_lanes, *shape) = params.family, params.means.shape
     lanes = jnp.arange(n_lanes, dtype=jnp.int32)
     options = _options(family, s)

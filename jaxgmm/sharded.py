@@ -14,24 +14,16 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
 from jaxgmm import priors, quadratic, validate
-from jaxgmm.compilation import is_concrete, jit
-from jaxgmm.density import inputs
+from jaxgmm.compilation import is_concrete
+from jaxgmm.density import check_mixture, inputs
 from jaxgmm.linalg import block_rows
-from jaxgmm.loop import HISTORY_SIZE, MAX_ITER, REG_COVAR, TOL, run
+from jaxgmm.loop import HISTORY_SIZE, MAX_ITER, REG_COVAR, TOL, concurrency
 from jaxgmm.params import GMMParams
 from jaxgmm.priors import Prior
 from jaxgmm.result import FitResult
-
-_shard_map: Any
-try:
-    _shard_map = functools.partial(jax.shard_map, check_vma=False)
-except AttributeError:  # before JAX 0.6
-    from jax.experimental.shard_map import shard_map as _older
-
-    _shard_map = functools.partial(_older, check_rep=False)
+from jaxgmm.shard_program import Numbers, fit_parts, lanes_over
 
 AXIS = "rows"
-Numbers = tuple[Array, Array, Array, Array]  # tol, max_iter, reg_covar, accelerate
 _PAYS = 1 << 22  # N · K · D from which dividing the rows among the cores of a CPU is worth the copy
 
 
@@ -96,6 +88,13 @@ def divide(x: Array, w: Array | None, mesh: Mesh, axis_name: str) -> tuple[Array
     if n % parts == 0:
         return jax.device_put(x, sharding), jax.device_put(weight, sharding)
     rows = -(-n // parts)
+    if not is_concrete(x, weight):
+        # Where derivatives are taken the rows cannot be looked at; each is taken by its number.
+        own_parts = [part_of(i * rows, rows, np.ones(n, bool)) for i in range(parts)]
+        index = np.concatenate([start + np.arange(rows, dtype=np.int32) for start, _ in own_parts])
+        new = jnp.asarray(np.concatenate([w for _, w in own_parts]))
+        weight = jnp.where(new, weight[index], jnp.zeros((), weight.dtype))
+        return jax.device_put(x[index], sharding), jax.device_put(weight, sharding)
     host, weights = np.asarray(x), np.asarray(weight)
 
     def begins(index: Any) -> int:
@@ -125,38 +124,6 @@ def part_of(first: int, rows: int, weights: np.ndarray) -> tuple[int, np.ndarray
     return start, own
 
 
-@functools.partial(
-    jit,
-    static_argnames=("mesh", "axis_name", "block_size", "history_size", "unconverged", "kernel"),
-    long=lambda options: options["kernel"] != "whitened",
-)
-def _fit(
-    params: GMMParams,
-    x: Array,
-    w: Array,
-    numbers: Numbers,
-    prior: Prior | None,
-    *,
-    mesh: Mesh,
-    axis_name: str,
-    block_size: int,
-    history_size: int,
-    unconverged: str,
-    kernel: str,
-) -> FitResult:
-    def part(params: GMMParams, x: Array, w: Array, numbers: Numbers, prior: Prior | None) -> FitResult:
-        return run(
-            params, x, w, *numbers, prior, block_size=block_size, history_size=history_size,
-            unconverged=unconverged, kernel=kernel, axis_name=axis_name,
-        )  # fmt: skip
-
-    rows, all_of_it = PartitionSpec(axis_name), PartitionSpec()
-    mapped = _shard_map(
-        part, mesh=mesh, in_specs=(all_of_it, rows, rows, all_of_it, all_of_it), out_specs=all_of_it
-    )
-    return mapped(params, x, w, numbers, prior)
-
-
 def fit_divided(
     params: GMMParams,
     x: Array,
@@ -166,6 +133,7 @@ def fit_divided(
     *,
     mesh: Mesh,
     axis_name: str = AXIS,
+    restarts_axis: str | None = None,
     block_size: int,
     history_size: int,
     unconverged: str,
@@ -173,11 +141,19 @@ def fit_divided(
 ) -> FitResult:
     """`fit_sharded` of checked arguments; its result lies on every device of the mesh."""
     everywhere = NamedSharding(mesh, PartitionSpec())
-    params, numbers, prior = jax.device_put((params, numbers, prior), everywhere)
-    return _fit(
+    numbers, prior = jax.device_put((numbers, prior), everywhere)
+    n_lanes = params.means.shape[0] if restarts_axis is not None else 0
+    if restarts_axis is not None and (over := -n_lanes % mesh.shape[restarts_axis]):
+        params = jax.tree.map(lambda a: jnp.concatenate([a, jnp.repeat(a[-1:], over, axis=0)]), params)
+    params = jax.device_put(params, NamedSharding(mesh, lanes_over(restarts_axis)))
+    result = fit_parts(
         params, *divide(x, w, mesh, axis_name), numbers, prior, mesh=mesh, axis_name=axis_name,
-        block_size=block_size, history_size=history_size, unconverged=unconverged, kernel=kernel,
+        restarts_axis=restarts_axis, block_size=block_size, history_size=history_size,
+        unconverged=unconverged, kernel=kernel,
     )  # fmt: skip
+    if params.means.shape[0] == n_lanes or restarts_axis is None:
+        return result
+    return jax.tree.map(lambda a: a[:n_lanes], result)
 
 
 def fit_sharded(
@@ -187,6 +163,7 @@ def fit_sharded(
     *,
     mesh: Mesh,
     axis_name: str | None = None,
+    restarts_axis: str | None = None,
     tol: ArrayLike = TOL,
     max_iter: int | Array = MAX_ITER,
     reg_covar: ArrayLike = REG_COVAR,
@@ -202,11 +179,13 @@ def fit_sharded(
     In each EM step one sum of `Moments` over the devices is all that is communicated.
 
     Args:
-      params: where to start, as in `fit`.
+      params: where to start, as in `fit`; or several starts, with a leading axis R.
       X: (N, D); N need not divide by the number of devices.
       sample_weight: (N,) or None for ones.
       mesh: a `jax.sharding.Mesh` of this process's devices.
       axis_name: the mesh's axis to divide the rows over; None for its first. Over other axes all is repeated.
+      restarts_axis: the mesh's axis to divide several starts over; R need not divide. None has every device
+        take all of them.
       tol: as in `fit`, as is the rest.
       max_iter: as in `fit`.
       reg_covar: as in `fit`.
@@ -218,7 +197,8 @@ def fit_sharded(
       kernel: as in `fit`.
 
     Returns:
-      FitResult, on every device of the mesh; equal to that of `fit` to rounding.
+      FitResult, on every device of the mesh; equal to that of `fit` to rounding. Of several starts with a
+      leading axis, divided as they are: `best(results)` picks one. Its derivatives are those of `fit`.
 
     Raises:
       ValueError, TypeError: as in `fit`, and for an axis that the mesh does not have.
@@ -231,19 +211,33 @@ def fit_sharded(
       >>> jaxgmm.fit_sharded(start, X, mesh=mesh, max_iter=5).params.means.shape
       (2, 2)
     """
-    params, x = inputs(params, X)
+    many = isinstance(params, GMMParams) and params.means.ndim == 3
+    params, x = _starts(params, X) if many else inputs(params, X)
     w = validate.weight(sample_weight, x)
     axis = mesh.axis_names[0] if axis_name is None else axis_name
     if axis not in mesh.axis_names:
         raise ValueError(f"axis_name {axis!r} is not an axis of the mesh, whose are {list(mesh.axis_names)}")
+    if restarts_axis is not None:
+        if restarts_axis not in mesh.axis_names or restarts_axis == axis:
+            raise ValueError(
+                f"restarts_axis must be an axis of the mesh, {list(mesh.axis_names)}, other than that of the "
+                f"rows, {axis!r}; got {restarts_axis!r}"
+            )
+        if not many:
+            raise ValueError(
+                f"restarts_axis={restarts_axis!r} is for several starts: params with a leading axis; got one"
+            )
     if x.shape[0] < mesh.shape[axis]:
         raise ValueError(
             f"X {x.shape} has fewer rows than the mesh has devices ({mesh.shape[axis]}); use `fit`"
         )
-    shape = params.means.shape
+    shape = params.means.shape[-2:]
+    n_lanes = params.means.shape[0] if many else 1
+    n_lanes = -(-n_lanes // (1 if restarts_axis is None else mesh.shape[restarts_axis]))
     rows = -(-x.shape[0] // mesh.shape[axis])
     if block_size is None:
-        block = block_rows(rows, *shape)
+        width = concurrency(n_lanes, rows, shape[0] * shape[1])
+        block = block_rows(rows, shape[0], shape[1], width)
     else:
         block = min(validate.count(block_size, "block_size", 1), rows)
     return fit_divided(
@@ -254,8 +248,23 @@ def fit_sharded(
         None if prior is None else priors.check(prior, params.family, shape, x.dtype),
         mesh=mesh,
         axis_name=axis,
+        restarts_axis=restarts_axis,
         block_size=block,
         history_size=validate.count(history_size, "history_size", 0),
         unconverged=validate.choice(unconverged_gradient, "unconverged_gradient", ("nan", "warn", "ignore")),
-        kernel=quadratic.choose(kernel, params.family, x.shape[0], *shape),
+        kernel=quadratic.choose(kernel, params.family, x.shape[0], n_lanes * shape[0], shape[1]),
     )
+
+
+def _starts(params: GMMParams, X: ArrayLike) -> tuple[GMMParams, Array]:
+    """Several checked mixtures, with a leading axis, and the data, both in the data's dtype."""
+    n_lanes = params.means.shape[0]
+    lengths = {leaf.shape[0] if leaf.ndim else 0 for leaf in jax.tree.leaves(params)}
+    if lengths != {n_lanes} or not n_lanes:
+        raise ValueError(
+            f"the arrays of several params must share a leading axis; theirs are {sorted(lengths)}"
+        )
+    x = validate.data(X, n_features=params.n_features)
+    for lane in range(n_lanes if is_concrete(params) else 0):
+        check_mixture(jax.tree.map(lambda a, lane=lane: a[lane], params))
+    return jax.tree.map(lambda a: jnp.asarray(a, x.dtype), params), x

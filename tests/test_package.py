@@ -45,11 +45,13 @@ FLOORS = {
             ["quadratic"],
             ["em_map", "hierarchy"],
             ["loop"],
+            ["shard_program"],
             ["sharded"],
             ["em"],
             ["init"],
             ["search"],
             ["calculus", "scale", "variational"],
+            ["distributed", "engines"],
             ["interchange", "plot", "sklearn", "summary"],
             ["face", "cli"],
         ]
@@ -180,7 +182,12 @@ def test_the_core_needs_only_jax_and_numpy():
     for path in FILES:
         if room(path) not in DOORS:
             # What needs an extra imports it when it is called.
-            extra = {"transport.py": {"ot"}, "sources.py": {"pyarrow"}}.get(path.name, set())
+            extra = {
+                "transport.py": {"ot"},
+                "sources.py": {"pyarrow"},
+                "dask.py": {"dask"},
+                "spark.py": {"pyarrow", "pyspark"},
+            }.get(path.name, set())
             assert {m.partition(".")[0] for m in imports(path)} <= allowed | extra, path
 
 

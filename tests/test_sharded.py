@@ -1,5 +1,6 @@
 """A fit whose rows are divided among devices is the fit of all of them."""
 
+import dataclasses
 import functools
 import json
 import subprocess
@@ -15,9 +16,9 @@ from jaxgmm import sharded
 from tests.conftest import NAMES, costly, overlapping, start_from
 
 PROGRAM = """
-import json, sys
+import functools, json, sys
 import jaxgmm
-jaxgmm.use_cores(3)
+jaxgmm.use_cores(4)
 import jax, jax.numpy as jnp, numpy as np
 jax.config.update("jax_enable_x64", True)
 from jaxgmm import sharded
@@ -27,7 +28,7 @@ X, labels = overlapping(301, 3, 3, seed=2)
 rng = np.random.default_rng(0)
 w = rng.uniform(0.5, 2, size=301)
 w[5] = 0.0
-mesh = jax.sharding.Mesh(np.array(jax.devices()), ("rows",))
+mesh = jax.sharding.Mesh(np.array(jax.devices()[:3]), ("rows",))
 gaps = {}
 for name, kernel in (("full", "whitened"), ("full", "quadratic"), ("diag", "auto"), ("VEV", "whitened")):
     start = start_from(X, labels, name, np.float64)
@@ -44,12 +45,40 @@ for name, kernel in (("full", "whitened"), ("full", "quadratic"), ("diag", "auto
 start = start_from(X, labels, "full", np.float64)
 x, weight = sharded.divide(jnp.asarray(X), None, mesh, "rows")
 numbers = (jnp.asarray(0.0), jnp.asarray(9, jnp.int32), jnp.asarray(1e-6), jnp.asarray(True))
-program = sharded._fit._part.lower(
+program = sharded.fit_parts._part.lower(
     start, x, weight, numbers, None, mesh=mesh, axis_name="rows", block_size=64, history_size=0,
     unconverged="nan", kernel="whitened",
 ).compile().as_text()
 sums = [line for line in program.splitlines() if " all-reduce(" in line and "while/body" in line]
 sent = {word: program.count(word + "(") for word in ("all-gather", "all-to-all", "collective-permute")}
+
+# Three starts over two columns of devices, the rows over two: every start ends where it ends alone.
+X1, w1 = X.astype(np.float32), w.astype(np.float32)
+starts = [start_from(X, np.roll(labels, i), "full", np.float64) for i in (0, 1, 100)]
+several = jax.tree.map(lambda *a: jnp.stack(a), *starts)
+square = jax.sharding.Mesh(np.array(jax.devices()).reshape(2, 2), ("restarts", "rows"))
+options = {"mesh": square, "axis_name": "rows", "restarts_axis": "restarts", "kernel": "whitened"}
+lanes = jaxgmm.fit_sharded(several, X, w, tol=1e-6, **options)
+alone = [jaxgmm.fit(s, X, w, tol=1e-6, kernel="whitened") for s in starts]
+few = {"tol": 0.0, "max_iter": 9, **options}
+narrow = jaxgmm.fit_sharded(jax.tree.map(lambda a: a.astype(jnp.float32), several), X1, w1, **few)
+wide = jaxgmm.fit_sharded(several, X, w, **few)
+restarts = {
+    "shape": lanes.params.means.shape,
+    "steps": [int(a.n_iter) for a in alone],
+    "same steps": [int(i) for i in lanes.n_iter],
+    "gap": max(float(jnp.abs(lanes.params.means[i] - a.params.means).max()) for i, a in enumerate(alone)),
+    "narrow": float(np.abs(np.asarray(narrow.params.means) - np.asarray(wide.params.means)).max()),
+}
+
+# Its derivatives are those of the fit.
+def far(w, x, fit):
+    return (jnp.square(fit(start, x, w, tol=1e-11).params.means) * jnp.arange(9.0).reshape(3, 3)).sum()
+many = functools.partial(jaxgmm.fit_sharded, mesh=mesh, kernel="whitened")
+one = functools.partial(jaxgmm.fit, kernel="whitened")
+start, x, w = start_from(X, labels, "full", np.float64), jnp.asarray(X), jnp.asarray(w)
+pairs = zip(jax.grad(far, (0, 1))(w, x, many), jax.grad(far, (0, 1))(w, x, one), strict=True)
+slopes = [float(jnp.abs(a - b).max() / jnp.abs(b).max()) for a, b in pairs]
 
 # A large fit divides itself.
 sharded._PAYS = 1
@@ -62,13 +91,13 @@ print(json.dumps({
     "gaps": gaps, "sent": sent, "devices": len(jax.devices()),
     "on": len(divided.params.means.sharding.device_set),
     "divided": float(np.abs(np.asarray(divided.params.means) - np.asarray(alone.params.means)).max()),
-    "sums": len(sums),
+    "sums": len(sums), "restarts": restarts, "slopes": slopes,
 }))
 """
 
 
 @pytest.fixture(scope="module")
-def three_devices():
+def devices():
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=600, check=False
     )
@@ -77,22 +106,37 @@ def three_devices():
 
 
 @pytest.mark.slow
-def test_over_three_devices_it_is_the_same_fit(three_devices):
-    assert three_devices["devices"] == 3
-    for what, gap in three_devices["gaps"].items():
+def test_over_devices_it_is_the_same_fit(devices):
+    assert devices["devices"] == 4
+    for what, gap in devices["gaps"].items():
         assert gap < 1e-10 if "quadratic" in what else gap < 1e-11, what
 
 
 @pytest.mark.slow
-def test_no_rows_are_sent_and_the_moments_at_once(three_devices):
-    assert set(three_devices["sent"].values()) == {0}
-    assert three_devices["sums"] == 1
+def test_no_rows_are_sent_and_the_moments_at_once(devices):
+    assert set(devices["sent"].values()) == {0}
+    assert devices["sums"] == 1
 
 
 @pytest.mark.slow
-def test_a_large_fit_divides_itself_among_the_cores_that_jax_shows(three_devices):
-    assert three_devices["divided"] < 1e-10
-    assert three_devices["on"] == 1
+def test_several_starts_are_divided_over_a_second_axis(devices):
+    found = devices["restarts"]
+    assert found["shape"] == [3, 3, 3]
+    assert len(set(found["steps"])) > 1  # lanes that end at different times
+    assert found["same steps"] == found["steps"]
+    assert found["gap"] < 1e-9
+    assert found["narrow"] < 1e-4
+
+
+@pytest.mark.slow
+def test_its_derivatives_are_those_of_the_fit(devices):
+    assert max(devices["slopes"]) < 1e-6
+
+
+@pytest.mark.slow
+def test_a_large_fit_divides_itself_among_the_cores_that_jax_shows(devices):
+    assert devices["divided"] < 1e-10
+    assert devices["on"] == 1
 
 
 @pytest.mark.parametrize("name", [costly(n, quick=["full"]) for n in NAMES])
@@ -128,6 +172,14 @@ def test_arguments_that_do_not_fit_say_so():
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("rows",))
     with pytest.raises(ValueError, match=r"axis_name 'columns' is not an axis of the mesh.*\['rows'\]"):
         jaxgmm.fit_sharded(params, X, mesh=mesh, axis_name="columns")
+    with pytest.raises(ValueError, match=r"restarts_axis must be an axis of the mesh.*got 'rows'"):
+        jaxgmm.fit_sharded(params, X, mesh=mesh, restarts_axis="rows")
+    square = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("rows", "restarts"))
+    with pytest.raises(ValueError, match="is for several starts"):
+        jaxgmm.fit_sharded(params, X, mesh=square, restarts_axis="restarts")
+    torn = jax.tree.map(lambda a: jnp.stack([a, a]), params)
+    with pytest.raises(ValueError, match="share a leading axis"):
+        jaxgmm.fit_sharded(dataclasses.replace(torn, log_weights=torn.log_weights[0]), X, mesh=mesh)
     with pytest.raises(ValueError, match="n_cores"):
         jaxgmm.use_cores(0)
     if jax.local_device_count("cpu") != 64:

@@ -1,0 +1,140 @@
+"""What processes tell each other: whether all is well, and bytes of one length.
+
+Every exchange begins with headers, always of one size, so that a process that has come to harm can take part
+in the next one, whatever that is about, and all of them learn of it before anyone waits for numbers.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxgmm.scale.driven import Interruption
+
+T = TypeVar("T")
+
+_HEADER = 2048
+_WELL, _FAILED, _STOP = 0, 1, 2
+
+
+class ProcessError(RuntimeError):
+    """What went wrong on one of the processes, raised on all of them."""
+
+
+class LostProcessError(RuntimeError):
+    """Another process has ended, or cannot be reached, in the middle of a run."""
+
+
+class _Signal:
+    asked = False  # to stop, by SIGTERM
+    answered = False  # the others know
+    listening = False  # a fit is under way that will look
+
+
+signal = _Signal()
+
+
+@functools.cache
+def _lines() -> tuple[Any, Any, Any]:
+    """One device of each process in the processes' order, and a program that brings all to all of them."""
+    first: dict[int, Any] = {}
+    for device in jax.devices():
+        known = first.setdefault(device.process_index, device)
+        first[device.process_index] = min(known, device, key=lambda d: d.id)
+    mesh = Mesh(np.asarray([first[i] for i in sorted(first)]), ("processes",))
+    everywhere = jax.jit(lambda a: a, out_shardings=NamedSharding(mesh, PartitionSpec()))
+    return NamedSharding(mesh, PartitionSpec("processes")), everywhere, first[jax.process_index()]
+
+
+def gather(own: bytes) -> list[bytes]:
+    """The bytes of every process, in the processes' order; as many on each of them."""
+    if jax.process_count() == 1:
+        return [own]
+    rows, everywhere, device = _lines()
+    mine = jax.device_put(np.frombuffer(own, np.uint8)[None, :], device)
+    shape = (jax.process_count(), len(own))
+    try:
+        shared = everywhere(jax.make_array_from_single_device_arrays(shape, rows, [mine]))
+        table = np.asarray(shared.addressable_data(0))
+    except (RuntimeError, ValueError) as error:  # which of them depends on whether JAX has run it before
+        raise LostProcessError(
+            "another process has ended or cannot be reached; what it wrote last says why. Once that is put "
+            f"right, start all of them again: a fit with a checkpoint goes on from it. ({_first_line(error)})"
+        ) from None
+    return [row.tobytes() for row in table]
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:300]
+
+
+def describe(error: BaseException) -> str:
+    """An exception in one line."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, ValueError | OSError) and text else f"{type(error).__name__}: {text}"
+
+
+def agree(problem: str | None = None, *, stop: bool = False) -> None:
+    """Tell the others that all is well here, or what is not, and hear the same of them.
+
+    Raises:
+      ProcessError: something went wrong on one of them; the same words on all.
+      Interruption: one of them was asked to stop.
+    """
+    kind = _FAILED if problem is not None else _STOP if stop else _WELL
+    text = (problem or "").encode()[: _HEADER - 1]
+    headers = gather(bytes([kind]) + text.ljust(_HEADER - 1, b"\0"))
+    for process, header in enumerate(headers):
+        if header[0] == _FAILED:
+            said = header[1:].rstrip(b"\0").decode(errors="replace")
+            raise ProcessError(f"process {process} of {len(headers)}: {said}")
+    if any(header[0] == _STOP for header in headers):
+        raise Interruption
+
+
+def agreed(local: Callable[[], T]) -> T:
+    """What a function returns here, once it has returned everywhere.
+
+    Raises:
+      ProcessError: it has raised on one of the processes.
+      Interruption: one of them was asked to stop.
+    """
+    try:
+        value = local()
+    except Interruption:
+        agree(stop=True)
+        raise
+    except Exception as error:
+        try:
+            agree(describe(error))
+        except ProcessError as same:
+            raise same from error
+        raise
+    agree(stop=signal.asked and not signal.answered)
+    return value
+
+
+def digest(*values: Any) -> bytes:
+    """A short name for bytes and the arrays of trees: two of them are alike if their names are."""
+    found = hashlib.sha256()
+    for leaf in jax.tree.leaves(values):
+        found.update(leaf if isinstance(leaf, bytes) else np.asarray(leaf).tobytes())
+    return found.digest()
+
+
+def same(what: bytes, message: str) -> None:
+    """Raise on every process unless all of them have the same bytes."""
+    if len(set(gather(what))) > 1:
+        raise ProcessError(message)
+
+
+def gather_floats(own: np.ndarray) -> list[np.ndarray]:
+    """Arrays of float64, of one shape on every process, in the processes' order."""
+    a = np.ascontiguousarray(own, np.float64)
+    return [np.frombuffer(b, np.float64).reshape(a.shape) for b in gather(a.tobytes())]
