@@ -82,6 +82,8 @@ def test_every_page_is_in_the_table_of_contents():
 
 
 def test_links_between_pages_lead_somewhere():
+    if not (ROOT / "notebooks" / "01_quickstart.ipynb").exists():
+        pytest.skip("no clone: a source distribution has no notebooks to link to")
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
             # The site has the notebooks beside its pages.
