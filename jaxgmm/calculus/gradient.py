@@ -226,7 +226,7 @@ def fit_gradient(
       block_size: as in `fit`.
 
     Returns:
-      FitResult with history (n_steps,), of the objective's negative after 1, 2, … updates: with batches,
+      FitResult with history (n_steps,), of the objective's negative after 1, 2, … updates; with batches,
       their estimates of it. The last entry is the log-likelihood. If an update leads to a loss or a slope
       that is not finite, the parameters before it are returned, and the status is NONFINITE.
 
