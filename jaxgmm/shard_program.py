@@ -10,8 +10,6 @@ import functools
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from jax import Array, lax
 from jax.sharding import Mesh, PartitionSpec
 
@@ -54,7 +52,9 @@ def lanes_over(axis: str | None) -> PartitionSpec:
     return PartitionSpec() if axis is None else PartitionSpec(axis)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+Ends = tuple[GMMParams, Array, Array]  # a fit's params, log_likelihood and objective
+
+
 def _found(
     how: How, params: GMMParams, x: Array, w: Array, numbers: Numbers, prior: Prior | None
 ) -> FitResult:
@@ -80,12 +80,20 @@ def _found(
     return result
 
 
-@_found.defjvp
-def _with_tangents(
-    how: How, primals: tuple[Any, ...], tangents: tuple[Any, ...]
-) -> tuple[FitResult, FitResult]:
-    result = _found(how, *primals)
-    params, x, w, numbers, prior = primals
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _with_derivative(
+    how: How, ends: Ends, status: Array, x: Array, w: Array, numbers: Numbers, prior: Prior | None
+) -> Ends:
+    """What a fit found as it is, with the derivative that the implicit function theorem gives."""
+    return ends
+
+
+@_with_derivative.defjvp
+def _tangents(how: How, primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Ends, Ends]:
+    # Through itself, so that a second derivative sees that the ends depend on the data.
+    ends = _with_derivative(how, *primals)
+    _, status, x, w, numbers, prior = primals
+    params, many = ends[0], ends[0].means.ndim == 3
     rows, everywhere = PartitionSpec(how.axis_name), PartitionSpec()
     family, shape = params.family, params.means.shape[-2:]
 
@@ -105,31 +113,24 @@ def _with_tangents(
 
     derivative = Derivative(coordinates(family), how.unconverged, symmetric=family.to_natural is not None)
 
-    def of(x: Array, w: Array, reg_covar: Array, prior: Prior | None) -> tuple[GMMParams, Array, Array]:
+    def of(x: Array, w: Array, reg_covar: Array, prior: Prior | None) -> Ends:
         f = over_all(surveyed, rows, rows, everywhere)(x, w, reg_covar)
         f = with_prior(f, prior, family, shape)
 
-        def one(ended: FitResult) -> tuple[GMMParams, Array, Array]:
-            point = lax.stop_gradient(translate(ended.params, -f.shift))
-            converged = ended.status == Status.CONVERGED
-            point, report = with_derivative(
-                step, derivative, point, ended.log_likelihood, converged, (x, w, f)
-            )
+        def one(params: GMMParams, report: Array, status: Array) -> Ends:
+            point = lax.stop_gradient(translate(params, -f.shift))
+            converged = status == Status.CONVERGED
+            point, report = with_derivative(step, derivative, point, report, converged, (x, w, f))
             objective = report
             if f.prior is not None:
                 objective = report + priors.log_density(point, f.prior)[0] / w.sum()
             return translate(point, f.shift), report, objective
 
-        ended = lax.stop_gradient(result)
-        return jax.vmap(one)(ended) if params.means.ndim == 3 else one(ended)
+        ended = (*lax.stop_gradient((params, ends[1])), status)
+        return jax.vmap(one)(*ended) if many else one(*ended)
 
-    given = (x, w, numbers[2], prior)
-    _, (params_dot, report_dot, objective_dot) = jax.jvp(
-        of, given, (tangents[1], tangents[2], tangents[3][2], tangents[4])
-    )
-    none: Any = np.zeros(result.status.shape, jax.dtypes.float0)
-    history_dot = jnp.zeros_like(result.history)
-    return result, FitResult(params_dot, report_dot, objective_dot, none, none, history_dot)
+    _, dots = jax.jvp(of, (x, w, numbers[2], prior), (*tangents[2:4], tangents[4][2], tangents[5]))
+    return ends, dots
 
 
 @functools.partial(
@@ -162,4 +163,7 @@ def fit_parts(
 ) -> FitResult:
     """A fit, or several, of rows divided over an axis of a mesh; `w` is 0 where a row does not count."""
     how = How(mesh, axis_name, restarts_axis, block_size, history_size, unconverged, kernel)
-    return _found(how, params, x, w, numbers, prior)
+    found = _found(how, *lax.stop_gradient((params, x, w, numbers, prior)))
+    ends = found.params, found.log_likelihood, found.objective
+    fitted, log_likelihood, objective = _with_derivative(how, ends, found.status, x, w, numbers, prior)
+    return FitResult(fitted, log_likelihood, objective, found.n_iter, found.status, found.history)

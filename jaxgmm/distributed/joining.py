@@ -5,7 +5,9 @@ from __future__ import annotations
 import inspect
 import ipaddress
 import os
+import signal
 import socket
+import threading
 from typing import Any
 
 import jax
@@ -55,11 +57,14 @@ def initialize(
     if not _on_one_host(coordinator_address, num_processes):
         check_host_name()
     # Its handler would swallow SIGTERM; the runs of this package stop on it by themselves.
+    before = signal.getsignal(signal.SIGTERM)
     if hasattr(jax.config, "jax_enable_preemption_service"):
         jax.config.update("jax_enable_preemption_service", False)
     known = inspect.signature(jax.distributed.initialize).parameters
     options: dict[str, Any] = {name: value for name, value in times.items() if name in known}
     jax.distributed.initialize(coordinator_address, num_processes, process_id, **options)
+    if before is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, before)  # JAX before 0.6 cannot be told to leave it alone
 
 
 def _check_processes(address: Any, num_processes: Any, process_id: Any) -> None:
