@@ -78,7 +78,8 @@ def pytest_collection_modifyitems(items):
         values = item.callspec.params if hasattr(item, "callspec") else {}
         if values.get("dtype") == "float64" and values.get("name", "full") != "full":
             item.add_marker(pytest.mark.slow)
-        if values and "model" not in values and item.get_closest_marker("slow"):
+        rare = item.get_closest_marker("exhaustive")
+        if values and "model" not in values and item.get_closest_marker("slow") and not rare:
             repeats.setdefault((item.path, item.originalname), []).append((item, values.values()))
     for same in repeats.values():
         taken = next((item for item, values in same if CONTINUOUS in values), same[0][0])
