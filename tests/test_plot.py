@@ -11,7 +11,16 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Ellipse
 
 import jaxgmm
-from jaxgmm.plot import plot_criteria, plot_density, plot_fit, plot_pairs, plot_uncertainty
+from jaxgmm.plot import (
+    plot_classification,
+    plot_criteria,
+    plot_density,
+    plot_ellipses,
+    plot_fit,
+    plot_history,
+    plot_pairs,
+    plot_uncertainty,
+)
 
 matplotlib.use("Agg")
 
@@ -371,3 +380,58 @@ def test_uncertainty_sorts_the_points_by_it():
     assert axes.get_xlabel() == "x1"
     with pytest.raises(ValueError, match="features must be two of the 3"):
         plot_uncertainty(params, np.array(sure), features=(0, 3), ax=axes)
+
+
+def test_classification_draws_each_sample_with_its_component():
+    params = jaxgmm.make_params(
+        [0.5, 0.5], [[-4.0, 0.0, 0.0], [4.0, 0.0, 0.0]], np.ones(2, np.float32), "spherical"
+    )
+    left, right = [[-4.0, 1.0, 2.0], [-1.0, 0.0, 5.0]], [[4.0, -1.0, 3.0]]
+    _, axes = canvas()
+    assert plot_classification(params, np.array(left + right), features=(0, 2), ax=axes) is axes
+    drawn = [collection.get_offsets().tolist() for collection in axes.collections]
+    assert drawn == [[[p[0], p[2]] for p in part] for part in (left, right)]
+    assert [t.get_text() for t in axes.get_legend().get_texts()] == ["0: 2", "1: 1"]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("x1", "x3")
+    assert len(ellipses(axes)) == 4
+
+
+def test_ellipses_go_on_top_of_what_is_there():
+    params = mixture(3)
+    _, axes = canvas()
+    axes.plot([-50.0, 0.0], [0.0, 60.0])
+    before = axes.get_xlim(), axes.get_ylim()
+    assert plot_ellipses(params, features=(2, 1), ax=axes) is axes
+    found = ellipses(axes)
+    assert len(found) == 2 * params.n_components
+    centres = {tuple(np.round(e.get_center(), 4)) for e in found}
+    assert centres == {tuple(np.round([m[2], m[1]], 4)) for m in np.asarray(params.means, float)}
+    assert axes.get_xlim()[0] <= before[0][0]
+    assert axes.get_ylim()[1] >= before[1][1]
+    with pytest.raises(ValueError, match="features must be two of the 3"):
+        plot_ellipses(params, features=(1, 1))
+
+
+def results_of(history, status):
+    """As `fit_restarts` would return them: only what a picture of their history reads."""
+    none = jnp.zeros(len(status))
+    return jaxgmm.FitResult(None, none, none, none, jnp.asarray(status), jnp.asarray(history))
+
+
+def test_history_has_a_line_for_every_start_and_the_best_is_the_coloured_one():
+    nan = np.nan
+    history = [[-3.0, -2.5, -2.5, nan], [-3.0, -2.0, -1.5, -1.25], [-4.0, -1.0, nan, nan]]
+    _, axes = canvas()
+    ends = [jaxgmm.Status.CONVERGED, jaxgmm.Status.MAX_ITER, jaxgmm.Status.DEGENERATE]
+    assert plot_history(results_of(history, [int(s) for s in ends]), ax=axes) is axes
+    lines = [line for line in axes.lines if len(line.get_xdata()) > 1]
+    shorts = {tuple(np.round(line.get_ydata(), 5)) for line in lines}
+    # What failed does not count as the best, and what is above it is drawn at the floor.
+    assert shorts == {(1.75, 1.25, 1.25), (1.75, 0.75, 0.25, 0.0), (2.75, 0.0)}
+    assert [t.get_text() for t in axes.get_legend().get_texts()] == ["the best", "1 other", "1 failed"]
+    best = max(lines, key=lambda line: line.get_linewidth())
+    np.testing.assert_array_equal(best.get_xdata(), [1, 2, 3, 4])
+    one = results_of(history[1], [0])
+    assert len([line for line in plot_history(one, ax=canvas()[1]).lines if len(line.get_xdata()) > 1]) == 1
+    with pytest.raises(ValueError, match="history_size above 0"):
+        plot_history(results_of(np.zeros((3, 0)), [0, 0, 0]), ax=axes)

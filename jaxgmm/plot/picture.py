@@ -57,6 +57,13 @@ class Picture:
         self.points = self.X[np.sort(shown)]
         self.labels = np.asarray(predict(params, self.points.astype(np.asarray(params.means).dtype)))
 
+    def two(self, caller: str, features: tuple[int, int]) -> tuple[int, int]:
+        """The two features to draw, checked."""
+        d, (i, j) = self.n_features, features
+        if d < 2 or not (0 <= i < d and 0 <= j < d and i != j):
+            raise ValueError(f"{caller}: features must be two of the {d} features, got {features}")
+        return i, j
+
     def colour(self, k: int) -> str:
         """The colour of the k-th component that is on."""
         return PALETTE[self.numbers[k] % len(PALETTE)]

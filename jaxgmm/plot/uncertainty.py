@@ -54,10 +54,7 @@ def plot_uncertainty(
       >>> ax = plot_uncertainty(params, jaxgmm.sample(jax.random.key(0), params, 50)[0])
     """
     picture = Picture(params, X, columns, sample_weight, max_points)
-    d = picture.n_features
-    i, j = features
-    if d < 2 or not (0 <= i < d and 0 <= j < d and i != j):
-        raise ValueError(f"plot_uncertainty: features must be two of the {d} features, got {features}")
+    i, j = picture.two("plot_uncertainty", features)
     axes = new_figure((3.5, 3.2)).add_subplot() if ax is None else ax
     points = picture.points.astype(np.asarray(params.means).dtype)
     unsure = 1 - np.asarray(responsibilities(active(params), points), np.float64).max(1)

@@ -1,0 +1,125 @@
+"""Which component each sample belongs to, and the components by themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+
+from jaxgmm.params import GMMParams
+from jaxgmm.plot.picture import Picture
+from jaxgmm.plot.style import MARKERS, SMALL, TEXT, new_figure, tidy
+
+
+def plot_classification(
+    params: GMMParams,
+    X: Any,
+    *,
+    features: tuple[int, int] = (0, 1),
+    ax: Axes | None = None,
+    columns: Sequence[str] | None = None,
+    sample_weight: Any = None,
+    max_points: int = 5000,
+) -> Axes:
+    """Draw the samples in the colour and shape of their likeliest component, with the components' ellipses.
+
+    Args:
+      params: one mixture with D ≥ 2.
+      X: (N, D).
+      features: the two features to draw; the classification is that of all D.
+      ax: where to draw; None makes a figure.
+      columns: names of the D features.
+      sample_weight: (N,); samples without weight are not drawn.
+      max_points: a scatter of more points than this shows a random sample of that many.
+
+    Returns:
+      The axes.
+
+    Raises:
+      ValueError: D is 1, `features` are not two of the D, or the shapes do not fit.
+
+    Example:
+      >>> import jax, jaxgmm
+      >>> from jaxgmm.plot import plot_classification
+      >>> params = jaxgmm.make_params([0.5, 0.5], [[0.0, 0.0], [3.0, 0.0]], [1.0, 1.0], "spherical")
+      >>> ax = plot_classification(params, jaxgmm.sample(jax.random.key(0), params, 50)[0])
+    """
+    picture = Picture(params, X, columns, sample_weight, max_points)
+    i, j = picture.two("plot_classification", features)
+    axes = new_figure((3.5, 3.2)).add_subplot() if ax is None else ax
+    handles = []
+    for k, number in enumerate(picture.numbers):
+        mine = picture.points[picture.labels == k]
+        marker, colour = MARKERS[number % len(MARKERS)], picture.colour(k)
+        axes.scatter(mine[:, i], mine[:, j], 9, colour, marker=marker, lw=0, alpha=0.7, rasterized=True)
+        share = f"{number}: {len(mine):,}"
+        handles.append(Line2D([], [], color=colour, marker=marker, lw=0, ms=3.5, label=share))
+    _finish(picture, axes, i, j)
+    axes.legend(
+        handles=handles, title="component: samples drawn", loc="lower left", bbox_to_anchor=(0, 1), ncols=4,
+        borderaxespad=0.2, columnspacing=1, handlelength=1, title_fontsize=SMALL, fontsize=SMALL,
+        frameon=False,
+    )  # fmt: skip
+    return axes
+
+
+def plot_ellipses(
+    params: GMMParams,
+    *,
+    features: tuple[int, int] = (0, 1),
+    ax: Axes | None = None,
+    columns: Sequence[str] | None = None,
+) -> Axes:
+    """Draw the components' ellipses at one and two standard deviations, on top of what the axes have.
+
+    Args:
+      params: one mixture with D ≥ 2.
+      features: the two features whose marginal is drawn.
+      ax: where to draw; its limits grow where they must. None makes a figure.
+      columns: names of the D features; None leaves the labels of axes that were given.
+
+    Returns:
+      The axes.
+
+    Raises:
+      ValueError: D is 1, or `features` are not two of the D.
+
+    Example:
+      >>> import jaxgmm
+      >>> from jaxgmm.plot import plot_ellipses
+      >>> params = jaxgmm.make_params([0.5, 0.5], [[0.0, 0.0], [3.0, 0.0]], [1.0, 1.0], "spherical")
+      >>> ax = plot_ellipses(params)
+    """
+    picture = Picture(params, None, columns, None, 1)
+    i, j = picture.two("plot_ellipses", features)
+    if ax is None:
+        axes = new_figure((3.5, 3.2)).add_subplot()
+        _finish(picture, axes, i, j)
+        return axes
+    if ax.has_data():
+        (a, b), (c, d) = ax.get_xlim(), ax.get_ylim()
+        (e, f), (g, h) = picture.limits(i), picture.limits(j)
+        limits = (min(a, e), max(b, f)), (min(c, g), max(d, h))
+    else:
+        limits = picture.limits(i), picture.limits(j)
+    picture.draw_ellipses(ax, i, j)
+    ax.set_xlim(*limits[0])
+    ax.set_ylim(*limits[1])
+    if columns is not None:
+        _label(picture, ax, i, j)
+    return ax
+
+
+def _finish(picture: Picture, axes: Axes, i: int, j: int) -> None:
+    picture.draw_ellipses(axes, i, j)
+    axes.set_xlim(*picture.limits(i))
+    axes.set_ylim(*picture.limits(j))
+    _label(picture, axes, i, j)
+    tidy(axes)
+
+
+def _label(picture: Picture, axes: Axes, i: int, j: int) -> None:
+    axes.set_xlabel(picture.columns[i], fontsize=TEXT, parse_math=False)
+    axes.set_ylabel(picture.columns[j], fontsize=TEXT, parse_math=False)
