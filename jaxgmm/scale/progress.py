@@ -42,7 +42,7 @@ class Progress:
 
     def __str__(self) -> str:
         """One line."""
-        share = "" if not self.n_samples else f" {100 * self.rows // self.n_samples} %"
+        share = f", {100 * self.rows // self.n_samples} %" if self.n_samples and self.rows else ""
         if self.n_iter < 0:
             return f"first pass{share or f', {self.rows} rows'}"
         text = f"step {self.n_iter} of at most {self.max_iter}{share}"
