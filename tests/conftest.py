@@ -57,6 +57,22 @@ NAMES = sorted(FAMILIES)
 # For whole fits that test EM rather than a structure; also what the `name` fixture runs over.
 CORE = ["diag", "full", "spherical", "tied"]
 QUICK = ["full"]
+# Tests of whole fits that are quick in float32 only, and examples of whole searches that are not.
+SINGLE = {
+    "test_a_family_written_by_a_user_fits_every_way",
+    "test_moments_add_and_zero_is_the_identity",
+    "test_vmap_is_a_loop_and_jit_is_eager",
+    "test_a_zero_weight_leaves_a_row_out_whatever_it_holds",
+    "test_a_bad_lane_leaves_the_others_alone",
+    "test_a_fit_ends_where_the_whitened_one_does",
+    "test_an_awkward_sample_still_has_a_usable_lane",
+    "test_the_unit_of_x_moves_the_likelihood_by_its_own_logarithm",
+    "test_data_that_a_users_jit_closes_over_are_checked_and_fit",
+    "test_integer_weights_are_repetition",
+    "test_blocks_in_memory_give_the_fit_of_all_rows",
+    "test_one_process_alone_fits_as_fit_does",
+}
+LONG_EXAMPLES = ("search", "calculus", "families.factor", "sklearn.bayesian", "variational")
 CONTINUOUS = "VEV"  # of what is slow, for continuous integration
 # What moves the fits of a structure as it moves the data: any linear map, a scaling of each axis, or only a
 # rotation with one scaling.
@@ -76,7 +92,10 @@ def pytest_collection_modifyitems(items):
     repeats = {}
     for item in items:
         values = item.callspec.params if hasattr(item, "callspec") else {}
-        if values.get("dtype") == "float64" and values.get("name", "full") != "full":
+        name = getattr(item, "originalname", item.name)
+        single = name in SINGLE or values.get("name", "full") != "full"
+        example = name.startswith(tuple(f"jaxgmm.{room}" for room in LONG_EXAMPLES))
+        if (values.get("dtype") == "float64" and single) or example:
             item.add_marker(pytest.mark.slow)
         rare = item.get_closest_marker("exhaustive")
         if values and "model" not in values and item.get_closest_marker("slow") and not rare:

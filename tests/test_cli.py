@@ -754,6 +754,7 @@ def test_progress_is_for_terminals_only(capfd):
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.slow
 @needs_cache
 def test_the_cache_is_filled(process, data, tmp_path):
     assert process("fit", data, *QUICK, XDG_CACHE_HOME=str(tmp_path)).returncode == 0
@@ -806,6 +807,7 @@ def test_the_library_does_not_load_the_command_line(process):
     assert not loaded & {"click", "rich", "polars", "matplotlib"}
 
 
+@pytest.mark.slow
 def test_a_terminal_without_unicode(process, data):
     run = process("fit", data, *QUICK, PYTHONIOENCODING="ascii")
     assert run.returncode == 0

@@ -201,6 +201,7 @@ def test_the_unit_of_x_moves_the_likelihood_by_its_own_logarithm(name, dtype):
 # Shapes that weights cannot stand for
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "n", "d", "k"), [("full", 4, 6, 4), costly("spherical", 24, 3, 16, quick=QUICK)]
 )

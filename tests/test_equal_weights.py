@@ -39,6 +39,7 @@ def test_a_fit_keeps_the_weights_equal_and_climbs(base):
         assert float(jnp.ptp(slope.log_weights)) > 0.02
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("base", [costly(n, quick=QUICK) for n in ("full", "tied")])
 def test_padded_fits_share_the_weight_among_the_components_that_are_on(base):
     x = X.astype(np.float32)

@@ -301,6 +301,7 @@ def test_multiplying_features_by_powers_of_two_multiplies_the_starts(init):
     np.testing.assert_allclose(there.scale, here.scale * by[None, :, :, None], rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "by"), [("tied", [512, 0.25]), ("diag", [512, 0.25]), ("spherical", [64, 64])]
 )

@@ -175,7 +175,7 @@ def test_points_have_the_colour_of_their_likeliest_component():
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("n_features", [1, 2, 3])
+@pytest.mark.parametrize("n_features", [1, pytest.param(2, marks=pytest.mark.slow), 3])
 def test_every_family_draws(name, n_features):
     k = 2
     covariances = {

@@ -36,6 +36,7 @@ def many(params, X, kernel, limits=200, prior_of=None, x=None, run=loop.run_many
     )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", ["whitened", pytest.param("auto", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "width",

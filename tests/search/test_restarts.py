@@ -73,6 +73,7 @@ def restarted(init, seed=1, **options):
     return jaxgmm.fit_restarts(jax.random.key(seed), X32, K, init=init, n_init=4, **options)
 
 
+@pytest.mark.slow
 def test_results_have_a_lane_for_each_start_and_the_dtype_of_x():
     results = restarted("kmeans++")
     assert results.status.shape == results.n_iter.shape == results.log_likelihood.shape == (4,)
@@ -226,6 +227,7 @@ def searched():
     return jaxgmm.fit_components(jax.random.key(5), X32, SIZES, n_init=5)
 
 
+@pytest.mark.slow
 def test_more_components_never_fit_worse():
     assert (np.diff(searched().log_likelihood) >= -1e-4).all()
     assert float(searched().log_likelihood[2] - searched().log_likelihood[1]) > 0.05
