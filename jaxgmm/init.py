@@ -22,7 +22,7 @@ from jaxgmm.families.family import Family
 from jaxgmm.hierarchy import partitions
 from jaxgmm.linalg import einsum
 from jaxgmm.loop import REG_COVAR
-from jaxgmm.moments import accumulate
+from jaxgmm.moments import Moments, accumulate
 from jaxgmm.params import GMMParams, translate
 from jaxgmm.priors import Prior
 from jaxgmm.seeding import distinct_rows, lloyd, plusplus, random_simplex
@@ -33,7 +33,7 @@ NAMES = ("kmeans++", "kmeans", "random_points", "random_resp", "hierarchical")
 
 # A start from a hard partition widens every component by this part of the variance within clusters, so that a
 # seed that took a single point does not begin, and end, as a spike on it.
-_WIDEN = 1e-2
+WIDEN = 1e-2
 
 
 def _inputs(
@@ -223,11 +223,11 @@ def _mask(params: GMMParams, n_active: Array | None) -> GMMParams:
     return dataclasses.replace(params, log_weights=log_weights)
 
 
-def _nearest(params: GMMParams, r: Array, y: Array, distance: Array) -> Array:
+def nearest(params: GMMParams, r: Array, y: Array, distance: Array) -> Array:
     """Each row wholly to the component that is nearest in that component's own metric, (K, B)."""
     on = (params.log_weights > -jnp.inf)[:, None]
-    nearest = jnp.argmin(jnp.where(on, distance, jnp.inf), axis=0)
-    return jax.nn.one_hot(nearest, distance.shape[0], dtype=distance.dtype, axis=0)
+    taken = jnp.argmin(jnp.where(on, distance, jnp.inf), axis=0)
+    return jax.nn.one_hot(taken, distance.shape[0], dtype=distance.dtype, axis=0)
 
 
 def metric(family: Family, f: Frame) -> Array:
@@ -264,6 +264,20 @@ def ward(
     return labels, einsum("nk,nd->kd", share / jnp.where(size > 0, size, 1)[None, :], shifted)
 
 
+def widened(params: GMMParams, moments: Moments, f: Frame, share: Array | float = WIDEN) -> GMMParams:
+    """The M-step from a partition's moments, every component wider by a share of the variance within them."""
+    before = without_empty(params, moments)
+    shape = (params.n_components, params.n_features)
+
+    def step(carry: tuple[GMMParams, Array], _: None) -> tuple[tuple[GMMParams, Array], None]:
+        after, _length = maximise(before, moments, f.ridge + share * carry[1], f.prior)
+        variances = after.family.diagonal(after.scale, shape)
+        return (after, (after.weights[:, None] * variances).sum(0)), None
+
+    # First as it is, to see how wide that makes them. A scan compiles it once.
+    return lax.scan(step, (before, jnp.zeros_like(f.ridge)), None, length=2)[0][0]
+
+
 def from_seeds(
     places: Array,
     x: Array,
@@ -281,15 +295,10 @@ def from_seeds(
     """
     params = _mask(reference_params(family, places, f.variance), n_active)
     moments = accumulate(
-        params, x, w, resp=resp, reassign=functools.partial(_nearest, params), shift=f.shift,
+        params, x, w, resp=resp, reassign=functools.partial(nearest, params), shift=f.shift,
         block_size=block_size,
     )  # fmt: skip
-    params = without_empty(params, moments)
-    partition, _ = maximise(params, moments, f.ridge, f.prior)
-    variances = family.diagonal(partition.scale, (places.shape[0], places.shape[1]))
-    within = (partition.weights[:, None] * variances).sum(0)
-    params, _ = maximise(params, moments, f.ridge + _WIDEN * within, f.prior)
-    return translate(params, f.shift)
+    return translate(widened(params, moments, f), f.shift)
 
 
 def start(

@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 
 import jax
 import numpy as np
@@ -13,7 +14,8 @@ import polars
 import pytest
 
 import jaxgmm
-from jaxgmm.cli import _run, fitting
+from jaxgmm import cli
+from jaxgmm.cli import _run, fitting, signals
 from jaxgmm.cli.options import Components, Names, spell
 from jaxgmm.cli.tables import UserError, read, write
 from jaxgmm.io import load, load_columns, save
@@ -739,6 +741,38 @@ def test_a_signal_during_a_fit(data, tmp_path, number, status, said):
     assert running.returncode == status
     assert err == said
     assert os.listdir(tmp_path) == ["data.csv"]
+
+
+@pytest.mark.parametrize(
+    ("number", "raised"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)]
+)
+def test_a_signal_whose_exception_was_lost_ends_the_work_all_the_same(monkeypatch, number, raised):
+    """As one is that strikes while Python runs a finaliser, or between two steps of a lock of `threading`."""
+    stop = threading.Event()
+    monkeypatch.setattr(signals, "_received", [])
+
+    def interrupted():
+        signals._received.append(number)  # the handler ran, and what it raised came to nothing
+        stop.wait(60)
+
+    with pytest.raises(raised):
+        fitting.run_steps([("a", interrupted)])
+    stop.set()
+    assert signals.answer() == ((130, "interrupted") if number == signal.SIGINT else (143, ""))
+
+
+def test_an_error_that_an_interrupt_turned_into_is_an_interrupt(monkeypatch):
+    def broken(_):
+        signals._received.append(signal.SIGINT)
+        raise RuntimeError("cannot release un-acquired lock")
+
+    monkeypatch.setattr(signals, "_received", [])
+    monkeypatch.setattr(cli, "_answer", broken)
+    assert cli._run([]) == (130, "interrupted")
+    monkeypatch.setattr(signals, "_received", [])
+    monkeypatch.setattr(cli, "_answer", lambda _: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        cli._run([])
 
 
 def test_work_in_order_and_errors_from_it():

@@ -108,3 +108,34 @@ def test_block_rows_fit_the_cache_and_never_exceed_the_data():
 def test_embed_diagonal():
     got = linalg.embed_diagonal(jnp.array([[1.0, 2.0], [3.0, 4.0]]))
     np.testing.assert_array_equal(got, [[[1, 0], [0, 2]], [[3, 0], [0, 4]]])
+
+
+@pytest.mark.parametrize(
+    ("subscripts", "shapes"),
+    [
+        ("kde,kef->kdf", [(5, 4, 4), (5, 4, 4)]),
+        ("de,kef,gf->kdg", [(3, 4), (5, 4, 2), (3, 2)]),
+        ("k,kde,kfe->df", [(5,), (5, 4, 2), (5, 3, 2)]),
+        ("kde,ke->kd", [(30, 4, 4), (30, 4)]),
+        ("...de,...fe->...df", [(6, 2, 4, 4), (6, 2, 3, 4)]),
+        ("...de,...ef,...gf->...dg", [(4, 4), (4, 4), (4, 4)]),
+        ("kdb,keb->kde", [(5, 3, 40), (5, 3, 40)]),  # not tiny
+    ],
+)
+def test_products_of_tiny_matrices_are_products(subscripts, shapes):
+    rng = np.random.default_rng(0)
+    operands = [jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes]
+
+    def total(product):
+        return lambda *arrays: (product(subscripts, *arrays) ** 2).sum()
+
+    expected = np.einsum(subscripts, *[np.asarray(a, float) for a in operands])
+    np.testing.assert_allclose(linalg.einsum(subscripts, *operands), expected, rtol=1e-5, atol=1e-5)
+    many = jax.vmap(lambda *arrays: linalg.einsum(subscripts, *arrays))(
+        *[jnp.stack([a, 2 * a]) for a in operands]
+    )
+    np.testing.assert_allclose(many[1], expected * 2 ** len(shapes), rtol=1e-5, atol=1e-4)
+    every = tuple(range(len(shapes)))
+    mine, theirs = (jax.grad(total(f), argnums=every)(*operands) for f in (linalg.einsum, jnp.einsum))
+    for a, b in zip(mine, theirs, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * float(jnp.abs(b).max()))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import warnings
 from collections.abc import Sequence
 from typing import NoReturn
+
+from jaxgmm.cli import signals
 
 _EXTRAS = {"click": "cli", "rich": "cli", "polars": "cli", "matplotlib": "plot"}
 
@@ -23,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
-    signal.signal(signal.SIGTERM, _terminate)
+    signals.listen()
     code, message = _run(None if arguments is None else list(arguments))
     if message:
         sys.stderr.write(f"jaxgmm: {' '.join(message.split())}\n")
@@ -38,6 +39,16 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 def _run(arguments: list[str] | None) -> tuple[int, str]:
     """The status, and what to say on stderr."""
+    try:
+        return _answer(arguments)
+    except BaseException:
+        stopped = signals.answer()
+        if stopped is None:
+            raise
+        return stopped
+
+
+def _answer(arguments: list[str] | None) -> tuple[int, str]:
     try:
         import click
 
@@ -71,8 +82,3 @@ def _run(arguments: list[str] | None) -> tuple[int, str]:
         return 2, f"{error.filename}: {error.strerror}" if error.filename else str(error)
     except SystemExit as stop:
         return (stop.code if isinstance(stop.code, int) else 1), ""
-
-
-def _terminate(*_: object) -> NoReturn:
-    # An exception, so that a temporary file is removed on the way out.
-    raise SystemExit(128 + signal.SIGTERM)

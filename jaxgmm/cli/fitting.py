@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import os
 import threading
 import time
@@ -11,6 +12,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
+
+from jaxgmm.cli import signals
 
 Array = np.ndarray[Any, Any]
 Result = TypeVar("Result")
@@ -184,12 +187,21 @@ def run_steps(steps: Sequence[tuple[str, Callable[[], Result]]], patience: float
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
-    thread.join(patience)
+    _join(thread, patience)
     if thread.is_alive():
         _show(thread, steps, results)
     if errors:
         raise errors[0]
     return results
+
+
+def _join(thread: threading.Thread, seconds: float) -> None:
+    """Wait for the end of a thread, of that time, or of the process's own life."""
+    end = time.monotonic() + seconds
+    while thread.is_alive() and (left := end - time.monotonic()) > 0:
+        signals.check()
+        thread.join(min(left, 0.1))
+    signals.check()
 
 
 def _show(thread: threading.Thread, steps: Sequence[tuple[str, Any]], results: Sequence[Any]) -> None:
@@ -205,7 +217,7 @@ def _show(thread: threading.Thread, steps: Sequence[tuple[str, Any]], results: S
 
     console = Console(stderr=True)
     if not console.is_terminal:
-        thread.join()
+        _join(thread, math.inf)
         return
     columns = (
         SpinnerColumn(),
@@ -219,7 +231,7 @@ def _show(thread: threading.Thread, steps: Sequence[tuple[str, Any]], results: S
         while thread.is_alive():
             done = min(len(results), len(steps) - 1)
             progress.update(task, description=steps[done][0], completed=len(results))
-            thread.join(0.1)
+            _join(thread, 0.1)
 
 
 def _widen(params: Any, offset: Array) -> Any:

@@ -17,15 +17,16 @@ from jax.typing import ArrayLike
 from jaxgmm import priors, validate
 from jaxgmm.compilation import jit
 from jaxgmm.density import posterior
-from jaxgmm.em_map import Frame, frame, with_prior
+from jaxgmm.em_map import Frame, frame, reference_params, with_prior
 from jaxgmm.families.family import Family
-from jaxgmm.families.full import full
-from jaxgmm.init import Init, from_seeds, metric, seeds, start, ward
-from jaxgmm.linalg import block_rows, sum_rows
+from jaxgmm.init import Init, metric, nearest, seeds, start, ward, widened
+from jaxgmm.linalg import block_rows, einsum, sum_rows
 from jaxgmm.loop import run
-from jaxgmm.params import GMMParams
+from jaxgmm.moments import Moments, accumulate
+from jaxgmm.params import GMMParams, translate
 from jaxgmm.priors import Prior
 from jaxgmm.result import FitResult
+from jaxgmm.search.alike import Factors, as_seen_by, factors
 from jaxgmm.search.moves import Move, draw_exchange, overlap, split_merge
 from jaxgmm.search.spurious import spurious, total_factor
 
@@ -90,10 +91,11 @@ def survey(x: Array, w: Array | None, reg_covar: Array, *, block_size: int) -> t
     return n, frame(x, w, reg_covar), total_factor(x, w, block_size)
 
 
-@functools.partial(jit, static_argnames="family")
-def unit_of(surveyed: Frame, *, family: Family) -> Array:
-    """(D,) `metric` of a structure."""
-    return metric(family, surveyed)
+@functools.partial(jit, static_argnames=("family", "n_components"))
+def reference(surveyed: Frame, *, family: Family, n_components: int) -> tuple[Array, GMMParams]:
+    """(D,) `metric` of a structure, and its K equal components as wide as all the data."""
+    means = jnp.broadcast_to(surveyed.shift[None, :], (n_components, surveyed.shift.shape[0]))
+    return metric(family, surveyed), reference_params(family, means, surveyed.variance)
 
 
 @functools.partial(jit, static_argnames=("n_components", "init"))
@@ -116,17 +118,37 @@ def ward_places(sizes: Array, unit: Array, s: Settings, *, n_components: int) ->
     return jax.vmap(one)(sizes)
 
 
-@functools.partial(jit, static_argnames=("default", "family", "block_size"))
-def start_from_seeds(
-    places: Array, n_active: Array, s: Settings, *, default: bool, family: Family, block_size: int
+@functools.partial(jit, static_argnames="block_size")
+def partition(mixtures: GMMParams, s: Settings, *, block_size: int) -> Moments:
+    """Moments about mixtures (B,) of their samples: each is whole with the nearest component that is on."""
+    shift = s.surveyed.shift
+
+    def one(m: GMMParams) -> Moments:
+        whole = functools.partial(nearest, m)
+        return accumulate(translate(m, -shift), s.x, s.w, reassign=whole, shift=shift, block_size=block_size)
+
+    return jax.vmap(one)(mixtures)
+
+
+@functools.partial(jit, static_argnames="default")
+def settle(
+    params: GMMParams,
+    scale: Factors | None,
+    moments: Moments,
+    n_active: Array,
+    share: Array,
+    s: Settings,
+    *,
+    default: bool,
 ) -> GMMParams:
-    """One structure's starts from seeds (B, K, D), of which the first n_active (B,) are on."""
+    """One structure's mixtures (B,) from moments about `params`, in the metric of `scale`; see `widened`."""
 
-    def one(p: Array, size: Array) -> GMMParams:
-        f = _framed(s, default, family, p.shape[0], size)
-        return from_seeds(p, s.x, s.w, f, family=family, block_size=block_size, n_active=size)
+    def one(p: GMMParams, c: Factors | None, m: Moments, size: Array) -> GMMParams:
+        f = _framed(s, default, p.family, p.n_components, size)
+        relative = translate(p, -f.shift)
+        return translate(widened(relative, as_seen_by(p, c, m), f, share), f.shift)
 
-    return jax.vmap(one)(places, n_active)
+    return jax.vmap(one)(params, scale, moments, n_active)
 
 
 @functools.partial(jit, static_argnames=("default", "family", "n_components", "init", "block_size"))
@@ -164,52 +186,44 @@ def advance(
     default: bool,
     block_size: int,
     history_size: int,
-) -> tuple[FitResult, Array | None]:
-    """Every lane up to max_iter EM steps further, and its dense covariances where they are not large."""
+) -> tuple[FitResult, Factors | None]:
+    """Every lane up to max_iter EM steps further, and its dense factors where they are not large."""
 
-    def one(p: GMMParams, size: Array) -> tuple[FitResult, Array | None]:
+    def one(p: GMMParams, size: Array) -> tuple[FitResult, Factors | None]:
         prior = prior_for(s, default, p.family, size)
         result = run(
             p, s.x, s.w, tol, max_iter, s.reg_covar, s.accelerate, prior,
             block_size=block_size, history_size=history_size, surveyed=s.surveyed,
         )  # fmt: skip
-        dense = jax.lax.stop_gradient(result.params.covariances) if p.n_features <= DENSE else None
-        return result, dense
+        if p.n_features > DENSE:
+            return result, None
+        return result, factors(jax.lax.stop_gradient(result.params))
 
     return jax.vmap(one)(params, n_active)
 
 
 @jit
-def flags_of(log_weights: Array, means: Array, covariances: Array | None, s: Settings) -> Array:
-    """(B,) `Spurious` flags of mixtures with dense covariances; without them, only of their weights."""
+def flags_of(log_weights: Array, means: Array, scale: Factors | None, s: Settings) -> Array:
+    """(B,) `Spurious` flags of mixtures with dense factors; without them, only of their weights."""
 
-    def one(lw: Array, m: Array, c: Array | None) -> Array:
-        return spurious(lw, m, c, s.n_effective, s.total, s.max_ratio)
+    def one(lw: Array, m: Array, c: Factors | None) -> Array:
+        dense = None if c is None else einsum("kde,kfe->kdf", c.colour, c.colour)
+        return spurious(lw, m, dense, s.n_effective, s.total, s.max_ratio)
 
-    return jax.vmap(one)(log_weights, means, covariances)
-
-
-def _as_full(mixture: Any) -> GMMParams:
-    """The mixture itself, or of log weights, means and dense covariances a mixture with dense factors."""
-    if isinstance(mixture, GMMParams):
-        return mixture
-    log_weights, means, covariances = mixture
-    return GMMParams(log_weights, means, full.from_covariance(covariances), full)
+    return jax.vmap(one)(log_weights, means, scale)
 
 
 @functools.partial(jit, static_argnames="block_size")
-def overlaps(mixtures: Any, s: Settings, *, block_size: int) -> Array:
-    """(B, K, K) `overlap` of each mixture, given as `_as_full` takes it."""
-    return jax.vmap(lambda m: overlap(_as_full(m), s.x, s.w, block_size))(mixtures)
+def overlaps(mixtures: GMMParams, s: Settings, *, block_size: int) -> Array:
+    """(B, K, K) `overlap` of each mixture."""
+    return jax.vmap(lambda m: overlap(m, s.x, s.w, block_size))(mixtures)
 
 
 @functools.partial(jit, static_argnames="block_size")
-def certainty(mixtures: Any, s: Settings, *, block_size: int) -> Array:
+def certainty(mixtures: GMMParams, s: Settings, *, block_size: int) -> Array:
     """(L,) Σ w log max_k r_k over the samples, for a batch of mixtures: what `icl` takes from `bic`."""
 
-    def one(mixture: Any) -> Array:
-        p = _as_full(mixture)
-
+    def one(p: GMMParams) -> Array:
         def block(wb: Array, b: Array) -> Array:
             b = jnp.where((wb > 0)[:, None] | jnp.isfinite(b), b, p.means[:1])
             return (wb * jnp.log(posterior(p, b)[0].max(1))).sum()
@@ -227,14 +241,11 @@ def draw_moves(keys: Array, log_weights: Array, closeness: Array, change: Array,
     )
 
 
-@functools.partial(jit, static_argnames=("default", "block_size"))
-def move(
-    moves: Move, params: GMMParams, n_active: Array, s: Settings, *, default: bool, block_size: int
-) -> GMMParams:
-    """Mixtures (B,) after one `Move` each."""
+@functools.partial(jit, static_argnames="block_size")
+def rearrange(moves: Move, mixtures: GMMParams, s: Settings, *, block_size: int) -> Moments:
+    """Moments about mixtures (B,) after one `Move` each."""
 
-    def one(m: Move, p: GMMParams, size: Array) -> GMMParams:
-        f = _framed(s, default, p.family, p.n_components, size)
-        return split_merge(m, p, s.x, s.w, f, block_size)
+    def one(m: Move, p: GMMParams) -> Moments:
+        return split_merge(m, p, s.x, s.w, s.surveyed.shift, block_size)
 
-    return jax.vmap(one)(moves, params, n_active)
+    return jax.vmap(one)(moves, mixtures)

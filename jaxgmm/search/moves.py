@@ -9,9 +9,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxgmm.density import posterior
-from jaxgmm.em_map import Frame, maximise
 from jaxgmm.linalg import sum_rows
-from jaxgmm.moments import accumulate
+from jaxgmm.moments import Moments, accumulate
 from jaxgmm.params import GMMParams, translate
 
 
@@ -80,13 +79,13 @@ def draw_exchange(key: Array, log_weights: Array, closeness: Array, change: Arra
 
 
 def split_merge(
-    move: Move, params: GMMParams, x: Array, w: Array | None, f: Frame, block_size: int
-) -> GMMParams:
-    """The M-step of the responsibilities with which a pair is merged and another component split at once.
+    move: Move, params: GMMParams, x: Array, w: Array | None, shift: Array, block_size: int
+) -> Moments:
+    """Moments about the mixture with the responsibilities of a merged pair and a split component.
 
     The pair's responsibilities go to its first member, and the third component's are shared between it and
     the second by a hyperplane through its mean, in its own metric. So the move works for every covariance
-    structure. A mixture of fewer than three components comes back as it was.
+    structure: an M-step takes these moments.
 
     References:
       Ueda, Nakano, Ghahramani & Hinton (2000), SMEM algorithm for mixture models, Neural Computation 12.
@@ -99,7 +98,4 @@ def split_merge(
         moved = r.at[first].set(merged).at[second].set(jnp.where(side, split, 0))
         return moved.at[third].set(jnp.where(side, 0, split))
 
-    relative = translate(params, -f.shift)
-    moments = accumulate(relative, x, w, reassign=reassign, shift=f.shift, block_size=block_size)
-    moved = translate(maximise(relative, moments, f.ridge, f.prior)[0], f.shift)
-    return jax.tree.map(lambda a, b: jnp.where(move.possible, a, b), moved, params)
+    return accumulate(translate(params, -shift), x, w, reassign=reassign, shift=shift, block_size=block_size)

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
@@ -22,6 +21,7 @@ from jaxgmm.loop import MAX_ITER, REG_COVAR, TOL
 from jaxgmm.params import GMMParams, active
 from jaxgmm.priors import Prior
 from jaxgmm.result import FitResult
+from jaxgmm.search.alike import alike
 from jaxgmm.search.criteria import REMEDIES
 from jaxgmm.search.folds import held_out
 from jaxgmm.search.lanes import certainty, settings_of
@@ -167,7 +167,7 @@ def _kinds(table: Sequence[Row]) -> str:
 
 
 def _cell(results: BestFit, i: int) -> BestFit:
-    lane = jax.tree.map(lambda a: jnp.asarray(np.asarray(a)[i]), results)
+    lane: BestFit = jax.device_put(jax.tree.map(lambda a: np.asarray(a)[i], results))
     return dataclasses.replace(lane, params=active(lane.params))
 
 
@@ -175,10 +175,9 @@ def _rows(name: str, tournament: Tournament, found: BestFit, sizes: Sequence[int
     """The table's rows for one structure."""
     settings = tournament.settings
     p = found.params
-    # As full mixtures, for which one program serves all structures.
-    dense = tournament.covariances
-    mixture = p if dense is None else (p.log_weights, p.means, dense[:, 0])
-    sure = np.asarray(certainty(mixture, settings, block_size=tournament.block_size), float)
+    # In a form for which one program serves all structures.
+    mixtures = alike(p, jax.tree.map(lambda a: a[:, 0], tournament.factors))
+    sure = np.asarray(certainty(mixtures, settings, block_size=tournament.block_size), float)
     rows = []
     for i, size in enumerate(sizes):
         status = Status(int(found.status[i]))

@@ -21,14 +21,16 @@ from jax.typing import ArrayLike
 from jaxgmm import display, priors, validate
 from jaxgmm.families.family import Family
 from jaxgmm.families.table import get_family
-from jaxgmm.init import Init, check_init
+from jaxgmm.init import WIDEN, Init, check_init
 from jaxgmm.linalg import block_rows
 from jaxgmm.loop import HISTORY_SIZE, MAX_ITER, REG_COVAR, TOL
 from jaxgmm.params import GMMParams
 from jaxgmm.priors import Prior
 from jaxgmm.result import FitResult
 from jaxgmm.search import lanes
+from jaxgmm.search.alike import Factors, alike
 from jaxgmm.search.criteria import has_failed
+from jaxgmm.search.field import Field, arrays, best_of
 from jaxgmm.search.spurious import MAX_RATIO, describe
 
 BUDGET = 2000
@@ -93,45 +95,6 @@ class BestFit(FitResult):
         return [f"{int(agreed)} of {int(finalists)} finalists agree", *flaws]
 
 
-class Field(NamedTuple):
-    """Mixtures in the race, all with leading axes (L, n): L numbers of components, n lanes of each."""
-
-    results: FitResult
-    flags: Any  # int32, `Spurious`
-    covariances: Any  # (L, n, K, D, D), or None for many features
-
-
-def _arrays(tree: Any) -> Any:
-    """The module that shuffles lanes between two programs: NumPy compiles nothing, but cannot be traced."""
-    return np if validate.is_concrete(tree) else jnp
-
-
-def _take(tree: Any, rows: Any) -> Any:
-    """Lanes `rows` (L, n) of a tree with leading axes (L, m)."""
-    at = np.arange(rows.shape[0])[:, None]
-    return jax.tree.map(lambda a: a[at, rows], tree)
-
-
-def _rank(field: Field, n: int) -> Any:
-    """The best n lanes (L, n): sound ones first, by objective; failed ones last."""
-    xp = _arrays(field)
-    value = field.results.objective
-    lost = has_failed(field.results.status) | ~xp.isfinite(value)
-    # By objective within classes: two sorts, the second of which keeps the first one's order.
-    order = _argsort(xp, -xp.where(lost, -xp.inf, value))
-    rank = xp.take_along_axis(xp.where(lost, 2, xp.where(field.flags != 0, 1, 0)), order, 1)
-    return xp.take_along_axis(order, _argsort(xp, rank), 1)[:, :n]
-
-
-def _argsort(xp: Any, a: Any) -> Any:
-    return np.argsort(a, axis=1, kind="stable") if xp is np else jnp.argsort(a, axis=1)
-
-
-def _best(field: Field, n: int) -> Field:
-    kept: Field = _take(field, _rank(field, n))
-    return kept
-
-
 class Tournament:
     """One search over one data set: what its programs are called with."""
 
@@ -157,9 +120,11 @@ class Tournament:
         self.n_components = max(sizes)
         self.block_size = block_rows(n_samples, self.n_components, n_features, _WIDTH * len(sizes))
         self.history_size = history_size
-        self.unit = lanes.unit_of(self.frozen.surveyed, family=family)
+        self.unit, self.reference = lanes.reference(
+            self.frozen.surveyed, family=family, n_components=self.n_components
+        )
         self.n_steps: Any = np.zeros(len(sizes), np.int32)
-        self.covariances: Any = None  # (L, n, K, D, D) of the finalists, where they are not large
+        self.factors: Any = None  # (L, n) `Factors` of the finalists, where they are not large
 
     def starts(self, key: Array, n: int) -> GMMParams:
         """n starts for each size, leading axes (L, n)."""
@@ -181,15 +146,14 @@ class Tournament:
             return lanes.seed(keys, self.unit, self.frozen, n_components=self.n_components, init=self.init)
 
         def place(places: Array) -> GMMParams:
-            return lanes.start_from_seeds(
-                places, active, self.frozen, default=self.default, family=self.family,
-                block_size=self.block_size,
-            )  # fmt: skip
+            begin, scale = self._at(places)
+            moments = lanes.partition(alike(begin, scale), self.frozen, block_size=self.block_size)
+            return self._settle(begin, scale, moments, WIDEN)
 
         places = self._over(draw, keys)
         if self.settings.x.shape[0] * self.n_components <= _WARD:
             one = lanes.ward_places(self.sizes, self.unit, self.frozen, n_components=self.n_components)
-            xp = _arrays((places, one))
+            xp = arrays((places, one))
             places = xp.concatenate([xp.asarray(one)[:, None], places[:, 1:]], 1)
         together = self._over(place, self._chunks(places))
         return together
@@ -201,13 +165,13 @@ class Tournament:
         active = np.repeat(self.sizes, _WIDTH)
 
         def chunk(batch: GMMParams) -> Field:
-            result, covariances = lanes.advance(
+            result, factors = lanes.advance(
                 batch, active, s, tol, max_iter, default=self.default, block_size=self.block_size,
                 history_size=self.history_size,
             )  # fmt: skip
             p = result.params
-            flags = lanes.flags_of(p.log_weights, p.means, covariances, self.frozen)
-            return Field(result, flags, covariances)
+            flags = lanes.flags_of(p.log_weights, p.means, factors, self.frozen)
+            return Field(result, flags, factors)
 
         field: Field = self._over(chunk, self._chunks(params))
         self.n_steps = self.n_steps + field.results.n_iter.sum(1).astype(np.int32)
@@ -219,24 +183,27 @@ class Tournament:
         Splits and merges at once; or, in turn, splits of the next smaller mixture and merges in the next
         larger one, where these are among the sizes.
         """
-        xp = _arrays((field, self.frozen))
-        best, covariances = jax.tree.map(
-            lambda a: xp.repeat(a[:, 0], _WIDTH, axis=0), (field.results.params, field.covariances)
+        xp = arrays((field, self.frozen))
+        best = jax.tree.map(
+            lambda a: xp.repeat(a[:, 0], _WIDTH, axis=0), (field.results.params, field.factors)
         )
-        active = np.repeat(self.sizes, _WIDTH)
         # Every lane's own: as many products again, and one more shape that is not compiled.
-        closeness = lanes.overlaps(
-            best if covariances is None else (best.log_weights, best.means, covariances),
-            self.frozen, block_size=self.block_size,
-        )  # fmt: skip
+        closeness = lanes.overlaps(alike(*best), self.frozen, block_size=self.block_size)
 
         def chunk(inputs: tuple[Array, Array, Array]) -> GMMParams:
             keys, donors, change = inputs
-            origin, near = jax.tree.map(lambda a: xp.asarray(a)[donors], (best, closeness))
-            drawn = lanes.draw_moves(keys, origin.log_weights, near, change, n_features=best.n_features)
-            return lanes.move(
-                drawn, origin, active, self.frozen, default=self.default, block_size=self.block_size
-            )
+            (origin, scale), near = jax.tree.map(lambda a: xp.asarray(a)[donors], (best, closeness))
+            drawn = lanes.draw_moves(keys, origin.log_weights, near, change, n_features=origin.n_features)
+            moments = lanes.rearrange(drawn, alike(origin, scale), self.frozen, block_size=self.block_size)
+            moved = self._settle(origin, scale, moments, 0)
+            pick = arrays((drawn, moved))
+            possible = pick.asarray(drawn.possible)
+
+            def chosen(a: Any, b: Any) -> Any:
+                return pick.where(possible.reshape(-1, *(1,) * (a.ndim - 1)), a, b)
+
+            kept: GMMParams = jax.tree.map(chosen, moved, origin)
+            return kept
 
         n = _MOVES // _WIDTH
         donors, change = self._donors(n if exchange else 0, n)
@@ -244,6 +211,28 @@ class Tournament:
         self.n_steps = self.n_steps + _MOVES
         together: GMMParams = self._over(chunk, (self._keys(key, n), donors, change))
         return together
+
+    def _at(self, places: Any) -> tuple[GMMParams, Factors | None]:
+        """One program's lanes with equal components at `places`, and their dense factors."""
+        xp = arrays((places, self.frozen, self.reference))
+        unit, shift, begin = jax.tree.map(xp.asarray, (self.unit, self.frozen.surveyed.shift, self.reference))
+        on = np.arange(self.n_components)[None, :] < np.repeat(self.sizes, _WIDTH)[:, None]
+        scale = None
+        if len(unit) <= lanes.DENSE:
+            each = xp.broadcast_to(unit[None, :], (self.n_components, len(unit)))
+            identity = np.eye(len(unit), dtype=unit.dtype)[None]
+            scale = Factors(
+                each[:, None, :] * identity, identity / each[:, None, :], 2 * xp.log(each).sum(-1)
+            )
+        begin, scale = jax.tree.map(lambda a: xp.broadcast_to(a, (len(on), *a.shape)), (begin, scale))
+        log_weights = xp.where(on, begin.log_weights, -np.inf)
+        return dataclasses.replace(begin, log_weights=log_weights, means=places + shift[None, None, :]), scale
+
+    def _settle(self, params: GMMParams, scale: Any, moments: Any, share: float) -> GMMParams:
+        """An M-step of one program's lanes."""
+        active = np.repeat(self.sizes, _WIDTH)
+        wider = np.asarray(share, self.settings.x.dtype)
+        return lanes.settle(params, scale, moments, active, wider, self.frozen, default=self.default)
 
     def _donors(self, n_exchanges: int, n: int) -> tuple[Any, Any]:
         """For n programs, the lane that each lane's move begins from, and the change of size: (n, lanes)."""
@@ -267,35 +256,40 @@ class Tournament:
         params, steps = self.starts(key_start, game.n_starts), game.steps
         while True:
             n_lanes = params.log_weights.shape[1]
-            field = _best(self.advance(params, steps), max(_WIDTH, n_lanes // 3))
+            field = best_of(self.advance(params, steps), max(_WIDTH, n_lanes // 3))
             if n_lanes == _WIDTH:
                 break
             params, steps = field.results.params, 3 * steps
         for i in range(game.rounds):
             exchange = several and (game.rounds - i) % 2 == 1
             moved = self.moves(jax.random.fold_in(key_moves, i), field, exchange=exchange)
-            tried = _best(self.advance(moved, _TRY), _WIDTH)
+            tried = best_of(self.advance(moved, _TRY), _WIDTH)
             refined = self.advance(tried.results.params, _REFINE)
-            xp = _arrays((field, refined))
+            xp = arrays((field, refined))
             both = jax.tree.map(lambda *leaves, xp=xp: xp.concatenate(leaves, 1), field, refined)
-            field = _best(both, _WIDTH)
+            field = best_of(both, _WIDTH)
         final = self.advance(field.results.params, None)
-        return _best(final, _WIDTH)
+        return best_of(final, _WIDTH)
 
     def best(self, key: Array, budget: int) -> BestFit:
         """The winner of every size, leading axis (L,)."""
-        results, flags, self.covariances = self.play(key, budget)
+        results, flags, self.factors = self.play(key, budget)
         top = results.objective[:, :1]
         agree = (results.objective >= top - _AGREE) & ~has_failed(results.status)
         winner = jax.tree.map(lambda a: a[:, 0], results)
+        finalists: Any = np.full(len(self.sizes), _WIDTH, np.int32)
         found = BestFit(
             **{field.name: getattr(winner, field.name) for field in dataclasses.fields(FitResult)},
             flags=flags[:, 0],
             n_agreed=agree.sum(1).astype(np.int32),
-            n_finalists=jnp.full(top.shape[:1], _WIDTH, jnp.int32),
+            n_finalists=finalists,
             n_steps=self.n_steps,
         )  # fmt: skip
-        return jax.tree.map(jnp.asarray, found)
+        # `jnp.asarray` compiles a program for each shape; `device_put` has no derivative out of a scan.
+        placed: BestFit = (
+            jax.device_put(found) if validate.is_concrete(found) else jax.tree.map(jnp.asarray, found)
+        )
+        return placed
 
     def _keys(self, key: Array, n: int) -> Array:
         """(n, lanes) keys, n times as many as a program has lanes."""

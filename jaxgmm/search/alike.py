@@ -1,0 +1,87 @@
+"""Mixtures of any structure as one kind, so that what does not depend on the structure is compiled once."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import Array
+
+from jaxgmm.families.family import Family
+from jaxgmm.families.full import full
+from jaxgmm.linalg import einsum
+from jaxgmm.moments import Moments
+from jaxgmm.params import GMMParams
+
+
+class Factors(NamedTuple):
+    """The scale of such a mixture: Σ_k = C_k C_kᵀ by factors that are dense, but need not be triangular.
+
+    With the structure's own C⁻¹ beside C nothing is inverted again, and nothing lost of thin covariances.
+    """
+
+    colour: Array  # (K, D, D)  C
+    white: Array  # (K, D, D)  C⁻¹
+    log_det: Array  # (K,)  log |Σ|
+
+
+def _whitener(scale: Factors) -> Callable[[Array], Array]:
+    return lambda residuals: einsum("kde,keb->kdb", scale.white, residuals)
+
+
+def _colour(scale: Factors, y: Array) -> Array:
+    return einsum("kde,keb->kdb", scale.colour, y)
+
+
+def _log_det(scale: Factors, shape: tuple[int, int]) -> Array:
+    return scale.log_det
+
+
+# For E-steps and moments. It has no M-step of its own: that is what structures differ in.
+ALIKE: Family = full._replace(name="alike", whitener=_whitener, colour=_colour, log_det=_log_det)
+
+
+def factors(params: GMMParams) -> Factors:
+    """The dense factors of one mixture."""
+    shape = (params.n_components, params.n_features)
+    identity = jnp.eye(shape[1], dtype=params.means.dtype)
+    identity = jnp.broadcast_to(identity[None], (*shape, shape[1]))
+    family = params.family
+    return Factors(
+        family.colour(params.scale, identity),
+        family.whitener(params.scale)(identity),
+        family.log_det(params.scale, shape),
+    )
+
+
+def alike(params: GMMParams, scale: Factors | None) -> GMMParams:
+    """A mixture by its dense factors; itself where there are none. Any leading axes."""
+    return params if scale is None else GMMParams(params.log_weights, params.means, scale, ALIKE)
+
+
+def as_seen_by(params: GMMParams, scale: Factors | None, moments: Moments) -> Moments:
+    """Moments about a mixture's means in the metric of `scale`, as the structure of `params` keeps them.
+
+    Of a structure only its `second_moment` is known, which is linear in the responsibilities. So the second
+    moments become 2D samples that have them: with R the correlations, 4R = (I + R)² − (I − R)².
+    """
+    if scale is None:
+        return moments
+    family, n = params.family, moments.weight
+    on = n > 0
+    mean_square = moments.second / jnp.where(on, n, 1)[:, None, None]
+    width = jnp.sqrt(jnp.diagonal(mean_square, axis1=-2, axis2=-1))
+    inverse = 1 / jnp.where(width > 0, width, 1)
+    correlation = inverse[:, :, None] * mean_square * inverse[:, None, :]
+    identity = jnp.eye(width.shape[1], dtype=width.dtype)[None]
+    samples = jnp.concatenate([identity + correlation, identity - correlation], axis=2)
+    residuals = einsum("kde,keb->kdb", scale.colour, width[:, :, None] * samples)
+    whiten = family.whitener(params.scale)
+    sign = jnp.repeat(jnp.asarray([0.25, -0.25], n.dtype), width.shape[1])
+    return dataclasses.replace(
+        moments,
+        first=whiten(einsum("kde,ke->kd", scale.colour, moments.first)[:, :, None])[:, :, 0],
+        second=family.second_moment(params.scale, whiten(residuals), n[:, None] * sign[None, :]),
+    )
