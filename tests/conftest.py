@@ -59,6 +59,8 @@ CORE = ["diag", "full", "spherical", "tied"]
 QUICK = ["full"]
 # Tests of whole fits that are quick in float32 only, and examples of whole searches that are not.
 SINGLE = {
+    "test_every_fit_is_finite_or_says_why_and_converged_means_it",
+    "test_both_kernels_give_the_same_moments",
     "test_a_family_written_by_a_user_fits_every_way",
     "test_moments_add_and_zero_is_the_identity",
     "test_vmap_is_a_loop_and_jit_is_eager",
