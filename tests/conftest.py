@@ -59,6 +59,13 @@ CORE = ["diag", "full", "spherical", "tied"]
 QUICK = ["full"]
 # Tests of whole fits that are quick in float32 only, and examples of whole searches that are not.
 SINGLE = {
+    "test_check_passes_what_converged",
+    "test_the_bound_never_falls",
+    "test_a_step_is_the_dense_one",
+    "test_from_covariance_is_exact_on_the_structure_and_nan_where_it_is_not_positive_definite",
+    "test_equal_values_have_finite_derivatives_that_are_right_where_the_choice_does_not_matter",
+    "test_it_solves_and_measures_its_own_residual",
+    "test_scale_does_not_matter_and_zero_is_zero",
     "test_every_fit_is_finite_or_says_why_and_converged_means_it",
     "test_both_kernels_give_the_same_moments",
     "test_a_family_written_by_a_user_fits_every_way",
@@ -74,7 +81,15 @@ SINGLE = {
     "test_blocks_in_memory_give_the_fit_of_all_rows",
     "test_one_process_alone_fits_as_fit_does",
 }
-LONG_EXAMPLES = ("search", "calculus", "families.factor", "sklearn.bayesian", "variational")
+LONG_EXAMPLES = (
+    "search",
+    "calculus",
+    "families.factor",
+    "families.table",
+    "plot.history",
+    "sklearn.bayesian",
+    "variational",
+)
 CONTINUOUS = "VEV"  # of what is slow, for continuous integration
 # What moves the fits of a structure as it moves the data: any linear map, a scaling of each axis, or only a
 # rotation with one scaling.

@@ -179,6 +179,7 @@ def test_rows_left_out_decide(command, data, blobs, criterion, folds):
     assert f"Best by {criterion.upper()}: spherical, K = {choice.best_row['n_components']}" in out
 
 
+@pytest.mark.slow
 def test_a_criterion_not_asked_for_takes_no_column(command, data):
     _, out, _ = command("fit", data, *QUICK)
     assert "CV" not in out
@@ -302,6 +303,7 @@ def test_every_fit_failed(command, data, tmp_path, monkeypatch):
     assert sorted(os.listdir(tmp_path)) == ["data.csv"]
 
 
+@pytest.mark.slow
 def test_a_collapsed_component_is_pointed_out(command, tmp_path):
     path = put(tmp_path, "x,y,c\n" + "".join(f"{i},{i * i % 7},1\n" for i in (1, 2, 4, 7, 11)))
     code, _, err = command("fit", path, "-k", "5", "--covariance", "diag", "--n-init", "1")

@@ -107,6 +107,7 @@ def test_float32_gradients_are_near_those_of_float64_for_every_structure(name, d
             np.testing.assert_allclose(np.asarray(got, float), expected, atol=1e-3 * scale, err_msg=which)
 
 
+@pytest.mark.slow
 def test_the_start_has_no_gradient(double):
     start = start_from(X, LABELS, "full", double)
     gradient = jax.grad(lambda p: total(p, *arguments()))(start)
@@ -265,6 +266,7 @@ def late(function, *arguments):
     jax.effects_barrier()
 
 
+@pytest.mark.slow
 def test_a_warning_instead(double):
     start = start_from(X, LABELS, "spherical", double)
 

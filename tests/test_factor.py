@@ -146,6 +146,7 @@ def check_step(dtype, wide):
     np.testing.assert_allclose(change, np.square(whitened).sum((1, 2)), rtol=10 * tolerance)
 
 
+@pytest.mark.slow
 def test_a_step_raises_the_expected_log_likelihood_and_stops_where_its_gradient_vanishes(double):
     start = mixture(double)
     result = jaxgmm.fit(start, X, reg_covar=0.0, tol=1e-10, max_iter=5000)
@@ -163,6 +164,7 @@ def test_a_step_raises_the_expected_log_likelihood_and_stops_where_its_gradient_
     assert float(jnp.sqrt(change).max()) < 1e-9
 
 
+@pytest.mark.slow
 def test_the_likelihood_never_falls_and_extrapolation_ends_where_em_does(dtype):
     quick, plain = (jaxgmm.fit(mixture(dtype), X.astype(dtype), accelerate=a) for a in (True, False))
     for result in (quick, plain):

@@ -111,6 +111,7 @@ def test_features_of_very_different_units_fit_alike(name):
     np.testing.assert_allclose(shifted, float(results[0].log_likelihood), atol=2e-5)
 
 
+@pytest.mark.slow
 def test_the_default_ridge_is_negligible_where_features_have_mixed_units(double):
     X, labels = overlapping(400, 3, 3)
     x = X * np.array([1e-3, 1.0, 1e3])

@@ -54,6 +54,7 @@ def test_equal_values_have_finite_derivatives_that_are_right_where_the_choice_do
 
 
 @pytest.mark.parametrize("d", [1, 2, 3, 6])
+@pytest.mark.slow
 def test_every_orthogonal_matrix_has_coordinates_of_moderate_size(d, double):
     q = np.concatenate([orthogonal(40, d), -np.eye(d)[None], np.eye(d)[None, ::-1]])
     free = rotation_to_free(jnp.asarray(q))

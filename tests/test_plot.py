@@ -285,6 +285,7 @@ def test_the_label_of_the_best_stays_within_the_axes():
 
 
 @pytest.mark.parametrize("n_features", [1, 2, 3, 5])
+@pytest.mark.slow
 def test_a_page_has_the_criteria_where_there_was_a_choice(n_features):
     params = mixture(n_features)
     panels = n_features * (n_features + 1) // 2 if n_features > 2 else 1

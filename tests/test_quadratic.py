@@ -121,6 +121,7 @@ def test_the_limit_on_steps_is_for_both_kernels_together(double, monkeypatch):
         np.testing.assert_allclose(result.log_likelihood, plain.log_likelihood, rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_components_too_far_apart_for_it_are_fitted_all_the_same(monkeypatch):
     # A thousand widths apart: sums of squares lose all but a digit or none, the whitened ones nothing.
     monkeypatch.setattr(quadratic, "_LARGE", 0)

@@ -273,6 +273,7 @@ def test_what_it_has_no_prior_for_is_refused():
     assert [f.name for f in FAMILIES] == ["full", "tied", "diag", "spherical"]
 
 
+@pytest.mark.slow
 def test_nothing_traced_compiles_anew():
     from jaxgmm.variational.ascent import ascend
 

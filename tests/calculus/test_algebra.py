@@ -168,6 +168,7 @@ def test_the_bures_distance_is_the_textbooks(double):
             np.testing.assert_allclose(got[i, j], expected, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_wasserstein_is_the_linear_programmes_optimum_and_its_gradient_is_right(double):
     p, q = mixture(seed=6, K=3), mixture("diag", seed=7, K=3)
     cost = np.asarray(squared_bures(p, q))

@@ -62,6 +62,7 @@ class Sent:
         return functools.reduce(operator.add, (pickle.loads(pickle.dumps(v)) for v in values))
 
 
+@pytest.mark.slow
 def test_an_engine_is_one_method_and_is_sent_what_can_be_pickled(double):
     begin = start(np.float64)
     local = LocalEngine(parts(X, np.float64), parts(W, np.float64))

@@ -79,6 +79,7 @@ def test_in_float32_to_rounding(single):
     assert apart(whole.params, result.params, 1.0) < 1e-5
 
 
+@pytest.mark.slow
 def test_both_kernels_in_turn(single, monkeypatch):
     monkeypatch.setattr(jaxgmm.quadratic, "_LARGE", 1)
     start, whole = single
@@ -273,6 +274,7 @@ def test_structures_whose_moments_cannot_be_carried_have_no_sweeps():
 
 
 @pytest.mark.parametrize("name", [costly(n, quick=["tied"]) for n in [*CORE, "VEV"]])
+@pytest.mark.slow
 def test_moments_about_other_parameters_are_those_summed_about_them(double, name):
     first = start_from(X, LABELS, name, np.float64)
     second, about_first = jaxgmm.em_step(first, X, W)

@@ -140,6 +140,7 @@ def test_a_start_of_ones_own_is_given_the_key_the_data_and_the_weights():
     assert set(seen) == {((), (N, D), K, (N,))}
 
 
+@pytest.mark.slow
 def test_a_family_of_ones_own_fits_like_the_one_it_copies():
     mine = full._replace(name="mine", to_natural=None, from_natural=None)
     options = {"max_iter": 3000, "tol": 1e-3}
@@ -233,6 +234,7 @@ def test_more_components_never_fit_worse():
     assert float(searched().log_likelihood[2] - searched().log_likelihood[1]) > 0.05
 
 
+@pytest.mark.slow
 def test_the_number_that_was_drawn_has_the_smallest_bic():
     bics = jax.vmap(lambda p: jaxgmm.bic(p, X32))(searched().params)
     assert SIZES[int(bics.argmin())] == K
@@ -271,6 +273,7 @@ def given_starts():
 
 
 @pytest.mark.parametrize("kernel", ["whitened", pytest.param("quadratic", marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_starting_mixtures_that_are_given_are_where_the_fits_begin(double, kernel):
     starts = given_starts()
     options = {"max_iter": 6, "tol": 0.0, "kernel": kernel}

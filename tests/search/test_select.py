@@ -69,6 +69,7 @@ def test_it_prints_as_a_table_with_the_best_marked():
     assert repr(chosen()) == text
 
 
+@pytest.mark.slow
 def test_cross_validation_is_a_likelihood_of_what_was_left_out():
     choice = chosen("cv")
     values = [row["cv"] for row in choice.table]

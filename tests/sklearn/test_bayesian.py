@@ -29,6 +29,7 @@ ATTRIBUTES = [
 @pytest.mark.parametrize("kind", TYPE_OF_PRIOR)
 @pytest.mark.parametrize("name", TYPES)
 @pytest.mark.parametrize("bits", [64, pytest.param(32, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_the_attributes_are_scikit_learns(name, kind, bits):
     """For the two structures whose expectations differ, of the start only."""
     settings = {
