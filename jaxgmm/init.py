@@ -25,7 +25,7 @@ from jaxgmm.loop import REG_COVAR
 from jaxgmm.moments import Moments, accumulate
 from jaxgmm.params import GMMParams, translate
 from jaxgmm.priors import Prior
-from jaxgmm.seeding import distinct_rows, lloyd, plusplus, random_simplex
+from jaxgmm.seeding import distinct_rows, least, lloyd, plusplus, random_simplex
 
 Init = str | Callable[..., GMMParams]
 
@@ -226,8 +226,7 @@ def _mask(params: GMMParams, n_active: Array | None) -> GMMParams:
 def nearest(params: GMMParams, r: Array, y: Array, distance: Array) -> Array:
     """Each row wholly to the component that is nearest in that component's own metric, (K, B)."""
     on = (params.log_weights > -jnp.inf)[:, None]
-    taken = jnp.argmin(jnp.where(on, distance, jnp.inf), axis=0)
-    return jax.nn.one_hot(taken, distance.shape[0], dtype=distance.dtype, axis=0)
+    return least(jnp.where(on, distance, jnp.inf))
 
 
 def metric(family: Family, f: Frame) -> Array:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxgmm.linalg import block_rows, epsilon, sum_rows
+from jaxgmm.linalg import block_rows, einsum, epsilon, sum_rows
 
 
 def _draw(key: Array, mass: Array, n: int) -> Array:
@@ -47,31 +47,54 @@ def plusplus(key: Array, x: Array, w: Array, n_components: int) -> Array:
     return centres
 
 
+def least(values: Array) -> Array:
+    """One for the first of the least of values (K, B) in each column, zero for the others.
+
+    By two plain reductions: XLA's `argmin` on a CPU takes as long as the distances and a half.
+    """
+    n = values.shape[0]
+    index = jnp.arange(n, dtype=jnp.int32)[:, None]
+    first = jnp.where(values == values.min(0)[None, :], index, n).min(0)
+    return (index == first[None, :]).astype(values.dtype)
+
+
 def lloyd(centres: Array, x: Array, w: Array, max_iter: int) -> Array:
     """Lloyd's iterations until no centre moves by more than rounding; an empty cluster keeps its centre."""
-    n_components = centres.shape[0]
     rows = block_rows(x.shape[0], *centres.shape)
     eps = epsilon(x.dtype)
+    # Sums are taken about a point among them, or those of data with an offset would be rounded by the offset.
+    middle = centres.mean(0)
 
     def step(centres: Array) -> Array:
         def block(wb: Array, b: Array) -> tuple[Array, Array]:
             gaps = b.T[None, :, :] - centres[:, :, None]
-            nearest = jnp.argmin(jnp.square(gaps).sum(1), axis=0)
-            share = jax.nn.one_hot(nearest, n_components, dtype=x.dtype, axis=0) * wb[None, :]
-            return share.sum(1), (gaps * share[:, None, :]).sum(-1)
+            share = least(jnp.square(gaps).sum(1)) * wb[None, :]
+            return share.sum(1), einsum("kb,bd->kd", share, b - middle[None, :])
 
-        mass, moved = sum_rows(block, w, x, block_size=rows)
-        return centres + jnp.where(mass > 0, 1, 0)[:, None] * moved / jnp.where(mass > 0, mass, 1)[:, None]
+        mass, total = sum_rows(block, w, x, block_size=rows)
+        mean = middle[None, :] + total / jnp.where(mass > 0, mass, 1)[:, None]
+        # What is less than the rounding of the sums is no move: two centres may lie on one point.
+        rounding = 16 * eps * (jnp.abs(centres) + jnp.abs(centres - middle[None, :]))
+        moved = (mass > 0)[:, None] & (jnp.abs(mean - centres) > rounding)
+        return jnp.where(moved, mean, centres)
 
     def go_on(state: tuple[Array, Array, Array]) -> Array:
         centres, previous, count = state
-        moving = (jnp.abs(centres - previous) > 4 * eps * jnp.abs(centres)).any()
-        return (count < max_iter) & moving
+        return (count < max_iter) & (centres != previous).any()
 
     def turn(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         return step(state[0]), state[0], state[2] + 1
 
-    return lax.while_loop(go_on, turn, (step(centres), centres, jnp.ones((), jnp.int32)))[0]
+    end = lax.while_loop(go_on, turn, (step(centres), centres, jnp.ones((), jnp.int32)))[0]
+
+    def rest(wb: Array, b: Array) -> tuple[Array, Array]:
+        gaps = b.T[None, :, :] - end[:, :, None]
+        share = least(jnp.square(gaps).sum(1)) * wb[None, :]
+        return share.sum(1), (gaps * share[:, None, :]).sum(-1)
+
+    # Once about the centres themselves: what the sums of many rows were rounded by.
+    mass, moved = sum_rows(rest, w, x, block_size=rows)
+    return end + moved / jnp.where(mass > 0, mass, 1)[:, None]
 
 
 def distinct_rows(key: Array, w: Array, n: int) -> Array:
