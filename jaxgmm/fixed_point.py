@@ -169,9 +169,17 @@ def turn(
     point, extrapolated, at_radius = image, jnp.asarray(False), jnp.asarray(False)
     if chart is not None:
         finest = jnp.sqrt(jnp.maximum(e.step / jnp.maximum(e.noise, float(jnp.finfo(dtype).tiny)), 1))
-        trial, cut = _extrapolate(chart, (s.base, s.point, e.image), s.radius, finest)
-        extrapolated = accelerate & ~s.extrapolated & ~first & ~_has_nan(trial)
-        point, at_radius = _select(extrapolated, trial, image), cut & extrapolated
+        wanted = ~s.extrapolated & ~first
+
+        def leap(_: None) -> tuple[PyTree, Array, Array]:
+            trial, cut = _extrapolate(chart, (s.base, s.point, e.image), s.radius, finest)
+            taken = wanted & ~_has_nan(trial)
+            return _select(taken, trial, image), taken, cut & taken
+
+        # Also of many lanes at once, plain EM does without: whether to accelerate is the same for all.
+        point, extrapolated, at_radius = lax.cond(
+            accelerate, leap, lambda _: (image, jnp.zeros_like(wanted), jnp.zeros_like(wanted)), None
+        )
     longer, shorter = 4 * s.radius, jnp.maximum(s.radius / 4, _FIRST_RADIUS)
     radius = jnp.where(s.extrapolated & s.at_radius, jnp.where(good, longer, shorter), s.radius)
 
