@@ -116,7 +116,7 @@ def devices():
 def test_over_devices_it_is_the_same_fit(devices):
     assert devices["devices"] == 4
     for what, gap in devices["gaps"].items():
-        assert gap < 1e-10 if "quadratic" in what else gap < 1e-11, what
+        assert gap < 1e-12, what
     assert devices["narrow"] < 1e-5
 
 
