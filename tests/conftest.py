@@ -100,7 +100,13 @@ EQUIVARIANCE = {
 }
 
 
-def pytest_collection_modifyitems(items):
+def pytest_addoption(parser):
+    parser.addoption(
+        "--few", action="store_true", help="of a test's sets of parameters the first, one amid and the last"
+    )
+
+
+def pytest_collection_modifyitems(config, items):
     """In float64 the quick tests take one structure: what goes wrong with the others there shows in float32.
 
     A test of outside numbers has no `dtype`, and is not meant. Of what a slow test repeats, CI takes one set
@@ -122,6 +128,14 @@ def pytest_collection_modifyitems(items):
         for item, _ in same:
             if item is not taken:
                 item.add_marker(pytest.mark.exhaustive)
+    if config.getoption("few"):
+        each = {}
+        for item in items:
+            quick = item.get_closest_marker("slow") is None
+            each.setdefault((item.path, getattr(item, "originalname", item.name), quick), []).append(item)
+        kept = {item for same in each.values() for item in (same[0], same[len(same) // 2], same[-1])}
+        config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+        items[:] = [item for item in items if item in kept]
 
 
 @contextlib.contextmanager
