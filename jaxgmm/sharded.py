@@ -86,7 +86,7 @@ def divide(x: Array, w: Array | None, mesh: Mesh, axis_name: str) -> tuple[Array
     sharding = NamedSharding(mesh, PartitionSpec(axis_name))
     weight = jnp.ones(n, x.dtype) if w is None else w
     if n % parts == 0:
-        return jax.device_put(x, sharding), jax.device_put(weight, sharding)
+        return _put(x, sharding), _put(weight, sharding)
     rows = -(-n // parts)
     if not is_concrete(x, weight):
         # Where derivatives are taken the rows cannot be looked at; each is taken by its number.
@@ -111,6 +111,20 @@ def divide(x: Array, w: Array | None, mesh: Mesh, axis_name: str) -> tuple[Array
             shape[:1], sharding, lambda index: part_of(begins(index), rows, weights)[1]
         ),
     )
+
+
+def _put(tree: Any, sharding: NamedSharding) -> Any:
+    """Arrays divided as they should be; where devices are another process's, that puts its part there."""
+    if sharding.is_fully_addressable:
+        return jax.device_put(tree, sharding)
+
+    def put(a: Any) -> Array:
+        if isinstance(a, Array) and not a.is_fully_addressable:
+            return jax.device_put(a, sharding)
+        host = np.asarray(a)
+        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+    return jax.tree.map(put, tree)
 
 
 def part_of(first: int, rows: int, weights: np.ndarray) -> tuple[int, np.ndarray]:
@@ -140,12 +154,11 @@ def fit_divided(
     kernel: str,
 ) -> FitResult:
     """`fit_sharded` of checked arguments; its result lies on every device of the mesh."""
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    numbers, prior = jax.device_put((numbers, prior), everywhere)
+    numbers, prior = _put((numbers, prior), NamedSharding(mesh, PartitionSpec()))
     n_lanes = params.means.shape[0] if restarts_axis is not None else 0
     if restarts_axis is not None and (over := -n_lanes % mesh.shape[restarts_axis]):
         params = jax.tree.map(lambda a: jnp.concatenate([a, jnp.repeat(a[-1:], over, axis=0)]), params)
-    params = jax.device_put(params, NamedSharding(mesh, lanes_over(restarts_axis)))
+    params = _put(params, NamedSharding(mesh, lanes_over(restarts_axis)))
     result = fit_parts(
         params, *divide(x, w, mesh, axis_name), numbers, prior, mesh=mesh, axis_name=axis_name,
         restarts_axis=restarts_axis, block_size=block_size, history_size=history_size,
@@ -180,9 +193,11 @@ def fit_sharded(
 
     Args:
       params: where to start, as in `fit`; or several starts, with a leading axis R.
-      X: (N, D); N need not divide by the number of devices.
+      X: (N, D); N need not divide by the number of devices. Over several processes an array that is divided
+        already, as `jaxgmm.distributed.over_processes` makes it of each one's own rows.
       sample_weight: (N,) or None for ones.
-      mesh: a `jax.sharding.Mesh` of this process's devices.
+      mesh: a `jax.sharding.Mesh` of this process's devices, or of those of all processes, which then all
+        call this.
       axis_name: the mesh's axis to divide the rows over; None for its first. Over other axes all is repeated.
       restarts_axis: the mesh's axis to divide several starts over; R need not divide. None has every device
         take all of them.

@@ -63,7 +63,9 @@ def finite(a: Array, name: str, advice: str) -> None:
     if found:
         at = tuple(int(i) for i in np.unravel_index(int(first), a.shape))
         place = f"row {at[0]}, column {at[1]}" if a.ndim == 2 else f"index {at[0] if len(at) == 1 else at}"
-        raise ValueError(f"{name} must be finite; got {np.asarray(a)[at]} at {place}. {advice}")
+        # Of an array over several processes only some of the numbers can be looked at.
+        got = f"; got {np.asarray(a)[at]} at" if a.is_fully_addressable else ", and is not at"
+        raise ValueError(f"{name} must be finite{got} {place}. {advice}")
 
 
 def data(X: ArrayLike, *, n_features: int | None = None, name: str = "X") -> Array:

@@ -16,3 +16,4 @@ from jaxgmm.distributed.exchange import LostProcessError as LostProcessError
 from jaxgmm.distributed.exchange import ProcessError as ProcessError
 from jaxgmm.distributed.fitting import fit_distributed as fit_distributed
 from jaxgmm.distributed.joining import initialize as initialize
+from jaxgmm.distributed.rows import over_processes as over_processes

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import jaxgmm
+from jaxgmm.distributed import EXIT_FAILED
 from jaxgmm.distributed.launching import free_port
 from tests.conftest import overlapping, start_from, x64
 
@@ -261,3 +262,48 @@ def test_what_is_wrong_with_one_part_is_said_by_all_and_the_checkpoint_is_as_it_
     assert "same params and settings" in said[0]["settings"]
     assert "reg_covar was 1e-06 and is 0.001" in said[0]["checkpoint"]
     assert (folder / "fast.npz").read_bytes() == before
+
+
+# Process i of two, with i + 1 devices, has its own rows, and the loop runs on all three.
+MESH = """
+import sys
+import jax, numpy as np
+import jaxgmm
+from jaxgmm.distributed import initialize, over_processes, together
+
+index, port, folder = int(sys.argv[1]), *sys.argv[2:4]
+jaxgmm.use_cores(index + 1)
+jax.config.update("jax_enable_x64", True)
+with together():
+    initialize(f"localhost:{port}", 2, index, heartbeat=30, initialization=60)
+    mesh = jax.sharding.Mesh(jax.devices(), ("rows",))
+    mine, start = np.load(f"{folder}/part{index}.npy"), jaxgmm.load(f"{folder}/start.npz")
+    X, weight = over_processes(mine, np.linspace(0.5, 2, len(mine)), mesh=mesh)
+    assert X.shape[0] % 3 == 0 and len(X.addressable_shards) == index + 1
+    for kernel in ("whitened", "quadratic"):
+        result = jaxgmm.fit_sharded(start, X, weight, mesh=mesh, tol=0.0, max_iter=STEPS, kernel=kernel)
+        np.savez(f"{folder}/{kernel}{index}.npz", *jax.tree.leaves(result))
+    mine[3, 1] = [np.nan, 1.0][index]
+    over_processes(mine, mesh=mesh)
+""".replace("STEPS", str(STEPS))
+
+
+@pytest.mark.slow
+def test_fit_sharded_runs_over_the_devices_of_two_processes(folder):
+    with processes(MESH, folder=folder) as both:
+        for p in both:
+            code, said = ends(p, 120)
+            # After the fits: what is wrong with one process's rows ends all of them.
+            assert code == EXIT_FAILED, said
+            assert "process 0 of 2: X must be finite; got nan at row 3, column 1" in said
+    parts = [np.load(folder / f"part{i}.npy") for i in (0, 1)]
+    weight = np.concatenate([np.linspace(0.5, 2, len(part)) for part in parts])
+    for kernel in ("whitened", "quadratic"):
+        with x64(True):
+            alone = jaxgmm.fit(
+                jaxgmm.load(folder / "start.npz"), np.concatenate(parts), weight, tol=0.0, max_iter=STEPS,
+                kernel=kernel,
+            )  # fmt: skip
+        for i in (0, 1):
+            for a, b in zip(leaves(folder / f"{kernel}{i}.npz"), jax.tree.leaves(alone), strict=True):
+                np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-13)
