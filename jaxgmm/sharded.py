@@ -80,6 +80,14 @@ def over_cores(params: GMMParams, x: Any, w: Any, *rest: Any) -> Mesh | None:
     return _cores() if len(x.sharding.device_set) == 1 else None
 
 
+def axis_of(mesh: Mesh, axis_name: str | None) -> str:
+    """The axis of a mesh that rows are divided over: its first where none is named."""
+    axis: str = mesh.axis_names[0] if axis_name is None else axis_name
+    if axis not in mesh.axis_names:
+        raise ValueError(f"axis_name {axis!r} is not an axis of the mesh, whose are {list(mesh.axis_names)}")
+    return axis
+
+
 def divide(x: Array, w: Array | None, mesh: Mesh, axis_name: str) -> tuple[Array, Array]:
     """Rows and weights divided over an axis of a mesh; what is there twice has weight 0 the second time."""
     n, parts = x.shape[0], mesh.shape[axis_name]
@@ -229,9 +237,7 @@ def fit_sharded(
     many = isinstance(params, GMMParams) and params.means.ndim == 3
     params, x = _starts(params, X) if many else inputs(params, X)
     w = validate.weight(sample_weight, x)
-    axis = mesh.axis_names[0] if axis_name is None else axis_name
-    if axis not in mesh.axis_names:
-        raise ValueError(f"axis_name {axis!r} is not an axis of the mesh, whose are {list(mesh.axis_names)}")
+    axis = axis_of(mesh, axis_name)
     if restarts_axis is not None:
         if restarts_axis not in mesh.axis_names or restarts_axis == axis:
             raise ValueError(

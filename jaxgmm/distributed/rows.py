@@ -13,6 +13,7 @@ from jax.typing import ArrayLike
 from jaxgmm import validate
 from jaxgmm.distributed import exchange
 from jaxgmm.distributed.exchange import ProcessError, agreed
+from jaxgmm.sharded import axis_of
 
 
 def over_processes(
@@ -26,7 +27,7 @@ def over_processes(
 
     Args:
       X: (n, D) this process's rows, n ≥ 1; D and the dtype are the same everywhere.
-      sample_weight: (n,) or None for ones; None on all of them or on none.
+      sample_weight: (n,) or None for ones.
       mesh: a mesh of the devices of all processes, such as `jax.make_mesh((jax.device_count(),), ("rows",))`.
       axis_name: the mesh's axis that the rows are divided over; None for its first.
 
@@ -46,24 +47,21 @@ def over_processes(
       >>> int(jaxgmm.fit_sharded(start, X, weight, mesh=mesh, max_iter=5).n_iter)
       5
     """
-    axis = mesh.axis_names[0] if axis_name is None else axis_name
-    sharding = NamedSharding(mesh, PartitionSpec(axis))
 
-    def checked() -> tuple[np.ndarray, np.ndarray, list[int]]:
-        if axis not in mesh.axis_names:
-            raise ValueError(
-                f"axis_name {axis!r} is not an axis of the mesh, whose are {list(mesh.axis_names)}"
-            )
+    def checked() -> tuple[np.ndarray, np.ndarray, str, list[int]]:
+        axis = axis_of(mesh, axis_name)
         x = validate.data(X)
         w = validate.weight(sample_weight, x)
         # The places along the axis that are this process's, by the first of two rows in each.
-        places = sharding.addressable_devices_indices_map((2 * mesh.shape[axis],))
+        over = NamedSharding(mesh, PartitionSpec(axis))
+        places = over.addressable_devices_indices_map((2 * mesh.shape[axis],))
         mine = sorted({(index[0].start or 0) // 2 for index in places.values() if index is not None})
         if not mine:
             raise ValueError("the mesh has no device of this process; make it of all of `jax.devices()`")
-        return np.asarray(x), np.ones(len(x), x.dtype) if w is None else np.asarray(w), mine
+        return np.asarray(x), np.ones(len(x), x.dtype) if w is None else np.asarray(w), axis, mine
 
-    x, w, mine = agreed(checked)
+    x, w, axis, mine = agreed(checked)
+    sharding = NamedSharding(mesh, PartitionSpec(axis))
     rows = -(-len(x) // len(mine))
     facts = exchange.gather(np.array([rows, x.shape[1], x.dtype.itemsize], np.int64).tobytes())
     found = np.array([np.frombuffer(fact, np.int64) for fact in facts])

@@ -98,8 +98,9 @@ class GaussianMixture(BaseMixture):
     one size (the folds of a cross-validation) share theirs. `jaxgmm.sklearn.cache_compiled` keeps them for
     the next session. Compiled, 20 EM steps took a quarter of scikit-learn's time or less wherever it was
     measured (N·K·D from 2e3 to 3e6, two CPU cores that were busy with other work too). The first fit of a
-    shape compiles for 1 to 2 s: a single fit in a session is quicker from about N·K·D = 1e6 on where EM takes
-    many steps, and 3e7 where it takes a few.
+    shape compiles for 1 to 2 s. Of whole fits on clusters well apart, which are k-means for a good part,
+    later ones with full covariances took a third of scikit-learn's time or less from N·K·D = 1e6 on; up to
+    1e5, and with diagonal ones, about as long.
 
     Example:
       >>> import numpy as np
