@@ -25,6 +25,7 @@ class Frame(NamedTuple):
     ridge: Array  # (D,)  what is added to the diagonals of the covariances
     prior: priors.Pseudo | None = None  # about the shift
     quadratic: quadratic.Coordinates | None = None  # where the quadratic kernel is to be used
+    rough: Array | None = None  # ()  bool: whether it is used now; None for always
 
 
 def frame(x: Array, w: Array | None, reg_covar: Array) -> Frame:
@@ -140,14 +141,28 @@ def evaluate(
     *,
     hold: bool = True,
     axis_name: AxisName = None,
+    quadratic_rows: int | None = None,
 ) -> implicit.Evaluation:
-    """One EM step on the data (X, weights, frame) as `fixed_point` wants it; see `assess`."""
+    """One EM step on the data (X, weights, frame) as `fixed_point` wants it; see `assess`.
+
+    The quadratic kernel's blocks have `quadratic_rows` rows; None for the same as the other's.
+    """
     x, w, f = data
+
+    def exact() -> Moments:
+        return accumulate(params, x, w, shift=f.shift, block_size=block_size)
+
+    def rough(c: quadratic.Coordinates) -> Moments:
+        rows = block_size if quadratic_rows is None else quadratic_rows
+        return quadratic.accumulate(params, x, w, c, shift=f.shift, block_size=rows)
+
     with rows_over(axis_name):
         if f.quadratic is None:
-            moments = accumulate(params, x, w, shift=f.shift, block_size=block_size)
+            moments = exact()
+        elif f.rough is None:
+            moments = rough(f.quadratic)
         else:
-            moments = quadratic.accumulate(params, x, w, f.quadratic, shift=f.shift, block_size=block_size)
+            moments = jax.lax.cond(f.rough, rough, lambda _: exact(), f.quadratic)
     return assess(params, moments, f, hold=hold)
 
 
@@ -178,12 +193,15 @@ def assess(params: GMMParams, moments: Moments, f: Frame, *, hold: bool = True) 
     whiten = params.family.whitener(params.scale)
     signs = jnp.where(jnp.arange(shape[1]) % 2 == 0, 1, -1).astype(dtype)
     probe = jnp.broadcast_to(signs[None, :, None], (*shape, 1))
-    stored = whiten(params.family.colour(params.scale, probe)) - probe
-    placed = whiten(eps * params.means[:, :, None])
-    spread = (weights * (jnp.square(stored) + jnp.square(placed)).sum((1, 2))).sum()
-    noise = 2 * jnp.sqrt(spread) + 2 * eps * shape[1]
+    columns = jnp.concatenate([params.family.colour(params.scale, probe), eps * params.means[:, :, None]], 2)
+    apart = whiten(columns) - jnp.concatenate([probe, jnp.zeros_like(probe)], 2)
+    noise = 2 * jnp.sqrt((weights * jnp.square(apart).sum((1, 2))).sum()) + 2 * eps * shape[1]
+    rounded = jnp.zeros((), dtype)
     if f.quadratic is not None:
-        noise = noise + quadratic.rounding(params, f.quadratic)
+        rounding = quadratic.rounding(params, f.quadratic)
+        used = jnp.asarray(True) if f.rough is None else f.rough
+        noise = noise + jnp.where(used, rounding, 0)
+        rounded = jnp.where(used, noise, 0)  # the likelihood is a sum of the same terms, with their rounding
 
     # A component that is narrower, in some direction, than the last digits of its own place and width is a
     # point or a plane, and its likelihood has no bound.
@@ -193,9 +211,7 @@ def assess(params: GMMParams, moments: Moments, f: Frame, *, hold: bool = True) 
     resolved = ~(narrow & (image.weights > 0)[:, None]).any()
     finite = jnp.stack([jnp.isfinite(a).all() for a in jax.tree.leaves((image.means, image.scale))]).all()
     objective = log_likelihood + value - penalty
-    slack = 64 * eps * (jnp.maximum(1, jnp.abs(objective)) + terms) + penalty + jnp.square(noise)
-    if f.quadratic is not None:
-        slack = slack + noise  # its likelihood is a sum of the same terms, with the same rounding
+    slack = 64 * eps * (jnp.maximum(1, jnp.abs(objective)) + terms) + penalty + jnp.square(noise) + rounded
     return implicit.Evaluation(
         image=image,
         objective=objective,

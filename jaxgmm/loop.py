@@ -13,7 +13,7 @@ from jax import Array, lax
 from jaxgmm import fixed_point, priors, quadratic, slots
 from jaxgmm.em_map import Frame, admissible, chart, coordinates, evaluate, frame, with_prior
 from jaxgmm.families.family import Family
-from jaxgmm.fixed_point import Memory, Solution, Status, no_memory
+from jaxgmm.fixed_point import Memory, Solution, State, Status, no_memory
 from jaxgmm.implicit import Derivative, Evaluation
 from jaxgmm.linalg import AxisName, block_rows, rows_over, sum_rows
 from jaxgmm.moments import accumulate
@@ -27,8 +27,7 @@ REG_COVAR = 1e-6
 HISTORY_SIZE = 256
 _TOGETHER = 1 << 18  # numbers that the lanes of one turn may work on for each block of rows: a CPU's cache
 
-# (the map, starts, what is known of the data, limits on the steps, memory, lanes at once) -> where they end
-Solve = Callable[[Callable[..., Evaluation], GMMParams, Frame, Array, Memory | None, int], Solution]
+Step = Callable[..., Evaluation]
 
 
 def concurrency(n_lanes: int, n_samples: int, numbers: int) -> int:
@@ -80,60 +79,131 @@ def _continued(
     return rest._replace(n_iter=taken + rest.n_iter, history=history)
 
 
-def _solve(begin: GMMParams, f: Frame, s: Settings, solve: Solve, limit: Array, n_lanes: int = 1) -> Solution:
-    """Where the iterations from `begin` end, on the kernels that are asked for."""
-    family, n_samples, (k, d) = begin.family, s.x.shape[0], begin.means.shape[-2:]
+def _options(family: Family, s: Settings) -> dict[str, Any]:
+    return {"chart": chart(family), "tol": s.tol, "accelerate": s.accelerate}
+
+
+def _derivative(family: Family, s: Settings) -> Derivative:
+    return Derivative(coordinates(family), s.unconverged, symmetric=family.to_natural is not None)
+
+
+def _for_features(
+    f: Frame, s: Settings, family: Family, n_components: int, width: int = 1
+) -> tuple[Frame, int]:
+    """The frame where the quadratic kernel is used, and the rows of its blocks for so many lanes at once."""
     kind = family.quadratic
+    assert kind is not None
+    # Features and responsibilities of a block, twice over: as they are and as they are multiplied.
+    features = quadratic.n_features_of(kind, s.x.shape[1])
+    rows = block_rows(s.x.shape[0], features + width * n_components, 2)
+    with rows_over(s.axis_name):
+        return f._replace(quadratic=quadratic.coordinates(kind, s.x, s.w, f.shift)), rows
+
+
+_ROUGH, _EXACT, _CLOSING = range(3)  # stages of a fit
+
+
+def _staged(begin: GMMParams, f: Frame, s: Settings, max_iter: Array) -> Solution:
+    """Where one fit ends, on the kernels that are asked for, with its likelihood in the data's own place.
+
+    One loop, compiled once, inside a loop over stages: steps on the quadratic kernel; steps on the whitened
+    one, from where those ended or, if they came to harm, from `begin`; and a single evaluation of what will
+    be returned, where the shift rounds it, for the likelihood that is reported.
+    """
+    family = begin.family
+    step = functools.partial(evaluate, s.block_size, axis_name=s.axis_name)
+    stages, turned, last = [_EXACT, _CLOSING], step, f
+    if s.kernel != "whitened" and family.quadratic is not None:
+        f, rows = _for_features(f, s, family, begin.n_components)
+        turned = functools.partial(step, quadratic_rows=rows)
+        stages = [_ROUGH, *stages] if s.kernel == "auto" else [_ROUGH, _CLOSING]
+        last = last if s.kernel == "auto" else f
+    x, w, fixed, start = lax.stop_gradient((s.x, s.w, f, begin))
+    fresh = fixed_point.begin(start, no_memory(s.tol.dtype), s.history_size)
+
+    def stage(i: Array, carried: tuple[State, Array]) -> tuple[State, Array]:
+        ended, report = carried
+        which = jnp.asarray(stages, jnp.int32)[i]
+        closing = which == _CLOSING
+        sound = (ended.status == Status.CONVERGED) | (ended.status == Status.MAX_ITER)
+        going_on = fixed_point.onward(ended)
+        first = jax.tree.map(lambda a, b: jnp.where(sound | closing, a, b), going_on, fresh)
+        # At a large offset the last digits of the means are lost when the shift is added back.
+        back = jnp.where(closing, fixed.shift, 0)
+        needed = ~closing | ((back != 0).any() & jnp.isfinite(ended.report))
+        first = first._replace(
+            point=translate(first.point, back),
+            status=jnp.where(needed, first.status, ended.status),
+        )
+        here = fixed._replace(shift=fixed.shift - back)
+        if fixed.quadratic is not None:
+            here = here._replace(rough=which == _ROUGH)
+        limit = jnp.where(closing, 0, max_iter)
+        then = fixed_point.advance(turned, first, (x, w, here), max_iter=limit, **_options(family, s))
+        report = jnp.where(closing & ~needed, ended.report, then.report)
+        return jax.tree.map(lambda a, b: jnp.where(closing, a, b), ended, then), report
+
+    # The number of stages is no constant: XLA would write each of them out.
+    n_stages = jnp.asarray(len(stages), jnp.int32)
+    end, report = lax.fori_loop(jnp.zeros_like(n_stages), n_stages, stage, (fresh, fresh.report))
+    return fixed_point.solution(step, _derivative(family, s), end._replace(report=report), (s.x, s.w, last))
+
+
+def _many(
+    begin: GMMParams, f: Frame, s: Settings, max_iter: Array, framed: Callable[[Frame, Array], Frame]
+) -> Solution:
+    """The same from starts with a leading axis, of whose fits some are under way at a time."""
+    family, n_samples, (n_lanes, k, d) = begin.family, s.x.shape[0], begin.means.shape
+    options = _options(family, s) | {"derivative": _derivative(family, s), "history_size": s.history_size}
+
+    def run(
+        step: Step, f: Frame, start: GMMParams, limit: Array, memory: Memory | None, width: int
+    ) -> Solution:
+        def data_of(lane: Array) -> Any:
+            return s.x, s.w, framed(f, lane)
+
+        return slots.solve(step, start, data_of, width=width, max_iter=limit, memory=memory, **options)
 
     def exact(point: GMMParams, limit: Array, memory: Memory | None = None) -> Solution:
-        width = concurrency(n_lanes, n_samples, k * d)
         step = functools.partial(evaluate, s.block_size, axis_name=s.axis_name)
-        return solve(step, point, f, limit, memory, width)
+        return run(step, f, point, limit, memory, concurrency(n_lanes, n_samples, k * d))
 
-    if s.kernel == "whitened" or kind is None:
-        return exact(begin, limit)
+    if s.kernel == "whitened" or family.quadratic is None:
+        return exact(begin, max_iter)
     width = concurrency(n_lanes, n_samples, k)
-    # Features and responsibilities of a block, twice over: as they are and as they are multiplied.
-    rows = block_rows(n_samples, quadratic.n_features_of(kind, d) + width * k, 2)
-    step = functools.partial(evaluate, rows, axis_name=s.axis_name)
-    with rows_over(s.axis_name):
-        raw = f._replace(quadratic=quadratic.coordinates(kind, s.x, s.w, f.shift))
-    first = solve(step, begin, raw, limit, None, width)
+    raw, rows = _for_features(f, s, family, k, width)
+    first = run(functools.partial(evaluate, rows, axis_name=s.axis_name), raw, begin, max_iter, None, width)
     if s.kernel == "quadratic":
         return first
-    return _continued(lax.stop_gradient(first), begin, exact, limit)
+    return _continued(lax.stop_gradient(first), begin, exact, max_iter)
 
 
-def _options(family: Family, s: Settings) -> dict[str, Any]:
-    derivative = Derivative(coordinates(family), s.unconverged, symmetric=family.to_natural is not None)
-    return {
-        "chart": chart(family),
-        "tol": s.tol,
-        "accelerate": s.accelerate,
-        "history_size": s.history_size,
-        "derivative": derivative,
-    }
+def _as_rounded(solution: Solution, f: Frame, s: Settings) -> Solution:
+    """A fit of several, with its likelihood in the data's own place."""
 
-
-def _report(solution: Solution, f: Frame, s: Settings) -> FitResult:
-    """A fit's result, in the data's own place."""
-    fitted = translate(solution.point, f.shift)
-
-    def as_rounded(p: GMMParams) -> Array:
+    def measured(point: GMMParams) -> Array:
         # At a large offset the last digits of the means are lost when the shift is added back, and what is
         # reported is the likelihood of what is returned.
         with rows_over(s.axis_name):
-            moments = accumulate(p, s.x, s.w, block_size=s.block_size)
-        return moments.log_likelihood / moments.total_weight
+            moments = accumulate(translate(point, f.shift), s.x, s.w, block_size=s.block_size)
+        return jnp.where(
+            jnp.isfinite(solution.report), moments.log_likelihood / moments.total_weight, solution.report
+        )
 
-    shifted = (f.shift != 0).any() & jnp.isfinite(solution.report)
-    log_likelihood = lax.cond(shifted, as_rounded, lambda p: solution.report, fitted)
-    objective = log_likelihood
+    # The condition is the same for all fits of the data, so that of many none does what is not needed.
+    report = lax.cond((f.shift != 0).any(), measured, lambda _: solution.report, solution.point)
+    return solution._replace(report=report)
+
+
+def _result(solution: Solution, f: Frame, s: Settings) -> FitResult:
+    """A fit's result, in the data's own place."""
+    objective = solution.report
     if f.prior is not None:
         with rows_over(s.axis_name):
             total = sum_rows(lambda w, _: w.sum(), s.w, s.x, block_size=s.block_size)
-        objective = log_likelihood + priors.log_density(solution.point, f.prior)[0] / total
-    return FitResult(fitted, log_likelihood, objective, solution.n_iter, solution.status, solution.history)
+        objective = solution.report + priors.log_density(solution.point, f.prior)[0] / total
+    fitted = translate(solution.point, f.shift)
+    return FitResult(fitted, solution.report, objective, solution.n_iter, solution.status, solution.history)
 
 
 def run(
@@ -162,20 +232,8 @@ def run(
     with rows_over(axis_name):
         f = frame(x, w, reg_covar) if surveyed is None else surveyed
     f = with_prior(f, prior, params.family, params.means.shape)
-    options = _options(params.family, s)
-
-    def solve(
-        step: Callable[..., Evaluation],
-        start: GMMParams,
-        f: Frame,
-        limit: Array,
-        memory: Memory | None,
-        _: int,
-    ) -> Solution:
-        return fixed_point.solve(step, start, (x, w, f), max_iter=limit, memory=memory, **options)
-
     begin = translate(admissible(params), -f.shift)
-    return _report(_solve(begin, f, s, solve, max_iter), f, s)
+    return _result(_staged(begin, f, s, max_iter), f, s)
 
 
 def run_many(
@@ -204,7 +262,6 @@ def run_many(
         f = frame(x, w, reg_covar) if surveyed is None else surveyed
     family, (n_lanes, *shape) = params.family, params.means.shape
     lanes = jnp.arange(n_lanes, dtype=jnp.int32)
-    options = _options(family, s)
 
     def own(lane: Array) -> priors.Pseudo | None:
         return with_prior(f, None if prior_of is None else prior_of(lane), family, tuple(shape)).prior
@@ -214,24 +271,11 @@ def run_many(
     def framed(f: Frame, lane: Array) -> Frame:
         return f._replace(prior=jax.tree.map(lambda a: jnp.take(a, lane, axis=0, mode="clip"), pseudo))
 
-    def solve(
-        step: Callable[..., Evaluation],
-        starts: GMMParams,
-        f: Frame,
-        limits: Array,
-        memory: Memory | None,
-        width: int,
-    ) -> Solution:
-        return slots.solve(
-            step,
-            starts,
-            lambda lane: (x, w, framed(f, lane)),
-            width=width,
-            max_iter=limits,
-            memory=memory,
-            **options,
-        )
-
     begin = jax.vmap(lambda p: translate(admissible(p), -f.shift))(params)
-    solution = _solve(begin, f, s, solve, jnp.broadcast_to(max_iter, (n_lanes,)), n_lanes)
-    return jax.vmap(lambda end, lane: _report(end, framed(f, lane), s))(solution, lanes)
+    solution = _many(begin, f, s, jnp.broadcast_to(max_iter, (n_lanes,)), framed)
+
+    def one(end: Solution, lane: Array) -> FitResult:
+        own = framed(f, lane)
+        return _result(_as_rounded(end, own, s), own, s)
+
+    return jax.vmap(one)(solution, lanes)
