@@ -1,8 +1,8 @@
 """`jax.jit` that compiles in half the time on a CPU, for programs that stand on their own.
 
 Most of what XLA spends on a fit goes into LLVM's vectorising passes and into a second code generator for
-fused loops. What a small fit computes is nearly all of it in products and triangular solves, and in
-exponentials that are vectorised either way, so that neither makes it faster.
+fused loops. What a fit computes is nearly all of it in products and triangular solves, and in elementwise
+loops that are as fast either way, as long as they do not write over what they read (`linalg.outlived`).
 """
 
 from __future__ import annotations
@@ -22,8 +22,6 @@ CPU_OPTIONS: dict[str, bool | int | str] = {
     "xla_backend_optimization_level": 1,
     "xla_cpu_use_fusion_emitters": False,
 }
-# For a program that runs for long: the second generator makes exponentials several times as fast.
-LONG_CPU_OPTIONS: dict[str, bool | int | str] = {"xla_backend_optimization_level": 1}
 # Up to 0.6.0 a program from JAX's cache gave other results on the CPU than the program that was stored.
 CACHES_RIGHT = jax.__version_info__ >= (0, 6, 1)
 
@@ -53,12 +51,11 @@ def is_concrete(*values: Any) -> bool:
 
 
 @functools.cache
-def options(platform: str, long: bool = False) -> dict[str, bool | int | str] | None:
+def options(platform: str) -> dict[str, bool | int | str] | None:
     """What to tell the compiler of a platform: None for nothing, also where it knows none of the words."""
     if platform != "cpu":
         return None
-    wanted = LONG_CPU_OPTIONS if long else CPU_OPTIONS
-    known = {name: value for name, value in wanted.items() if _is_known(name, value)}
+    known = {name: value for name, value in CPU_OPTIONS.items() if _is_known(name, value)}
     return known or None
 
 
@@ -75,31 +72,25 @@ def _is_known(name: str, value: bool | int | str) -> bool:
 class _Program(Generic[R]):
     """What `jit` makes of a function."""
 
-    def __init__(
-        self,
-        function: Callable[..., R],
-        static_argnames: str | tuple[str, ...],
-        long: Callable[[dict[str, Any]], bool] | None,
-    ) -> None:
+    def __init__(self, function: Callable[..., R], static_argnames: str | tuple[str, ...]) -> None:
         functools.update_wrapper(self, function)
         self._jit = functools.partial(jax.jit, function, static_argnames=static_argnames)
         self._part = self._jit()
-        self._long = long
-        self._whole: dict[tuple[str, bool], Any] = {}  # by platform, and whether it is long
+        self._whole: dict[str, Any] = {}  # by platform
 
-    def _program(self, long: bool = False) -> Any:
-        which = jax.default_backend(), long
-        if which not in self._whole:
-            known = options(*which)
-            self._whole[which] = self._part if known is None else self._jit(compiler_options=known)
-        return self._whole[which]
+    def _program(self) -> Any:
+        platform = jax.default_backend()
+        if platform not in self._whole:
+            known = options(platform)
+            self._whole[platform] = self._part if known is None else self._jit(compiler_options=known)
+        return self._whole[platform]
 
     def __call__(self, *args: Any, **kwargs: Any) -> R:
         # A number made here is traced if a trace is under way, even where every argument is concrete.
         alone = is_concrete(args, kwargs, lax.full((), 0, jnp.float32))
         if not alone:
             return cast(R, self._part(*args, **kwargs))
-        return cast(R, self._program(self._long is not None and self._long(kwargs))(*args, **kwargs))
+        return cast(R, self._program()(*args, **kwargs))
 
     def _cache_size(self) -> int:
         """How many programs are compiled, as `jax.jit`'s own functions say it."""
@@ -107,16 +98,10 @@ class _Program(Generic[R]):
         return sum(int(p._cache_size()) for p in programs.values())
 
 
-def jit(
-    function: Callable[..., R],
-    *,
-    static_argnames: str | tuple[str, ...] = (),
-    long: Callable[[dict[str, Any]], bool] | None = None,
-) -> _Program[R]:
+def jit(function: Callable[..., R], *, static_argnames: str | tuple[str, ...] = ()) -> _Program[R]:
     """`jax.jit` with the options of the default platform, wherever XLA allows them.
 
     Options belong to a whole program. Inside another transformation, and when called while JAX traces, this
-    is `jax.jit` itself, and the program around it decides. Where `long` says of a call's keyword arguments
-    that the program will run for long, the compiler may take longer over it, too.
+    is `jax.jit` itself, and the program around it decides.
     """
-    return _Program(function, static_argnames, long)
+    return _Program(function, static_argnames)

@@ -167,7 +167,6 @@ def em_step(
 _fit = jit(
     run,
     static_argnames=("block_size", "history_size", "unconverged", "kernel"),
-    long=lambda options: options["kernel"] != "whitened",
 )
 
 

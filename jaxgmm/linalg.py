@@ -94,7 +94,10 @@ def embed_diagonal(values: Array) -> Array:
 _FEW = 120_000
 
 
-def _blockwise_inverse(lower: Array) -> Array:
+_BLOCK = 32  # rows of the blocks of which larger triangular matrices are made
+
+
+def _doubled_inverse(lower: Array) -> Array:
     """Inverses of lower triangular (..., D, D): of their blocks of 1, 2, 4, … rows on the diagonal, in turn.
 
     [[A, 0], [B, C]]⁻¹ = [[A⁻¹, 0], [−C⁻¹ B A⁻¹, C⁻¹]], as accurate as substitution (Higham 2002, chapter 14):
@@ -113,6 +116,38 @@ def _blockwise_inverse(lower: Array) -> Array:
 
     levels = jnp.asarray(max(size - 1, 0).bit_length(), jnp.int32)
     return lax.fori_loop(jnp.asarray(0, jnp.int32), levels, double, embed_diagonal(1 / diagonal))
+
+
+def _blockwise_inverse(lower: Array) -> Array:
+    """Inverses of lower triangular (..., D, D) in products: substitution by blocks of rows.
+
+    A block of rows of the inverse X is L_ii⁻¹ (I_i − Σ_{j<i} L_ij X_j).
+    """
+    size, lead = lower.shape[-1], lower.shape[:-2]
+    if size <= _BLOCK:
+        return _doubled_inverse(lower)
+    n_blocks = -(-size // _BLOCK)
+    whole = n_blocks * _BLOCK
+    filled = jnp.eye(whole, dtype=lower.dtype)
+    filled = jnp.broadcast_to(filled, (*lead, whole, whole)).at[..., :size, :size].set(jnp.tril(lower))
+    blocks = filled.reshape((*lead, n_blocks, _BLOCK, n_blocks, _BLOCK))
+    own = _doubled_inverse(jnp.moveaxis(jnp.diagonal(blocks, axis1=-4, axis2=-2), -1, -3))
+
+    def substitute(i: Array, inverse: Array) -> Array:
+        rows = [
+            lax.dynamic_slice_in_dim(a, i * _BLOCK, _BLOCK, a.ndim - 2)
+            for a in (jnp.eye(whole, dtype=lower.dtype), filled)
+        ]
+        rest = rows[0].reshape((1,) * len(lead) + rows[0].shape)
+        rest = rest - einsum("...de,...ef->...df", rows[1], inverse)
+        new = einsum(
+            "...de,...ef->...df", lax.dynamic_index_in_dim(own, i, own.ndim - 3, keepdims=False), rest
+        )
+        return lax.dynamic_update_slice_in_dim(inverse, new, i * _BLOCK, inverse.ndim - 2)
+
+    first, last = jnp.asarray(0, jnp.int32), jnp.asarray(n_blocks, jnp.int32)
+    inverse = lax.fori_loop(first, last, substitute, jnp.zeros_like(filled))
+    return inverse[..., :size, :size]
 
 
 @jax.custom_batching.custom_vmap
@@ -174,6 +209,38 @@ def safe_cholesky(matrices: Array, jitter: Array) -> Array:
     failed = ~jnp.isfinite(first).all((-2, -1))
     added = jnp.where(failed[..., None], jitter, jnp.zeros((), matrices.dtype))
     return cholesky(matrices + embed_diagonal(added))
+
+
+def outlived(result: Array, *used: Array) -> Array:
+    """`result`, so that arrays from which it was computed are in memory until it is there.
+
+    XLA writes an elementwise result over an operand that nothing else needs, and its quicker code generator
+    for CPUs then makes a loop that runs number by number: it has to allow for arrays that overlap in part.
+    """
+    if jax.default_backend() != "cpu":
+        return result
+    first = lax.stop_gradient(result).reshape(-1)[0]
+    after = (first == jnp.inf).astype(jnp.int32)  # 0, but not before the result is known
+    for a in used:
+        number = lax.dynamic_index_in_dim(lax.stop_gradient(a).reshape(-1), after, keepdims=False)
+        result = result + jnp.where(jnp.isnan(number), 0, jnp.minimum(jnp.abs(number), 0))
+    return result
+
+
+def transposed(x: Array, n_uses: int) -> Array:
+    """Rows (B, D) as columns (D, B), for as many things that are computed from each of them.
+
+    On a CPU it is made as a product with the identity: a mere transposition XLA fuses into what is computed
+    from it, and makes the rows and reads them across once for every use.
+    """
+    n_features = x.shape[1]
+    pays = (
+        n_features * n_uses >= 64 and n_features <= 8 * n_uses
+    )  # D² numbers against what is saved, D · uses
+    if jax.default_backend() != "cpu" or not pays:
+        return x.T
+    identity = jnp.eye(n_features, dtype=x.dtype)
+    return jnp.einsum("de,be->db", identity, x, precision=lax.Precision.HIGHEST)
 
 
 def block_rows(n_samples: int, n_components: int, n_features: int, lanes: int = 1) -> int:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxgmm.density import log_normaliser
-from jaxgmm.linalg import einsum, sum_rows
+from jaxgmm.linalg import einsum, outlived, sum_rows, transposed
 from jaxgmm.params import GMMParams
 
 
@@ -86,15 +86,17 @@ def _block(
     w, x = without_junk(w, x)
     if shift is not None:
         x = x - shift[None, :]
-    y = params.family.whitener(params.scale)(x.T[None, :, :] - params.means[:, :, None])
+    columns = transposed(x, params.n_components)
+    y = params.family.whitener(params.scale)(columns[None, :, :] - params.means[:, :, None])
     if resp is None:
         # Where every distance overflows they are all as far: finite, so that nothing becomes NaN.
-        distance = jnp.minimum(jnp.square(y).sum(1), float(jnp.finfo(x.dtype).max) / 8)
+        length = jnp.square(y).sum(1)
+        distance = jnp.minimum(length, float(jnp.finfo(x.dtype).max) / 8)
         joint = (params.log_weights + log_normaliser(params))[:, None] - 0.5 * distance
         top = lax.stop_gradient(joint.max(0))
         shares = jnp.exp(joint - top[None, :])
         total = shares.sum(0)
-        log_likelihood = (w * (top + jnp.log(total))).sum()
+        log_likelihood = outlived((w * (top + jnp.log(total))).sum(), length, joint)
         if reassign is None:
             r = shares * (w / total)[None, :]
         else:

@@ -8,6 +8,7 @@ centre cancel where components are far apart for their widths. `rounding` says b
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ from jax import Array, lax
 from jaxgmm import validate
 from jaxgmm.density import log_normaliser
 from jaxgmm.families.family import Family
-from jaxgmm.linalg import einsum, epsilon, lower_inverse, safe_cholesky, sum_rows
+from jaxgmm.linalg import einsum, epsilon, lower_inverse, outlived, safe_cholesky, sum_rows
 from jaxgmm.moments import Moments, location_and_variance, scatter, without_junk
 from jaxgmm.params import GMMParams
 
@@ -186,22 +187,25 @@ def accumulate(
     axes = "fb" if kind in _AFFINE else "bf"
 
     def block(w: Array, b: Array) -> tuple[Any, ...]:
-        w, b = without_junk(w, b, _limit(b))
-        b = b - origin[None, :]
+        w, row = without_junk(w, b, _limit(b))
+        row = row - origin[None, :]
         if kind in _AFFINE:
-            u = einsum("de,be->db", inverse, b)
+            u = einsum("de,be->db", inverse, row)
         else:
-            u = b * jnp.diagonal(inverse)[None, :]
+            u = row * jnp.diagonal(inverse)[None, :]
         squares = _squares(kind, u)
-        joint = einsum(f"kf,{axes}->kb", coefficients.first, u) + coefficients.constant[:, None]
+        terms = [einsum(f"kf,{axes}->kb", coefficients.first, u)]
         if squares is not None and coefficients.second is not None:
-            joint = joint + einsum(f"kf,{axes}->kb", coefficients.second, squares)
+            terms.append(einsum(f"kf,{axes}->kb", coefficients.second, squares))
+        joint = functools.reduce(jnp.add, terms, coefficients.constant[:, None])
         top = lax.stop_gradient(joint.max(0))
         shares = jnp.exp(joint - top[None, :])
         total = shares.sum(0)
         r = shares * (w / total)[None, :]
         second = None if squares is None else einsum(f"kb,{axes}->kf", r, squares)
-        return r.sum(1), einsum(f"kb,{axes}->kf", r, u), second, (w * (top + jnp.log(total))).sum(), w.sum()
+        log_likelihood = outlived((w * (top + jnp.log(total))).sum(), b, *terms, joint)
+        weight = outlived(r.sum(1), shares)
+        return weight, einsum(f"kb,{axes}->kf", r, u), second, log_likelihood, w.sum()
 
     weight, first, second, log_likelihood, total_weight = sum_rows(
         block, sample_weight, x, block_size=block_size

@@ -144,7 +144,6 @@ def _tangents(how: How, primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> 
         "unconverged",
         "kernel",
     ),
-    long=lambda options: options["kernel"] != "whitened",
 )
 def fit_parts(
     params: GMMParams,

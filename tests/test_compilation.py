@@ -231,12 +231,12 @@ def test_other_functions_of_float32_stay_float32_under_x64(name):
 
 
 def doubled():
-    """A small program of ours, long where it is told so."""
+    """A small program of ours."""
 
     def function(a, *, many):
         return 2 * a
 
-    return compilation.jit(function, static_argnames="many", long=lambda options: options["many"])
+    return compilation.jit(function, static_argnames="many")
 
 
 def test_a_program_may_stand_in_anothers_whatever_it_is_given():
@@ -250,16 +250,13 @@ def test_a_program_may_stand_in_anothers_whatever_it_is_given():
     np.testing.assert_array_equal(jax.grad(lambda a: program(a, many=False).sum())(one), 2)
 
 
-def test_a_long_program_is_one_with_options_of_its_own():
+def test_a_program_called_alone_has_options_and_inside_another_none():
     program = doubled()
     if jax.default_backend() != "cpu":
         pytest.skip("elsewhere there are no options")
-    counts = []
-    for many in (False, True):
-        program(jnp.ones(3), many=many)
-        counts.append([program._program(long)._cache_size() for long in (False, True)])
-    assert counts == [[1, 0], [1, 1]]
-    assert program._part._cache_size() == 0
+    program(jnp.ones(3), many=False)
+    assert (program._program()._cache_size(), program._part._cache_size()) == (1, 0)
+    program(jnp.ones(3), many=True)
     assert program._cache_size() == 2
 
 

@@ -89,7 +89,7 @@ def check(chunk: Chunk, source: Source) -> None:
     )
 
 
-@functools.partial(jit, static_argnames=("block_size",), long=lambda _: True)
+@functools.partial(jit, static_argnames=("block_size",))
 def _moments(
     params: GMMParams,
     x: Array,

@@ -37,7 +37,6 @@ from jaxgmm.search.criteria import best
         "history_size",
         "kernel",
     ),
-    long=lambda options: options["kernel"] != "whitened",
 )
 def _fit_lanes(
     key: Array,
