@@ -12,7 +12,7 @@ from jax import Array
 
 from jaxgmm import implicit, priors, quadratic
 from jaxgmm.families.family import Family
-from jaxgmm.linalg import AxisName, epsilon, rows_over
+from jaxgmm.linalg import AxisName, epsilon, inverted_once, rows_over
 from jaxgmm.moments import Moments, accumulate, location_and_variance
 from jaxgmm.params import GMMParams, has_component_axis
 
@@ -156,14 +156,19 @@ def evaluate(
         rows = block_size if quadratic_rows is None else quadratic_rows
         return quadratic.accumulate(params, x, w, c, shift=f.shift, block_size=rows)
 
-    with rows_over(axis_name):
+    with rows_over(axis_name), inverted_once(_factors(params)):
         if f.quadratic is None:
             moments = exact()
         elif f.rough is None:
             moments = rough(f.quadratic)
         else:
             moments = jax.lax.cond(f.rough, rough, lambda _: exact(), f.quadratic)
-    return assess(params, moments, f, hold=hold)
+        return assess(params, moments, f, hold=hold)
+
+
+def _factors(params: GMMParams) -> Any:
+    """Where triangular factors are, and perhaps other matrices, whose inverses nobody asks for."""
+    return params.scale if params.family.quadratic in quadratic.AFFINE else ()
 
 
 def assess(params: GMMParams, moments: Moments, f: Frame, *, hold: bool = True) -> implicit.Evaluation:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import functools
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -78,7 +79,20 @@ def _times(left: str, right: str, output: str, a: Array, b: Array) -> Array:
     x, y = spread(left, a), spread(right, b)
     ndim = max(x.ndim, y.ndim)
     x, y = (z.reshape((1,) * (ndim - z.ndim) + z.shape) for z in (x, y))
-    return (x * y).sum([i - len(order) for i, c in enumerate(order) if c in summed])
+    axes = [i - len(order) for i, c in enumerate(order) if c in summed]
+    if len(axes) != 1:
+        return (x * y).sum(axes)
+    # Written out, one fused loop over the result; XLA's own reductions take several times as long.
+    axis, n = axes[0], max(x.shape[axes[0]], y.shape[axes[0]])
+    terms = [[lax.index_in_dim(z, i, z.ndim + axis, keepdims=False) for z in (x, y)] for i in range(n)]
+    return functools.reduce(jnp.add, [p * q for p, q in terms])
+
+
+def column_squares(matrices: Array) -> Array:
+    """Sums of the squares of the columns of matrices: (..., E, D) -> (..., D)."""
+    if max(matrices.shape[-2:]) <= _TINY:
+        return einsum("...ed,...ed->...d", matrices, matrices)
+    return jnp.square(matrices).sum(-2)
 
 
 def embed_diagonal(values: Array) -> Array:
@@ -164,12 +178,36 @@ def _inverses(axis_size: int, in_batched: list[bool], lower: Array) -> tuple[Arr
 
 
 @jax.custom_jvp
-def lower_inverse(factors: Array) -> Array:
-    """Inverse of lower triangular matrices (..., D, D); what stands above the diagonal is not read."""
+def _lower_inverse(factors: Array) -> Array:
     return _inverse(factors)
 
 
-@lower_inverse.defjvp
+_known: contextvars.ContextVar[tuple[tuple[Array, Array], ...]] = contextvars.ContextVar("known", default=())
+
+
+def lower_inverse(factors: Array) -> Array:
+    """Inverse of lower triangular matrices (..., D, D); what stands above the diagonal is not read."""
+    known = (inverse for of, inverse in _known.get() if of is factors)
+    found = next(known, None)
+    return _lower_inverse(factors) if found is None else found
+
+
+@contextlib.contextmanager
+def inverted_once(tree: Any) -> Iterator[None]:
+    """While this is traced, `lower_inverse` has the inverses of the square matrices among a tree's leaves.
+
+    XLA finds common elementwise expressions and products, but neither solves nor loops.
+    """
+    known = _known.get()
+    matrices = [a for a in jax.tree.leaves(tree) if a.ndim > 1 and a.shape[-1] == a.shape[-2]]
+    token = _known.set((*known, *((a, lower_inverse(a)) for a in matrices)))
+    try:
+        yield
+    finally:
+        _known.reset(token)
+
+
+@_lower_inverse.defjvp
 def _lower_inverse_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
     inverse = lower_inverse(*primals)
     return inverse, -einsum("...de,...ef,...fg->...dg", inverse, jnp.tril(tangents[0]), inverse)

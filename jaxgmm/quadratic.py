@@ -25,7 +25,7 @@ from jaxgmm.params import GMMParams
 _LARGE = 1 << 22  # N · K · D from which the second loop's compilation pays
 _MOST_FEATURES = 64
 KERNELS = ("auto", "whitened", "quadratic")
-_AFFINE = ("dense", "shared")  # kinds that any linear coordinates will do for
+AFFINE = ("dense", "shared")  # kinds that any linear coordinates will do for
 
 
 class Coordinates(NamedTuple):
@@ -80,7 +80,7 @@ def coordinates_of(kind: str, centre: Array, weight: Array, spread: Array) -> Co
     n_features = spread.shape[0]
     variance = jnp.diagonal(spread)
     variance = jnp.where(variance > 0, variance, 1)
-    if kind in _AFFINE:
+    if kind in AFFINE:
         # A ridge: directions without any width are not to be blown up to the others' size.
         ridge = (4 * n_features * epsilon(spread.dtype)) * variance
         root = safe_cholesky(spread + jnp.diag(ridge), ridge)
@@ -101,7 +101,7 @@ class _Mixture(NamedTuple):
 def _localise(kind: str, params: GMMParams, c: Coordinates) -> _Mixture:
     shape = (params.n_components, params.n_features)
     means = einsum("de,ke->kd", lower_inverse(c.root), params.means - c.centre[None, :])
-    if kind in _AFFINE:
+    if kind in AFFINE:
         identity = jnp.broadcast_to(c.root[None], (shape[0], *c.root.shape))
         return _Mixture(means, params.family.whitener(params.scale)(identity))
     precision = params.family.inverse_diagonal(params.scale, shape)
@@ -138,7 +138,7 @@ class _Coefficients(NamedTuple):
 
 def _coefficients(kind: str, m: _Mixture, constant: Array) -> _Coefficients:
     n_features = m.means.shape[1]
-    if kind in _AFFINE:
+    if kind in AFFINE:
         precision = einsum("ked,kef->kdf", m.inverse, m.inverse)
         linear = einsum("kde,ke->kd", precision, m.means)
     else:
@@ -184,12 +184,12 @@ def accumulate(
 
     # Products of two features are made fastest where one feature's numbers lie side by side; nothing else is
     # worth a transposition.
-    axes = "fb" if kind in _AFFINE else "bf"
+    axes = "fb" if kind in AFFINE else "bf"
 
     def block(w: Array, b: Array) -> tuple[Any, ...]:
         w, row = without_junk(w, b, _limit(b))
         row = row - origin[None, :]
-        if kind in _AFFINE:
+        if kind in AFFINE:
             u = einsum("de,be->db", inverse, row)
         else:
             u = row * jnp.diagonal(inverse)[None, :]
@@ -211,7 +211,7 @@ def accumulate(
         block, sample_weight, x, block_size=block_size
     )
     between = first - weight[:, None] * m.means  # Σ r (u − μ)
-    if kind in _AFFINE:
+    if kind in AFFINE:
         # Σ r (u − μ)(u − μ)ᵀ, in the order in which the least is subtracted from the most.
         outer = m.means[:, :, None] * between[:, None, :]
         crossed = outer + outer.swapaxes(1, 2)
@@ -245,7 +245,7 @@ def rounding(params: GMMParams, c: Coordinates) -> Array:
     kind = params.family.quadratic
     assert kind is not None
     m = _localise(kind, params, c)
-    if kind in _AFFINE:
+    if kind in AFFINE:
         identity = jnp.broadcast_to(jnp.eye(c.root.shape[0], dtype=c.root.dtype), m.inverse.shape)
         factors = einsum("de,kef->kdf", lower_inverse(c.root), params.family.colour(params.scale, identity))
         typical = jnp.sqrt(jnp.square(m.means) + jnp.square(factors).sum(2))

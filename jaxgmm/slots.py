@@ -91,13 +91,17 @@ def solve(
     def together(t: _Table) -> _Table:
         slots = jax.vmap(one)(t.slots, t.lane)
         over = (slots.status != RUNNING) & (t.lane < n_lanes)
-        ended = _put(t.ended, jnp.where(over, t.lane, n_lanes), slots)
+        # Most turns end nothing, and to put away nothing costs as much as to put away all.
+        return lax.cond(over.any(), replaced, lambda t, _: t, t._replace(slots=slots), over)
+
+    def replaced(t: _Table, over: Array) -> _Table:
+        ended = _put(t.ended, jnp.where(over, t.lane, n_lanes), t.slots)
         following = t.waiting + jnp.cumsum(over.astype(jnp.int32)) - 1
         lane = jnp.where(over, jnp.minimum(following, n_lanes), t.lane)
         fresh = over & (lane < n_lanes)
         taken = _take(first, lane)
         slots = jax.tree.map(
-            lambda a, b: jnp.where(fresh.reshape(-1, *(1,) * (a.ndim - 1)), a, b), taken, slots
+            lambda a, b: jnp.where(fresh.reshape(-1, *(1,) * (a.ndim - 1)), a, b), taken, t.slots
         )
         return _Table(slots, lane, t.waiting + over.sum(dtype=jnp.int32), ended)
 

@@ -48,7 +48,7 @@ from jaxgmm.families.volume import (
     logs_to,
     widths,
 )
-from jaxgmm.linalg import cholesky, einsum, embed_diagonal
+from jaxgmm.linalg import cholesky, column_squares, einsum, embed_diagonal
 
 Scale = dict[str, Array]
 
@@ -88,7 +88,7 @@ def _diagonal(scale: Scale, shape: tuple[int, int]) -> Array:
 
 
 def _inverse_diagonal(scale: Scale, shape: tuple[int, int]) -> Array:
-    return jnp.broadcast_to(jnp.square(inverses_of(scale)).sum(-2), shape)
+    return jnp.broadcast_to(column_squares(inverses_of(scale)), shape)
 
 
 def _second_moment(scale: Scale, y: Array, resp: Array) -> Array:

@@ -10,7 +10,15 @@ import numpy as np
 from jax import Array
 
 from jaxgmm.families.family import Family
-from jaxgmm.linalg import cholesky, einsum, embed_diagonal, epsilon, lower_inverse, safe_cholesky
+from jaxgmm.linalg import (
+    cholesky,
+    column_squares,
+    einsum,
+    embed_diagonal,
+    epsilon,
+    lower_inverse,
+    safe_cholesky,
+)
 
 SQRT_HALF = float(np.sqrt(0.5))
 
@@ -33,7 +41,7 @@ def _diagonal(scale: Array, shape: tuple[int, int]) -> Array:
 
 
 def _inverse_diagonal(scale: Array, shape: tuple[int, int]) -> Array:
-    return jnp.square(lower_inverse(scale)).sum(-2)
+    return column_squares(lower_inverse(scale))
 
 
 def _second_moment(scale: Array, y: Array, resp: Array) -> Array:

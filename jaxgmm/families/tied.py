@@ -19,7 +19,7 @@ from jaxgmm.families.full import (
     relative_precision,
     to_dense,
 )
-from jaxgmm.linalg import einsum, embed_diagonal, lower_inverse, safe_cholesky
+from jaxgmm.linalg import column_squares, einsum, embed_diagonal, lower_inverse, safe_cholesky
 
 
 def _whitener(scale: Array) -> Callable[[Array], Array]:
@@ -40,7 +40,7 @@ def _diagonal(scale: Array, shape: tuple[int, int]) -> Array:
 
 
 def _inverse_diagonal(scale: Array, shape: tuple[int, int]) -> Array:
-    return jnp.broadcast_to(jnp.square(lower_inverse(scale)).sum(-2)[None, :], shape)
+    return jnp.broadcast_to(column_squares(lower_inverse(scale))[None, :], shape)
 
 
 def _second_moment(scale: Array, y: Array, resp: Array) -> Array:
