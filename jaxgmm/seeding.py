@@ -20,7 +20,8 @@ def _draw(key: Array, mass: Array, n: int) -> Array:
 
 
 def _squared_distance(x: Array, centre: Array) -> Array:
-    return jnp.square(x - centre[None, :]).sum(1)
+    gap = x - centre[None, :]
+    return einsum("bd,bd->b", gap, gap)
 
 
 def plusplus(key: Array, x: Array, w: Array, n_components: int) -> Array:
@@ -68,7 +69,7 @@ def lloyd(centres: Array, x: Array, w: Array, max_iter: int) -> Array:
     def step(centres: Array) -> Array:
         def block(wb: Array, b: Array) -> tuple[Array, Array]:
             gaps = b.T[None, :, :] - centres[:, :, None]
-            share = least(jnp.square(gaps).sum(1)) * wb[None, :]
+            share = least(einsum("kdb,kdb->kb", gaps, gaps)) * wb[None, :]
             return share.sum(1), einsum("kb,bd->kd", share, b - middle[None, :])
 
         mass, total = sum_rows(block, w, x, block_size=rows)
@@ -89,8 +90,8 @@ def lloyd(centres: Array, x: Array, w: Array, max_iter: int) -> Array:
 
     def rest(wb: Array, b: Array) -> tuple[Array, Array]:
         gaps = b.T[None, :, :] - end[:, :, None]
-        share = least(jnp.square(gaps).sum(1)) * wb[None, :]
-        return share.sum(1), (gaps * share[:, None, :]).sum(-1)
+        share = least(einsum("kdb,kdb->kb", gaps, gaps)) * wb[None, :]
+        return share.sum(1), einsum("kdb,kb->kd", gaps, share)
 
     # Once about the centres themselves: what the sums of many rows were rounded by.
     mass, moved = sum_rows(rest, w, x, block_size=rows)
