@@ -21,7 +21,12 @@ from jaxgmm.families import FAMILIES
 
 # What the tests compile themselves is compiled as the package compiles what it can: compilation is most of
 # the tests' time. Read when JAX first meets a device, which is later than this.
-_FLAGS = " ".join(f"--{name}={str(value).lower()}" for name, value in CPU_OPTIONS.items())
+_FLAGS = " ".join(
+    [
+        *(f"--{name}={str(value).lower()}" for name, value in CPU_OPTIONS.items()),
+        "--xla_backend_extra_options=xla_cpu_disable_loop_unrolling",  # which only a flag can say
+    ]
+)
 _ASKED = "JAXGMM_TEST_FLAGS"
 
 
