@@ -24,13 +24,13 @@ from jaxgmm.params import GMMParams, translate
 from jaxgmm.priors import Prior
 from jaxgmm.result import FitResult
 
-_shard_map: Any
+shard_map: Any
 try:
-    _shard_map = functools.partial(jax.shard_map, check_vma=False)
+    shard_map = functools.partial(jax.shard_map, check_vma=False)
 except AttributeError:  # before JAX 0.6
     from jax.experimental.shard_map import shard_map as _older
 
-    _shard_map = functools.partial(_older, check_rep=False)
+    shard_map = functools.partial(_older, check_rep=False)
 
 Numbers = tuple[Array, Array, Array, Array]  # tol, max_iter, reg_covar, accelerate
 
@@ -73,7 +73,7 @@ def _found(
         return run(params, x, w, *numbers, prior, **options)
 
     rows, everywhere, lanes = PartitionSpec(how.axis_name), PartitionSpec(), lanes_over(how.restarts_axis)
-    mapped = _shard_map(
+    mapped = shard_map(
         part, mesh=how.mesh, in_specs=(lanes, rows, rows, everywhere, everywhere), out_specs=lanes
     )
     result: FitResult = mapped(params, x, w, numbers, prior)
@@ -98,7 +98,7 @@ def _tangents(how: How, primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> 
     family, shape = params.family, params.means.shape[-2:]
 
     def over_all(function: Any, *specs: PartitionSpec) -> Any:
-        return _shard_map(function, mesh=how.mesh, in_specs=specs, out_specs=everywhere)
+        return shard_map(function, mesh=how.mesh, in_specs=specs, out_specs=everywhere)
 
     def surveyed(x: Array, w: Array, reg_covar: Array) -> Frame:
         with rows_over(how.axis_name):

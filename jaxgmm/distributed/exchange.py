@@ -9,17 +9,20 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
+from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxgmm.scale.driven import Interruption
+from jaxgmm.shard_program import shard_map
 
 T = TypeVar("T")
 
 _HEADER = 2048
+_AT_ONCE = 1 << 16  # numbers of all processes together that may go to everyone
 _WELL, _FAILED, _STOP = 0, 1, 2
 
 
@@ -40,34 +43,52 @@ class _Signal:
 signal = _Signal()
 
 
+class _Lines(NamedTuple):
+    """One device of each process, in the processes' order."""
+
+    rows: NamedSharding  # an array with a row of each process
+    own: Any  # this one's device
+    everywhere: Callable[[jax.Array], jax.Array]  # (P, n) -> all of it on every process
+    across: Callable[[jax.Array], jax.Array]  # (P, P, n) -> transposed: what each process has for this one
+
+
 @functools.cache
-def _lines() -> tuple[Any, Any, Any]:
-    """One device of each process in the processes' order, and a program that brings all to all of them."""
+def _lines() -> _Lines:
     first: dict[int, Any] = {}
     for device in jax.devices():
         known = first.setdefault(device.process_index, device)
         first[device.process_index] = min(known, device, key=lambda d: d.id)
     mesh = Mesh(np.asarray([first[i] for i in sorted(first)]), ("processes",))
+    rows = NamedSharding(mesh, PartitionSpec("processes"))
+
+    def turned(a: jax.Array) -> jax.Array:
+        return lax.all_to_all(a, "processes", split_axis=1, concat_axis=0, tiled=True).swapaxes(0, 1)
+
+    across = shard_map(turned, mesh=mesh, in_specs=rows.spec, out_specs=rows.spec)
     everywhere = jax.jit(lambda a: a, out_shardings=NamedSharding(mesh, PartitionSpec()))
-    return NamedSharding(mesh, PartitionSpec("processes")), everywhere, first[jax.process_index()]
+    return _Lines(rows, first[jax.process_index()], everywhere, jax.jit(across))
+
+
+def _sent(program: Callable[[jax.Array], jax.Array], own: np.ndarray) -> np.ndarray:
+    """What a program of `_lines` gives here, where every process puts an array of one shape into it."""
+    lines = _lines()
+    mine = jax.device_put(own[None], lines.own)
+    shape = (jax.process_count(), *own.shape)
+    try:
+        shared = program(jax.make_array_from_single_device_arrays(shape, lines.rows, [mine]))
+        return np.asarray(shared.addressable_data(0))
+    except (RuntimeError, ValueError) as error:  # which of them depends on whether JAX has run it before
+        raise LostProcessError(
+            "another process has ended or cannot be reached; what it wrote last says why. Once that is put "
+            f"right, start all of them again: a fit with a checkpoint goes on from it. ({_first_line(error)})"
+        ) from None
 
 
 def gather(own: bytes) -> list[bytes]:
     """The bytes of every process, in the processes' order; as many on each of them."""
     if jax.process_count() == 1:
         return [own]
-    rows, everywhere, device = _lines()
-    mine = jax.device_put(np.frombuffer(own, np.uint8)[None, :], device)
-    shape = (jax.process_count(), len(own))
-    try:
-        shared = everywhere(jax.make_array_from_single_device_arrays(shape, rows, [mine]))
-        table = np.asarray(shared.addressable_data(0))
-    except (RuntimeError, ValueError) as error:  # which of them depends on whether JAX has run it before
-        raise LostProcessError(
-            "another process has ended or cannot be reached; what it wrote last says why. Once that is put "
-            f"right, start all of them again: a fit with a checkpoint goes on from it. ({_first_line(error)})"
-        ) from None
-    return [row.tobytes() for row in table]
+    return [row.tobytes() for row in _sent(_lines().everywhere, np.frombuffer(own, np.uint8))]
 
 
 def _first_line(error: BaseException) -> str:
@@ -132,6 +153,32 @@ def same(what: bytes, message: str) -> None:
     """Raise on every process unless all of them have the same bytes."""
     if len(set(gather(what))) > 1:
         raise ProcessError(message)
+
+
+def sum_floats(own: np.ndarray, mark: bytes, message: str) -> np.ndarray:
+    """The sum of the processes' float64 (n,), added in their order: the same bits on all of them, every time.
+
+    Where the numbers are many, each process adds up one part of all of them, so that each sends and keeps
+    twice n numbers, however many processes there are.
+
+    Raises:
+      ProcessError: with the message, on all of them, unless all have the same mark of eight bytes.
+    """
+    n_processes = jax.process_count()
+    divided = n_processes > 1 and own.size * n_processes > _AT_ONCE
+    size = -(-own.size // n_processes) if divided else own.size
+    n_parts = n_processes if divided else 1
+    parts = np.empty((n_parts, 1 + size))
+    parts[:, 0] = np.frombuffer(mark, np.float64)
+    parts[:, 1:] = np.pad(own, (0, size * n_parts - own.size)).reshape(n_parts, size)
+    if divided:
+        mine = _sent(_lines().across, parts.view(np.uint8))[0].view(np.float64)
+    else:
+        mine = np.stack(gather_floats(parts[0]))
+    if len({row.tobytes() for row in mine[:, :1]}) > 1:
+        raise ProcessError(message)
+    total = functools.reduce(np.add, mine[1:, 1:], mine[0, 1:])
+    return np.concatenate(gather_floats(total))[: own.size] if divided else total
 
 
 def gather_floats(own: np.ndarray) -> list[np.ndarray]:

@@ -14,7 +14,7 @@ from jaxgmm import priors, validate
 from jaxgmm.density import check_mixture
 from jaxgmm.distributed import exchange
 from jaxgmm.distributed.ending import Stopped
-from jaxgmm.distributed.exchange import ProcessError, agreed, digest, gather, gather_floats
+from jaxgmm.distributed.exchange import agreed, digest, gather, gather_floats, sum_floats
 from jaxgmm.em_map import Frame
 from jaxgmm.fixed_point import State
 from jaxgmm.loop import HISTORY_SIZE, MAX_ITER, REG_COVAR, TOL
@@ -257,14 +257,15 @@ def _moments(point: GMMParams, f: Frame, passes: Passes, states: _Kept) -> Momen
 
     # The processes' bits are the same unless their processors or versions of JAX are not; and then one of
     # them might take another turn than the others, and wait for them.
-    mark = np.frombuffer(digest(point)[:6] + b"\0\0", np.uint64).astype(np.float64)
-    parts = gather_floats(np.concatenate([mark, agreed(own)]))
-    if any(part[0] != mark[0] for part in parts):
-        raise ProcessError(
+    total, at = (
+        sum_floats(
+            agreed(own),
+            digest(point)[:6] + b"\0\0",
             "the processes have come to different parameters by rounding: run them on processors of one "
-            "kind, with one version of JAX"
-        )
-    total, at = sum((part[1:] for part in parts[1:]), parts[0][1:]), 0
+            "kind, with one version of JAX",
+        ),
+        0,
+    )
     like, structure = jax.tree.flatten(jax.eval_shape(Moments.zero, point))
     leaves = []
     for a in like:

@@ -307,3 +307,36 @@ def test_fit_sharded_runs_over_the_devices_of_two_processes(folder):
         for i in (0, 1):
             for a, b in zip(leaves(folder / f"{kernel}{i}.npz"), jax.tree.leaves(alone), strict=True):
                 np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-13)
+
+
+SUMS = """
+import sys
+import jax, numpy as np
+from jaxgmm.distributed import exchange, initialize, together
+
+index, port, folder = int(sys.argv[1]), *sys.argv[2:4]
+with together():
+    initialize(f"localhost:{port}", 3, index, heartbeat=30, initialization=60)
+    for n in (1, 2, 1001):
+        own = np.random.default_rng(index).normal(size=n) * 10.0 ** index
+        for at_once in (1 << 16, 0):
+            exchange._AT_ONCE = at_once
+            total = exchange.sum_floats(own, b"12345678", "unlike")
+            np.save(f"{folder}/sum-{n}-{at_once}-{index}.npy", total)
+    exchange.sum_floats(own, bytes([index % 2] * 8), "unlike")
+"""
+
+
+@pytest.mark.slow
+def test_sums_that_are_divided_among_the_processes_have_the_bits_of_sums_that_are_not(tmp_path):
+    with processes(SUMS, n=3, folder=tmp_path) as three:
+        for p in three:
+            code, said = ends(p, 120)
+            assert code == EXIT_FAILED, said
+            assert "jaxgmm: unlike" in said
+    for n in (1, 2, 1001):
+        first, *others = [np.random.default_rng(i).normal(size=n) * 10.0**i for i in range(3)]
+        expected = first + others[0] + others[1]
+        for at_once in (1 << 16, 0):
+            for i in range(3):
+                np.testing.assert_array_equal(np.load(tmp_path / f"sum-{n}-{at_once}-{i}.npy"), expected)
