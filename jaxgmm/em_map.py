@@ -26,6 +26,7 @@ class Frame(NamedTuple):
     prior: priors.Pseudo | None = None  # about the shift
     quadratic: quadratic.Coordinates | None = None  # where the quadratic kernel is to be used
     rough: Array | None = None  # ()  bool: whether it is used now; None for always
+    centre: Array | None = None  # (D,)  the data's mean, where a survey has it
 
 
 def frame(x: Array, w: Array | None, reg_covar: Array) -> Frame:
@@ -39,7 +40,7 @@ def frame(x: Array, w: Array | None, reg_covar: Array) -> Frame:
     variance = jnp.where(variance > rounding, variance, 1)
     # Where the offset is small beside the spread, a shift would only add its own rounding to the data.
     shift = jax.lax.stop_gradient(jnp.where(jnp.square(mean) > variance, mean, 0))
-    return Frame(shift, variance, reg_covar * jnp.minimum(variance, 1))
+    return Frame(shift, variance, reg_covar * jnp.minimum(variance, 1), centre=mean)
 
 
 def equal_log_weights(on: Array, dtype: Any) -> Array:

@@ -99,7 +99,7 @@ def _for_features(
     features = quadratic.n_features_of(kind, s.x.shape[1])
     rows = block_rows(s.x.shape[0], features + width * n_components, 2)
     with rows_over(s.axis_name):
-        return f._replace(quadratic=quadratic.coordinates(kind, s.x, s.w, f.shift)), rows
+        return f._replace(quadratic=quadratic.coordinates(kind, s.x, s.w, f.shift, f.centre)), rows
 
 
 _ROUGH, _EXACT, _CLOSING = range(3)  # stages of a fit

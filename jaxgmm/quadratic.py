@@ -68,9 +68,16 @@ def _limit(x: Array) -> float:
     return float(jnp.finfo(x.dtype).max) ** 0.25
 
 
-def coordinates(kind: str, x: Array, w: Array | None, shift: Array, block_size: int = 2048) -> Coordinates:
-    """Survey the data: their mean, and a root of their covariance."""
-    centre = location_and_variance(x, w, block_size)[0] - shift
+def coordinates(
+    kind: str,
+    x: Array,
+    w: Array | None,
+    shift: Array,
+    centre: Array | None = None,
+    block_size: int = 2048,
+) -> Coordinates:
+    """Survey the data: a root of their covariance, and their mean unless it is given as `centre`."""
+    centre = (location_and_variance(x, w, block_size)[0] if centre is None else centre) - shift
     weight, spread = scatter(x, w, shift + centre, block_size, _limit(x))
     return coordinates_of(kind, centre, weight, spread / weight)
 
