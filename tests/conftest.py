@@ -9,6 +9,7 @@ import pathlib
 import subprocess
 import sys
 import tempfile
+import zlib
 
 import jax
 import jax.numpy as jnp
@@ -109,6 +110,7 @@ def pytest_addoption(parser):
     parser.addoption(
         "--few", action="store_true", help="of a test's sets of parameters the first and the last"
     )
+    parser.addoption("--part", default="1/1", help="of the tests, by their names: 2/3 for the second third")
 
 
 def pytest_collection_modifyitems(config, items):
@@ -120,7 +122,7 @@ def pytest_collection_modifyitems(config, items):
     repeats = {}
     for item in items:
         values = item.callspec.params if hasattr(item, "callspec") else {}
-        name = getattr(item, "originalname", item.name)
+        name = _function(item)
         single = name in SINGLE or values.get("name", "full") != "full"
         example = name.startswith(tuple(f"jaxgmm.{room}" for room in LONG_EXAMPLES))
         if (values.get("dtype") == "float64" and single) or example:
@@ -133,14 +135,23 @@ def pytest_collection_modifyitems(config, items):
         for item, _ in same:
             if item is not taken:
                 item.add_marker(pytest.mark.exhaustive)
+    part, parts = map(int, config.getoption("part").split("/"))
+    drop = [item for item in items if zlib.crc32(_function(item).encode()) % parts != part % parts]
     if config.getoption("few"):
         each = {}
         for item in items:
             quick = item.get_closest_marker("slow") is None
-            each.setdefault((item.path, getattr(item, "originalname", item.name), quick), []).append(item)
+            each.setdefault((item.path, _function(item), quick), []).append(item)
         kept = {item for same in each.values() for item in (same[0], same[-1])}
-        config.hook.pytest_deselected(items=[item for item in items if item not in kept])
-        items[:] = [item for item in items if item in kept]
+        drop += [item for item in items if item not in kept]
+    config.hook.pytest_deselected(items=list(dict.fromkeys(drop)))
+    dropped = set(drop)
+    items[:] = [item for item in items if item not in dropped]
+
+
+def _function(item):
+    """The test's name, whatever its parameters."""
+    return getattr(item, "originalname", item.name)
 
 
 @contextlib.contextmanager
