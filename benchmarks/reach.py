@@ -80,10 +80,13 @@ def compare(name: str, repeats: int) -> None:
         parts = [x[i : i + 20_000] for i in range(0, len(x), 20_000)]
         return sum(log_likelihood(part, mixing, centres, full) * len(part) for part in parts) / len(x)
 
+    def of_ours(result: Any) -> float:
+        p = result.params
+        return reached((np.asarray(p.weights), np.asarray(p.means), np.asarray(p.covariances)))
+
     @functools.cache
     def our_value(n: int) -> float:
-        p = ours(n, tol=0.0).params
-        return reached((np.asarray(p.weights), np.asarray(p.means), np.asarray(p.covariances)))
+        return of_ours(ours(n, tol=0.0))
 
     steps_of_theirs = []
     peer = Sklearn(x, weights, means, cov, kind)
@@ -114,13 +117,10 @@ def compare(name: str, repeats: int) -> None:
         show(mark, timed(runs, repeats), known)
     runs = {"jaxgmm": ours, "scikit-learn": lambda: theirs(MOST, 1e-3)}
     taken = timed(runs, repeats)
-    show(
-        "each by its own defaults",
-        taken,
-        {"jaxgmm": int(ours().n_iter), "scikit-learn": stopped.model.n_iter_},
-    )
-    p = ours().params
-    end = reached((np.asarray(p.weights), np.asarray(p.means), np.asarray(p.covariances)))
+    result = ours()
+    steps_taken = {"jaxgmm": int(result.n_iter), "scikit-learn": stopped.model.n_iter_}
+    show("each by its own defaults", taken, steps_taken)
+    end = of_ours(result)
     theirs_end = marks["scikit-learn's own stop"]
     print(f"    log-likelihoods: jaxgmm {end:.6f}, scikit-learn {theirs_end:.6f}, best {best:.6f}")
 

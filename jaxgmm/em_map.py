@@ -168,7 +168,7 @@ def evaluate(
 
 
 def _factors(params: GMMParams) -> Any:
-    """Where triangular factors are, and perhaps other matrices, whose inverses nobody asks for."""
+    """What holds the triangular factors that are inverted; of other matrices XLA drops what nobody uses."""
     return params.scale if params.family.quadratic in quadratic.AFFINE else ()
 
 

@@ -73,10 +73,6 @@ class State(NamedTuple):
     history: Array  # (history_size,)
 
 
-def _stacked(*leaves: Array) -> Array:
-    return jnp.stack(leaves)
-
-
 def _select(condition: Array, yes: PyTree, no: PyTree) -> PyTree:
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)
 
@@ -91,7 +87,8 @@ def _extrapolate(
 ) -> tuple[PyTree, Array]:
     """SQUAREM's θ0 + 2αr + α²v in the chart about the middle point; also whether α was cut to `radius`."""
     # All three at once and as one vector: a third of the code, which is what takes long to compile.
-    coordinates = jax.vmap(functools.partial(chart.to, points[1]))(jax.tree.map(_stacked, *points))
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *points)
+    coordinates = jax.vmap(functools.partial(chart.to, points[1]))(stacked)
     _, unravel = ravel_pytree(jax.tree.map(lambda a: a[0], coordinates))
     flat = jnp.concatenate([a.reshape(3, -1) for a in jax.tree.leaves(coordinates)], axis=1)
     c0, r = flat[0], flat[1] - flat[0]

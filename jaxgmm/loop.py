@@ -61,7 +61,7 @@ def _continued(
 ) -> Solution:
     """A fit that begins where another one ended, as one fit; from `begin`, if that one came to harm.
 
-    Of one fit, or of fits with a leading axis.
+    Of fits with a leading axis.
     """
     sound = (first.status == Status.CONVERGED) | (first.status == Status.MAX_ITER)
 
@@ -137,6 +137,7 @@ def _staged(begin: GMMParams, f: Frame, s: Settings, max_iter: Array) -> Solutio
             point=translate(first.point, back),
             status=jnp.where(needed, first.status, ended.status),
         )
+        # In the end only the likelihood is asked for: a prior stands about the shift as it was.
         here = fixed._replace(shift=fixed.shift - back)
         if fixed.quadratic is not None:
             here = here._replace(rough=which == _ROUGH)

@@ -22,7 +22,7 @@ from jaxgmm.linalg import einsum, epsilon, lower_inverse, outlived, safe_cholesk
 from jaxgmm.moments import Moments, location_and_variance, scatter, without_junk
 from jaxgmm.params import GMMParams
 
-_LARGE = 1 << 22  # N · K · D from which the second loop's compilation pays
+_LARGE = 1 << 22  # N · K · D from which the second kernel's compilation pays
 _MOST_FEATURES = 64
 KERNELS = ("auto", "whitened", "quadratic")
 AFFINE = ("dense", "shared")  # kinds that any linear coordinates will do for

@@ -11,6 +11,7 @@ import pytest
 
 import jaxgmm
 from jaxgmm import compilation
+from jaxgmm.em_map import evaluate, frame
 from jaxgmm.families import full, spherical
 from tests.conftest import costly, every_name_at_a_cost, overlapping, start_from, x64
 
@@ -228,6 +229,15 @@ def test_other_functions_of_float32_stay_float32_under_x64(name):
             )  # fmt: skip
 
         assert not wide(jax.make_jaxpr(everything)(params, X, resp))
+
+
+@pytest.mark.parametrize("name", ["full", "tied"])
+def test_a_step_inverts_its_factors_once_and_its_images_once(name):
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(40, 3)), jnp.float32)
+    params = start_from(x, np.arange(40) % 2, name, np.float32)
+    f = frame(x, None, jnp.asarray(1e-6, jnp.float32))
+    program = str(jax.make_jaxpr(lambda p: evaluate(40, p, (x, None, f)))(params))
+    assert program.count("triangular_solve[") == 2
 
 
 def doubled():

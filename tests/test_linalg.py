@@ -1,3 +1,5 @@
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +17,7 @@ def test_lower_inverse_is_the_inverse_and_ignores_the_upper_triangle(dtype):
     np.testing.assert_allclose(got @ jnp.asarray(lower, dtype), np.tile(np.eye(5), (4, 1, 1)), atol=2e-6)
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 8, 13])
+@pytest.mark.parametrize("size", [1, 2, 3, 8, 13, 32, 33, 70])
 def test_the_inverse_by_blocks_is_that_by_substitution(monkeypatch, dtype, size):
     rng = np.random.default_rng(size)
     lower = np.tril(rng.normal(size=(3, 2, size, size))) + 3 * np.eye(size)
@@ -35,6 +37,51 @@ def test_as_many_inverses_as_lapack_would_divide_among_threads_are_made_by_block
 
     assert solves((16, 8, 8))
     assert not solves((400, 8, 8))
+
+
+def test_an_inverse_that_is_asked_for_again_is_not_made_again():
+    a, b = jnp.eye(3), 2 * jnp.eye(3)
+
+    def both(a, b):
+        with linalg.inverted_once({"factor": a, "width": a[0]}):
+            first = linalg.lower_inverse(a) + linalg.lower_inverse(a) + linalg.lower_inverse(b)
+        return first + linalg.lower_inverse(a)
+
+    np.testing.assert_array_equal(both(a, b), 3.5 * np.eye(3))
+    assert str(jax.make_jaxpr(both)(a, b)).count("triangular_solve[") == 3
+
+
+@pytest.mark.parametrize("held", [0.0, -2.5, np.inf, -np.inf, np.nan])
+def test_what_outlives_a_result_does_not_change_it(dtype, held):
+    used = jnp.full((2, 3), held, dtype)
+    for value in (-1.5, np.inf, -np.inf, np.nan):
+        result = jnp.asarray([value, 2.0], dtype)
+        np.testing.assert_array_equal(jax.jit(linalg.outlived)(result, used, used), result)
+    pull = jax.grad(lambda r, u: linalg.outlived(r, u).sum(), argnums=(0, 1))
+    for got, expected in zip(pull(jnp.ones(2, dtype), used), (np.ones(2), np.zeros((2, 3))), strict=True):
+        np.testing.assert_array_equal(got, expected)
+
+
+def test_what_outlives_a_result_is_kept_until_it_is_there():
+    """The program reads the array at a place that it does not know before it has the result."""
+    if jax.default_backend() != "cpu":
+        pytest.skip("elsewhere nothing is written over that would be missed")
+    program = str(jax.make_jaxpr(linalg.outlived)(jnp.ones(1), jnp.ones(4)))
+    assert re.search(r"= eq \S+ inf", program)
+    assert re.search(r"= dynamic_slice\[", program)
+
+
+@pytest.mark.parametrize(("n_features", "n_uses"), [(3, 2), (8, 8), (16, 16), (64, 4)])
+def test_transposed_rows_are_exact(dtype, n_features, n_uses):
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(50, n_features)) * 1e10, dtype)
+    np.testing.assert_array_equal(linalg.transposed(x, n_uses), x.T)
+
+
+@pytest.mark.parametrize("size", [2, 8, 9])
+def test_column_squares_are_sums_of_squares(dtype, size):
+    a = jnp.asarray(np.random.default_rng(0).normal(size=(4, size, size)), dtype)
+    expected = np.square(np.asarray(a, np.float64)).sum(1)
+    np.testing.assert_allclose(linalg.column_squares(a), expected, rtol=size * np.finfo(dtype).eps)
 
 
 def test_derivatives_of_the_inverse_and_of_the_factors(double):

@@ -257,17 +257,14 @@ def _moments(point: GMMParams, f: Frame, passes: Passes, states: _Kept) -> Momen
 
     # The processes' bits are the same unless their processors or versions of JAX are not; and then one of
     # them might take another turn than the others, and wait for them.
-    total, at = (
-        sum_floats(
-            agreed(own),
-            digest(point)[:6] + b"\0\0",
-            "the processes have come to different parameters by rounding: run them on processors of one "
-            "kind, with one version of JAX",
-        ),
-        0,
+    total = sum_floats(
+        agreed(own),
+        digest(point)[:6] + b"\0\0",  # a float64 that is no NaN
+        "the processes have come to different parameters by rounding: run them on processors of one kind, "
+        "with one version of JAX",
     )
     like, structure = jax.tree.flatten(jax.eval_shape(Moments.zero, point))
-    leaves = []
+    leaves, at = [], 0
     for a in like:
         leaves.append(jnp.asarray(total[at : at + a.size].reshape(a.shape), a.dtype))
         at += a.size
