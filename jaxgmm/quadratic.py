@@ -164,6 +164,23 @@ def _coefficients(kind: str, m: _Mixture, constant: Array) -> _Coefficients:
     return _Coefficients(second, linear, constant)
 
 
+def _squares_of_means(kind: str, means: Array) -> tuple[Array, Array] | tuple[None, None]:
+    """The features of second degree of the means (K, D), rounded, and what that left out; (K, F) each.
+
+    Only for kinds of which the first is taken from a block's sums at once.
+    """
+    if kind not in ("dense", "diagonal"):
+        return None, None
+    # A number's leading half has products without rounding (Dekker).
+    info = jnp.finfo(means.dtype)
+    half = lax.reduce_precision(means, info.nexp, info.nmant // 2)
+    rest = means - half
+    i, j = _pairs(means.shape[1]) if kind == "dense" else (np.arange(means.shape[1]),) * 2
+    product = means[:, i] * means[:, j]
+    left = (half[:, i] * half[:, j] - product) + half[:, i] * rest[:, j] + rest[:, i] * half[:, j]
+    return product, lax.stop_gradient(left + rest[:, i] * rest[:, j])
+
+
 def _unfold(raw: Array, n_features: int) -> Array:
     """Sums of the products of pairs (K, F) as symmetric matrices (K, D, D)."""
     i, j = _pairs(n_features)
@@ -188,6 +205,7 @@ def accumulate(
     coefficients = _coefficients(kind, m, params.log_weights + log_normaliser(params))
     inverse = lower_inverse(c.root)
     origin = shift + c.centre
+    bulk, left = _squares_of_means(kind, m.means)
 
     # Products of two features are made fastest where one feature's numbers lie side by side; nothing else is
     # worth a transposition.
@@ -212,30 +230,35 @@ def accumulate(
         second = None if squares is None else einsum(f"kb,{axes}->kf", r, squares)
         log_likelihood = outlived((w * (top + jnp.log(total))).sum(), b, *terms, joint)
         weight = outlived(r.sum(1), shares)
-        return weight, einsum(f"kb,{axes}->kf", r, u), second, log_likelihood, w.sum()
+        # The bulk of the sums goes at once: rounding the totals would be the largest error of all.
+        between = einsum(f"kb,{axes}->kf", r, u) - weight[:, None] * m.means  # Σ r (u − μ)
+        if second is not None and bulk is not None:
+            second = second - weight[:, None] * bulk
+        return weight, between, second, log_likelihood, w.sum()
 
-    weight, first, second, log_likelihood, total_weight = sum_rows(
+    weight, between, second, log_likelihood, total_weight = sum_rows(
         block, sample_weight, x, block_size=block_size
     )
-    between = first - weight[:, None] * m.means  # Σ r (u − μ)
+    # Σ r (u − μ)(u − μ)ᵀ: of the products of μ with itself, what is still to be subtracted.
+    if bulk is not None and left is not None:
+        second = second - weight[:, None] * left
     if kind in AFFINE:
-        # Σ r (u − μ)(u − μ)ᵀ, in the order in which the least is subtracted from the most.
         outer = m.means[:, :, None] * between[:, None, :]
         crossed = outer + outer.swapaxes(1, 2)
-        crossed = crossed + weight[:, None, None] * m.means[:, :, None] * m.means[:, None, :]
         if kind == "dense":
             second = _unfold(second, x.shape[1]) - crossed
             second = einsum("kde,kef,kgf->kdg", m.inverse, second, m.inverse)
         else:
+            crossed = crossed + weight[:, None, None] * m.means[:, :, None] * m.means[:, None, :]
             common = m.inverse[0]
             log_likelihood = log_likelihood - 0.5 * (einsum("de,ef->df", common, c.total) * common).sum()
             second = einsum("de,ef,gf->dg", common, c.total - crossed.sum(0), common)
         moved = einsum("kde,ke->kd", m.inverse, between)
     else:
-        crossed = (2 * between + weight[:, None] * m.means) * m.means
         if kind == "diagonal":
-            second = (second - crossed) * m.inverse
+            second = (second - 2 * between * m.means) * m.inverse
         else:
+            crossed = (2 * between + weight[:, None] * m.means) * m.means
             second = (second[:, 0] - crossed.sum(1)) * m.inverse[:, 0]
         moved = between * jnp.diagonal(c.root)[None, :]
         moved = params.family.whitener(params.scale)(moved[:, :, None])[:, :, 0]
