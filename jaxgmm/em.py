@@ -16,9 +16,9 @@ from jaxgmm.density import inputs
 from jaxgmm.em_map import frame, maximise, weighted_m_step, with_prior
 from jaxgmm.families.family import Family
 from jaxgmm.families.table import get_family
-from jaxgmm.linalg import AxisName, block_rows, rows_over
+from jaxgmm.linalg import AxisName, rows_over
 from jaxgmm.loop import HISTORY_SIZE, MAX_ITER, REG_COVAR, TOL, run
-from jaxgmm.moments import Moments, accumulate
+from jaxgmm.moments import Moments, accumulate, rows_for
 from jaxgmm.params import GMMParams, translate
 from jaxgmm.priors import Prior
 from jaxgmm.result import FitResult
@@ -88,7 +88,7 @@ def m_step(
     reg = validate.not_negative(reg_covar, "reg_covar", x.dtype)
     family = get_family(covariance_type)
     checked = _checked(prior, family, (r.shape[1], x.shape[1]), x)
-    rows = block_rows(x.shape[0], r.shape[1], x.shape[1])
+    rows = rows_for(family, x.shape[0], r.shape[1], x.shape[1])
     return _m_step(r, x, w, reg, checked, family=family, block_size=rows)
 
 
@@ -117,7 +117,7 @@ def _prepare(
     params, x = inputs(params, X)
     w = validate.weight(sample_weight, x)
     if block_size is None:
-        rows = block_rows(x.shape[0], params.n_components, params.n_features)
+        rows = rows_for(params.family, x.shape[0], *params.means.shape)
     else:
         rows = min(validate.count(block_size, "block_size", 1), x.shape[0])
     return params, x, w, rows

@@ -281,27 +281,31 @@ def transposed(x: Array, n_uses: int) -> Array:
     return jnp.einsum("de,be->db", identity, x, precision=lax.Precision.HIGHEST)
 
 
-def block_rows(n_samples: int, n_components: int, n_features: int, lanes: int = 1) -> int:
-    """Rows per block: on a CPU as many as keep (K, D, block) in cache, 128 (8 for many lanes) to 2048."""
+def block_rows(
+    n_samples: int, n_components: int, n_features: int, lanes: int = 1, *, turns: bool = False
+) -> int:
+    """Rows per block: on a CPU as many as keep (K, D, block) in cache, 128 (8 for many lanes) to 2048.
+
+    Where components take turns, it is one component's residuals that are to be kept there, the same whitened
+    and weighted, and its matrices; and of all of them 16 MB at most.
+    """
     numbers = _BLOCK_NUMBERS.get(jax.default_backend(), _ACCELERATOR_BLOCK_NUMBERS)
-    rows = numbers // max(1, n_components * n_features * lanes)
+    held = max(4, n_components // 16) if turns else n_components
+    rows = numbers // max(1, held * n_features * lanes)
     power = 1 << max(rows, 1).bit_length() - 1
     most = 2048 if jax.default_backend() in _BLOCK_NUMBERS else 1 << 20
     # Products of D × D matrices with blocks of few rows run at a fraction of their speed.
-    least = max(128, 8 * n_features) if lanes == 1 else 8
-    return min(n_samples, min(most, max(least, power)))
+    least = 128 if turns else max(128, 8 * n_features)
+    return min(n_samples, min(most, max(least if lanes == 1 else 8, power)))
 
 
-def _two_sum(total: Array, error: Array, term: Array) -> tuple[Array, Array]:
-    """One step of a compensated sum (Knuth's two-sum): the rounding of total + term goes to error.
+def _compensated(total: Array, excess: Array, term: Array) -> tuple[Array, Array]:
+    """One step of a compensated sum (Kahan): what rounding added to the new total goes to `excess`.
 
-    The pair is then renormalised (Dekker), or after millions of terms the errors' own sum would round.
+    Two loops over the arrays, where Knuth's two-sum with its renormalisation takes four.
     """
-    new = total + term
-    virtual = new - total
-    error = error + ((total - (new - virtual)) + (term - virtual))
-    whole = new + error
-    return whole, error - (whole - new)
+    new = total + (term - excess)
+    return new, (new - total) - (term - excess)
 
 
 AxisName = str | tuple[str, ...] | None
@@ -347,7 +351,7 @@ def sum_rows(body: Callable[..., Any], weight: Array | None, *rows: Array, block
         blocks = [lax.dynamic_slice_in_dim(a, start, block_size) for a in (weight, *rows)]
         new = start + jnp.arange(block_size, dtype=jnp.int32) >= first
         terms = remade(jnp.where(new, blocks[0], jnp.zeros((), blocks[0].dtype)), *blocks[1:])
-        leaves = [_two_sum(t, e, x) for (t, e), x in zip(carry, jax.tree.leaves(terms), strict=True)]
+        leaves = [_compensated(t, e, x) for (t, e), x in zip(carry, jax.tree.leaves(terms), strict=True)]
         return leaves, None
 
     shapes = jax.eval_shape(body, weight[:block_size], *(a[:block_size] for a in rows))
@@ -355,7 +359,7 @@ def sum_rows(body: Callable[..., Any], weight: Array | None, *rows: Array, block
     n_blocks = -(-n_samples // block_size)
     carry, _ = lax.scan(one, zeros, jnp.arange(n_blocks, dtype=jnp.int32))
     return _everywhere(
-        jax.tree.unflatten(jax.tree.structure(shapes), [total + error for total, error in carry])
+        jax.tree.unflatten(jax.tree.structure(shapes), [total - excess for total, excess in carry])
     )
 
 

@@ -16,8 +16,8 @@ from jax.typing import ArrayLike
 from jaxgmm import priors, quadratic, validate
 from jaxgmm.compilation import is_concrete
 from jaxgmm.density import check_mixture, inputs
-from jaxgmm.linalg import block_rows
 from jaxgmm.loop import HISTORY_SIZE, MAX_ITER, REG_COVAR, TOL, concurrency
+from jaxgmm.moments import rows_for
 from jaxgmm.params import GMMParams
 from jaxgmm.priors import Prior
 from jaxgmm.result import FitResult
@@ -258,7 +258,7 @@ def fit_sharded(
     rows = -(-x.shape[0] // mesh.shape[axis])
     if block_size is None:
         width = concurrency(n_lanes, rows, shape[0] * shape[1])
-        block = block_rows(rows, shape[0], shape[1], width)
+        block = rows_for(params.family, rows, shape[0], shape[1], width)
     else:
         block = min(validate.count(block_size, "block_size", 1), rows)
     return fit_divided(

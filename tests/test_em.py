@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import jaxgmm
-from jaxgmm import Status
+from jaxgmm import Status, moments
 from jaxgmm.em import maximise
 from jaxgmm.moments import Moments, accumulate
 from tests.conftest import EQUIVARIANCE, dense, every, overlapping, soft_labels, start_from, takes_rows
@@ -102,6 +102,44 @@ def test_blocks_sum_to_the_whole(start, x, dtype, block_size):
     same(parts, whole, tolerance(dtype))
     for a, b in zip(*map(jax.tree.leaves, (m_parts, m_whole)), strict=True):
         np.testing.assert_allclose(a, b, rtol=tolerance(dtype), atol=N * tolerance(dtype))
+
+
+@pytest.mark.parametrize("name", ["full", "EEV", "VVE"])
+@pytest.mark.parametrize("given", ["nothing", "responsibilities", "others"])
+def test_components_that_take_turns_have_the_same_moments(name, given, monkeypatch):
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(70, 4)), jnp.float32)
+    w = jnp.asarray(rng.uniform(size=70), jnp.float32).at[3].set(0)
+    wide = np.stack([a @ a.T + np.eye(4) for a in rng.normal(size=(3, 4, 4))])
+    params = jaxgmm.make_params([0.2, 0.3, 0.5], rng.normal(size=(3, 4)), wide, "full")
+    if name != "full":
+        params = jaxgmm.m_step(jaxgmm.e_step(params, x)[0], x, covariance_type=name)
+    options = {
+        "nothing": {},
+        "responsibilities": {"resp": jnp.asarray(rng.dirichlet(np.ones(3), 70), jnp.float32)},
+        "others": {"reassign": lambda shares, y, distance: shares[::-1] * jnp.cos(y).sum(1) + distance},
+    }[given]
+
+    several = jnp.stack([x, 2 * x, x + 1])
+
+    def measured(turns):
+        monkeypatch.setattr(moments, "_TURNS", turns)
+
+        def found(x, w):
+            return accumulate(params, x, w, shift=jnp.full(4, 0.5, x.dtype), block_size=32, **options)
+
+        def value(x, w):
+            return sum(jnp.sin(a / 10).sum() for a in jax.tree.leaves(found(x, w)))
+
+        # One loop over blocks, and two over components for each of them.
+        assert str(jax.make_jaxpr(found)(x, w)).count("scan[") == (3 if turns == 1 else 1)
+        pull = jax.grad(value, argnums=(0, 1))
+        return jax.jit(lambda: (found(x, w), pull(x, w), jax.vmap(lambda x: found(x, w))(several)))()
+
+    for a, b in zip(*(jax.tree.leaves(measured(turns)) for turns in (1, 1 << 30)), strict=True):
+        # Sums of up to 70 terms of the size of the largest, in another order.
+        rounding = 70 * np.finfo(np.float32).eps * float(jnp.abs(b).max())
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=rounding)
 
 
 def test_moments_add_and_zero_is_the_identity(start, x, dtype):

@@ -1,3 +1,4 @@
+import functools
 import re
 
 import jax
@@ -48,7 +49,7 @@ def test_an_inverse_that_is_asked_for_again_is_not_made_again():
         return first + linalg.lower_inverse(a)
 
     np.testing.assert_array_equal(both(a, b), 3.5 * np.eye(3))
-    assert str(jax.make_jaxpr(both)(a, b)).count("triangular_solve[") == 3
+    assert str(jax.make_jaxpr(both)(a, b)).count("custom_jvp_call[") == 3
 
 
 @pytest.mark.parametrize("held", [0.0, -2.5, np.inf, -np.inf, np.nan])
@@ -143,12 +144,15 @@ def test_sums_over_many_blocks_are_compensated():
     assert abs(float(got) / exact - 1) < 1e-7
 
 
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="an accelerator has no such cache")
 def test_block_rows_fit_the_cache_and_never_exceed_the_data():
     assert linalg.block_rows(50, 3, 2) == 50
     for k, d in [(1, 1), (16, 16), (64, 32), (32, 128), (1000, 1000)]:
         rows = linalg.block_rows(10**6, k, d)
         assert 128 <= rows <= 2048
         assert rows & (rows - 1) == 0
+        turned = linalg.block_rows(10**6, k, d, turns=True)
+        assert turned == 128 or (128 < turned <= 2048 and turned * d * max(4, k / 16) <= 1 << 18)
     assert linalg.block_rows(10**6, 8, 8, lanes=50) < linalg.block_rows(10**6, 8, 8)
 
 
@@ -183,6 +187,7 @@ def test_products_of_tiny_matrices_are_products(subscripts, shapes):
     )
     np.testing.assert_allclose(many[1], expected * 2 ** len(shapes), rtol=1e-5, atol=1e-4)
     every = tuple(range(len(shapes)))
-    mine, theirs = (jax.grad(total(f), argnums=every)(*operands) for f in (linalg.einsum, jnp.einsum))
+    exact = functools.partial(jnp.einsum, precision="highest")
+    mine, theirs = (jax.grad(total(f), argnums=every)(*operands) for f in (linalg.einsum, exact))
     for a, b in zip(mine, theirs, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * float(jnp.abs(b).max()))

@@ -14,9 +14,8 @@ from jaxgmm.compilation import jit
 from jaxgmm.density import inputs
 from jaxgmm.fixed_point import Status
 from jaxgmm.implicit import Evaluation
-from jaxgmm.linalg import block_rows
 from jaxgmm.loop import REG_COVAR, TOL
-from jaxgmm.moments import accumulate
+from jaxgmm.moments import accumulate, rows_for
 from jaxgmm.params import GMMParams, translate
 from jaxgmm.result import FitResult
 
@@ -121,7 +120,7 @@ def fit_unrolled(
     params, x = inputs(params, X)
     w = validate.weight(sample_weight, x)
     if block_size is None:
-        rows = block_rows(x.shape[0], *params.means.shape)
+        rows = rows_for(params.family, x.shape[0], *params.means.shape)
     else:
         rows = min(validate.count(block_size, "block_size", 1), x.shape[0])
     return _unrolled(

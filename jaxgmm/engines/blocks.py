@@ -16,8 +16,7 @@ import jax
 import numpy as np
 
 from jaxgmm.compilation import jit
-from jaxgmm.linalg import block_rows
-from jaxgmm.moments import Moments, accumulate
+from jaxgmm.moments import Moments, accumulate, rows_for
 from jaxgmm.params import GMMParams
 from jaxgmm.scale.outer import Survey
 
@@ -141,7 +140,7 @@ def moments_block(X: Any, weights: Any, params: GMMParams, shift: Array) -> Sums
                 filled, none = np.zeros((length, d), dtype), np.zeros(length, dtype)
                 filled[: len(rows)], none[: len(rows)] = rows, weight
                 rows, weight = filled, none
-            sums = _moments(params, rows, weight, shift, block_size=block_rows(length, k, d))
+            sums = _moments(params, rows, weight, shift, block_size=rows_for(params.family, length, k, d))
             arrays = tuple(np.asarray(a).astype(np.float64) for a in jax.tree.leaves(sums))
             total = arrays if total is None else tuple(a + b for a, b in zip(total, arrays, strict=True))
     assert total is not None

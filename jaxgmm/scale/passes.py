@@ -15,7 +15,7 @@ from jaxgmm import quadratic
 from jaxgmm.compilation import jit
 from jaxgmm.em_map import Frame
 from jaxgmm.linalg import block_rows
-from jaxgmm.moments import Moments, accumulate
+from jaxgmm.moments import Moments, accumulate, rows_for
 from jaxgmm.params import GMMParams
 from jaxgmm.scale.chunks import Source
 from jaxgmm.scale.outer import Survey
@@ -213,6 +213,6 @@ class Passes:
         k, d = params.means.shape
         kind = params.family.quadratic
         if not features or kind is None:
-            return block_rows(self.rows, k, d)
+            return rows_for(params.family, self.rows, k, d)
         # Features and responsibilities of a block, twice over: as they are and as they are multiplied.
         return block_rows(self.rows, quadratic.n_features_of(kind, d) + k, 2)

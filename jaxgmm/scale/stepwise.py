@@ -17,9 +17,9 @@ from jaxgmm import validate
 from jaxgmm.compilation import jit
 from jaxgmm.density import check_mixture, inputs
 from jaxgmm.em_map import maximise
-from jaxgmm.linalg import block_rows, epsilon
+from jaxgmm.linalg import epsilon
 from jaxgmm.loop import REG_COVAR
-from jaxgmm.moments import Moments, accumulate
+from jaxgmm.moments import Moments, accumulate, rows_for
 from jaxgmm.params import GMMParams, translate
 from jaxgmm.scale import rebase
 from jaxgmm.scale.passes import check as check_rows
@@ -205,7 +205,7 @@ def stepwise_step(
     x = x.astype(dtype)
     w = validate.weight(sample_weight, x)
     rate, late = _schedule(decay, delay, dtype)
-    rows = block_rows(x.shape[0], *state.relative.means.shape)
+    rows = rows_for(state.relative.family, x.shape[0], *state.relative.means.shape)
     return _step(state, x, w, jnp.ones((), dtype), rate, late, block_size=rows)
 
 
@@ -274,7 +274,7 @@ def fit_stepwise(
         rows = validate.count(chunk_size, "chunk_size", 1)
     elif data.n_samples is not None:
         rows = min(rows, max(512, data.n_samples // 200))
-    block = block_rows(rows, *shape)
+    block = rows_for(state.relative.family, rows, *shape)
     for _ in range(passes):
         with ReadAhead(data, rows, dtype) as chunks:
             for chunk in chunks:

@@ -17,8 +17,8 @@ from jaxgmm.em_map import frame, with_prior
 from jaxgmm.families.family import Family
 from jaxgmm.families.table import get_family
 from jaxgmm.init import Init, check_init, start
-from jaxgmm.linalg import block_rows
 from jaxgmm.loop import HISTORY_SIZE, MAX_ITER, REG_COVAR, TOL, concurrency, run_many
+from jaxgmm.moments import rows_for
 from jaxgmm.params import GMMParams
 from jaxgmm.priors import Prior
 from jaxgmm.result import FitResult
@@ -150,7 +150,7 @@ def _fit_many(
     lanes = n_init * (1 if sizes is None else len(sizes))
     width = concurrency(lanes, x.shape[0], n_components * x.shape[1])
     rows = (
-        block_rows(x.shape[0], n_components, x.shape[1], width)
+        rows_for(family, x.shape[0], n_components, x.shape[1], width)
         if block_size is None
         else min(validate.count(block_size, "block_size", 1), x.shape[0])
     )
