@@ -95,6 +95,14 @@ def column_squares(matrices: Array) -> Array:
     return jnp.square(matrices).sum(-2)
 
 
+def weighted_squares(y: Array, weight: Array) -> Array:
+    """(K, D) sums over B of the squares of y (K, D, B), weighted (K, B).
+
+    As a product: of three arrays in one loop XLA's sum over the last axis runs number by number.
+    """
+    return einsum("kdb,kb->kd", y * y, weight)
+
+
 def embed_diagonal(values: Array) -> Array:
     """Diagonal matrices (..., D, D) of values (..., D)."""
     identity = jnp.eye(values.shape[-1], dtype=values.dtype)

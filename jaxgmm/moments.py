@@ -82,9 +82,9 @@ _TURNS = 16
 
 
 def _take_turns(family: Family, n_components: int, n_features: int) -> bool:
-    """Whether the components of a block come one after the other. "dense" families have no other moments."""
+    """Whether the components of a block come one after the other: for families whose moments it can make."""
     pays = n_features >= _TURNS and n_components > 1 and jax.default_backend() == "cpu"
-    return pays and family.quadratic == "dense"
+    return pays and family.quadratic in ("dense", "shared")
 
 
 def rows_for(family: Family, n_samples: int, n_components: int, n_features: int, lanes: int = 1) -> int:
@@ -151,6 +151,7 @@ def _block(
             return weighted.sum(1), einsum("db,eb->de", weighted, own[0])
 
         first, second = lax.map(sums, (y, r))
+        second = second.sum(0) if params.family.quadratic == "shared" else second
     return Moments(r.sum(1), first, second, log_likelihood, w.sum())
 
 

@@ -104,7 +104,7 @@ def test_blocks_sum_to_the_whole(start, x, dtype, block_size):
         np.testing.assert_allclose(a, b, rtol=tolerance(dtype), atol=N * tolerance(dtype))
 
 
-@pytest.mark.parametrize("name", ["full", "EEV", "VVE"])
+@pytest.mark.parametrize("name", ["full", "tied", "EEV", "VVE"])
 @pytest.mark.parametrize("given", ["nothing", "responsibilities", "others"])
 def test_components_that_take_turns_have_the_same_moments(name, given, monkeypatch):
     rng = np.random.default_rng(0)

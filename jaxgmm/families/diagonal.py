@@ -10,7 +10,7 @@ from jax import Array
 
 from jaxgmm.families.family import Family
 from jaxgmm.families.full import SQRT_HALF
-from jaxgmm.linalg import embed_diagonal, epsilon
+from jaxgmm.linalg import einsum, embed_diagonal, epsilon, weighted_squares
 
 
 def _diag_whitener(scale: Array) -> Callable[[Array], Array]:
@@ -19,7 +19,7 @@ def _diag_whitener(scale: Array) -> Callable[[Array], Array]:
 
 
 def _diag_second_moment(scale: Array, y: Array, resp: Array) -> Array:
-    return (y * y * resp[:, None, :]).sum(-1)
+    return weighted_squares(y, resp)
 
 
 def positive(target: Array, spread: Array) -> Array:
@@ -120,7 +120,7 @@ def _spherical_whitener(scale: Array) -> Callable[[Array], Array]:
 
 
 def _spherical_second_moment(scale: Array, y: Array, resp: Array) -> Array:
-    return (jnp.square(y).sum(1) * resp).sum(-1)
+    return einsum("kb,kb->k", jnp.square(y).sum(1), resp)
 
 
 def _spherical_update(

@@ -58,7 +58,8 @@ _SHORTEST, _LONGEST = 1e-2, 1e6  # bounds on the Fisher length of an angle
 def _apply(matrices: Array, vectors: Array) -> Array:
     """(1 or K, D, D) times (K, D, B)."""
     if matrices.shape[0] == 1:
-        return einsum("de,keb->kdb", matrices[0], vectors)
+        # A product over (k, b) at once would transpose them first, at several times the cost.
+        matrices = jnp.broadcast_to(matrices, (len(vectors), *matrices.shape[1:]))
     return einsum("kde,keb->kdb", matrices, vectors)
 
 

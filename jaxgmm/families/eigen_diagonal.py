@@ -27,7 +27,7 @@ from jaxgmm.families.volume import (
     shares,
     widths,
 )
-from jaxgmm.linalg import embed_diagonal
+from jaxgmm.linalg import embed_diagonal, weighted_squares
 
 Scale = dict[str, Array]
 
@@ -54,7 +54,7 @@ def _inverse_diagonal(scale: Scale, shape: tuple[int, int]) -> Array:
 
 
 def _second_moment(scale: Scale, y: Array, resp: Array) -> Array:
-    return (y * y * resp[:, None, :]).sum(-1)
+    return weighted_squares(y, resp)
 
 
 def _to_covariance(scale: Scale, shape: tuple[int, int]) -> Array:

@@ -29,7 +29,15 @@ from jax import Array, lax
 from jaxgmm import validate
 from jaxgmm.families.family import Family
 from jaxgmm.families.full import SQRT_HALF
-from jaxgmm.linalg import cholesky, einsum, embed_diagonal, epsilon, lower_inverse, safe_cholesky
+from jaxgmm.linalg import (
+    cholesky,
+    einsum,
+    embed_diagonal,
+    epsilon,
+    lower_inverse,
+    safe_cholesky,
+    weighted_squares,
+)
 
 Scale = dict[str, Array]
 
@@ -129,7 +137,7 @@ def _inverse_diagonal(scale: Scale, shape: tuple[int, int]) -> Array:
 def _second_moment(scale: Scale, y: Array, resp: Array) -> dict[str, Array]:
     """Σ r y yᵀ P and the diagonal of Σ r y yᵀ: all that the M-step reads."""
     projected = einsum("kdq,kdb->kqb", _root(scale).inner, y) * resp[:, None, :]
-    return {"projected": einsum("kdb,kqb->kdq", y, projected), "squares": (y * y * resp[:, None, :]).sum(-1)}
+    return {"projected": einsum("kdb,kqb->kdq", y, projected), "squares": weighted_squares(y, resp)}
 
 
 def _squared_length(root: _Root, moved: Array, grown: Array) -> Array:

@@ -24,7 +24,12 @@ from jaxgmm.linalg import column_squares, einsum, embed_diagonal, lower_inverse,
 
 def _whitener(scale: Array) -> Callable[[Array], Array]:
     inverse = lower_inverse(scale)
-    return lambda residuals: einsum("de,keb->kdb", inverse, residuals)
+
+    def whitened(residuals: Array) -> Array:
+        # One matrix for each component, though it is the same: a product over (k, b) transposes them first.
+        return einsum("kde,keb->kdb", jnp.broadcast_to(inverse, (len(residuals), *inverse.shape)), residuals)
+
+    return whitened
 
 
 def _colour(scale: Array, y: Array) -> Array:
