@@ -104,8 +104,16 @@ def test_blocks_sum_to_the_whole(start, x, dtype, block_size):
         np.testing.assert_allclose(a, b, rtol=tolerance(dtype), atol=N * tolerance(dtype))
 
 
-@pytest.mark.parametrize("name", ["full", "tied", "EEV", "VVE"])
-@pytest.mark.parametrize("given", ["nothing", "responsibilities", "others"])
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        ("full", "nothing"),
+        ("full", "responsibilities"),
+        ("full", "others"),
+        ("tied", "nothing"),
+        ("EEV", "others"),
+    ],
+)
 def test_components_that_take_turns_have_the_same_moments(name, given, monkeypatch):
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(70, 4)), jnp.float32)
