@@ -103,6 +103,16 @@ def weighted_squares(y: Array, weight: Array) -> Array:
     return einsum("kdb,kb->kd", y * y, weight)
 
 
+def times_each(matrices: Array, vectors: Array) -> Array:
+    """Matrices (K, D, D), or one for all (1, D, D), times (K, D, B).
+
+    One for each, though it is the same: a product over (k, b) at once would transpose the vectors first, at
+    several times the cost.
+    """
+    whole = jnp.broadcast_to(matrices, (vectors.shape[0], *matrices.shape[1:]))
+    return einsum("kde,keb->kdb", whole, vectors)
+
+
 def embed_diagonal(values: Array) -> Array:
     """Diagonal matrices (..., D, D) of values (..., D)."""
     identity = jnp.eye(values.shape[-1], dtype=values.dtype)
@@ -295,7 +305,7 @@ def block_rows(
     """Rows per block: on a CPU as many as keep (K, D, block) in cache, 128 (8 for many lanes) to 2048.
 
     Where components take turns, it is one component's residuals that are to be kept there, the same whitened
-    and weighted, and its matrices; and of all of them 16 MB at most.
+    and weighted, and its matrices; and of all of them no more than 16 MB, if 128 rows are not more already.
     """
     numbers = _BLOCK_NUMBERS.get(jax.default_backend(), _ACCELERATOR_BLOCK_NUMBERS)
     held = max(4, n_components // 16) if turns else n_components
@@ -310,7 +320,7 @@ def block_rows(
 def _compensated(total: Array, excess: Array, term: Array) -> tuple[Array, Array]:
     """One step of a compensated sum (Kahan): what rounding added to the new total goes to `excess`.
 
-    Two loops over the arrays, where Knuth's two-sum with its renormalisation takes four.
+    Three loops over the arrays as XLA makes them on a CPU; Knuth's two-sum, renormalised, took four.
     """
     new = total + (term - excess)
     return new, (new - total) - (term - excess)

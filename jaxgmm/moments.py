@@ -128,7 +128,7 @@ def _block(
     columns = transposed(x, params.n_components)
     if inverse is None:
         y = params.family.whitener(params.scale)(columns[None, :, :] - params.means[:, :, None])
-        length = jnp.square(y).sum(1) if resp is None else None
+        length = jnp.square(y).sum(1)
     else:
 
         def whitened(own: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -138,7 +138,6 @@ def _block(
         y, length = lax.map(whitened, (inverse, params.means))
     log_likelihood = jnp.zeros((), x.dtype)
     if resp is None:
-        assert length is not None
         r, log_likelihood = _responsibilities(params, w, length, y, reassign)
     else:
         r = resp.T * w[None, :]

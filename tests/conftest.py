@@ -217,6 +217,16 @@ def mclust():
     return {n: json.loads((DATA / f"mclust_{n}.json").read_text()) for n in ("iris", "faithful")}
 
 
+def times_used(primitive, program):
+    """How often a jaxpr has a primitive, in what it calls, too: as text a part may stand once for several."""
+    count = 0
+    for equation in getattr(program, "jaxpr", program).eqns:
+        count += equation.primitive.name == primitive
+        inner = jax.tree.leaves(list(equation.params.values()), is_leaf=lambda p: hasattr(p, "eqns"))
+        count += sum(times_used(primitive, p) for p in inner if hasattr(p, "eqns"))
+    return count
+
+
 def overlapping(n_samples=400, n_features=3, n_components=3, seed=0, separation=2.0):
     """A mixture whose components overlap: X float64 (N, D) and the labels it was drawn with (N,)."""
     rng = np.random.default_rng(seed)

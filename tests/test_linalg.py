@@ -8,6 +8,7 @@ import pytest
 from jax.test_util import check_grads
 
 from jaxgmm import linalg
+from tests.conftest import times_used
 
 
 def test_lower_inverse_is_the_inverse_and_ignores_the_upper_triangle(dtype):
@@ -49,7 +50,7 @@ def test_an_inverse_that_is_asked_for_again_is_not_made_again():
         return first + linalg.lower_inverse(a)
 
     np.testing.assert_array_equal(both(a, b), 3.5 * np.eye(3))
-    assert str(jax.make_jaxpr(both)(a, b)).count("custom_jvp_call[") == 3
+    assert times_used("triangular_solve", jax.make_jaxpr(both)(a, b)) == 3
 
 
 @pytest.mark.parametrize("held", [0.0, -2.5, np.inf, -np.inf, np.nan])

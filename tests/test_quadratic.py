@@ -77,6 +77,23 @@ def test_rounding_grows_with_the_squared_distance_in_widths(name):
     assert float(both(far, x, w)[2]) > 1e3 * float(both(near, x, w)[2])
 
 
+@pytest.mark.parametrize("structure", ["full", "diag"])
+def test_the_bulk_of_the_second_moments_goes_without_rounding(structure):
+    """Two clusters 200 widths apart: whose sample is whose is certain, and the sums alone are rounded."""
+    rng = np.random.default_rng(0)
+    n, d, far = 1 << 14, 3, np.array([100.0, 70.3, -30.7])
+    x = jnp.asarray(rng.normal(size=(n, d)) + np.where(np.arange(n) % 2, 1, -1)[:, None] * far, jnp.float32)
+    own = np.broadcast_to(np.eye(d), (2, d, d)) if structure == "full" else np.ones((2, d))
+    params = jaxgmm.make_params(np.float32([0.5, 0.5]), np.float32([far, -far]), np.float32(own), structure)
+    f = frame(x, None, jnp.asarray(1e-6, jnp.float32))
+    c = quadratic.coordinates(params.family.quadratic, x, None, f.shift)
+    relative = translate(params, -f.shift)
+    exact = accumulate(relative, x, None, shift=f.shift, block_size=64).second
+    rough = quadratic.accumulate(relative, x, None, c, shift=f.shift, block_size=64).second
+    error = float(jnp.abs(rough - exact).max()) / (n / 2)
+    assert error < 0.05 * float(quadratic.rounding(relative, c)), (error, quadratic.rounding(relative, c))
+
+
 # Beyond the core, one for each kind of second moment.
 @pytest.mark.parametrize(
     "name", [costly(n, quick=QUICK) for n in ("full", "tied", "diag", "spherical", "EVI", "VEV")]

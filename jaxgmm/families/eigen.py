@@ -48,32 +48,24 @@ from jaxgmm.families.volume import (
     logs_to,
     widths,
 )
-from jaxgmm.linalg import cholesky, column_squares, einsum, embed_diagonal
+from jaxgmm.linalg import cholesky, column_squares, einsum, embed_diagonal, times_each
 
 Scale = dict[str, Array]
 
 _SHORTEST, _LONGEST = 1e-2, 1e6  # bounds on the Fisher length of an angle
 
 
-def _apply(matrices: Array, vectors: Array) -> Array:
-    """(1 or K, D, D) times (K, D, B)."""
-    if matrices.shape[0] == 1:
-        # A product over (k, b) at once would transpose them first, at several times the cost.
-        matrices = jnp.broadcast_to(matrices, (len(vectors), *matrices.shape[1:]))
-    return einsum("kde,keb->kdb", matrices, vectors)
-
-
 def _whitener(scale: Scale) -> Callable[[Array], Array]:
     if "factor" in scale:
         inverse = inverses_of(scale)
-        return lambda residuals: _apply(inverse, residuals)
+        return lambda residuals: times_each(inverse, residuals)
     # The division comes after the sum: a small width must not be rounded with the directions of large ones.
     turn, inverse = scale["orientation"].swapaxes(-1, -2), 1 / widths(scale)
-    return lambda residuals: _apply(turn, residuals) * inverse[:, :, None]
+    return lambda residuals: times_each(turn, residuals) * inverse[:, :, None]
 
 
 def _colour(scale: Scale, y: Array) -> Array:
-    return _apply(factors_of(scale), y)
+    return times_each(factors_of(scale), y)
 
 
 def _log_det(scale: Scale, shape: tuple[int, int]) -> Array:
@@ -191,7 +183,7 @@ def _factor_to_natural(reference: Scale, weights: Array, scale: Scale, shift: Ar
     return {
         **logs_to(reference, weights, scale, shift.shape[-1]),
         "precision": SQRT_HALF * root[:, None, None] * precision,
-        "shift": jnp.sqrt(weights)[:, None] * _apply(relative, shift[:, :, None])[:, :, 0],
+        "shift": jnp.sqrt(weights)[:, None] * times_each(relative, shift[:, :, None])[:, :, 0],
     }
 
 
@@ -203,8 +195,8 @@ def _factor_from_natural(reference: Scale, weights: Array, natural: dict[str, Ar
     scale = {**logs, "factor": einsum("kde,kef->kdf", jnp.tril(reference["factor"]), relative)}
     spread = relative * (scale["width"] / reference["width"])[:, :, None]
     shift = natural["shift"] / jnp.sqrt(weights)[:, None]
-    turned = _apply(spread.swapaxes(-1, -2), shift[:, :, None])
-    return scale, _apply(spread, turned)[:, :, 0]
+    turned = times_each(spread.swapaxes(-1, -2), shift[:, :, None])
+    return scale, times_each(spread, turned)[:, :, 0]
 
 
 def _turn_lengths(reference: Scale, weights: Array) -> Array:

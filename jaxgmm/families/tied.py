@@ -19,21 +19,16 @@ from jaxgmm.families.full import (
     relative_precision,
     to_dense,
 )
-from jaxgmm.linalg import column_squares, einsum, embed_diagonal, lower_inverse, safe_cholesky
+from jaxgmm.linalg import column_squares, einsum, embed_diagonal, lower_inverse, safe_cholesky, times_each
 
 
 def _whitener(scale: Array) -> Callable[[Array], Array]:
-    inverse = lower_inverse(scale)
-
-    def whitened(residuals: Array) -> Array:
-        # One matrix for each component, though it is the same: a product over (k, b) transposes them first.
-        return einsum("kde,keb->kdb", jnp.broadcast_to(inverse, (len(residuals), *inverse.shape)), residuals)
-
-    return whitened
+    inverse = lower_inverse(scale)[None]
+    return lambda residuals: times_each(inverse, residuals)
 
 
 def _colour(scale: Array, y: Array) -> Array:
-    return einsum("de,keb->kdb", jnp.tril(scale), y)
+    return times_each(jnp.tril(scale)[None], y)
 
 
 def _log_det(scale: Array, shape: tuple[int, int]) -> Array:
