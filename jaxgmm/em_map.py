@@ -143,15 +143,17 @@ def evaluate(
     hold: bool = True,
     axis_name: AxisName = None,
     quadratic_rows: int | None = None,
+    by_pairs: bool = False,
 ) -> implicit.Evaluation:
     """One EM step on the data (X, weights, frame) as `fixed_point` wants it; see `assess`.
 
-    The quadratic kernel's blocks have `quadratic_rows` rows; None for the same as the other's.
+    The quadratic kernel's blocks have `quadratic_rows` rows; None for the same as the other's. With
+    `by_pairs` nobody asks for the step's derivative; see `moments.accumulate`.
     """
     x, w, f = data
 
     def exact() -> Moments:
-        return accumulate(params, x, w, shift=f.shift, block_size=block_size)
+        return accumulate(params, x, w, shift=f.shift, by_pairs=by_pairs, block_size=block_size)
 
     def rough(c: quadratic.Coordinates) -> Moments:
         rows = block_size if quadratic_rows is None else quadratic_rows

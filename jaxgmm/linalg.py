@@ -354,11 +354,16 @@ def sum_rows(body: Callable[..., Any], weight: Array | None, *rows: Array, block
     A plain float32 running sum of 1e8 responsibilities stops growing at 2**24; this one stays right to
     rounding, because within a block the sum is short and between blocks nothing is lost.
     """
+    return _everywhere(sum_own_rows(body, weight, *rows, block_size=block_size))
+
+
+def sum_own_rows(body: Callable[..., Any], weight: Array | None, *rows: Array, block_size: int) -> Any:
+    """`sum_rows` over these rows only, whoever has others: for blocks of a block."""
     n_samples = rows[0].shape[0]
     if weight is None:
         weight = jnp.ones(n_samples, rows[0].dtype)
     if n_samples <= block_size:
-        return _everywhere(body(weight, *rows))
+        return body(weight, *rows)
 
     # Reverse mode computes a block again rather than keep what it computed for every row.
     remade = jax.checkpoint(body)
@@ -376,9 +381,7 @@ def sum_rows(body: Callable[..., Any], weight: Array | None, *rows: Array, block
     zeros = [(jnp.zeros(s.shape, s.dtype),) * 2 for s in jax.tree.leaves(shapes)]
     n_blocks = -(-n_samples // block_size)
     carry, _ = lax.scan(one, zeros, jnp.arange(n_blocks, dtype=jnp.int32))
-    return _everywhere(
-        jax.tree.unflatten(jax.tree.structure(shapes), [total - excess for total, excess in carry])
-    )
+    return jax.tree.unflatten(jax.tree.structure(shapes), [total - excess for total, excess in carry])
 
 
 def _everywhere(sums: Any) -> Any:

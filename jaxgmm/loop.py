@@ -114,10 +114,10 @@ def _staged(begin: GMMParams, f: Frame, s: Settings, max_iter: Array) -> Solutio
     """
     family = begin.family
     step = functools.partial(evaluate, s.block_size, axis_name=s.axis_name)
-    stages, turned, last = [_EXACT, _CLOSING], step, f
+    stages, turned, last = [_EXACT, _CLOSING], functools.partial(step, by_pairs=True), f
     if s.kernel != "whitened" and family.quadratic is not None:
         f, rows = _for_features(f, s, family, begin.n_components)
-        turned = functools.partial(step, quadratic_rows=rows)
+        turned = functools.partial(turned, quadratic_rows=rows)
         stages = [_ROUGH, *stages] if s.kernel == "auto" else [_ROUGH, _CLOSING]
         last = last if s.kernel == "auto" else f
     x, w, fixed, start = lax.stop_gradient((s.x, s.w, f, begin))
@@ -165,7 +165,10 @@ def _many(
         def data_of(lane: Array) -> Any:
             return s.x, s.w, framed(f, lane)
 
-        return slots.solve(step, start, data_of, width=width, max_iter=limit, memory=memory, **options)
+        turning = functools.partial(step, by_pairs=True)
+        return slots.solve(
+            step, start, data_of, width=width, max_iter=limit, memory=memory, turning=turning, **options
+        )
 
     def exact(point: GMMParams, limit: Array, memory: Memory | None = None) -> Solution:
         step = functools.partial(evaluate, s.block_size, axis_name=s.axis_name)

@@ -57,6 +57,7 @@ def solve(
     history_size: int,
     derivative: Derivative,
     memory: Memory | None = None,
+    turning: Callable[[PyTree, PyTree], Evaluation] | None = None,
 ) -> Solution:
     """`fixed_point.solve` from each of some starts.
 
@@ -72,6 +73,7 @@ def solve(
       history_size: as there.
       derivative: as there.
       memory: as there, with a leading axis R.
+      turning: `evaluate` for the turns, of which nobody asks a derivative; None for the same.
 
     Returns:
       A `Solution` with a leading axis R.
@@ -86,7 +88,7 @@ def solve(
     def one(s: State, lane: Array) -> State:
         data = lax.stop_gradient(data_of(lane))
         limit = jnp.take(max_iter, lane, mode="clip")
-        return turn(evaluate(s.point, data), s, chart, tol, limit, accelerate)
+        return turn((turning or evaluate)(s.point, data), s, chart, tol, limit, accelerate)
 
     def together(t: _Table) -> _Table:
         slots = jax.vmap(one)(t.slots, t.lane)

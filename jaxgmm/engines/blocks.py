@@ -108,7 +108,7 @@ def survey_block(X: Any, weights: Any, n_features: int, dtype: str) -> Survey:
 
 @functools.partial(jit, static_argnames=("block_size",))
 def _moments(params: GMMParams, x: jax.Array, w: jax.Array, shift: jax.Array, *, block_size: int) -> Moments:
-    return accumulate(params, x, w, shift=shift, block_size=block_size)
+    return accumulate(params, x, w, shift=shift, by_pairs=True, block_size=block_size)
 
 
 def _cut(n_rows: int) -> Iterator[tuple[int, int]]:

@@ -101,7 +101,7 @@ def _moments(
     block_size: int,
 ) -> Moments:
     if c is None:
-        return accumulate(params, x, w, shift=shift, block_size=block_size)
+        return accumulate(params, x, w, shift=shift, by_pairs=True, block_size=block_size)
     # What the kernel subtracts from a total over all rows it subtracts from each chunk's share.
     own = c._replace(total=c.total * share)
     return quadratic.accumulate(params, x, w, own, shift=shift, block_size=block_size)

@@ -73,7 +73,7 @@ def climb(
         return (state.n_iter < limit) & ~state.converged & state.sound
 
     def iterate(state: Climb) -> Climb:
-        moments = accumulate(state.params, x, w, block_size=block_size)
+        moments = accumulate(state.params, x, w, by_pairs=True, block_size=block_size)
         image, _ = maximise(state.params, moments, ridge, pseudo)
         value = moments.log_likelihood / moments.total_weight
         if pseudo is not None:
