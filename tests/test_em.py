@@ -117,10 +117,10 @@ def test_blocks_sum_to_the_whole(start, x, dtype, block_size):
     ("name", "given"),
     [
         ("full", "nothing"),
-        ("full", "responsibilities"),
+        pytest.param("full", "responsibilities", marks=pytest.mark.slow),
         ("full", "others"),
         ("tied", "nothing"),
-        ("EEV", "others"),
+        pytest.param("EEV", "others", marks=pytest.mark.slow),
     ],
 )
 def test_components_that_take_turns_have_the_same_moments(name, given, monkeypatch):

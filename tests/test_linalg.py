@@ -8,7 +8,7 @@ import pytest
 from jax.test_util import check_grads
 
 from jaxgmm import linalg
-from tests.conftest import times_used
+from tests.conftest import costly, times_used
 
 
 def test_lower_inverse_is_the_inverse_and_ignores_the_upper_triangle(dtype):
@@ -19,7 +19,7 @@ def test_lower_inverse_is_the_inverse_and_ignores_the_upper_triangle(dtype):
     np.testing.assert_allclose(got @ jnp.asarray(lower, dtype), np.tile(np.eye(5), (4, 1, 1)), atol=2e-6)
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 8, 13, 32, 33, 70])
+@pytest.mark.parametrize("size", [costly(n, quick=(1, 13, 70)) for n in (1, 2, 3, 8, 13, 32, 33, 70)])
 def test_the_inverse_by_blocks_is_that_by_substitution(monkeypatch, dtype, size):
     rng = np.random.default_rng(size)
     lower = np.tril(rng.normal(size=(3, 2, size, size))) + 3 * np.eye(size)
@@ -166,10 +166,10 @@ def test_embed_diagonal():
     ("subscripts", "shapes"),
     [
         ("kde,kef->kdf", [(5, 4, 4), (5, 4, 4)]),
-        ("de,kef,gf->kdg", [(3, 4), (5, 4, 2), (3, 2)]),
+        costly("de,kef,gf->kdg", [(3, 4), (5, 4, 2), (3, 2)]),
         ("k,kde,kfe->df", [(5,), (5, 4, 2), (5, 3, 2)]),
-        ("kde,ke->kd", [(30, 4, 4), (30, 4)]),
-        ("...de,...fe->...df", [(6, 2, 4, 4), (6, 2, 3, 4)]),
+        costly("kde,ke->kd", [(30, 4, 4), (30, 4)]),
+        costly("...de,...fe->...df", [(6, 2, 4, 4), (6, 2, 3, 4)]),
         ("...de,...ef,...gf->...dg", [(4, 4), (4, 4), (4, 4)]),
         ("kdb,keb->kde", [(5, 3, 40), (5, 3, 40)]),  # not tiny
     ],

@@ -29,7 +29,7 @@ FLOORS = {
         [
             ["_version"],
             ["compilation", "display", "linalg"],
-            ["seeding"],
+            ["pairs", "seeding"],
             ["krylov"],
             ["implicit"],
             ["fixed_point"],

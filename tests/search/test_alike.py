@@ -12,13 +12,13 @@ from jaxgmm.density import posterior
 from jaxgmm.init import nearest
 from jaxgmm.moments import accumulate
 from jaxgmm.search.alike import alike, as_seen_by, factors
-from tests.conftest import every_name, overlapping, start_from
+from tests.conftest import every_name_at_a_cost, overlapping, start_from
 
 N = 200
 X, LABELS = overlapping(N, 3, 3)
 
 
-@every_name
+@every_name_at_a_cost
 def test_e_step_and_moments_are_the_structures_own(name):
     """Also of a partition, where a component may have fewer samples than features, or none."""
     x, params = X.astype("f4"), start_from(X, LABELS, name, "f4")
