@@ -35,6 +35,7 @@ def small(monkeypatch):
     monkeypatch.setattr(moments, "_TURNS", 1)
     monkeypatch.setattr(pairs, "_FEATURES", 1)
     monkeypatch.setattr(pairs, "_COMPONENTS", 1)
+    monkeypatch.setattr(pairs, "_LARGE", 1)
     monkeypatch.setattr(pairs, "_CHUNK", 8)
     monkeypatch.setattr(pairs, "_SHARE", 2)
 
@@ -155,6 +156,10 @@ def test_restarts_are_fits():
     np.testing.assert_allclose(many.log_likelihood, jnp.stack([one.log_likelihood] * 2), rtol=1e-6)
 
 
-def test_where_it_applies():
-    assert pairs.applies(10_000, 8, 32, 512)
-    assert not pairs.applies(2_000, 8, 32, 512)
+def test_where_it_applies(monkeypatch):
+    monkeypatch.undo()
+    assert pairs.applies(200_000, 64, 32, 1024)
+    assert not pairs.applies(200_000, 64, 16, 1024)
+    assert not pairs.applies(200_000, 4, 64, 1024)
+    assert not pairs.applies(10_000, 8, 32, 1024)
+    assert not pairs.applies(2_000, 64, 128, 512)
