@@ -16,12 +16,12 @@ from jaxgmm.density import inputs
 from jaxgmm.em_map import frame, maximise, weighted_m_step, with_prior
 from jaxgmm.families.family import Family
 from jaxgmm.families.table import get_family
-from jaxgmm.linalg import AxisName, rows_over
 from jaxgmm.loop import HISTORY_SIZE, MAX_ITER, REG_COVAR, TOL, run
 from jaxgmm.moments import Moments, accumulate, rows_for
 from jaxgmm.params import GMMParams, translate
 from jaxgmm.priors import Prior
 from jaxgmm.result import FitResult
+from jaxgmm.rows import AxisName, rows_over
 
 
 def _checked(prior: Prior | None, family: Family, shape: tuple[int, ...], x: Array) -> Prior | None:

@@ -12,9 +12,10 @@ from jax import Array
 
 from jaxgmm import implicit, priors, quadratic
 from jaxgmm.families.family import Family
-from jaxgmm.linalg import AxisName, epsilon, inverted_once, rows_over
+from jaxgmm.linalg import epsilon, inverted_once
 from jaxgmm.moments import Moments, accumulate, location_and_variance
 from jaxgmm.params import GMMParams, has_component_axis
+from jaxgmm.rows import AxisName, rows_over
 
 
 class Frame(NamedTuple):

@@ -12,8 +12,9 @@ from jax.typing import ArrayLike
 
 from jaxgmm import validate
 from jaxgmm.compilation import jit
-from jaxgmm.linalg import einsum, epsilon, map_rows
+from jaxgmm.linalg import einsum, epsilon
 from jaxgmm.moments import location_and_variance
+from jaxgmm.rows import map_rows
 
 # Rows that are agglomerated: time grows with the cube of their number, memory with its square.
 MAX_ROWS = 500

@@ -1,4 +1,4 @@
-"""Triangular and Cholesky work that is safe in float32, row blocks, and compensated sums."""
+"""Products, triangular and Cholesky work that is safe in float32."""
 
 from __future__ import annotations
 
@@ -13,15 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-from jax.flatten_util import ravel_pytree
 
 # An accelerator's default may be TF32 or bfloat16, whose three digits are fewer than a covariance needs.
 PRECISION = lax.Precision.HIGHEST
-
-# Working set of one row block in numbers: on a CPU the (K, D, block) residuals should stay in its second
-# cache. An accelerator wants blocks that keep all of it busy, and has the memory.
-_BLOCK_NUMBERS = {"cpu": 1 << 18}
-_ACCELERATOR_BLOCK_NUMBERS = 1 << 27
 
 
 def epsilon(dtype: Any) -> float:
@@ -119,11 +113,43 @@ def embed_diagonal(values: Array) -> Array:
     return values[..., None] * identity.reshape((1,) * (values.ndim - 1) + identity.shape)
 
 
-# From this many multiplications on, D³ for each matrix and a few besides, a triangular inverse is made of
-# products: LAPACK's batched solvers in jaxlib 0.10 wait for each other without end where as many run at once
-# as there are threads. Seen for 4096 matrices of 3 × 3 and 400 of 8 × 8, and not for 256 of 8 × 8 or 1000 of
-# 5 × 5: for fewer they do not divide their work.
+# From this many multiplications on, D³ for each matrix and a few besides, LAPACK's batched routines in
+# jaxlib 0.10 divide their work among XLA's threads and wait for them: without end where as many of them run
+# at once as there are threads, on two devices of a machine with two cores, say. Seen of triangular solves for
+# 4096 matrices of 3 × 3 and 400 of 8 × 8, and not for 256 of 8 × 8 or 1000 of 5 × 5; of Cholesky factors for
+# 32 of 48 × 48. A single matrix is not divided. Triangular inverses are therefore made of products, all else
+# a few at a time.
 _FEW = 120_000
+
+
+def _few(matrices: Array, cost: int = 1) -> int:
+    """How many matrices of this size LAPACK does not divide among threads, at `cost` times D³ for each."""
+    return max(1, _FEW // (cost * matrices.shape[-1] ** 3 + 8))
+
+
+def few_at_once(routine: Callable[[Array], Any], cost: int) -> Callable[[Array], Any]:
+    """A routine of LAPACK's for matrices (..., D, D), without a derivative, that its threads cannot block.
+
+    `cost` says how many times D³ multiplications it takes.
+    """
+
+    def alone(matrices: Array) -> Any:
+        few, flat = _few(matrices, cost), matrices.reshape(-1, *matrices.shape[-2:])
+        if len(flat) <= few or jax.default_backend() != "cpu":
+            return routine(matrices)
+        parts = lax.map(routine, flat, batch_size=few if few > 1 else None)
+        return jax.tree.map(lambda a: a.reshape(*matrices.shape[:-2], *a.shape[1:]), parts)
+
+    # How many are taken at a time depends on how many there are, with those of all lanes.
+    any_number = jax.custom_batching.custom_vmap(alone)
+
+    @any_number.def_vmap
+    def many(axis_size: int, in_batched: list[bool], matrices: Array) -> tuple[Any, Any]:
+        found = any_number(matrices)
+        return found, jax.tree.map(lambda _: True, found)
+
+    whole: Callable[[Array], Any] = any_number
+    return whole
 
 
 _BLOCK = 32  # rows of the blocks of which larger triangular matrices are made
@@ -184,7 +210,7 @@ def _blockwise_inverse(lower: Array) -> Array:
 
 @jax.custom_batching.custom_vmap
 def _inverse(lower: Array) -> Array:
-    if math.prod(lower.shape[:-2]) * (lower.shape[-1] ** 3 + 8) > _FEW:
+    if math.prod(lower.shape[:-2]) > _few(lower) or lower.shape[-1] ** 3 + 8 > _FEW:
         return _blockwise_inverse(lower)
     identity = jnp.broadcast_to(jnp.eye(lower.shape[-1], dtype=lower.dtype), lower.shape)
     return lax.linalg.triangular_solve(lower, identity, left_side=True, lower=True)
@@ -237,7 +263,25 @@ def cholesky(matrices: Array) -> Array:
 
     Only the lower triangle is read, and the derivative is that of the symmetric matrix which it stands for.
     """
-    return lax.linalg.cholesky(matrices, symmetrize_input=False)
+    factors: Array = _factors(matrices)
+    return factors
+
+
+_factors = few_at_once(functools.partial(lax.linalg.cholesky, symmetrize_input=False), cost=1)
+_any_inverse = few_at_once(jnp.linalg.inv, cost=2)
+
+
+@jax.custom_jvp
+def inverse(matrices: Array) -> Array:
+    """Inverses of square matrices (..., D, D) that are far from singular."""
+    found: Array = _any_inverse(matrices)
+    return found
+
+
+@inverse.defjvp
+def _inverse_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    found = inverse(*primals)
+    return found, -einsum("...de,...ef,...fg->...dg", found, tangents[0], found)
 
 
 @cholesky.defjvp
@@ -297,117 +341,3 @@ def transposed(x: Array, n_uses: int) -> Array:
         return x.T
     identity = jnp.eye(n_features, dtype=x.dtype)
     return jnp.einsum("de,be->db", identity, x, precision=lax.Precision.HIGHEST)
-
-
-def block_rows(
-    n_samples: int, n_components: int, n_features: int, lanes: int = 1, *, turns: bool = False
-) -> int:
-    """Rows per block: on a CPU as many as keep (K, D, block) in cache, 128 (8 for many lanes) to 2048.
-
-    Where components take turns, it is one component's residuals that are to be kept there, the same whitened
-    and weighted, and its matrices; and of all of them no more than 16 MB, if 128 rows are not more already.
-    """
-    numbers = _BLOCK_NUMBERS.get(jax.default_backend(), _ACCELERATOR_BLOCK_NUMBERS)
-    held = max(4, n_components // 16) if turns else n_components
-    rows = numbers // max(1, held * n_features * lanes)
-    power = 1 << max(rows, 1).bit_length() - 1
-    most = 2048 if jax.default_backend() in _BLOCK_NUMBERS else 1 << 20
-    # Products of D × D matrices with blocks of few rows run at a fraction of their speed.
-    least = 128 if turns else max(128, 8 * n_features)
-    return min(n_samples, min(most, max(least if lanes == 1 else 8, power)))
-
-
-def _compensated(total: Array, excess: Array, term: Array) -> tuple[Array, Array]:
-    """One step of a compensated sum (Kahan): what rounding added to the new total goes to `excess`.
-
-    Three loops over the arrays as XLA makes them on a CPU; Knuth's two-sum, renormalised, took four.
-    """
-    new = total + (term - excess)
-    return new, (new - total) - (term - excess)
-
-
-AxisName = str | tuple[str, ...] | None
-_axis: contextvars.ContextVar[AxisName] = contextvars.ContextVar("axis", default=None)
-
-
-@contextlib.contextmanager
-def rows_over(axis_name: AxisName) -> Iterator[None]:
-    """While this is traced, `sum_rows` also sums over a mapped axis: the rows of others in `shard_map`."""
-    token = _axis.set(axis_name)
-    try:
-        yield
-    finally:
-        _axis.reset(token)
-
-
-def sum_rows(body: Callable[..., Any], weight: Array | None, *rows: Array, block_size: int) -> Any:
-    """Sum `body(weight_block, *row_blocks)` over blocks of rows, compensated from block to block.
-
-    Args:
-      body: maps a block's weights (block,) and rows (block, ...) to a pytree of sums over that block.
-        It must be linear in the weights, for the last block overlaps the one before, with weight zero for
-        the rows already counted: nothing is padded and nothing copied.
-      weight: (N,), or None for ones.
-      *rows: arrays of leading size N.
-      block_size: rows per block.
-
-    A plain float32 running sum of 1e8 responsibilities stops growing at 2**24; this one stays right to
-    rounding, because within a block the sum is short and between blocks nothing is lost.
-    """
-    return _everywhere(sum_own_rows(body, weight, *rows, block_size=block_size))
-
-
-def sum_own_rows(body: Callable[..., Any], weight: Array | None, *rows: Array, block_size: int) -> Any:
-    """`sum_rows` over these rows only, whoever has others: for blocks of a block."""
-    n_samples = rows[0].shape[0]
-    if weight is None:
-        weight = jnp.ones(n_samples, rows[0].dtype)
-    if n_samples <= block_size:
-        return body(weight, *rows)
-
-    # Reverse mode computes a block again rather than keep what it computed for every row.
-    remade = jax.checkpoint(body)
-
-    def one(carry: Any, index: Array) -> tuple[Any, None]:
-        first = index * block_size
-        start = jnp.minimum(first, n_samples - block_size)
-        blocks = [lax.dynamic_slice_in_dim(a, start, block_size) for a in (weight, *rows)]
-        new = start + jnp.arange(block_size, dtype=jnp.int32) >= first
-        terms = remade(jnp.where(new, blocks[0], jnp.zeros((), blocks[0].dtype)), *blocks[1:])
-        leaves = [_compensated(t, e, x) for (t, e), x in zip(carry, jax.tree.leaves(terms), strict=True)]
-        return leaves, None
-
-    shapes = jax.eval_shape(body, weight[:block_size], *(a[:block_size] for a in rows))
-    zeros = [(jnp.zeros(s.shape, s.dtype),) * 2 for s in jax.tree.leaves(shapes)]
-    n_blocks = -(-n_samples // block_size)
-    carry, _ = lax.scan(one, zeros, jnp.arange(n_blocks, dtype=jnp.int32))
-    return jax.tree.unflatten(jax.tree.structure(shapes), [total - excess for total, excess in carry])
-
-
-def _everywhere(sums: Any) -> Any:
-    """Sums over one's own rows as sums over all of them, in one message."""
-    if _axis.get() is None:
-        return sums
-    flat, unravel = ravel_pytree(sums)
-    return unravel(lax.psum(flat, _axis.get()))
-
-
-def map_rows(body: Callable[..., Any], *rows: Array, block_size: int) -> Any:
-    """Apply `body(*row_blocks)` a block of rows at a time; its outputs (block, ...) become (N, ...)."""
-    n_samples = rows[0].shape[0]
-    if n_samples <= block_size:
-        return body(*rows)
-    n_blocks = -(-n_samples // block_size)
-    overlap = n_blocks * block_size - n_samples
-
-    def one(_: None, index: Array) -> tuple[None, Any]:
-        start = jnp.minimum(index * block_size, n_samples - block_size)
-        return None, body(*(lax.dynamic_slice_in_dim(a, start, block_size) for a in rows))
-
-    _, blocks = lax.scan(one, None, jnp.arange(n_blocks, dtype=jnp.int32))
-
-    def join(a: Array) -> Array:
-        head = a[:-1].reshape((-1, *a.shape[2:]))
-        return jnp.concatenate([head, a[-1, overlap:]])
-
-    return jax.tree.map(join, blocks)

@@ -15,11 +15,11 @@ from jaxgmm.em_map import Frame, admissible, chart, coordinates, evaluate, frame
 from jaxgmm.families.family import Family
 from jaxgmm.fixed_point import Memory, Solution, State, Status, no_memory
 from jaxgmm.implicit import Derivative, Evaluation
-from jaxgmm.linalg import AxisName, block_rows, rows_over, sum_rows
 from jaxgmm.moments import accumulate
 from jaxgmm.params import GMMParams, translate
 from jaxgmm.priors import Prior
 from jaxgmm.result import FitResult
+from jaxgmm.rows import AxisName, block_rows, rows_over, sum_rows
 
 TOL = 1e-5
 MAX_ITER = 1000

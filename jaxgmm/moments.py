@@ -14,8 +14,9 @@ from jax import Array, lax
 from jaxgmm import pairs
 from jaxgmm.density import log_normaliser
 from jaxgmm.families.family import Family
-from jaxgmm.linalg import block_rows, einsum, outlived, sum_own_rows, sum_rows, transposed
+from jaxgmm.linalg import einsum, outlived, transposed
 from jaxgmm.params import GMMParams
+from jaxgmm.rows import block_rows, sum_own_rows, sum_rows
 
 
 @functools.partial(

@@ -20,9 +20,10 @@ from jaxgmm import validate
 from jaxgmm.compilation import jit
 from jaxgmm.families.family import Family
 from jaxgmm.families.table import get_family
-from jaxgmm.linalg import embed_diagonal, epsilon, safe_cholesky, sum_rows
+from jaxgmm.linalg import embed_diagonal, epsilon, safe_cholesky
 from jaxgmm.params import GMMParams, scale_like
 from jaxgmm.prior_parts import prior_parts
+from jaxgmm.rows import sum_rows
 
 STRENGTH = 0.01
 

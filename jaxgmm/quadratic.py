@@ -18,9 +18,10 @@ from jax import Array, lax
 from jaxgmm import validate
 from jaxgmm.density import log_normaliser
 from jaxgmm.families.family import Family
-from jaxgmm.linalg import einsum, epsilon, lower_inverse, outlived, safe_cholesky, sum_rows
+from jaxgmm.linalg import einsum, epsilon, lower_inverse, outlived, safe_cholesky
 from jaxgmm.moments import Moments, location_and_variance, scatter, without_junk
 from jaxgmm.params import GMMParams
+from jaxgmm.rows import sum_rows
 
 _LARGE = 1 << 22  # N · K · D from which the second kernel's compilation pays
 _MOST_FEATURES = 64

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxgmm.linalg import block_rows, einsum, epsilon, sum_rows
+from jaxgmm.linalg import einsum, epsilon
+from jaxgmm.rows import block_rows, sum_rows
 
 
 def _draw(key: Array, mass: Array, n: int) -> Array:

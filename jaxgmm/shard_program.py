@@ -18,11 +18,11 @@ from jaxgmm.compilation import jit
 from jaxgmm.em_map import Frame, coordinates, evaluate, with_prior
 from jaxgmm.fixed_point import Status
 from jaxgmm.implicit import Derivative, Evaluation, with_derivative
-from jaxgmm.linalg import rows_over
 from jaxgmm.loop import run, run_many
 from jaxgmm.params import GMMParams, translate
 from jaxgmm.priors import Prior
 from jaxgmm.result import FitResult
+from jaxgmm.rows import rows_over
 
 shard_map: Any
 try:

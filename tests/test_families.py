@@ -1,6 +1,7 @@
 """Every covariance structure, and one written here by a user, through the same checks."""
 
 import functools
+import math
 
 import jax
 import jax.flatten_util
@@ -10,7 +11,7 @@ import pytest
 
 import jaxgmm
 from jaxgmm.families import FAMILIES, Family, get_family
-from tests.conftest import CORE, NAMES, costly, given, overlapping, soft_labels, takes_rows
+from tests.conftest import CORE, NAMES, costly, given, overlapping, soft_labels, start_from, takes_rows
 
 
 def _two_widths() -> Family:
@@ -345,3 +346,32 @@ def test_equal_records_are_equal_and_hash_alike():
     assert FAMILIES["full"] == FAMILIES["full"]._replace()
     assert hash(FAMILIES["full"]) == hash(FAMILIES["full"]._replace())
     assert repr(FAMILIES["full"]) == "Family('full')"
+
+
+def at_once(program):
+    """How many matrices of which size LAPACK is given at once, wherever a jaxpr calls it."""
+    for equation in getattr(program, "jaxpr", program).eqns:
+        if equation.primitive.name in ("cholesky", "triangular_solve", "lu", "eigh", "svd", "geqrf"):
+            *lead, size, _ = equation.invars[0].aval.shape
+            yield math.prod(lead), size
+        inner = jax.tree.leaves(list(equation.params.values()), is_leaf=lambda p: hasattr(p, "eqns"))
+        for part in inner:
+            if hasattr(part, "eqns"):
+                yield from at_once(part)
+
+
+@pytest.mark.parametrize("structure", [costly(n, quick=("full", "EEV")) for n in NAMES])
+def test_a_fit_gives_lapack_few_matrices_at_once(structure):
+    """Or two devices that share a machine's threads can wait for each other without end."""
+    n, d, k = 200, 40, 20
+    x = np.random.default_rng(0).normal(size=(n, d)).astype(np.float32)
+    start = start_from(x, np.arange(n) % k, structure, np.float32, reg_covar=0.1)
+
+    def lane(x):
+        return jaxgmm.fit(start, x, max_iter=3)
+
+    several = jnp.broadcast_to(x, (3, n, d))
+    calls = [*at_once(jax.make_jaxpr(lane)(x)), *at_once(jax.make_jaxpr(jax.vmap(lane))(several))]
+    assert calls or structure in ("diag", "spherical", "EEI", "EII", "EVI", "VEI")
+    for many, size in calls:
+        assert many == 1 or many * size**3 <= 120_000, (many, size)

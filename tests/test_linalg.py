@@ -19,6 +19,31 @@ def test_lower_inverse_is_the_inverse_and_ignores_the_upper_triangle(dtype):
     np.testing.assert_allclose(got @ jnp.asarray(lower, dtype), np.tile(np.eye(5), (4, 1, 1)), atol=2e-6)
 
 
+@pytest.mark.parametrize("n", [1, 6, 7])
+def test_factors_and_inverses_of_many_are_those_of_each(monkeypatch, n):
+    monkeypatch.setattr(linalg, "_FEW", 3 * (27 + 8))  # three factors at a time, one inverse
+    rng = np.random.default_rng(0)
+    a = rng.normal(size=(2, n, 3, 3))
+    squares = jnp.asarray(a @ a.swapaxes(-1, -2) + np.eye(3), jnp.float32)
+
+    def by_hand(m):
+        return jnp.linalg.cholesky(m), jnp.linalg.inv(m)
+
+    def ours(m):
+        return linalg.cholesky(m), linalg.inverse(m)
+
+    for program in (ours, jax.vmap(ours)):
+        found, pull = jax.vjp(program, squares)
+        for one, other in zip(found, by_hand(squares), strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+        ones = tuple(jnp.ones_like(m) for m in found)
+        one, other = pull(ones)[0], jax.vjp(by_hand, squares)[1](ones)[0]
+        # Ours reads the lower triangle only: of the two, what a symmetric change does is the same.
+        np.testing.assert_allclose(
+            one + one.swapaxes(-1, -2), other + other.swapaxes(-1, -2), rtol=1e-3, atol=1e-4
+        )
+
+
 @pytest.mark.parametrize("size", [costly(n, quick=(1, 13, 70)) for n in (1, 2, 3, 8, 13, 32, 33, 70)])
 def test_the_inverse_by_blocks_is_that_by_substitution(monkeypatch, dtype, size):
     rng = np.random.default_rng(size)
@@ -111,50 +136,6 @@ def test_safe_cholesky_has_finite_gradients_where_it_had_to_add_jitter(dtype):
     a = jnp.asarray([[1.0, 1.0], [1.0, 0.9]], dtype)
     gradient = jax.grad(lambda m: linalg.safe_cholesky(m, jnp.full(2, 0.5, dtype)).sum())(a)
     assert np.isfinite(gradient).all()
-
-
-@pytest.mark.parametrize("block_size", [1, 7, 64, 100, 1000])
-def test_sum_rows_counts_every_row_once(dtype, block_size):
-    rng = np.random.default_rng(1)
-    x, w = rng.normal(size=(100, 2)), rng.uniform(size=100)
-
-    def body(wb, xb):
-        return {"w": wb.sum(), "x": (wb[:, None] * xb).sum(0)}
-
-    got = linalg.sum_rows(body, jnp.asarray(w, dtype), jnp.asarray(x, dtype), block_size=block_size)
-    tolerance = 20 * np.finfo(dtype).eps
-    np.testing.assert_allclose(got["w"], w.sum(), rtol=tolerance)
-    np.testing.assert_allclose(got["x"], w @ x, rtol=tolerance, atol=50 * tolerance)
-
-
-@pytest.mark.parametrize("block_size", [1, 7, 100, 1000])
-def test_map_rows_gives_every_row_its_own_output(dtype, block_size):
-    x = jnp.asarray(np.arange(200.0).reshape(100, 2), dtype)
-    out = linalg.map_rows(lambda b: {"sum": b.sum(1), "row": b}, x, block_size=block_size)
-    np.testing.assert_array_equal(out["row"], x)
-    np.testing.assert_array_equal(out["sum"], x.sum(1))
-
-
-def test_sums_over_many_blocks_are_compensated():
-    n, block = 1 << 20, 4
-    x = jnp.full((n, 1), 0.1, jnp.float32)
-    exact = float(np.float64(np.float32(0.1)) * n)
-    got = linalg.sum_rows(lambda w, b: (w[:, None] * b).sum(), None, x, block_size=block)
-    plain = jax.lax.scan(lambda c, b: (c + b.sum(), None), jnp.float32(0), x.reshape(-1, block))[0]
-    assert abs(float(plain) / exact - 1) > 1e-4
-    assert abs(float(got) / exact - 1) < 1e-7
-
-
-@pytest.mark.skipif(jax.default_backend() != "cpu", reason="an accelerator has no such cache")
-def test_block_rows_fit_the_cache_and_never_exceed_the_data():
-    assert linalg.block_rows(50, 3, 2) == 50
-    for k, d in [(1, 1), (16, 16), (64, 32), (32, 128), (1000, 1000)]:
-        rows = linalg.block_rows(10**6, k, d)
-        assert 128 <= rows <= 2048
-        assert rows & (rows - 1) == 0
-        turned = linalg.block_rows(10**6, k, d, turns=True)
-        assert turned == 128 or (128 < turned <= 2048 and turned * d * max(4, k / 16) <= 1 << 18)
-    assert linalg.block_rows(10**6, 8, 8, lanes=50) < linalg.block_rows(10**6, 8, 8)
 
 
 def test_embed_diagonal():

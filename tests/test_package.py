@@ -28,7 +28,7 @@ FLOORS = {
     for floor, rooms in enumerate(
         [
             ["_version"],
-            ["compilation", "display", "linalg"],
+            ["compilation", "display", "linalg", "rows"],
             ["pairs", "seeding"],
             ["krylov"],
             ["implicit"],

@@ -23,8 +23,9 @@ from jaxgmm.density import check_mixture, log_prob, sample
 from jaxgmm.families.diagonal import diag, spherical
 from jaxgmm.families.full import full
 from jaxgmm.families.tied import tied
-from jaxgmm.linalg import block_rows, cholesky, einsum, lower_inverse, map_rows
+from jaxgmm.linalg import cholesky, einsum, lower_inverse
 from jaxgmm.params import GMMParams
+from jaxgmm.rows import block_rows, map_rows
 
 
 class Regression(NamedTuple):

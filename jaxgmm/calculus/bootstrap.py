@@ -17,10 +17,11 @@ from jaxgmm.calculus.curvature import Entries, entries
 from jaxgmm.calculus.information import ConfidenceIntervals
 from jaxgmm.compilation import jit
 from jaxgmm.density import inputs, sample
-from jaxgmm.linalg import block_rows, cholesky, einsum, lower_inverse
+from jaxgmm.linalg import cholesky, einsum, lower_inverse
 from jaxgmm.loop import MAX_ITER, REG_COVAR, run
 from jaxgmm.params import GMMParams, take
 from jaxgmm.result import FitResult
+from jaxgmm.rows import block_rows
 from jaxgmm.search.criteria import failed
 
 KINDS = ("nonparametric", "parametric", "weighted")

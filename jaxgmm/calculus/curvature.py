@@ -15,8 +15,9 @@ from jax.flatten_util import ravel_pytree
 from jaxgmm.density import posterior
 from jaxgmm.em_map import frame
 from jaxgmm.families.family import Family
-from jaxgmm.linalg import PRECISION, block_rows, einsum, embed_diagonal, epsilon, sum_rows
+from jaxgmm.linalg import PRECISION, einsum, embed_diagonal, epsilon
 from jaxgmm.params import GMMParams, translate
+from jaxgmm.rows import block_rows, sum_rows
 
 
 @functools.partial(

@@ -15,10 +15,11 @@ from jaxgmm import em_map, implicit, priors, validate
 from jaxgmm.compilation import jit
 from jaxgmm.density import inputs
 from jaxgmm.krylov import spectral_radius
-from jaxgmm.linalg import block_rows, epsilon
+from jaxgmm.linalg import epsilon
 from jaxgmm.loop import REG_COVAR
 from jaxgmm.params import GMMParams, translate
 from jaxgmm.priors import Prior
+from jaxgmm.rows import block_rows
 
 
 class FitDiagnostics(NamedTuple):

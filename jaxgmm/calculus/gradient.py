@@ -18,10 +18,10 @@ from jaxgmm.calculus.unrolled import status_of
 from jaxgmm.compilation import jit
 from jaxgmm.density import check_mixture, inputs, posterior, score
 from jaxgmm.fixed_point import Status
-from jaxgmm.linalg import block_rows, sum_rows
 from jaxgmm.loop import REG_COVAR, TOL
 from jaxgmm.params import GMMParams, translate
 from jaxgmm.result import FitResult
+from jaxgmm.rows import block_rows, sum_rows
 
 if TYPE_CHECKING:
     import optax  # a second to import, and nothing else needs it

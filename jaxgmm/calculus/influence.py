@@ -17,8 +17,9 @@ from jaxgmm.calculus.curvature import Inverse, Local, entries, jacobian, scores,
 from jaxgmm.calculus.information import examine, warn
 from jaxgmm.compilation import jit
 from jaxgmm.density import inputs, joint, posterior
-from jaxgmm.linalg import PRECISION, block_rows, map_rows
+from jaxgmm.linalg import PRECISION
 from jaxgmm.params import GMMParams, translate
+from jaxgmm.rows import block_rows, map_rows
 
 # Of conjugate gradients for (H − w h)⁻¹, in which h mixes as many directions as components share x.
 _ROUNDS = 6

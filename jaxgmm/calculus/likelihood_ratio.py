@@ -17,10 +17,10 @@ from jaxgmm.density import sample
 from jaxgmm.families.family import Family
 from jaxgmm.families.table import get_family
 from jaxgmm.init import Init, check_init
-from jaxgmm.linalg import block_rows
 from jaxgmm.loop import MAX_ITER, REG_COVAR, TOL
 from jaxgmm.params import GMMParams
 from jaxgmm.result import FitResult
+from jaxgmm.rows import block_rows
 from jaxgmm.search.criteria import failed
 from jaxgmm.search.restarts import fit_components
 

@@ -10,9 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from jaxgmm.linalg import einsum, epsilon
+from jaxgmm.linalg import einsum, epsilon, few_at_once, inverse
 
 SWEEPS = 6  # of `common_axes`
+
+
+_eigenvectors = few_at_once(lambda matrices: jnp.linalg.eigh(matrices)[1], cost=10)
+_singular = few_at_once(lambda factors: jnp.linalg.svd(factors, full_matrices=False)[:2], cost=20)
 
 
 @jax.custom_jvp
@@ -23,8 +27,8 @@ def principal_axes(factors: Array) -> tuple[Array, Array]:
     eigendecomposition of the product would have. Where two values are equal their axes may turn freely and
     have no derivative: it is finite there, and right for whatever does not depend on the choice of axes.
     """
-    u, s, _ = jnp.linalg.svd(factors, full_matrices=False)
-    return u, s
+    axes: tuple[Array, Array] = _singular(factors)
+    return axes
 
 
 @principal_axes.defjvp
@@ -80,7 +84,7 @@ def rotation_to_free(q: Array) -> Array:
     d = q.shape[-1]
     signed = q * cayley_signs(q)[..., None, :]
     identity = jnp.broadcast_to(jnp.eye(d, dtype=q.dtype), q.shape)
-    skew = 2 * jnp.linalg.solve(identity + signed, signed - identity)
+    skew = 2 * einsum("...de,...ef->...df", inverse(identity + signed), signed - identity)
     rows, columns = np.tril_indices(d, -1)
     return 0.5 * (skew[..., rows, columns] - skew[..., columns, rows])
 
@@ -91,7 +95,7 @@ def rotation_from_free(free: Array, n_features: int) -> Array:
     half = jnp.zeros((*free.shape[:-1], n_features, n_features), free.dtype)
     half = half.at[..., rows, columns].set(0.5 * free).at[..., columns, rows].set(-0.5 * free)
     identity = jnp.broadcast_to(jnp.eye(n_features, dtype=free.dtype), half.shape)
-    return jnp.linalg.solve(identity - half, identity + half)
+    return einsum("...de,...ef->...df", inverse(identity - half), identity + half)
 
 
 @functools.lru_cache
@@ -158,7 +162,7 @@ def common_axes(factors: Array, share: Array, *, equal_volume: bool) -> tuple[Ar
     own = jnp.square(still).sum(-1)
     scaled = still / jnp.sqrt(own.sum(-1))[:, None, None]
     pooled = einsum("k,kde,kfe->df", share, scaled, scaled)
-    others = jnp.linalg.eigh(pooled)[1]
+    others = _eigenvectors(lax.stop_gradient(pooled))
     along = jnp.square(einsum("df,kde->kfe", others, still)).sum(-1)
     margin = 64 * epsilon(factors.dtype)
     better = _criterion(along, share, equal_volume) < _criterion(own, share, equal_volume) - margin

@@ -14,9 +14,9 @@ from jax import Array
 from jaxgmm import quadratic
 from jaxgmm.compilation import jit
 from jaxgmm.em_map import Frame
-from jaxgmm.linalg import block_rows
 from jaxgmm.moments import Moments, accumulate, rows_for
 from jaxgmm.params import GMMParams
+from jaxgmm.rows import block_rows
 from jaxgmm.scale.chunks import Source
 from jaxgmm.scale.outer import Survey
 from jaxgmm.scale.reading import Chunk, ReadAhead

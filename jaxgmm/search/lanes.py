@@ -20,12 +20,13 @@ from jaxgmm.density import posterior
 from jaxgmm.em_map import Frame, frame, reference_params, with_prior
 from jaxgmm.families.family import Family
 from jaxgmm.init import Init, metric, nearest, seeds, start, ward, widened
-from jaxgmm.linalg import block_rows, einsum, sum_rows
+from jaxgmm.linalg import einsum
 from jaxgmm.loop import run
 from jaxgmm.moments import Moments, accumulate
 from jaxgmm.params import GMMParams, translate
 from jaxgmm.priors import Prior
 from jaxgmm.result import FitResult
+from jaxgmm.rows import block_rows, sum_rows
 from jaxgmm.search.alike import Factors, as_seen_by, factors
 from jaxgmm.search.moves import Move, draw_exchange, overlap, split_merge
 from jaxgmm.search.spurious import spurious, total_factor

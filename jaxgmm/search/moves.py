@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxgmm.density import posterior
-from jaxgmm.linalg import sum_rows
 from jaxgmm.moments import Moments, accumulate
 from jaxgmm.params import GMMParams, translate
+from jaxgmm.rows import sum_rows
 
 
 def overlap(params: GMMParams, x: Array, w: Array | None, block_size: int) -> Array:

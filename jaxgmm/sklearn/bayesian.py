@@ -15,8 +15,8 @@ from jaxgmm.families.diagonal import diag, spherical
 from jaxgmm.families.family import Family
 from jaxgmm.families.tied import tied
 from jaxgmm.fixed_point import Status
-from jaxgmm.linalg import block_rows
 from jaxgmm.params import GMMParams
+from jaxgmm.rows import block_rows
 from jaxgmm.sklearn import checks, starting
 from jaxgmm.sklearn.attributes import log, scale_from_cholesky, to_device
 from jaxgmm.sklearn.climbing import CHUNK

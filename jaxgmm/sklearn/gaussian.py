@@ -19,8 +19,8 @@ from jaxgmm.families.full import full
 from jaxgmm.families.table import FAMILIES, get_family
 from jaxgmm.families.tied import tied
 from jaxgmm.fixed_point import Status
-from jaxgmm.linalg import block_rows
 from jaxgmm.params import GMMParams
+from jaxgmm.rows import block_rows
 from jaxgmm.search.tournament import fit_best
 from jaxgmm.sklearn import checks, climbing, starting
 from jaxgmm.sklearn.attributes import (

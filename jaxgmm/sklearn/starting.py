@@ -17,10 +17,10 @@ from jaxgmm.families.diagonal import diag, spherical
 from jaxgmm.families.family import Family
 from jaxgmm.families.full import full
 from jaxgmm.families.tied import tied
-from jaxgmm.linalg import block_rows
 from jaxgmm.moments import location_and_variance
 from jaxgmm.params import GMMParams
 from jaxgmm.priors import Prior
+from jaxgmm.rows import block_rows
 from jaxgmm.sklearn.attributes import SHAPED, CollapsedError, cholesky, host
 from jaxgmm.sklearn.rows import Host, Rows
 

@@ -17,8 +17,9 @@ from jaxgmm.families.diagonal import diag, spherical
 from jaxgmm.families.family import Family
 from jaxgmm.families.tied import tied
 from jaxgmm.fixed_point import Status
-from jaxgmm.linalg import block_rows, embed_diagonal, epsilon
+from jaxgmm.linalg import embed_diagonal, epsilon
 from jaxgmm.moments import Moments, accumulate, location_and_variance
+from jaxgmm.rows import block_rows
 from jaxgmm.variational import model
 from jaxgmm.variational.bound import evidence_bound, expected
 from jaxgmm.variational.model import VariationalPosterior, VariationalPrior, root
