@@ -194,3 +194,26 @@ def test_arguments_that_do_not_fit_say_so():
             jaxgmm.use_cores(64)
     assert jaxgmm.use_cores(jax.local_device_count("cpu")) == jax.local_device_count("cpu")
     assert sharded.over_cores(params, jnp.asarray(X), None) is None
+
+
+MANY_FEATURES = """
+import jaxgmm
+jaxgmm.use_cores(2)
+import jax, jax.numpy as jnp, numpy as np
+
+rng = np.random.default_rng(0)
+n, d, k = 4000, 48, 32
+labels = rng.integers(k, size=n)
+X = jnp.asarray(rng.normal(size=(n, d)) + 3 * rng.normal(size=(k, d))[labels], jnp.float32)
+mesh = jax.sharding.Mesh(np.array(jax.devices()), ("rows",))
+for name in ("full", "VEV"):
+    start = jaxgmm.m_step(jax.nn.one_hot(labels, k), X, covariance_type=name, reg_covar=0.1)
+    found = jaxgmm.fit_sharded(start, X, mesh=mesh, max_iter=20, tol=0.0, reg_covar=0.1)
+    assert np.isfinite(found.log_likelihood), found
+"""
+
+
+@pytest.mark.slow
+def test_devices_that_share_threads_do_not_wait_for_each_other():
+    """Factors of many larger matrices, which LAPACK would divide among the threads that wait for it."""
+    subprocess.run([sys.executable, "-c", MANY_FEATURES], timeout=200, check=True, capture_output=True)
