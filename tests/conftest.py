@@ -217,14 +217,18 @@ def mclust():
     return {n: json.loads((DATA / f"mclust_{n}.json").read_text()) for n in ("iris", "faithful")}
 
 
-def times_used(primitive, program):
-    """How often a jaxpr has a primitive, in what it calls, too: as text a part may stand once for several."""
-    count = 0
+def equations(program):
+    """What a jaxpr does, with all that it calls: as text a part may stand once for several."""
     for equation in getattr(program, "jaxpr", program).eqns:
-        count += equation.primitive.name == primitive
-        inner = jax.tree.leaves(list(equation.params.values()), is_leaf=lambda p: hasattr(p, "eqns"))
-        count += sum(times_used(primitive, p) for p in inner if hasattr(p, "eqns"))
-    return count
+        yield equation
+        for part in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda p: hasattr(p, "eqns")):
+            if hasattr(part, "eqns"):
+                yield from equations(part)
+
+
+def times_used(primitive, program):
+    """How often a jaxpr has a primitive."""
+    return sum(equation.primitive.name == primitive for equation in equations(program))
 
 
 def overlapping(n_samples=400, n_features=3, n_components=3, seed=0, separation=2.0):

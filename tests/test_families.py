@@ -11,7 +11,17 @@ import pytest
 
 import jaxgmm
 from jaxgmm.families import FAMILIES, Family, get_family
-from tests.conftest import CORE, NAMES, costly, given, overlapping, soft_labels, start_from, takes_rows
+from tests.conftest import (
+    CORE,
+    NAMES,
+    costly,
+    equations,
+    given,
+    overlapping,
+    soft_labels,
+    start_from,
+    takes_rows,
+)
 
 
 def _two_widths() -> Family:
@@ -349,15 +359,11 @@ def test_equal_records_are_equal_and_hash_alike():
 
 
 def at_once(program):
-    """How many matrices of which size LAPACK is given at once, wherever a jaxpr calls it."""
-    for equation in getattr(program, "jaxpr", program).eqns:
+    """How many matrices of which size a jaxpr gives LAPACK at once."""
+    for equation in equations(program):
         if equation.primitive.name in ("cholesky", "triangular_solve", "lu", "eigh", "svd", "geqrf"):
             *lead, size, _ = equation.invars[0].aval.shape
             yield math.prod(lead), size
-        inner = jax.tree.leaves(list(equation.params.values()), is_leaf=lambda p: hasattr(p, "eqns"))
-        for part in inner:
-            if hasattr(part, "eqns"):
-                yield from at_once(part)
 
 
 @pytest.mark.parametrize("structure", [costly(n, quick=("full", "EEV")) for n in NAMES])
