@@ -122,11 +122,6 @@ def embed_diagonal(values: Array) -> Array:
 _FEW = 120_000
 
 
-def _few(matrices: Array, cost: int = 1) -> int:
-    """How many matrices of this size LAPACK does not divide among threads, at `cost` times D³ for each."""
-    return max(1, _FEW // (cost * matrices.shape[-1] ** 3 + 8))
-
-
 def few_at_once(routine: Callable[[Array], Any], cost: int) -> Callable[[Array], Any]:
     """A routine of LAPACK's for matrices (..., D, D), without a derivative, that its threads cannot block.
 
@@ -134,7 +129,8 @@ def few_at_once(routine: Callable[[Array], Any], cost: int) -> Callable[[Array],
     """
 
     def alone(matrices: Array) -> Any:
-        few, flat = _few(matrices, cost), matrices.reshape(-1, *matrices.shape[-2:])
+        few = max(1, _FEW // (cost * matrices.shape[-1] ** 3 + 8))
+        flat = matrices.reshape(-1, *matrices.shape[-2:])
         if len(flat) <= few or jax.default_backend() != "cpu":
             return routine(matrices)
         parts = lax.map(routine, flat, batch_size=few if few > 1 else None)
@@ -210,7 +206,7 @@ def _blockwise_inverse(lower: Array) -> Array:
 
 @jax.custom_batching.custom_vmap
 def _inverse(lower: Array) -> Array:
-    if math.prod(lower.shape[:-2]) > _few(lower) or lower.shape[-1] ** 3 + 8 > _FEW:
+    if math.prod(lower.shape[:-2]) * (lower.shape[-1] ** 3 + 8) > _FEW:
         return _blockwise_inverse(lower)
     identity = jnp.broadcast_to(jnp.eye(lower.shape[-1], dtype=lower.dtype), lower.shape)
     return lax.linalg.triangular_solve(lower, identity, left_side=True, lower=True)

@@ -77,12 +77,16 @@ def without_junk(w: Array, x: Array, limit: float = float("inf")) -> tuple[Array
     return w, jnp.where((w > 0)[:, None] | usable, x, jnp.zeros((), x.dtype))
 
 
+def _shifted(w: Array, x: Array, shift: Array | None) -> tuple[Array, Array]:
+    """Weights and rows without junk, the rows relative to the shift."""
+    w, x = without_junk(w, x)
+    return w, x if shift is None else x - shift[None, :]
+
+
 # From so many features on, a CPU does better with one component at a time: what is computed of it stays in
 # its second cache from one product to the next. Of 16 components and features, 1024 rows took 0.44 ms and not
 # 0.56; of 64 and 32, 4.8 and not 8.3; of 32 and 128, 512 rows 11 and not 20. Of 5 and 2 it takes longer.
 _TURNS = 16
-# Blocks whose pairs are sought at once: among 2048 rows one takes half the time that it does among 512.
-_PAIRS_BLOCKS = 4
 
 
 def _take_turns(family: Family, n_components: int, n_features: int) -> bool:
@@ -126,9 +130,7 @@ def _block(
 
     With the matrices C⁻¹ (K, D, D) as `inverse`, one component at a time.
     """
-    w, x = without_junk(w, x)
-    if shift is not None:
-        x = x - shift[None, :]
+    w, x = _shifted(w, x, shift)
     columns = transposed(x, params.n_components)
     if inverse is None:
         y = params.family.whitener(params.scale)(columns[None, :, :] - params.means[:, :, None])
@@ -163,12 +165,9 @@ def _of_family(params: GMMParams, second: Array) -> Array:
     return second.sum(0) if params.family.quadratic == "shared" else second
 
 
-def _survey(
-    params: GMMParams, w: Array, x: Array, shift: Array | None, inverse: Array
-) -> tuple[Array, Array, Array]:
-    """The E-step of a block: weighted responsibilities (K, B), which of them count, and Σ w log p(x) ()."""
-    w, x = without_junk(w, x)
-    length = pairs.squared_lengths(inverse, params.means, x if shift is None else x - shift[None, :])
+def _survey(params: GMMParams, w: Array, x: Array, inverse: Array) -> tuple[Array, Array, Array]:
+    """The E-step of rows: weighted responsibilities (K, B), which of them count, and Σ w log p(x) ()."""
+    length = pairs.squared_lengths(inverse, params.means, x)
     r, log_likelihood = _responsibilities(params, w, length, length, None)
     return r, pairs.counting(r, params.log_weights, w), log_likelihood
 
@@ -177,24 +176,21 @@ def _by_pairs(
     params: GMMParams, w: Array | None, x: Array, shift: Array | None, inverse: Array, block_size: int
 ) -> Moments:
     """The moments of all rows from the pairs that count, or of blocks where those are many as from all."""
-    few = x[:: x.shape[0] // block_size][:block_size]
-    likely = pairs.likely(_survey(params, jnp.ones(block_size, x.dtype), few, shift, inverse)[1])
+    some = x[:: x.shape[0] // block_size][:block_size]
+    ones = jnp.ones(block_size, x.dtype)
+    likely = pairs.likely(_survey(params, *_shifted(ones, some, shift), inverse)[1])
 
-    def moments(
-        likely: Array, params: GMMParams, shift: Array | None, inverse: Array, w: Array, x: Array
-    ) -> Moments:
+    def moments(likely: Array, params: GMMParams, inverse: Array, w: Array, x: Array) -> Moments:
         def survey() -> tuple[Array, Array, Array]:
-            return _survey(params, w, x, shift, inverse)
+            return _survey(params, w, x, inverse)
 
         def from_pairs(r: Array, counts: Array, log_likelihood: Array) -> Moments:
-            clean, row = without_junk(w, x)
-            row = row if shift is None else row - shift[None, :]
-            first, second = pairs.sums(inverse, params.means, row, r, counts)
-            return Moments(r.sum(1), first, _of_family(params, second), log_likelihood, clean.sum())
+            first, second = pairs.sums(inverse, params.means, x, r, counts)
+            return Moments(r.sum(1), first, _of_family(params, second), log_likelihood, w.sum())
 
         def from_all(*_: Array) -> Moments:
             def block(w: Array, x: Array) -> Moments:
-                return _block(params, w, x, None, shift, None, inverse)
+                return _block(params, w, x, None, None, None, inverse)
 
             return sum_own_rows(block, w, x, block_size=block_size)
 
@@ -207,9 +203,9 @@ def _by_pairs(
     in_turn: Callable[..., Moments] = jax.custom_batching.sequential_vmap(moments)
 
     def block(w: Array, x: Array) -> Moments:
-        return in_turn(likely, params, shift, inverse, w, x)
+        return in_turn(likely, params, inverse, *_shifted(w, x, shift))
 
-    return sum_rows(block, w, x, block_size=_PAIRS_BLOCKS * block_size)
+    return sum_rows(block, w, x, block_size=pairs.BLOCKS * block_size)
 
 
 def accumulate(
@@ -240,12 +236,8 @@ def accumulate(
         identity = jnp.eye(params.n_features, dtype=x.dtype)
         identity = jnp.broadcast_to(identity, (params.n_components, *identity.shape))
         inverse = params.family.whitener(params.scale)(identity)
-        plain = resp is None and reassign is None
-        if (
-            by_pairs
-            and plain
-            and pairs.applies(x.shape[0], params.n_components, params.n_features, block_size)
-        ):
+        by_pairs = by_pairs and pairs.applies(x.shape[0], block_size, *params.means.shape)
+        if by_pairs and resp is None and reassign is None:
             return _by_pairs(params, sample_weight, x, shift, inverse, block_size)
 
     def block(w: Array, b: Array, r: Array | None = None) -> Moments:

@@ -9,7 +9,9 @@ import pytest
 
 import jaxgmm
 from jaxgmm import Status, loop, moments, pairs
+from jaxgmm.engines import blocks
 from jaxgmm.moments import accumulate
+from jaxgmm.scale import passes
 from tests.conftest import costly
 
 N, D, K, BLOCK = 500, 4, 3, 16
@@ -141,6 +143,31 @@ def test_a_fit_by_pairs_ends_where_another_does_and_has_a_derivative(monkeypatch
     np.testing.assert_allclose(by_pairs.params.means, other.params.means, atol=1e-4)
 
 
+def many(params, x):
+    starts = jax.tree.map(lambda a: jnp.stack([a, a]), params)
+    numbers = jnp.asarray(1e-5, x.dtype), jnp.asarray(60), jnp.asarray(1e-6, x.dtype), jnp.asarray(True)
+    return loop.run_many(starts, x, None, *numbers, block_size=BLOCK, history_size=60)
+
+
+def one_pass(module):
+    def measured(params, x):
+        rest = (None, jnp.ones(())) if module is passes else ()
+        return module._moments(
+            params, x, jnp.ones(N, x.dtype), jnp.zeros(D, x.dtype), *rest, block_size=BLOCK
+        )
+
+    return measured
+
+
+@pytest.mark.parametrize("fit", [run, many, one_pass(passes), one_pass(blocks)])
+def test_what_is_not_differentiated_takes_them(fit, monkeypatch):
+    taken, by_pairs = [], pairs.sums
+    monkeypatch.setattr(pairs, "sums", lambda *a: taken.append(None) or by_pairs(*a))
+    jax.clear_caches()
+    jax.make_jaxpr(fit)(*mixture("full", np.float32, NEAR))
+    assert taken
+
+
 def test_a_bad_sample_is_not_left_out():
     params, x = mixture("full", np.float32, FAR)
     result = jax.jit(run)(params, x.at[123, 1].set(jnp.nan))
@@ -149,17 +176,14 @@ def test_a_bad_sample_is_not_left_out():
 
 def test_restarts_are_fits():
     params, x = mixture("full", np.float32, FAR)
-    starts = jax.tree.map(lambda a: jnp.stack([a, a]), params)
-    numbers = jnp.asarray(1e-5, x.dtype), jnp.asarray(60), jnp.asarray(1e-6, x.dtype), jnp.asarray(True)
-    many = jax.jit(lambda p: loop.run_many(p, x, None, *numbers, block_size=BLOCK, history_size=60))(starts)
-    one = jax.jit(run)(params, x)
-    np.testing.assert_allclose(many.log_likelihood, jnp.stack([one.log_likelihood] * 2), rtol=1e-6)
+    found, one = jax.jit(many)(params, x), jax.jit(run)(params, x)
+    np.testing.assert_allclose(found.log_likelihood, jnp.stack([one.log_likelihood] * 2), rtol=1e-6)
 
 
 def test_where_it_applies(monkeypatch):
     monkeypatch.undo()
-    assert pairs.applies(200_000, 64, 32, 1024)
-    assert not pairs.applies(200_000, 64, 16, 1024)
-    assert not pairs.applies(200_000, 4, 64, 1024)
-    assert not pairs.applies(10_000, 8, 32, 1024)
-    assert not pairs.applies(2_000, 64, 128, 512)
+    assert pairs.applies(200_000, 1024, 64, 32)
+    assert not pairs.applies(200_000, 1024, 64, 16)
+    assert not pairs.applies(200_000, 1024, 4, 64)
+    assert not pairs.applies(10_000, 1024, 8, 32)
+    assert not pairs.applies(2_000, 512, 64, 128)

@@ -41,9 +41,9 @@ def _principal_axes_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[
     gap = squares[..., None, :] - squares[..., :, None]
     floor = 8 * epsilon(s.dtype) * (squares[..., None, :] + squares[..., :, None])
     size = jnp.square(gap) + jnp.square(floor)
-    inverse = gap / jnp.where(size > 0, size, 1)
+    turns = gap / jnp.where(size > 0, size, 1)
     s_dot = jnp.diagonal(half, axis1=-2, axis2=-1) / jnp.where(s > 0, s, 1)
-    return (u, s), (einsum("...di,...ij->...dj", u, moved * inverse), s_dot)
+    return (u, s), (einsum("...di,...ij->...dj", u, moved * turns), s_dot)
 
 
 def orthogonalise(q: Array) -> Array:
