@@ -7,6 +7,7 @@ loops that are as fast either way, as long as they do not write over what they r
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 from collections.abc import Callable
@@ -43,6 +44,14 @@ def keep_programs(folder: str, least_seconds: float = 0.05) -> None:
     jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", least_seconds)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def in_float64() -> contextlib.AbstractContextManager[None]:
+    """A context in which JAX computes in float64, for one thread, whatever its configuration says."""
+    enable: Any = getattr(jax, "enable_x64", None)
+    if enable is None:  # up to JAX 0.7
+        from jax.experimental import enable_x64 as enable
+    return cast("contextlib.AbstractContextManager[None]", enable(True))
 
 
 def is_concrete(*values: Any) -> bool:

@@ -26,6 +26,30 @@ def log_normaliser(params: GMMParams) -> Array:
     return -0.5 * (constant + params.family.log_det(params.scale, shape))
 
 
+def log_constants(params: GMMParams) -> tuple[Array, Array]:
+    """log π_k and `log_normaliser` together (K,), less their largest (), and that one.
+
+    It can be thousands of nats, of features of small scale: what all components share is added after the
+    responsibilities are made, or it would round them.
+    """
+    constant = params.log_weights + log_normaliser(params)
+    largest = lax.stop_gradient(constant.max())
+    common = jnp.where(jnp.isfinite(largest), largest, 0)
+    return constant - common, common
+
+
+def shares_of(joint: Array) -> tuple[Array, Array, Array]:
+    """The E-step's normalisation of log joint densities (K, B), of which in each column one is finite.
+
+    Returns:
+      Shares (K, B) and their sums (B,), which divide to responsibilities; and the logarithm (B,) that was taken
+      out of them: log p(x) = top + log(total).
+    """
+    top = lax.stop_gradient(joint.max(0))
+    shares = jnp.exp(joint - top[None, :])
+    return shares, shares.sum(0), top
+
+
 def _distances(params: GMMParams, x: Array) -> tuple[Array, Array]:
     """Half squared Mahalanobis distances q (K, B) and row scales t (B,): the distance is t² q."""
     residuals = x.T[None, :, :] - params.means[:, :, None]
@@ -43,22 +67,16 @@ def joint(params: GMMParams, x: Array) -> tuple[Array, Array]:
     q, t = _distances(params, x)
     on = (params.log_weights > -jnp.inf)[:, None]
     nearest = lax.stop_gradient(jnp.where(on, q, jnp.inf).min(0))
-    constant = params.log_weights + log_normaliser(params)
+    constant, common = log_constants(params)
     relative = constant[:, None] - t[None, :] * (t[None, :] * (q - nearest[None, :]))
-    return relative, -t * (t * nearest)
-
-
-def _log_sum_exp(a: Array) -> Array:
-    """Over the leading axis, of which at least one entry is finite."""
-    top = lax.stop_gradient(a.max(0))
-    return top + jnp.log(jnp.exp(a - top[None, :]).sum(0))
+    return relative, common - t * (t * nearest)
 
 
 def posterior(params: GMMParams, x: Array) -> tuple[Array, Array]:
     """The E-step of one block: resp (B, K) and log p(x) (B,)."""
     relative, offset = joint(params, x)
-    total = _log_sum_exp(relative)
-    return jnp.exp(relative - total[None, :]).T, total + offset
+    shares, total, top = shares_of(relative)
+    return (shares / total[None, :]).T, top + jnp.log(total) + offset
 
 
 def _component(params: GMMParams, x: Array) -> Array:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxgmm import priors, quadratic, sharded, validate
+from jaxgmm import priors, quadratic, sharded, units, validate
 from jaxgmm.compilation import jit
 from jaxgmm.density import e_step as e_step
 from jaxgmm.density import inputs
@@ -88,8 +91,14 @@ def m_step(
     reg = validate.not_negative(reg_covar, "reg_covar", x.dtype)
     family = get_family(covariance_type)
     checked = _checked(prior, family, (r.shape[1], x.shape[1]), x)
-    rows = rows_for(family, x.shape[0], r.shape[1], x.shape[1])
-    return _m_step(r, x, w, reg, checked, family=family, block_size=rows)
+    options: dict[str, Any] = {
+        "family": family,
+        "block_size": rows_for(family, x.shape[0], r.shape[1], x.shape[1]),
+    }
+    if prior is None and (unit := units.units_of(x, w, family)) is not None:
+        ridge = units.ridge_in_units(reg, unit)
+        return units.rescale(_m_step(r, units.divide(x, unit), w, ridge, None, **options), unit)
+    return _m_step(r, x, w, reg, checked, **options)
 
 
 @functools.partial(jit, static_argnames=("block_size", "axis_name"))
@@ -161,6 +170,14 @@ def em_step(
     params, x, w, rows = _prepare(params, X, sample_weight, block_size)
     reg = validate.not_negative(reg_covar, "reg_covar", x.dtype)
     checked = _checked(prior, params.family, params.means.shape, x)
+    if prior is None and axis_name is None and (unit := units.units_of(x, w, params.family)) is not None:
+        new, moments = _em_step(
+            units.rescale(params, 1 / unit), units.divide(x, unit), w, units.ridge_in_units(reg, unit), None,
+            block_size=rows, axis_name=None,
+        )  # fmt: skip
+        log_unit = jnp.asarray(np.log(unit).sum(), x.dtype)
+        total = moments.log_likelihood - moments.total_weight * log_unit
+        return units.rescale(new, unit), dataclasses.replace(moments, log_likelihood=total)
     return _em_step(params, x, w, reg, checked, block_size=rows, axis_name=axis_name)
 
 
@@ -252,6 +269,13 @@ def fit(
         ),
         "kernel": quadratic.choose(kernel, params.family, x.shape[0], *params.means.shape),
     }
+    if prior is None and (unit := units.units_of(x, w, params.family)) is not None:
+        tol_, limit, reg, plain = numbers
+        result = _fit(
+            units.rescale(params, 1 / unit), units.divide(x, unit), w, tol_, limit,
+            units.ridge_in_units(reg, unit), plain, None, **options
+        )  # fmt: skip
+        return units.multiply_back(result, unit)
     if (mesh := sharded.over_cores(params, x, w, numbers, checked)) is not None:
         result = sharded.fit_divided(params, x, w, numbers, checked, mesh=mesh, **options)
         return jax.device_put(result, x.sharding)

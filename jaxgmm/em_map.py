@@ -38,7 +38,8 @@ def frame(x: Array, w: Array | None, reg_covar: Array) -> Frame:
     """
     mean, variance = location_and_variance(x, w)
     rounding = jnp.square(8 * epsilon(x.dtype) * jnp.abs(mean))
-    variance = jnp.where(variance > rounding, variance, 1)
+    # NaN, of squares out of range, stays: the fit then ends as NONFINITE.
+    variance = jnp.where(variance <= rounding, 1, variance)
     # Where the offset is small beside the spread, a shift would only add its own rounding to the data.
     shift = jax.lax.stop_gradient(jnp.where(jnp.square(mean) > variance, mean, 0))
     return Frame(shift, variance, reg_covar * jnp.minimum(variance, 1), centre=mean)

@@ -10,11 +10,11 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from jaxgmm import validate
+from jaxgmm import units, validate
 from jaxgmm.compilation import jit
 from jaxgmm.linalg import einsum, epsilon
 from jaxgmm.moments import location_and_variance
-from jaxgmm.rows import map_rows
+from jaxgmm.rows import in_range, map_rows
 
 # Rows that are agglomerated: time grows with the cube of their number, memory with its square.
 MAX_ROWS = 500
@@ -125,7 +125,7 @@ def partitions(z: Array, w: Array, max_components: int, max_rows: int = MAX_ROWS
 @functools.partial(jit, static_argnames=("max_components", "max_rows"))
 def _partitions(x: Array, w: Array, max_components: int, max_rows: int) -> Array:
     mean, variance = location_and_variance(x, w)
-    z = jnp.where((w > 0)[:, None] | jnp.isfinite(x), x - mean[None, :], 0)
+    z = jnp.where(in_range(w, x), x - mean[None, :], 0)
     return partitions(
         z * lax.rsqrt(jnp.where(variance > 0, variance, 1))[None, :], w, max_components, max_rows
     )
@@ -168,8 +168,9 @@ def hierarchical_labels(
     """
     x = validate.data(X)
     w = validate.weight(sample_weight, x)
+    unit = units.units_of(x, w)
     return _partitions(
-        x,
+        x if unit is None else units.divide(x, unit),
         jnp.ones(x.shape[0], x.dtype) if w is None else w,
         validate.n_components(max_components, x.shape[0]),
         validate.count(max_rows, "max_rows", 1),

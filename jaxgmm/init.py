@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from jaxgmm import validate
+from jaxgmm import units, validate
 from jaxgmm.compilation import jit
 from jaxgmm.em import m_step
 from jaxgmm.em_map import Frame, maximise, reference_params, weighted_m_step, without_empty
@@ -25,6 +25,7 @@ from jaxgmm.loop import REG_COVAR
 from jaxgmm.moments import Moments, accumulate
 from jaxgmm.params import GMMParams, translate
 from jaxgmm.priors import Prior
+from jaxgmm.rows import in_range
 from jaxgmm.seeding import distinct_rows, least, lloyd, plusplus, random_simplex
 
 Init = str | Callable[..., GMMParams]
@@ -83,7 +84,9 @@ def kmeans_plusplus(
       Arthur & Vassilvitskii (2007), k-means++: the advantages of careful seeding.
     """
     key, x, w, n = _inputs(key, X, n_components, sample_weight)
-    return _jit_plusplus(key, x, w, n_components=n)
+    unit = units.units_of(x, w)
+    seeds = _jit_plusplus(key, x if unit is None else units.divide(x, unit), w, n_components=n)
+    return seeds if unit is None else units.multiply(seeds, unit)
 
 
 def kmeans(
@@ -117,7 +120,11 @@ def kmeans(
     """
     key, x, w, n = _inputs(key, X, n_components, sample_weight)
     limit = validate.count(max_iter, "max_iter", 1)
-    return _jit_kmeans(key, x, w, n_components=n, max_iter=limit)
+    unit = units.units_of(x, w)
+    centres = _jit_kmeans(
+        key, x if unit is None else units.divide(x, unit), w, n_components=n, max_iter=limit
+    )
+    return centres if unit is None else units.multiply(centres, unit)
 
 
 def random_points(
@@ -241,7 +248,7 @@ def seeds(
     """(K, D) seeds relative to the frame's shift, by k-means++ or k-means on features in `unit` (D,)."""
     ones = jnp.ones(x.shape[0], x.dtype) if w is None else w
     # A row that does not count may hold anything, NaN too.
-    x = jnp.where((ones > 0)[:, None] | jnp.isfinite(x), x, f.shift[None, :])
+    x = jnp.where(in_range(ones, x), x, f.shift[None, :])
     scaled = (x - f.shift[None, :]) / unit[None, :]
     places = plusplus(key, scaled, ones, n_components)
     if init == "kmeans":
@@ -254,7 +261,7 @@ def ward(
 ) -> tuple[Array, Array]:
     """Ward's partition (N,) into n_active clusters, and their means (K, D) relative to the frame's shift."""
     ones = jnp.ones(x.shape[0], x.dtype) if w is None else w
-    shifted = jnp.where((ones > 0)[:, None] | jnp.isfinite(x), x, f.shift[None, :]) - f.shift[None, :]
+    shifted = jnp.where(in_range(ones, x), x, f.shift[None, :]) - f.shift[None, :]
     # Under `vmap` over lanes computed once: a lane decides only which partition it takes.
     table = partitions(shifted / unit[None, :], ones, n_components)
     labels = table[n_components - 1 if n_active is None else n_active - 1]
@@ -322,7 +329,7 @@ def start(
     x, w, f = lax.stop_gradient((x, w, f))
     if w is not None:
         # A row that does not count may hold anything, NaN too.
-        x = jnp.where((w > 0)[:, None] | jnp.isfinite(x), x, f.shift[None, :])
+        x = jnp.where(in_range(w, x), x, f.shift[None, :])
     if callable(init):
         return _mask(init(key, x, n_components, w), n_active)
     shifted = x - f.shift[None, :]

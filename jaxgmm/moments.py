@@ -12,11 +12,11 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxgmm import pairs
-from jaxgmm.density import log_normaliser
+from jaxgmm.density import log_constants, shares_of
 from jaxgmm.families.family import Family
-from jaxgmm.linalg import einsum, outlived, transposed
+from jaxgmm.linalg import einsum, epsilon, outlived, transposed
 from jaxgmm.params import GMMParams
-from jaxgmm.rows import block_rows, sum_own_rows, sum_rows
+from jaxgmm.rows import block_rows, in_range, sum_own_rows, sum_rows
 
 
 @functools.partial(
@@ -67,14 +67,13 @@ class Moments:
 Reassign = Callable[[Array, Array, Array], Array]
 
 
-def without_junk(w: Array, x: Array, limit: float = float("inf")) -> tuple[Array, Array]:
-    """Weights (B,) and rows (B, D) where one that does not count may hold anything, NaN too.
+def without_junk(w: Array, x: Array) -> tuple[Array, Array]:
+    """Weights (B,) and rows (B, D) where a row of weight 0 may hold anything: entries out of range become 0.
 
-    What it holds beyond `limit` becomes 0, and there is then no derivative for its weight.
+    There is then no derivative with respect to such a row's weight.
     """
-    usable = jnp.abs(x) < limit
-    w = jnp.where((w > 0) | usable.all(1), w, 0)
-    return w, jnp.where((w > 0)[:, None] | usable, x, jnp.zeros((), x.dtype))
+    usable = in_range(w, x)
+    return jnp.where(usable.all(1), w, 0), jnp.where(usable, x, jnp.zeros((), x.dtype))
 
 
 def _shifted(w: Array, x: Array, shift: Array | None) -> tuple[Array, Array]:
@@ -107,11 +106,10 @@ def _responsibilities(
     """Weighted responsibilities (K, B) and Σ w log p(x) () from squared distances `length` (K, B)."""
     # Where every distance overflows they are all as far: finite, so that nothing becomes NaN.
     distance = jnp.minimum(length, float(jnp.finfo(length.dtype).max) / 8)
-    joint = (params.log_weights + log_normaliser(params))[:, None] - 0.5 * distance
-    top = lax.stop_gradient(joint.max(0))
-    shares = jnp.exp(joint - top[None, :])
-    total = shares.sum(0)
-    log_likelihood = outlived((w * (top + jnp.log(total))).sum(), length, joint)
+    constant, common = log_constants(params)
+    joint = constant[:, None] - 0.5 * distance
+    shares, total, top = shares_of(joint)
+    log_likelihood = outlived((w * (top + jnp.log(total))).sum(), length, joint) + common * w.sum()
     if reassign is None:
         return shares * (w / total)[None, :], log_likelihood
     return reassign(shares / total[None, :], y, distance) * w[None, :], log_likelihood
@@ -250,22 +248,34 @@ def accumulate(
 def location_and_variance(
     x: Array, sample_weight: Array | None, block_size: int = 2048
 ) -> tuple[Array, Array]:
-    """Weighted mean (D,) and variance (D,) of the features, the variance about the mean."""
+    """Weighted mean (D,) and variance (D,) of the features, the variance about the mean.
+
+    Where squares leave the range of the dtype, the variance is NaN; or the least that can be told from zero, of
+    a feature whose squares underflow beside those of another one.
+    """
 
     def safe(w: Array, b: Array) -> Array:
-        return jnp.where((w > 0)[:, None] | jnp.isfinite(b), b, jnp.zeros((), b.dtype))
+        return jnp.where(in_range(w, b), b, jnp.zeros((), b.dtype))
 
     total, first = sum_rows(
         lambda w, b: (w.sum(), (w[:, None] * safe(w, b)).sum(0)), sample_weight, x, block_size=block_size
     )
     mean = first / total
 
-    def deviations(w: Array, b: Array) -> tuple[Array, Array]:
+    def deviations(w: Array, b: Array) -> tuple[Array, Array, Array]:
         d = safe(w, b) - mean[None, :]
-        return (w[:, None] * d).sum(0), (w[:, None] * d * d).sum(0)
+        return (w[:, None] * d).sum(0), (w[:, None] * d * d).sum(0), lax.stop_gradient(w @ jnp.abs(d))
 
-    rest, squares = sum_rows(deviations, sample_weight, x, block_size=block_size)
-    return mean + rest / total, squares / total - jnp.square(rest / total)
+    rest, squares, absolute = sum_rows(deviations, sample_weight, x, block_size=block_size)
+    variance = squares / total - jnp.square(rest / total)
+    # A variance is at least the square of the mean absolute deviation. A constant feature has neither, to rounding.
+    info = jnp.finfo(x.dtype)
+    least = float(info.tiny / info.eps)
+    varies = absolute / total > 8 * epsilon(x.dtype) * jnp.abs(mean)
+    variance = jnp.where(jnp.isfinite(variance), variance, jnp.nan)
+    lost = varies & (jnp.square(absolute / total) < least)
+    instead = jnp.where((varies & ~lost).any(), least, jnp.nan)
+    return mean + rest / total, jnp.where(lost, instead, variance)
 
 
 def scatter(
@@ -273,12 +283,11 @@ def scatter(
     sample_weight: Array | None,
     centre: Array,
     block_size: int = 2048,
-    limit: float = float("inf"),
 ) -> tuple[Array, Array]:
-    """Σ w () and Σ w (x − c)(x − c)ᵀ (D, D) about a centre c (D,); `limit` as in `without_junk`."""
+    """Σ w () and Σ w (x − c)(x − c)ᵀ (D, D) about a centre c (D,)."""
 
     def products(w: Array, b: Array) -> tuple[Array, Array]:
-        w, b = without_junk(w, b, limit)
+        w, b = without_junk(w, b)
         b = b - centre[None, :]
         return w.sum(), einsum("bd,be->de", b * w[:, None], b)
 

@@ -23,7 +23,7 @@ from jaxgmm.families.table import get_family
 from jaxgmm.linalg import embed_diagonal, epsilon, safe_cholesky
 from jaxgmm.params import GMMParams, scale_like
 from jaxgmm.prior_parts import prior_parts
-from jaxgmm.rows import sum_rows
+from jaxgmm.rows import in_range, sum_rows
 
 STRENGTH = 0.01
 
@@ -313,7 +313,7 @@ def _location(x: Array, w: Array | None, *, dense: bool) -> tuple[Array, Array]:
     """Weighted mean (D,) and, about it, the covariance (D, D), or the variances (D,)."""
 
     def safe(wb: Array, b: Array) -> Array:
-        return jnp.where((wb > 0)[:, None] | jnp.isfinite(b), b, jnp.zeros((), b.dtype))
+        return jnp.where(in_range(wb, b), b, jnp.zeros((), b.dtype))
 
     total, first = sum_rows(
         lambda wb, b: (wb.sum(), (wb[:, None] * safe(wb, b)).sum(0)), w, x, block_size=2048

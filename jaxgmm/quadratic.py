@@ -16,7 +16,7 @@ import numpy as np
 from jax import Array, lax
 
 from jaxgmm import validate
-from jaxgmm.density import log_normaliser
+from jaxgmm.density import log_constants, shares_of
 from jaxgmm.families.family import Family
 from jaxgmm.linalg import einsum, epsilon, lower_inverse, outlived, safe_cholesky
 from jaxgmm.moments import Moments, location_and_variance, scatter, without_junk
@@ -64,11 +64,6 @@ def choose(kernel: str, family: Family, n_samples: int, n_components: int, n_fea
     return "auto" if large and n_features <= _MOST_FEATURES else "whitened"
 
 
-def _limit(x: Array) -> float:
-    """How large a number may be in a row that does not count: its square must not overflow."""
-    return float(jnp.finfo(x.dtype).max) ** 0.25
-
-
 def coordinates(
     kind: str,
     x: Array,
@@ -79,7 +74,7 @@ def coordinates(
 ) -> Coordinates:
     """Survey the data: a root of their covariance, and their mean unless it is given as `centre`."""
     centre = (location_and_variance(x, w, block_size)[0] if centre is None else centre) - shift
-    weight, spread = scatter(x, w, shift + centre, block_size, _limit(x))
+    weight, spread = scatter(x, w, shift + centre, block_size)
     return coordinates_of(kind, centre, weight, spread / weight)
 
 
@@ -203,7 +198,8 @@ def accumulate(
     kind = params.family.quadratic
     assert kind is not None
     m = _localise(kind, params, c)
-    coefficients = _coefficients(kind, m, params.log_weights + log_normaliser(params))
+    constant, common = log_constants(params)
+    coefficients = _coefficients(kind, m, constant)
     inverse = lower_inverse(c.root)
     origin = shift + c.centre
     bulk, left = _squares_of_means(kind, m.means)
@@ -213,7 +209,7 @@ def accumulate(
     axes = "fb" if kind in AFFINE else "bf"
 
     def block(w: Array, b: Array) -> tuple[Any, ...]:
-        w, row = without_junk(w, b, _limit(b))
+        w, row = without_junk(w, b)
         row = row - origin[None, :]
         if kind in AFFINE:
             u = einsum("de,be->db", inverse, row)
@@ -224,12 +220,10 @@ def accumulate(
         if squares is not None and coefficients.second is not None:
             terms.append(einsum(f"kf,{axes}->kb", coefficients.second, squares))
         joint = functools.reduce(jnp.add, terms, coefficients.constant[:, None])
-        top = lax.stop_gradient(joint.max(0))
-        shares = jnp.exp(joint - top[None, :])
-        total = shares.sum(0)
+        shares, total, top = shares_of(joint)
         r = shares * (w / total)[None, :]
         second = None if squares is None else einsum(f"kb,{axes}->kf", r, squares)
-        log_likelihood = outlived((w * (top + jnp.log(total))).sum(), b, *terms, joint)
+        log_likelihood = outlived((w * (top + jnp.log(total))).sum(), b, *terms, joint) + common * w.sum()
         weight = outlived(r.sum(1), shares)
         # The bulk of the sums goes at once: rounding the totals would be the largest error of all.
         between = einsum(f"kb,{axes}->kf", r, u) - weight[:, None] * m.means  # Σ r (u − μ)

@@ -21,7 +21,7 @@ from jaxgmm.fixed_point import Status
 from jaxgmm.loop import REG_COVAR, TOL
 from jaxgmm.params import GMMParams, translate
 from jaxgmm.result import FitResult
-from jaxgmm.rows import block_rows, sum_rows
+from jaxgmm.rows import block_rows, in_range, sum_rows
 
 if TYPE_CHECKING:
     import optax  # a second to import, and nothing else needs it
@@ -147,7 +147,7 @@ def _descend(
         wb = w if rows is None or w is None else w[rows]
 
         def block(weight: Array, b: Array) -> Array:
-            b = jnp.where((weight > 0)[:, None] | jnp.isfinite(b), b, 0)
+            b = jnp.where(in_range(weight, b), b, 0)
             values = posterior(p, b - f.shift[None, :])[1]
             return (weight * jnp.where(weight > 0, values, 0)).sum()
 

@@ -91,6 +91,10 @@ def _exp(free: Array, shape: tuple[int, int]) -> Array:
     return jnp.exp(free)
 
 
+def _diag_rescale(scale: Array, unit: Array) -> Array:
+    return scale * unit[None, :]
+
+
 diag = Family(
     name="diag",
     covariance_shape=_diag_shape,
@@ -111,6 +115,8 @@ diag = Family(
     from_unconstrained=_exp,
     prior="VVI",
     quadratic="diagonal",
+    rescale=_diag_rescale,
+    by_feature=True,
 )
 
 
@@ -184,6 +190,10 @@ def _spherical_n_parameters(n_components: Any, n_features: int) -> Any:
     return n_components
 
 
+def _spherical_rescale(scale: Array, unit: Array) -> Array:
+    return scale * unit[:1]
+
+
 spherical = Family(
     name="spherical",
     covariance_shape=_spherical_shape,
@@ -204,4 +214,5 @@ spherical = Family(
     from_unconstrained=_exp,
     prior="VII",
     quadratic="length",
+    rescale=_spherical_rescale,
 )

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxgmm.families.eigen_diagonal import evi_from_variances, vei_from_variances
+from jaxgmm.families.eigen_diagonal import evi_from_variances, rescale_width, vei_from_variances
 from jaxgmm.families.eigen_steps import (
     eev_update,
     eve_update,
@@ -303,6 +303,7 @@ VEE = Family(
     to_unconstrained=_factor_free,
     from_unconstrained=_factor_bound,
     quadratic="dense",
+    rescale=rescale_width,
 )
 
 EVV = VEE._replace(

@@ -182,6 +182,15 @@ def _evi_n_parameters(n_components: Any, n_features: int) -> Any:
     return 1 + n_components * (n_features - 1)
 
 
+def rescale_width(scale: Scale, unit: Array) -> Scale:
+    """The same shapes and orientations with widths (1 or K, 1 or D) multiplied by the one unit."""
+    return {**scale, "width": scale["width"] * unit[None, :1]}
+
+
+def _eei_rescale(scale: Scale, unit: Array) -> Scale:
+    return {"width": scale["width"] * unit[None, :]}
+
+
 EII = Family(
     name="EII",
     covariance_shape=_eii_shape,
@@ -202,6 +211,7 @@ EII = Family(
     from_unconstrained=_bound,
     prior="EII",
     quadratic="diagonal",
+    rescale=rescale_width,
 )
 
 EEI = EII._replace(
@@ -212,6 +222,8 @@ EEI = EII._replace(
     from_variances=_eei_from_variances,
     n_parameters=_eei_n_parameters,
     prior="EEI",
+    rescale=_eei_rescale,
+    by_feature=True,
 )
 
 VEI = EII._replace(

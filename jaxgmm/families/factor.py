@@ -341,6 +341,10 @@ def _from_unconstrained(free: dict[str, Array], shape: tuple[int, int]) -> Scale
     return {"loadings": unit * noise[:, :, None], "noise": noise}
 
 
+def _rescale(scale: Scale, unit: Array) -> Scale:
+    return {"loadings": scale["loadings"] * unit[None, :, None], "noise": scale["noise"] * unit[None, :]}
+
+
 @functools.lru_cache
 def factor(rank: int) -> Family:
     """Factor analysers: every component has a covariance Λ_k Λ_kᵀ + Ψ_k of its own, with `rank` factors.
@@ -397,4 +401,6 @@ def factor(rank: int) -> Family:
         from_natural=_from_natural,
         to_unconstrained=_to_unconstrained,
         from_unconstrained=_from_unconstrained,
+        rescale=_rescale,
+        by_feature=True,
     )

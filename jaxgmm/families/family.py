@@ -57,6 +57,9 @@ class Family(NamedTuple):
         gives the traces (K,) and Σ_k is a multiple of I; "shared", where all covariances are one and it gives
         the sum over K (D, D). None: the family has no such kernel, and no incremental or stepwise EM, which
         carry second moments from one mixture to the next.
+      rescale: (scale, unit (D,)) -> the scale of the mixture in which feature j is multiplied by unit_j. None:
+        data of extreme scale are fitted as they are.
+      by_feature: whether the features may have different units there; otherwise all units are equal.
     """
 
     name: str
@@ -79,6 +82,8 @@ class Family(NamedTuple):
     prior: str = "VVV"
     equal_weights: bool = False
     quadratic: str | None = None
+    rescale: Callable[[Scale, Array], Scale] | None = None
+    by_feature: bool = False
 
     def __repr__(self) -> str:
         """Short, for the record's functions say nothing to a reader."""

@@ -138,6 +138,11 @@ def factor_from_unconstrained(free: dict[str, Array], shape: tuple[int, int]) ->
     return embed_diagonal(diagonal).at[..., rows, columns].set(free["lower"] * diagonal[..., rows])
 
 
+def rescale_factors(factors: Array, unit: Array) -> Array:
+    """Lower factors (..., D, D) where feature j is multiplied by unit_j, (D,)."""
+    return factors * unit.reshape((1,) * (factors.ndim - 2) + (-1, 1))
+
+
 full = Family(
     name="full",
     covariance_shape=_covariance_shape,
@@ -157,4 +162,6 @@ full = Family(
     to_unconstrained=factor_to_unconstrained,
     from_unconstrained=factor_from_unconstrained,
     quadratic="dense",
+    rescale=rescale_factors,
+    by_feature=True,
 )

@@ -143,4 +143,5 @@ def eigen_ratio(family: Family, ratio: float) -> Family:
         from_natural=None,
         to_unconstrained=None,
         from_unconstrained=None,
+        by_feature=False,  # eigenvalues of features in other units have another ratio
     )

@@ -17,6 +17,7 @@ from jaxgmm.families.full import (
     factor_of_inverse,
     factor_to_unconstrained,
     relative_precision,
+    rescale_factors,
     to_dense,
 )
 from jaxgmm.linalg import column_squares, einsum, embed_diagonal, lower_inverse, safe_cholesky, times_each
@@ -111,4 +112,6 @@ tied = Family(
     from_unconstrained=factor_from_unconstrained,
     prior="EEE",
     quadratic="shared",
+    rescale=rescale_factors,
+    by_feature=True,
 )

@@ -7,14 +7,16 @@ others serve all of them.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxgmm import priors, validate
+from jaxgmm import priors, units, validate
 from jaxgmm.compilation import jit
 from jaxgmm.density import posterior
 from jaxgmm.em_map import Frame, frame, reference_params, with_prior
@@ -26,7 +28,7 @@ from jaxgmm.moments import Moments, accumulate
 from jaxgmm.params import GMMParams, translate
 from jaxgmm.priors import Prior
 from jaxgmm.result import FitResult
-from jaxgmm.rows import block_rows, sum_rows
+from jaxgmm.rows import block_rows, in_range, sum_rows
 from jaxgmm.search.alike import Factors, as_seen_by, factors
 from jaxgmm.search.moves import Move, draw_exchange, overlap, split_merge
 from jaxgmm.search.spurious import spurious, total_factor
@@ -62,15 +64,23 @@ def _framed(s: Settings, default: bool, family: Family, n_components: int, n_act
 
 def settings_of(
     X: ArrayLike, sample_weight: ArrayLike | None, tol: ArrayLike, max_iter: Any, reg_covar: ArrayLike,
-    accelerate: Any, max_ratio: ArrayLike | None,
-) -> Settings:  # fmt: skip
-    """The arguments of a search, checked."""
+    accelerate: Any, max_ratio: ArrayLike | None, families: Sequence[Family], in_units_of_x: bool,
+) -> tuple[Settings, np.ndarray[Any, Any] | None]:  # fmt: skip
+    """The arguments of a search, checked; and the units of its data where these are not 1.
+
+    Units are common to the families; none where some argument is stated `in_units_of_x`.
+    """
     x = validate.data(X)
     w = validate.weight(sample_weight, x)
     reg = validate.not_negative(reg_covar, "reg_covar", x.dtype)
+    unit = None
+    if not in_units_of_x and all(family.rescale is not None for family in families):
+        unit = units.units_of(x, w, families[0] if len(families) == 1 else None)
+    if unit is not None:
+        x, reg = units.divide(x, unit), units.ridge_in_units(reg, unit)
     n, surveyed, total = survey(x, w, reg, block_size=block_rows(x.shape[0], 1, x.shape[1]))
     ratio = jnp.asarray(jnp.inf, x.dtype) if max_ratio is None else validate.ratio(max_ratio, x.dtype)
-    return Settings(
+    settings = Settings(
         x,
         w,
         validate.not_negative(tol, "tol", x.dtype),
@@ -83,6 +93,7 @@ def settings_of(
         total,
         None,
     )
+    return settings, unit
 
 
 @functools.partial(jit, static_argnames="block_size")
@@ -226,7 +237,7 @@ def certainty(mixtures: GMMParams, s: Settings, *, block_size: int) -> Array:
 
     def one(p: GMMParams) -> Array:
         def block(wb: Array, b: Array) -> Array:
-            b = jnp.where((wb > 0)[:, None] | jnp.isfinite(b), b, p.means[:1])
+            b = jnp.where(in_range(wb, b), b, p.means[:1])
             return (wb * jnp.log(posterior(p, b)[0].max(1))).sum()
 
         return sum_rows(block, s.w, s.x, block_size=block_size)

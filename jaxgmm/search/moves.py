@@ -11,14 +11,14 @@ from jax import Array
 from jaxgmm.density import posterior
 from jaxgmm.moments import Moments, accumulate
 from jaxgmm.params import GMMParams, translate
-from jaxgmm.rows import sum_rows
+from jaxgmm.rows import in_range, sum_rows
 
 
 def overlap(params: GMMParams, x: Array, w: Array | None, block_size: int) -> Array:
     """(K, K) cosine of the angle between the components' responsibilities, as vectors over the samples."""
 
     def block(wb: Array, b: Array) -> Array:
-        b = jnp.where((wb > 0)[:, None] | jnp.isfinite(b), b, params.means[:1])
+        b = jnp.where(in_range(wb, b), b, params.means[:1])
         resp, _ = posterior(params, b)
         return (resp * wb[:, None]).T @ resp
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from jaxgmm import priors, quadratic, validate
+from jaxgmm import priors, quadratic, units, validate
 from jaxgmm.compilation import jit
 from jaxgmm.em_map import frame, with_prior
 from jaxgmm.families.family import Family
@@ -158,12 +158,19 @@ def _fit_many(
     named = priors.check_name(prior)
     if named is not None and not isinstance(named, str):
         given = priors.check(named, family, (n_components, x.shape[1]), x.dtype)
-    return _fit_lanes(
+    numbers = validate.iteration(tol, max_iter, reg_covar, accelerate, x.dtype)
+    # A prior is stated, and a start of the user's made, in the units of X.
+    unit = units.units_of(x, w, family) if given is None and not callable(init) else None
+    if unit is not None:
+        x = units.divide(x, unit)
+        numbers = (*numbers[:2], units.ridge_in_units(numbers[2], unit), numbers[3])
+        starts = None if starts is None else jax.vmap(lambda p: units.rescale(p, 1 / unit))(starts)
+    results = _fit_lanes(
         validate.key(key),
         x,
         w,
         None if sizes is None else jnp.asarray(sizes, jnp.int32),
-        *validate.iteration(tol, max_iter, reg_covar, accelerate, x.dtype),
+        *numbers,
         given,
         starts,
         default=isinstance(prior, str),
@@ -175,6 +182,7 @@ def _fit_many(
         history_size=validate.count(history_size, "history_size", 0),
         kernel=quadratic.choose(kernel, family, x.shape[0], lanes * n_components, x.shape[1]),
     )
+    return results if unit is None else units.multiply_back(results, unit)
 
 
 def fit_restarts(

@@ -11,7 +11,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxgmm import priors, validate
+from jaxgmm import priors, units, validate
 from jaxgmm.display import Table, as_html
 from jaxgmm.families.family import Family
 from jaxgmm.families.table import get_family
@@ -171,8 +171,10 @@ def _cell(results: BestFit, i: int) -> BestFit:
     return dataclasses.replace(lane, params=active(lane.params))
 
 
-def _rows(name: str, tournament: Tournament, found: BestFit, sizes: Sequence[int], n: float) -> list[Row]:
-    """The table's rows for one structure."""
+def _rows(
+    name: str, tournament: Tournament, found: BestFit, sizes: Sequence[int], n: float, log_unit: float
+) -> list[Row]:
+    """The table's rows for one structure; densities are those of data multiplied by units of this log."""
     settings = tournament.settings
     p = found.params
     # In a form for which one program serves all structures.
@@ -184,7 +186,7 @@ def _rows(name: str, tournament: Tournament, found: BestFit, sizes: Sequence[int
         on = int((np.asarray(found.params.log_weights[i]) > -np.inf).sum())
         n_features = found.params.n_features
         free = on - 1 + on * n_features + int(found.params.family.n_parameters(on, n_features))
-        mean = float(found.log_likelihood[i])
+        mean = float(found.log_likelihood[i]) - log_unit
         usable = status in (Status.CONVERGED, Status.MAX_ITER) and np.isfinite(mean)
         deviance = -2 * n * mean if usable else np.nan
         bic = deviance + free * np.log(n)
@@ -276,14 +278,18 @@ def select(
         raise TypeError("select needs concrete data; inside jit use fit_best or fit_components")
     if criterion not in CRITERIA:
         raise ValueError(f"criterion must be one of {list(CRITERIA)}; got {criterion!r}")
-    settings = settings_of(X, sample_weight, tol, max_iter, reg_covar, True, max_ratio)
+    if covariance_types is None:
+        covariance_types = STRUCTURES if validate.data(X).shape[1] > 1 else ("EII", "VII")
+    families = _families(covariance_types)
+    settings, unit = settings_of(
+        X, sample_weight, tol, max_iter, reg_covar, True, max_ratio, tuple(families.values()),
+        in_units_of_x=isinstance(prior, Prior) or callable(init),
+    )  # fmt: skip
+    log_unit = 0.0 if unit is None else float(np.log(unit).sum())
     n_samples, n_features = settings.x.shape
     if n_components is None:
         n_components = range(1, min(9, n_samples) + 1)
     sizes = validate.sizes(n_components, n_samples)
-    if covariance_types is None:
-        covariance_types = STRUCTURES if n_features > 1 else ("EII", "VII")
-    families = _families(covariance_types)
     budget = validate.count(budget, "budget", 1)
     folds = validate.count(n_folds, "n_folds", 2)
     key = validate.key(key)
@@ -294,7 +300,7 @@ def select(
         # The same key for every structure: they compete from the same seeds.
         tournament = Tournament(settings, family, sizes, check_init(init), 0, priors.check_name(prior))
         found = tournament.best(key, budget)
-        rows = _rows(name, tournament, found, sizes, n)
+        rows = _rows(name, tournament, found, sizes, n, log_unit)
         if criterion in ("cv", "heldout"):
             left_out = held_out(
                 key,
@@ -307,8 +313,8 @@ def select(
                 tournament.default,
             )
             for row, value in zip(rows, np.asarray(left_out, float), strict=True):
-                row[criterion] = -value if np.isfinite(row["bic"]) else np.nan
-        return found, rows
+                row[criterion] = log_unit - value if np.isfinite(row["bic"]) else np.nan
+        return found if unit is None else units.multiply_back(found, unit), rows
 
     table: list[Row] = []
     results: dict[str, BestFit] = {}

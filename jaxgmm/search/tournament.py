@@ -18,7 +18,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxgmm import display, priors, validate
+from jaxgmm import display, priors, units, validate
 from jaxgmm.families.family import Family
 from jaxgmm.families.table import get_family
 from jaxgmm.init import WIDEN, Init, check_init
@@ -386,11 +386,16 @@ def fit_best(
       Karnin, Koren & Somekh (2013), Almost optimal exploration in multi-armed bandits, for successive
       halving; Ueda, Nakano, Ghahramani & Hinton (2000) for split–merge moves.
     """
-    settings = lanes.settings_of(X, sample_weight, tol, max_iter, reg_covar, accelerate, max_ratio)
+    family = get_family(covariance_type)
+    settings, unit = lanes.settings_of(
+        X, sample_weight, tol, max_iter, reg_covar, accelerate, max_ratio, (family,),
+        in_units_of_x=isinstance(prior, Prior) or callable(init),
+    )  # fmt: skip
     n = validate.n_components(n_components, settings.x.shape[0])
     tournament = Tournament(
-        settings, get_family(covariance_type), (n,), check_init(init),
+        settings, family, (n,), check_init(init),
         validate.count(history_size, "history_size", 0), priors.check_name(prior),
     )  # fmt: skip
     found = tournament.best(validate.key(key), validate.count(budget, "budget", 1))
-    return jax.tree.map(lambda a: a[0], found)
+    result = jax.tree.map(lambda a: a[0], found)
+    return result if unit is None else units.multiply_back(result, unit)

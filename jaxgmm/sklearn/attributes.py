@@ -124,12 +124,19 @@ def log(weights: Host) -> Host:
     return logarithms
 
 
-def resolved(params: GMMParams) -> Array:
-    """() bool: every component that is on is wider, all around, than the last digits of its own place."""
+# In float32 a component is to be this many roundings of its mean wide, so that residuals have digits left.
+MARGIN = 32.0
+
+
+def resolved(params: GMMParams, margin: Array) -> Array:
+    """() bool: finite, and every component that is on is wider than `margin` roundings of its own mean.
+
+    The means are relative to the offset of the data. A margin of 0 asks only for what is finite.
+    """
     eps = float(jnp.finfo(params.means.dtype).eps)
     shape = (params.n_components, params.n_features)
-    digits = params.family.diagonal(params.scale, shape) + jnp.square(params.means)
+    digits = params.family.diagonal(params.scale, shape) + jnp.square(margin * params.means)
     narrow = params.family.inverse_diagonal(params.scale, shape) * ((eps * eps) * digits) >= 1
     leaves = [jnp.isfinite(a).all() for a in (params.means, *jax.tree.leaves(params.scale))]
     on = params.log_weights > -jnp.inf
-    return ~(narrow & on[:, None]).any() & jnp.stack(leaves).all() & on.any()
+    return ~(narrow & on[:, None] & (margin > 0)).any() & jnp.stack(leaves).all() & on.any()

@@ -49,6 +49,7 @@ def climb(
     limit: Array,
     ridge: Array,
     prior: priors.Prior | None,
+    margin: Array,
     *,
     block_size: int,
 ) -> Climb:
@@ -63,6 +64,7 @@ def climb(
       limit: () int32.
       ridge: (D,) added to the variances.
       prior: a checked prior, its mean in the coordinates of x, or None.
+      margin: () what `resolved` asks of the components.
       block_size: rows per block; static.
     """
     pseudo = None
@@ -78,7 +80,7 @@ def climb(
         value = moments.log_likelihood / moments.total_weight
         if pseudo is not None:
             value = value + priors.log_density(state.params, pseudo)[0] / moments.total_weight
-        sound = resolved(state.params) & jnp.isfinite(value)
+        sound = resolved(state.params, margin) & jnp.isfinite(value)
         return Climb(
             params=image,
             bound=value,

@@ -25,6 +25,7 @@ from jaxgmm.search.tournament import fit_best
 from jaxgmm.sklearn import checks, climbing, starting
 from jaxgmm.sklearn.attributes import (
     SHAPED,
+    MARGIN,
     CollapsedError,
     host,
     log,
@@ -193,8 +194,14 @@ class GaussianMixture(BaseMixture):
         return climbing.climb(
             state, rows.x, rows.weight, jnp.asarray(bound, dtype), jnp.asarray(self.tol, dtype),
             jnp.asarray(limit, jnp.int32), jnp.full(n_features, self.reg_covar, dtype), self._prior(rows),
-            block_size=block_rows(n_samples, state.n_components, n_features),
+            jnp.asarray(self._margin(dtype), dtype), block_size=block_rows(n_samples, state.n_components, n_features),
         )  # fmt: skip
+
+    def _margin(self, dtype: Any) -> float:
+        """How wide a component must be: in float64 a ridge or a prior keeps each from collapsing."""
+        if dtype != np.float64:
+            return MARGIN
+        return 0.0 if self.reg_covar > 0 or self.prior is not None else 1.0
 
     def _prior(self, rows: Rows) -> priors.Prior | None:
         """The prior in the coordinates of the rows."""
@@ -208,10 +215,10 @@ class GaussianMixture(BaseMixture):
             prior = dataclasses.replace(prior, mean=np.asarray(prior.mean, np.float64) - rows.offset)
         return priors.check(prior, family, (self.n_components, rows.x.shape[1]), rows.x.dtype)
 
-    def _search(self, rows: Rows, X: Host, random_state: Any, given: Any) -> None:
+    def _search(self, rows: Rows, X: Host, random_state: Any, given: Any, dtype: Any) -> None:
         if self.n_init != "auto":
-            super()._search(rows, X, random_state, given)
-            self._refine(rows, X.dtype)
+            super()._search(rows, X, random_state, given, dtype)
+            self._refine(rows, dtype)
             return
         key = jax.random.key(int(random_state.randint(np.iinfo(np.int32).max)))
         result = fit_best(
@@ -224,7 +231,7 @@ class GaussianMixture(BaseMixture):
         history = np.asarray(result.history, np.float64)
         bounds = history[np.isfinite(history)].tolist()
         trial = Trial(result.params, float(result.objective), bounds, status == Status.CONVERGED)
-        self._take(trial, rows, X.dtype, int(result.n_iter))
+        self._take(trial, rows, dtype, int(result.n_iter))
 
     def _refine(self, rows: Rows, dtype: Any) -> None:
         """One component's fit is the M-step of any start: take it in float64, whatever JAX computes in."""

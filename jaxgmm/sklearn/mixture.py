@@ -14,6 +14,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from jaxgmm.compilation import in_float64
 from jaxgmm.density import posterior_of
 from jaxgmm.families.diagonal import diag, spherical
 from jaxgmm.families.family import Family
@@ -21,9 +22,25 @@ from jaxgmm.families.full import full
 from jaxgmm.families.table import get_family
 from jaxgmm.params import GMMParams
 from jaxgmm.sklearn import checks
-from jaxgmm.sklearn.attributes import SHAPED, CollapsedError, scale_from_cholesky, shapes_of, to_device
+from jaxgmm.sklearn.attributes import (
+    MARGIN,
+    SHAPED,
+    CollapsedError,
+    scale_from_cholesky,
+    shapes_of,
+    to_device,
+)
 from jaxgmm.sklearn.climbing import CHUNK
-from jaxgmm.sklearn.rows import Host, Rows, check_weight, compute_dtype, load, padded_length, shifted
+from jaxgmm.sklearn.rows import (
+    Host,
+    Rows,
+    check_weight,
+    compute_dtype,
+    fits_float32,
+    load,
+    padded_length,
+    shifted,
+)
 from jaxgmm.sklearn.starting import INIT_PARAMS
 
 _EVALUATED = 1 << 16  # rows evaluated at a time
@@ -115,10 +132,23 @@ class BaseMixture(DensityMixin, BaseEstimator, metaclass=abc.ABCMeta):
                 f"n_samples = {len(data)}"
             )
         given = self._given(data, weight)
-        self._search(load(data, weight), data, random_state, given)
+        drawn = random_state.get_state()
+        if compute_dtype(data.dtype) == np.float64 or fits_float32(data, weight):
+            rows = load(data, weight)
+            try:
+                self._search(rows, data, random_state, given, data.dtype)
+                return
+            except CollapsedError:
+                if rows.x.dtype == np.float64:
+                    raise
+        # What float32 cannot tell from a point, float64 can: sentinel values, outliers far away.
+        random_state.set_state(drawn)
+        with in_float64():
+            double = data.astype(np.float64)
+            self._search(load(double, weight), double, random_state, given, data.dtype)
 
-    def _search(self, rows: Rows, X: Host, random_state: Any, given: Any) -> None:
-        """The best of several trials, into the attributes."""
+    def _search(self, rows: Rows, X: Host, random_state: Any, given: Any, dtype: Any) -> None:
+        """The best of several trials, into the attributes, in a dtype."""
         warm = self.warm_start and hasattr(self, "converged_")
         if warm and self.means_.shape != (self.n_components, X.shape[1]):
             raise ValueError(
@@ -131,6 +161,8 @@ class BaseMixture(DensityMixin, BaseEstimator, metaclass=abc.ABCMeta):
             try:
                 tried = self._try(trial, rows, X, None if warm else random_state, given)
             except CollapsedError as error:
+                if rows.x.dtype != np.float64:
+                    raise  # it may be the best of them in float64
                 failure = error
                 continue
             if best is None or tried.bound > best.bound:
@@ -145,7 +177,7 @@ class BaseMixture(DensityMixin, BaseEstimator, metaclass=abc.ABCMeta):
                 ConvergenceWarning,
                 stacklevel=4,
             )
-        self._take(best, rows, X.dtype, len(best.bounds))
+        self._take(best, rows, dtype, len(best.bounds))
 
     def _take(self, trial: Trial, rows: Rows, dtype: Any, n_iter: int) -> None:
         """Set everything that a fit says of itself."""
@@ -202,9 +234,14 @@ class BaseMixture(DensityMixin, BaseEstimator, metaclass=abc.ABCMeta):
     ) -> None:
         with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
             shapes = shapes_of(family, scale, lower)
-        self.weights_ = (weights / weights.sum()).astype(dtype)
-        self.means_ = (means + offset).astype(dtype)
-        self.covariances_, self.precisions_, self.precisions_cholesky_ = (a.astype(dtype) for a in shapes)
+        arrays = (weights / weights.sum(), means + offset, *shapes)
+        # Of extreme scale, float32 data have covariances that only float64 can hold.
+        with np.errstate(over="ignore", under="ignore"):
+            casts = [a.astype(dtype) for a in arrays]
+        kept = all((np.isfinite(c) & ((c != 0) | (a == 0))).all() for a, c in zip(arrays, casts, strict=True))
+        self.weights_, self.means_, self.covariances_, self.precisions_, self.precisions_cholesky_ = (
+            casts if kept else arrays
+        )
         self._family = family
         # What the attributes do not determine to the last digit, of structures that scikit-learn has not.
         self._scale = None if family in SHAPED else scale
@@ -235,6 +272,10 @@ class BaseMixture(DensityMixin, BaseEstimator, metaclass=abc.ABCMeta):
         dtype = compute_dtype(X.dtype)
         means = np.asarray(self.means_, np.float64)
         offset = np.zeros(means.shape[1]) if dtype == np.float64 else np.asarray(self.weights_) @ means
+        if dtype != np.float64 and not (self._is_wide(means - offset) and fits_float32(X)):
+            with in_float64():
+                resp, log_prob = self._evaluated(X.astype(np.float64))
+            return resp.astype(X.dtype), log_prob.astype(X.dtype)
         params = self._params(dtype, offset)
         resp, log_prob = np.empty((len(X), len(means)), X.dtype), np.empty(len(X), X.dtype)
         for first in range(0, len(X), _EVALUATED):
@@ -244,6 +285,14 @@ class BaseMixture(DensityMixin, BaseEstimator, metaclass=abc.ABCMeta):
             resp[first : first + len(block)] = np.asarray(r)[: len(block)]
             log_prob[first : first + len(block)] = np.asarray(p)[: len(block)]
         return resp, log_prob
+
+    def _is_wide(self, means: Host) -> bool:
+        """Whether float32 residuals from the means (K, D) have digits left at the scale of the components."""
+        factors = np.asarray(self.precisions_cholesky_, np.float64)
+        if self._structure() not in (diag, spherical):
+            factors = np.linalg.norm(factors, axis=-1)  # the square roots of the diagonals of the precisions
+        factors = factors.reshape(-1, factors.shape[-1] if self._structure() != spherical else 1)
+        return bool((factors * np.abs(means) * (MARGIN * float(np.finfo(np.float32).eps)) < 1).all())
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "means_")

@@ -13,6 +13,7 @@ from jaxgmm import validate
 
 Host = np.ndarray[Any, Any]
 
+_RANGE = 2.0**30  # residuals from its inverse to it have fourth powers in float32
 _FINEST = 6  # rows are padded to multiples of 2**6, and of an eighth of the power of two below
 
 
@@ -47,23 +48,22 @@ def _offset(X: Host, sample_weight: Host | None, dtype: Any) -> Host:
 
 
 def shifted(X: Host, offset: Host, dtype: Any, length: int | None = None) -> Host:
-    """X − offset (length, D), subtracted in float64 and then cast, with zeros below.
-
-    Raises:
-      ValueError: where a number is too large for the dtype.
-    """
+    """X − offset (length, D), subtracted in float64 and then cast, with zeros below."""
     buffer = np.zeros((len(X) if length is None else length, X.shape[1]), dtype)
     for first in range(0, len(X), 65536):
         block = X[first : first + 65536]
         part = buffer[first : first + len(block)]
         with np.errstate(over="ignore"):
             np.subtract(block, offset, out=part, casting="same_kind")
-        if X.dtype != dtype and not np.isfinite(part).all():
-            raise ValueError(
-                "X holds numbers too large for float32, in which JAX computes; scale the data, or switch on "
-                "float64 with jax.config.update('jax_enable_x64', True)"
-            )
     return buffer
+
+
+def fits_float32(X: Host, sample_weight: Host | None = None) -> bool:
+    """Whether products of residuals of X, and squares of these, stay within the range of float32."""
+    X = X if sample_weight is None or (sample_weight > 0).all() else X[sample_weight > 0]
+    top, bottom = X.max(0).astype(np.float64), X.min(0).astype(np.float64)
+    extent = top / 2 - bottom / 2
+    return bool(((extent <= _RANGE) & ((extent >= 1 / _RANGE) | (extent == 0))).all())
 
 
 def load(X: Host, sample_weight: Host | None = None) -> Rows:

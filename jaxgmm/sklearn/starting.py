@@ -71,7 +71,9 @@ def m_step(resp: Host, rows: Rows, family: Family, reg_covar: float, prior: Prio
     shares = resp if rows.sample_weight is None else resp * rows.sample_weight[:, None]
     if family not in SHAPED or prior is not None:
         return _compiled(resp, rows, family, reg_covar, prior)
-    counts = shares.sum(0) + 10 * np.finfo(np.float64).eps
+    # scikit-learn's guard against empty components, in units of the weights: only their ratios matter.
+    unit = 1.0 if rows.sample_weight is None else rows.sample_weight.mean()
+    counts = shares.sum(0) + 10 * np.finfo(np.float64).eps * unit
     blocks = [slice(first, first + 16384) for first in range(0, len(shares), 16384)]
     x = rows.host
     means = sum(shares[b].T @ x[b].astype(np.float64) for b in blocks) / counts[:, None]
@@ -81,11 +83,15 @@ def m_step(resp: Host, rows: Rows, family: Family, reg_covar: float, prior: Prio
         covariances[:, np.arange(x.shape[1]), np.arange(x.shape[1])] += reg_covar
         return Start(counts / counts.sum(), means, cholesky(covariances))
     if family == tied:
-        # As scikit-learn has it, every sample counts once, also where only the seeds have responsibilities.
-        weight = np.ones(len(x)) if rows.sample_weight is None else rows.sample_weight
-        centre = np.average(x, axis=0, weights=weight).astype(np.float64)
-        away = means - centre
-        within = _scatter(x, weight, centre, blocks) - (counts[:, None] * away).T @ away
+        if (resp.sum(1) > 0).all():
+            # Nothing cancels, however far apart the means are.
+            within = sum(_scatter(x, shares[:, k], mean, blocks) for k, mean in enumerate(means))
+        else:
+            # As scikit-learn has it, every sample counts once, also where only the seeds have responsibilities.
+            weight = np.ones(len(x)) if rows.sample_weight is None else rows.sample_weight
+            centre = np.average(x, axis=0, weights=weight).astype(np.float64)
+            away = means - centre
+            within = _scatter(x, weight, centre, blocks) - (counts[:, None] * away).T @ away
         covariance = within / counts.sum()
         covariance[np.diag_indices_from(covariance)] += reg_covar
         return Start(counts / counts.sum(), means, cholesky(covariance))
