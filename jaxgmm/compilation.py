@@ -48,9 +48,8 @@ def keep_programs(folder: str, least_seconds: float = 0.05) -> None:
 
 def in_float64() -> contextlib.AbstractContextManager[None]:
     """A context in which JAX computes in float64, for one thread, whatever its configuration says."""
-    enable: Any = getattr(jax, "enable_x64", None)
-    if enable is None:  # up to JAX 0.7
-        from jax.experimental import enable_x64 as enable
+    # Up to JAX 0.7 it is an experimental function.
+    enable: Any = getattr(jax, "enable_x64", None) or jax.experimental.enable_x64  # type: ignore[attr-defined]
     return cast("contextlib.AbstractContextManager[None]", enable(True))
 
 

@@ -250,8 +250,8 @@ def location_and_variance(
 ) -> tuple[Array, Array]:
     """Weighted mean (D,) and variance (D,) of the features, the variance about the mean.
 
-    Where squares leave the range of the dtype, the variance is NaN; or the least that can be told from zero, of
-    a feature whose squares underflow beside those of another one.
+    Where squares leave the range of the dtype, the variance is NaN; or the least that can be told from zero,
+    of a feature whose squares underflow beside those of another one.
     """
 
     def safe(w: Array, b: Array) -> Array:
@@ -268,7 +268,7 @@ def location_and_variance(
 
     rest, squares, absolute = sum_rows(deviations, sample_weight, x, block_size=block_size)
     variance = squares / total - jnp.square(rest / total)
-    # A variance is at least the square of the mean absolute deviation. A constant feature has neither, to rounding.
+    # A variance is at least the square of the mean absolute deviation. A constant feature has neither.
     info = jnp.finfo(x.dtype)
     least = float(info.tiny / info.eps)
     varies = absolute / total > 8 * epsilon(x.dtype) * jnp.abs(mean)

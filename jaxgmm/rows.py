@@ -114,8 +114,8 @@ def _everywhere(sums: Any) -> Any:
 def in_range(w: Array, x: Array) -> Array:
     """(B, D) which entries of rows x (B, D) may enter sums weighted by w (B,).
 
-    All entries of rows that count. A row of weight 0 may hold anything, and what it holds must be finite when it
-    is squared twice, as it would be for rows that count: 0 · ∞ is NaN.
+    All entries of rows that count. A row of weight 0 may hold anything, and what it holds must be finite when
+    it is squared twice, as it would be for rows that count: 0 · ∞ is NaN.
     """
     return (w > 0)[:, None] | (jnp.abs(x) < float(jnp.finfo(x.dtype).max) ** 0.25)
 

@@ -1,8 +1,8 @@
 """Units of the data: powers of two that bring features of extreme scale to where squares can be computed.
 
-In float32 a square overflows from 1.8e19 on and is lost below 1e-19. Features whose standard deviation is far
-from 1 are therefore divided by a power of two before a fit, which rounds nothing, and the result is multiplied
-back. Ordinary data are left alone.
+In float32 a square overflows from 1.8e19 on and is lost below 1e-19. Features whose standard deviation is
+far from 1 are therefore divided by a power of two before a fit, which rounds nothing, and the result is
+multiplied back. Ordinary data are left alone.
 """
 
 from __future__ import annotations

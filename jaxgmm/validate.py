@@ -6,7 +6,10 @@ are concrete; inside `jit` or `vmap` they are not, and there a fit's `status` te
 
 from __future__ import annotations
 
+import sys
+import warnings
 from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 import jax
@@ -68,6 +71,49 @@ def finite(a: Array, name: str, advice: str) -> None:
         raise ValueError(f"{name} must be finite{got} {place}. {advice}")
 
 
+_COARSE = 1e-3  # of a feature's standard deviation: how much of it a cast to float32 may round away
+_LOOKED_AT = 1 << 16  # rows from which a standard deviation is estimated
+
+
+def _warn_of_rounding(source: np.ndarray[Any, Any], x: Array, name: str) -> None:
+    """Warn where a cast to float32 rounds a feature by more than a thousandth of its standard deviation."""
+    if (
+        x.dtype != jnp.float32
+        or source.dtype.kind not in "iuf"
+        or source.dtype.itemsize < 4
+        or not source.size
+    ):
+        return
+    if source.dtype.kind == "f" and source.dtype.itemsize == 4:
+        return
+    largest = np.maximum(np.abs(source.max(0).astype(np.float64)), np.abs(source.min(0).astype(np.float64)))
+    rounding = 0.5 * float(jnp.finfo(jnp.float32).eps) * largest
+    rows = source[:: -(-len(source) // _LOOKED_AT)].astype(np.float64)
+    with np.errstate(over="ignore", invalid="ignore"):
+        deviation = rows.std(0)
+    bad = np.flatnonzero((rounding > _COARSE * deviation) & (deviation > 0) & np.isfinite(rounding))
+    if not bad.size:
+        return
+    j = int(bad[0])
+    others = f" (and {bad.size - 1} more)" if bad.size > 1 else ""
+    warnings.warn(
+        f"{name} is rounded to float32: feature {j}{others} has a standard deviation of {deviation[j]:.3g} "
+        f"about {rows[:, j].mean():.6g}, where float32 rounds by {rounding[j]:.2g}. Subtract the features' "
+        "means first (X - X.mean(0)), or switch on float64: jax.config.update('jax_enable_x64', True).",
+        UserWarning,
+        stacklevel=_outside(),
+    )
+
+
+def _outside() -> int:
+    """The stack level, as `warnings.warn` in the caller counts it, of the first frame outside the package."""
+    package, level = __name__.partition(".")[0], 1
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in (package, "jax"):
+        frame, level = frame.f_back, level + 1
+    return level
+
+
 def data(X: ArrayLike, *, n_features: int | None = None, name: str = "X") -> Array:
     """X as a floating array (N, D), N ≥ 1, D ≥ 1, finite where that can be seen."""
     x = floating(X, name)
@@ -82,6 +128,8 @@ def data(X: ArrayLike, *, n_features: int | None = None, name: str = "X") -> Arr
             f"got shape {x.shape}"
         )
     finite(x, name, "Drop or impute such rows, or scale the data, before the fit.")
+    if not isinstance(X, Array):
+        _warn_of_rounding(np.asarray(X), x, name)
     return x
 
 

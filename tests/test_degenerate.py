@@ -9,7 +9,7 @@ import pytest
 
 import jaxgmm
 from jaxgmm import Status
-from tests.conftest import CORE, NAMES, QUICK, costly, every, every_name_at_a_cost, x64
+from tests.conftest import CORE, NAMES, QUICK, costly, every, x64
 
 N, D, K = 24, 3, 4
 KEY = 3

@@ -199,3 +199,21 @@ def test_it_runs_inside_jit_and_vmap(params, dtype):
     np.testing.assert_allclose(both[1], jitted, rtol=1e-6)
     rowwise = jax.vmap(lambda row: jaxgmm.log_prob(params, row[None, :])[0])(x)
     np.testing.assert_allclose(rowwise, jitted, rtol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1e-8, 1.0, 1e8])
+def test_responsibilities_sum_to_one_whatever_the_constant(scale, dtype):
+    # D = 500 features of scale 1e-8 have a log density of 9,000 nats, of which float32 holds 1e-3.
+    rng = np.random.default_rng(0)
+    X = (rng.normal(size=(200, 500)) * scale).astype(dtype)
+    means = rng.normal(size=(12, 500)) * 0.03 * scale
+    params = jaxgmm.make_params(np.full(12, 1 / 12), means, np.full((12, 500), scale**2), "diag")
+    resp, _ = jaxgmm.e_step(params, X)
+    assert np.abs(np.asarray(resp, np.float64).sum(1) - 1).max() <= 4 * np.finfo(dtype).eps
+    # And they are right: the constant does not round the differences between components.
+    y = (X[:, None, :].astype(np.float64) - np.asarray(params.means, np.float64)[None]) / scale
+    joint = -0.5 * np.square(y).sum(-1)
+    expected = np.exp(joint - joint.max(1, keepdims=True))
+    expected /= expected.sum(1, keepdims=True)
+    # A squared distance is a sum of 500 numbers, of which √500 roundings add up.
+    np.testing.assert_allclose(resp, expected, atol=500 * np.sqrt(500) * np.finfo(dtype).eps / 4)

@@ -26,7 +26,7 @@ def test_ordinary_data_have_no_units_and_extreme_ones_powers_of_two():
     each = units.units_of(array([1e-20, 1, 1e20]), None, get_family("full"))
     assert each[1] == 1
     ratio = sd[[0, 2]] * [1e-20, 1e20] / each[[0, 2]]
-    assert ((0.5 < ratio) & (ratio <= 1)).all()
+    assert ((ratio > 0.5) & (ratio <= 1)).all()
     assert (np.log2(each) % 1 == 0).all()
     # Spheres stay spheres in one unit only.
     one = units.units_of(array([1e-20, 1, 1e20]), None, get_family("spherical"))
@@ -47,7 +47,9 @@ def test_a_structure_without_rescale_is_fitted_as_the_data_are():
     assert units.units_of(array(1e20), None, get_family("full")._replace(rescale=None)) is None
 
 
-@pytest.mark.parametrize("name", [costly(n, quick=("full", "diag", "VEV", "EEI")) for n in [*NAMES, "factor(1)"]])
+@pytest.mark.parametrize(
+    "name", [costly(n, quick=("full", "diag", "VEV", "EEI")) for n in [*NAMES, "factor(1)"]]
+)
 def test_extreme_data_have_the_fits_of_ordinary_ones(name):
     with x64(False):
         for scale in (2.0**100, 2.0**-100):
@@ -57,7 +59,9 @@ def test_extreme_data_have_the_fits_of_ordinary_ones(name):
             found = jaxgmm.fit_restarts(KEY, array(scale), K, **options)
             np.testing.assert_array_equal(found.status, expected.status)
             np.testing.assert_allclose(found.params.weights, expected.params.weights, rtol=1e-5)
-            np.testing.assert_allclose(found.params.means / scale, expected.params.means, rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(
+                found.params.means / scale, expected.params.means, rtol=1e-4, atol=1e-5
+            )
             rescaled = get_family(name).rescale
             one = jax.tree.map(lambda a: a[0], found.params.scale)
             back = rescaled(one, jnp.full(D, 1 / scale, jnp.float32))
@@ -77,18 +81,19 @@ def test_fit_em_step_and_m_step_take_extreme_data():
         resp = np.eye(K)[(np.arange(N) >= N // 2).astype(int)]
         start = jaxgmm.m_step(resp, array(), reg_covar=0.0)
         far = jaxgmm.m_step(resp, array(scale), reg_covar=0.0)
-        np.testing.assert_allclose(far.means / scale, start.means, rtol=1e-5, atol=1e-6)
-        np.testing.assert_allclose(far.scale / scale[:, None], start.scale, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(np.asarray(far.means) / scale, start.means, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(np.asarray(far.scale) / scale[:, None], start.scale, rtol=1e-4, atol=1e-5)
         after, moments = jaxgmm.em_step(far, array(scale))
         expected, sums = jaxgmm.em_step(start, array())
-        np.testing.assert_allclose(after.means / scale, expected.means, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(np.asarray(after.means) / scale, expected.means, rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(moments.weight, sums.weight, rtol=1e-5)
-        np.testing.assert_allclose(
-            moments.log_likelihood, jaxgmm.log_prob(far, array(scale)).sum(), rtol=1e-5
-        )
+        # The logarithms of the units, 20 log 10 of each sign, cancel.
+        np.testing.assert_allclose(moments.log_likelihood, sums.log_likelihood, rtol=1e-4)
         result = jaxgmm.fit(far, array(scale))
         assert int(result.status) == Status.CONVERGED
-        np.testing.assert_allclose(jaxgmm.score(result.params, array(scale)), result.log_likelihood, rtol=1e-5)
+        fitted = jaxgmm.fit(start, array())
+        np.testing.assert_allclose(result.log_likelihood, fitted.log_likelihood, rtol=1e-4)
+        np.testing.assert_allclose(result.params.weights, fitted.params.weights, rtol=1e-5)
 
 
 def test_seeds_centres_and_hierarchies_take_extreme_data():
@@ -111,10 +116,8 @@ def test_searches_take_extreme_data():
         for a, b in zip(found.table, expected.table, strict=True):
             assert a["status"] == b["status"]
             assert a["bic"] - shift == pytest.approx(b["bic"], abs=1e-5 * shift)
-        # Which of the components comes first is decided by likelihoods that are rounded about another constant.
+        # Which component comes first is decided by likelihoods that are rounded about another constant.
         means = (np.sort(np.asarray(p.means), axis=0) for p in (found.best.params, expected.best.params))
         np.testing.assert_allclose(next(means) / 2.0**100, next(means), rtol=1e-4)
-        best = jaxgmm.fit_best(
-            KEY, array(2.0**100), 2, covariance_type="spherical", budget=60, reg_covar=0.0
-        )
+        best = jaxgmm.fit_best(KEY, array(2.0**100), 2, covariance_type="spherical", budget=60, reg_covar=0.0)
         np.testing.assert_allclose(best.log_likelihood, found.best.log_likelihood, rtol=1e-5)

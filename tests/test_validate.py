@@ -586,3 +586,28 @@ def test_something_else_than_params_is_refused(call, refuses):
         refuses(TypeError, words, lambda w=wrong: TAKE_PARAMS[call](w))
     # Newcomers pass the whole result.
     refuses(TypeError, ["params", "FitResult", "result.params"], lambda: TAKE_PARAMS[call](result))
+
+
+TIMES = 1.7e9 + np.arange(50.0)[:, None] * [1.0, 1e6] + [0.0, 3e9]
+
+
+def test_a_cast_that_loses_digits_warns_once_with_the_feature_and_the_remedy():
+    with x64(False):
+        params = jaxgmm.make_params([1.0], [[1.7e9, 0.0]], [[1.0, 1.0]], "diag")
+        for call in (
+            lambda: jaxgmm.fit(params, TIMES, max_iter=1),
+            lambda: jaxgmm.log_prob(params, TIMES),
+            lambda: jaxgmm.fit_restarts(jax.random.key(0), TIMES.astype(np.int64), 1, n_init=1, max_iter=1),
+        ):
+            with pytest.warns(
+                UserWarning, match=r"feature 0 has .*X - X.mean\(0\).*jax_enable_x64"
+            ) as caught:
+                call()
+            assert len(caught) == 1
+            assert caught[0].filename == __file__  # where the user's code called
+        quiet = TIMES - TIMES.mean(0)
+        jaxgmm.log_prob(params, quiet)
+        jaxgmm.log_prob(params, TIMES.astype(np.float32))  # the digits are not there to be lost
+        jaxgmm.log_prob(params, np.full((3, 2), 1.7e9 + 1))  # nor do equal values have any
+    with x64(True):
+        jaxgmm.log_prob(params, TIMES)

@@ -57,8 +57,8 @@ class Family(NamedTuple):
         gives the traces (K,) and Σ_k is a multiple of I; "shared", where all covariances are one and it gives
         the sum over K (D, D). None: the family has no such kernel, and no incremental or stepwise EM, which
         carry second moments from one mixture to the next.
-      rescale: (scale, unit (D,)) -> the scale of the mixture in which feature j is multiplied by unit_j. None:
-        data of extreme scale are fitted as they are.
+      rescale: (scale, unit (D,)) -> the scale of the mixture in which feature j is multiplied by unit_j.
+        None: data of extreme scale are fitted as they are.
       by_feature: whether the features may have different units there; otherwise all units are equal.
     """
 

@@ -122,7 +122,7 @@ def _checked(starts: GMMParams, n_components: int, x: Array) -> GMMParams:
 
 def _fit_many(
     key: Array,
-    X: ArrayLike,
+    x: Array,
     sizes: tuple[int, ...] | None,
     n_components: int,
     sample_weight: ArrayLike | None,
@@ -138,7 +138,6 @@ def _fit_many(
     history_size: int,
     kernel: str,
 ) -> FitResult:
-    x = validate.data(X)
     w = validate.weight(sample_weight, x)
     n_init = validate.count(n_init, "n_init", 1)
     family, starts = get_family(covariance_type), None
@@ -241,9 +240,10 @@ def fit_restarts(
       (4,)
       >>> params = jaxgmm.best(results).params
     """
-    n = validate.n_components(n_components, validate.data(X).shape[0])
+    x = validate.data(X)
+    n = validate.n_components(n_components, x.shape[0])
     return _fit_many(
-        key, X, None, n, sample_weight, covariance_type, n_init, init,
+        key, x, None, n, sample_weight, covariance_type, n_init, init,
         tol, max_iter, reg_covar, prior, accelerate, block_size, history_size, kernel,
     )  # fmt: skip
 
@@ -303,9 +303,9 @@ def fit_components(
       >>> int(bics.argmin()) + 1
       1
     """
-    n_samples = validate.data(X).shape[0]
-    sizes = validate.sizes(n_components, n_samples)
+    x = validate.data(X)
+    sizes = validate.sizes(n_components, x.shape[0])
     return _fit_many(
-        key, X, sizes, max(sizes), sample_weight, covariance_type, n_init, init,
+        key, x, sizes, max(sizes), sample_weight, covariance_type, n_init, init,
         tol, max_iter, reg_covar, prior, accelerate, block_size, history_size, kernel,
     )  # fmt: skip

@@ -278,8 +278,9 @@ def select(
         raise TypeError("select needs concrete data; inside jit use fit_best or fit_components")
     if criterion not in CRITERIA:
         raise ValueError(f"criterion must be one of {list(CRITERIA)}; got {criterion!r}")
+    X = validate.data(X)
     if covariance_types is None:
-        covariance_types = STRUCTURES if validate.data(X).shape[1] > 1 else ("EII", "VII")
+        covariance_types = STRUCTURES if X.shape[1] > 1 else ("EII", "VII")
     families = _families(covariance_types)
     settings, unit = settings_of(
         X, sample_weight, tol, max_iter, reg_covar, True, max_ratio, tuple(families.values()),

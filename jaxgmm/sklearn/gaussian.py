@@ -24,8 +24,8 @@ from jaxgmm.rows import block_rows
 from jaxgmm.search.tournament import fit_best
 from jaxgmm.sklearn import checks, climbing, starting
 from jaxgmm.sklearn.attributes import (
-    SHAPED,
     MARGIN,
+    SHAPED,
     CollapsedError,
     host,
     log,
@@ -194,7 +194,8 @@ class GaussianMixture(BaseMixture):
         return climbing.climb(
             state, rows.x, rows.weight, jnp.asarray(bound, dtype), jnp.asarray(self.tol, dtype),
             jnp.asarray(limit, jnp.int32), jnp.full(n_features, self.reg_covar, dtype), self._prior(rows),
-            jnp.asarray(self._margin(dtype), dtype), block_size=block_rows(n_samples, state.n_components, n_features),
+            jnp.asarray(self._margin(dtype), dtype),
+            block_size=block_rows(n_samples, state.n_components, n_features),
         )  # fmt: skip
 
     def _margin(self, dtype: Any) -> float:

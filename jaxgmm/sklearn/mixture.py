@@ -234,14 +234,13 @@ class BaseMixture(DensityMixin, BaseEstimator, metaclass=abc.ABCMeta):
     ) -> None:
         with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
             shapes = shapes_of(family, scale, lower)
-        arrays = (weights / weights.sum(), means + offset, *shapes)
         # Of extreme scale, float32 data have covariances that only float64 can hold.
-        with np.errstate(over="ignore", under="ignore"):
-            casts = [a.astype(dtype) for a in arrays]
-        kept = all((np.isfinite(c) & ((c != 0) | (a == 0))).all() for a, c in zip(arrays, casts, strict=True))
-        self.weights_, self.means_, self.covariances_, self.precisions_, self.precisions_cholesky_ = (
-            casts if kept else arrays
-        )
+        info = np.finfo(dtype)
+        if any(not info.tiny <= np.abs(a).max() <= info.max for a in shapes):
+            dtype = np.float64
+        self.weights_ = (weights / weights.sum()).astype(dtype)
+        self.means_ = (means + offset).astype(dtype)
+        self.covariances_, self.precisions_, self.precisions_cholesky_ = (a.astype(dtype) for a in shapes)
         self._family = family
         # What the attributes do not determine to the last digit, of structures that scikit-learn has not.
         self._scale = None if family in SHAPED else scale

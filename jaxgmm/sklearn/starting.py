@@ -87,7 +87,7 @@ def m_step(resp: Host, rows: Rows, family: Family, reg_covar: float, prior: Prio
             # Nothing cancels, however far apart the means are.
             within = sum(_scatter(x, shares[:, k], mean, blocks) for k, mean in enumerate(means))
         else:
-            # As scikit-learn has it, every sample counts once, also where only the seeds have responsibilities.
+            # As in scikit-learn every sample counts once, though only the seeds have responsibilities.
             weight = np.ones(len(x)) if rows.sample_weight is None else rows.sample_weight
             centre = np.average(x, axis=0, weights=weight).astype(np.float64)
             away = means - centre
