@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import os
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar, cast
@@ -49,8 +50,8 @@ def keep_programs(folder: str, least_seconds: float = 0.05) -> None:
 def in_float64() -> contextlib.AbstractContextManager[None]:
     """A context in which JAX computes in float64, for one thread, whatever its configuration says."""
     # Up to JAX 0.7 it is an experimental function.
-    enable: Any = getattr(jax, "enable_x64", None) or jax.experimental.enable_x64  # type: ignore[attr-defined]
-    return cast("contextlib.AbstractContextManager[None]", enable(True))
+    module: Any = jax if hasattr(jax, "enable_x64") else importlib.import_module("jax.experimental")
+    return cast("contextlib.AbstractContextManager[None]", module.enable_x64(True))
 
 
 def is_concrete(*values: Any) -> bool:

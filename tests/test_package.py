@@ -39,6 +39,7 @@ FLOORS = {
             ["params", "prior_parts"],
             ["priors"],
             ["result"],
+            ["units"],
             ["io"],
             ["density"],
             ["moments"],
