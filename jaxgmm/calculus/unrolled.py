@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from jaxgmm import em_map, validate
+from jaxgmm import em_map, priors, validate
 from jaxgmm.compilation import jit
 from jaxgmm.density import inputs
 from jaxgmm.fixed_point import Status
@@ -17,6 +17,7 @@ from jaxgmm.implicit import Evaluation
 from jaxgmm.loop import REG_COVAR, TOL
 from jaxgmm.moments import accumulate, rows_for
 from jaxgmm.params import GMMParams, translate
+from jaxgmm.priors import Prior
 from jaxgmm.result import FitResult
 
 
@@ -36,11 +37,13 @@ def _unrolled(
     w: Array | None,
     tol: Array,
     reg_covar: Array,
+    prior: Prior | None,
     *,
     n_steps: int,
     block_size: int,
 ) -> FitResult:
     f = em_map.frame(x, w, reg_covar)
+    f = em_map.with_prior(f, prior, params.family, params.means.shape)
     data = (x, w, f)
 
     # Reverse mode keeps the parameters of each step and computes the rest of it again.
@@ -56,18 +59,21 @@ def _unrolled(
         p = jax.tree.map(lambda a, b: jnp.where(good, a, b), image, p)
         return (p, good, n + good.astype(jnp.int32)), report
 
-    start = (translate(params, -f.shift), jnp.asarray(True), jnp.zeros((), jnp.int32))
+    start = (translate(em_map.admissible(params), -f.shift), jnp.asarray(True), jnp.zeros((), jnp.int32))
     (point, good, n_iter), reports = lax.scan(turn, start, length=n_steps)
     end = em_map.evaluate(block_size, lax.stop_gradient(point), lax.stop_gradient(data))
     fitted = translate(point, f.shift)
     log_likelihood = accumulate(fitted, x, w, block_size=block_size).log_likelihood
-    log_likelihood = log_likelihood / (x.shape[0] if w is None else w.sum())
+    total = jnp.asarray(x.shape[0], x.dtype) if w is None else w.sum()
+    log_likelihood = objective = log_likelihood / total
+    if f.prior is not None:
+        objective = log_likelihood + priors.log_density(point, f.prior)[0] / total
     history = jnp.concatenate([reports[1:], log_likelihood[None]])
     taken = jnp.arange(n_steps, dtype=jnp.int32) < n_iter
     return FitResult(
         fitted,
         log_likelihood,
-        log_likelihood,
+        objective,
         n_iter,
         status_of(end, ~good, tol),
         jnp.where(taken, history, jnp.nan),
@@ -82,9 +88,10 @@ def fit_unrolled(
     *,
     tol: ArrayLike = TOL,
     reg_covar: ArrayLike = REG_COVAR,
+    prior: Prior | None = None,
     block_size: int | None = None,
 ) -> FitResult:
-    """Take n_steps plain EM steps, differentiable through each of them: also in the start.
+    """Take n_steps plain EM steps, differentiable through each of them: also in the start and in a prior.
 
     For a fixed small number of steps, where what is wanted is the derivative of those steps and not of the
     fixed point: learning a start, forward mode through a few steps, or a fit that is not to converge. Reverse
@@ -99,6 +106,7 @@ def fit_unrolled(
       tol: the status is CONVERGED if one more step would be no longer than this (see `fit`); nothing stops
         sooner.
       reg_covar: as in `m_step`.
+      prior: as in `fit`.
       block_size: as in `fit`.
 
     Returns:
@@ -129,6 +137,7 @@ def fit_unrolled(
         w,
         validate.not_negative(tol, "tol", x.dtype),
         validate.not_negative(reg_covar, "reg_covar", x.dtype),
+        None if prior is None else priors.check(prior, params.family, params.means.shape, x.dtype),
         n_steps=validate.count(n_steps, "n_steps", 1),
         block_size=rows,
     )

@@ -13,14 +13,15 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxgmm import validate
+from jaxgmm import priors, validate
 from jaxgmm.compilation import jit
 from jaxgmm.density import check_mixture, inputs
-from jaxgmm.em_map import maximise
+from jaxgmm.em_map import admissible, maximise
 from jaxgmm.linalg import epsilon
 from jaxgmm.loop import REG_COVAR
 from jaxgmm.moments import Moments, accumulate, rows_for
 from jaxgmm.params import GMMParams, translate
+from jaxgmm.priors import Prior
 from jaxgmm.scale import rebase
 from jaxgmm.scale.passes import check as check_rows
 from jaxgmm.scale.passes import chunk_rows
@@ -33,7 +34,7 @@ DELAY = 2.0
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["relative", "moments", "shift", "ridge", "n_steps", "log_likelihood"],
+    data_fields=["relative", "moments", "shift", "ridge", "n_steps", "log_likelihood", "seen", "prior"],
     meta_fields=[],
 )
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +49,8 @@ class StepwiseState:
       n_steps: () int32.
       log_likelihood: () running average of the mean log-likelihood of each chunk before it was learnt from,
         which is a held-out figure. NaN before the first step.
+      seen: () the sum of the sample weights of the rows learnt from, against which a prior counts.
+      prior: the prior as the M-step takes it, about `shift`; None without one.
     """
 
     relative: GMMParams
@@ -56,6 +59,8 @@ class StepwiseState:
     ridge: Array  # (D,)
     n_steps: Array  # ()
     log_likelihood: Array  # ()
+    seen: Array  # ()
+    prior: priors.Pseudo | None = None
 
     @property
     def params(self) -> GMMParams:
@@ -64,7 +69,8 @@ class StepwiseState:
 
 
 @jit
-def _init(params: GMMParams, reg_covar: Array) -> StepwiseState:
+def _init(params: GMMParams, reg_covar: Array, prior: Prior | None) -> StepwiseState:
+    params = admissible(params)
     shape = (params.n_components, params.n_features)
     weights = params.weights[:, None]
     mean = (weights * params.means).sum(0)
@@ -79,15 +85,21 @@ def _init(params: GMMParams, reg_covar: Array) -> StepwiseState:
         reg_covar * jnp.minimum(variance, 1),
         jnp.zeros((), jnp.int32),
         jnp.full((), jnp.nan, params.means.dtype),
+        jnp.zeros((), params.means.dtype),
+        None if prior is None else priors.pseudo(prior, params.family, shape, shift),
     )
 
 
-def stepwise_init(params: GMMParams, *, reg_covar: ArrayLike = REG_COVAR) -> StepwiseState:
+def stepwise_init(
+    params: GMMParams, *, reg_covar: ArrayLike = REG_COVAR, prior: Prior | None = None
+) -> StepwiseState:
     """The state of stepwise EM before it has seen any data: the moments are what `params` themselves expect.
 
     Args:
       params: where to start, in float32 or float64.
       reg_covar: as in `m_step`, with the variances of `params` for those of the data.
+      prior: as in `fit`. It stays in the state, and counts against the sample weights of all rows seen so
+        far (`StepwiseState.seen`): each M-step is that of so many rows with the running averages as moments.
 
     Returns:
       StepwiseState, for `stepwise_step` and `fit_stepwise`.
@@ -104,8 +116,10 @@ def stepwise_init(params: GMMParams, *, reg_covar: ArrayLike = REG_COVAR) -> Ste
     """
     check_mixture(params)
     rebase.check(params.family, "stepwise EM")
-    reg = validate.not_negative(reg_covar, "reg_covar", params.means.dtype)
-    return _init(params, reg)
+    dtype = params.means.dtype
+    reg = validate.not_negative(reg_covar, "reg_covar", dtype)
+    checked = None if prior is None else priors.check(prior, params.family, params.means.shape, dtype)
+    return _init(params, reg, checked)
 
 
 @functools.partial(jit, static_argnames=("block_size",))
@@ -114,12 +128,13 @@ def _step(
     x: Array,
     w: Array | None,
     share: Array,
+    fresh: Array,
     decay: Array,
     delay: Array,
     *,
     block_size: int,
 ) -> StepwiseState:
-    """`stepwise_step` whose rows count `share` of a step."""
+    """`stepwise_step` whose rows count `share` of a step; `fresh` is 0 for rows seen before, else 1."""
     relative, dtype = state.relative, x.dtype
     new = accumulate(relative, x, w, shift=state.shift, block_size=block_size)
     some = new.total_weight > 0
@@ -127,15 +142,19 @@ def _step(
     size = jnp.power(state.n_steps.astype(dtype) + delay, -decay)
     size = jnp.where(some & jnp.isfinite(new.log_likelihood), share * jnp.minimum(size, 1), 0)
 
-    def blend(old: Array, fresh: Array) -> Array:
-        return jnp.where(size > 0, (1 - size) * old + size * fresh, old)
+    def blend(old: Array, new: Array) -> Array:
+        return jnp.where(size > 0, (1 - size) * old + size * new, old)
 
     moments = jax.tree.map(blend, state.moments, mean)
     # A component without rows for long keeps some weight, its place and its shape: they may come again.
     least = float(jnp.finfo(dtype).tiny) / epsilon(dtype) ** 2
     on = relative.log_weights > -jnp.inf
     moments = moments + rebase.expected(relative, jnp.where(on, least, jnp.zeros((), dtype)))
-    image, _ = maximise(relative, moments, state.ridge)
+    seen = state.seen + fresh * new.total_weight
+    if state.prior is None:
+        image, _ = maximise(relative, moments, state.ridge)
+    else:
+        image, _ = maximise(relative, moments * seen, state.ridge, state.prior)
     first = jnp.isnan(state.log_likelihood)
     likelihood = jnp.where(first, mean.log_likelihood, blend(state.log_likelihood, mean.log_likelihood))
     after = StepwiseState(
@@ -145,6 +164,8 @@ def _step(
         state.ridge,
         state.n_steps + jnp.ones((), jnp.int32),
         likelihood,
+        seen,
+        state.prior,
     )
     sound = jnp.stack([~jnp.isnan(a).any() for a in jax.tree.leaves(after)]).all() & (size > 0)
     kept: StepwiseState = jax.tree.map(lambda a, b: jnp.where(sound, a, b), after, state)
@@ -176,7 +197,8 @@ def stepwise_step(
     Args:
       state: from `stepwise_init`, or an earlier step.
       X: (n, D) some rows: each call of another size compiles anew. A few hundred or more make steady steps.
-      sample_weight: (n,) or None for ones; weights count within X, and each X counts the same.
+      sample_weight: (n,) or None for ones; weights count within X, and each X counts the same. Against a
+        prior their sum counts, every time that rows are given.
       decay: above 0.5 and at most 1; near 0.5 the past is forgotten sooner.
       delay: the later the steps begin, the smaller the first.
 
@@ -206,7 +228,8 @@ def stepwise_step(
     w = validate.weight(sample_weight, x)
     rate, late = _schedule(decay, delay, dtype)
     rows = rows_for(state.relative.family, x.shape[0], *state.relative.means.shape)
-    return _step(state, x, w, jnp.ones((), dtype), rate, late, block_size=rows)
+    one = jnp.ones((), dtype)
+    return _step(state, x, w, one, one, rate, late, block_size=rows)
 
 
 def fit_stepwise(
@@ -220,6 +243,7 @@ def fit_stepwise(
     decay: ArrayLike = DECAY,
     delay: ArrayLike = DELAY,
     reg_covar: ArrayLike = REG_COVAR,
+    prior: Prior | None = None,
 ) -> StepwiseState:
     """Stepwise EM over a source, a chunk in each step: one pass over data too many to see twice.
 
@@ -237,12 +261,15 @@ def fit_stepwise(
       decay: as in `stepwise_step`.
       delay: as in `stepwise_step`.
       reg_covar: as in `stepwise_init`; of a state it is known.
+      prior: as in `stepwise_init`; a state has its prior already. It counts against all rows of the source,
+        each once, in however many passes.
 
     Returns:
       StepwiseState, whose `params` are the mixture.
 
     Raises:
-      ValueError, OSError, TypeError: as in `fit_stream`, and as in `stepwise_step`.
+      ValueError, OSError, TypeError: as in `fit_stream`, and as in `stepwise_step`; and for a prior beside a
+        state.
 
     Example:
       >>> import jaxgmm, numpy as np
@@ -259,8 +286,13 @@ def fit_stepwise(
     passes = validate.count(n_passes, "n_passes", 1)
     if isinstance(params, StepwiseState):
         state = params
+        if prior is not None:
+            raise ValueError(
+                "prior must be None where params is a StepwiseState, which keeps the prior that "
+                f"stepwise_init was given; got {prior!r}"
+            )
     else:
-        state = stepwise_init(params, reg_covar=reg_covar)
+        state = stepwise_init(params, reg_covar=reg_covar, prior=prior)
     dtype = np.dtype(state.relative.means.dtype)
     rate, late = _schedule(decay, delay, dtype)
     if passes == 1 and isinstance(source, Iterator):
@@ -275,13 +307,14 @@ def fit_stepwise(
     elif data.n_samples is not None:
         rows = min(rows, max(512, data.n_samples // 200))
     block = rows_for(state.relative.family, rows, *shape)
-    for _ in range(passes):
+    for i in range(passes):
+        fresh = jnp.asarray(i == 0, dtype)
         with ReadAhead(data, rows, dtype) as chunks:
             for chunk in chunks:
                 check_rows(chunk, data)
                 x, w = jax.device_put((chunk.x, chunk.w))
                 share = jnp.asarray(chunk.n / rows, dtype)  # the last one may be short
-                state = _step(state, x, w, share, rate, late, block_size=block)
+                state = _step(state, x, w, share, fresh, rate, late, block_size=block)
                 jax.block_until_ready(state.n_steps)
                 chunks.release(chunk)
     return state

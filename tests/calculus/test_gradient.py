@@ -113,6 +113,44 @@ def test_unrolled_steps_are_em_steps(name, double):
     assert got.status == Status.MAX_ITER
 
 
+PRIOR = jaxgmm.Prior(
+    mean=np.array([0.5, -1.0]), strength=3.0, dof=6.0, scale=np.array([[2.0, 0.3], [0.3, 1.0]]),
+    weight_concentration=np.array([4.0, 2.0]),
+)  # fmt: skip
+
+
+def test_unrolled_steps_with_a_prior_are_em_steps_with_it(double):
+    start = start_from(X, LABELS, "full", double)
+    got = jaxgmm.fit_unrolled(start, X, 3, WEIGHTS, prior=PRIOR)
+    params = start
+    for _ in range(3):
+        params, _ = jaxgmm.em_step(params, X, WEIGHTS, prior=PRIOR)
+    for a, b in zip(dense(got.params), dense(params), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-9)
+    likelihood = jaxgmm.score(params, X, WEIGHTS)
+    np.testing.assert_allclose(got.log_likelihood, likelihood, rtol=1e-10)
+    climbed = likelihood + jaxgmm.log_prior(params, PRIOR) / WEIGHTS.sum()
+    np.testing.assert_allclose(got.objective, climbed, rtol=1e-10)
+    with pytest.raises(TypeError, match=r"prior must be a jaxgmm.Prior.*got 'default'"):
+        jaxgmm.fit_unrolled(start, X, 3, prior="default")
+
+
+def test_unrolled_steps_are_differentiable_in_every_number_of_a_prior(double):
+    start = start_from(X, LABELS, "full", double)
+    along = jax.tree.map(lambda a: jnp.cos(jnp.arange(np.size(a), dtype=float)).reshape(np.shape(a)), PRIOR)
+    along = dataclasses.replace(along, scale=along.scale + along.scale.T)
+
+    @jax.jit
+    def value(t):
+        prior = jax.tree.map(lambda a, b: a + t * b, PRIOR, along)
+        r = jaxgmm.fit_unrolled(start, X, 3, WEIGHTS, prior=prior)
+        return jnp.sin(r.params.means).sum() + r.params.covariances.sum() + r.objective
+
+    h = 1e-5
+    numerical = (value(h) - value(-h)) / (2 * h)
+    np.testing.assert_allclose(jax.grad(value)(0.0), numerical, rtol=1e-7)
+
+
 @pytest.mark.exhaustive
 def test_unrolled_derivatives_also_in_the_start(double):
     start = start_from(X, LABELS, "full", double)
