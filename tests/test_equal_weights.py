@@ -1,8 +1,11 @@
 """Mixtures whose components all have the same weight, over structures with and without arrays for each."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import jaxgmm
@@ -86,3 +89,81 @@ def test_names_and_records(tmp_path):
     params = jaxgmm.make_params([0.5, 0.5], [[0.0, 0.0], [1.0, 1.0]], [[1.0, 2.0], [3.0, 4.0]], "diag-equal")
     jaxgmm.save(tmp_path / "model.npz", params)
     assert jaxgmm.load(tmp_path / "model.npz").family == equal_weights("diag")
+
+
+# Of one structure and two components all that asks how many parameters are free, and which.
+PAIR = np.random.default_rng(5).normal(size=(120, 2)) + np.where(np.arange(120) < 80, 0.0, 3.0)[:, None]
+SPLIT = (np.arange(120) >= 80).astype(int)
+
+
+def fitted(name="spherical-equal"):
+    start = start_from(PAIR, SPLIT, name, np.float64)
+    return jaxgmm.fit(start, PAIR, tol=1e-10, reg_covar=0.0).params
+
+
+def test_every_count_of_free_parameters_is_the_same(double):
+    """Two means of two numbers, two variances, and no weight."""
+    from jaxgmm.sklearn import GaussianMixture
+
+    params = fitted()
+    assert jaxgmm.n_parameters(params) == 6
+    row = jaxgmm.select(jax.random.key(0), PAIR, [2], covariance_types=["spherical-equal"], budget=8).table[0]
+    assert row["n_parameters"] == 6
+    deviance = -2 * len(PAIR) * float(jaxgmm.score(params, PAIR))
+    np.testing.assert_allclose(row["bic"], deviance + 6 * np.log(120), atol=1e-3)
+    np.testing.assert_allclose(row["aic"], deviance + 12, atol=1e-3)
+    mixture = GaussianMixture.from_params(params)
+    np.testing.assert_allclose(mixture.bic(PAIR), jaxgmm.bic(params, PAIR), rtol=1e-9)
+    assert jaxgmm.information(params, PAIR).observed.shape == (6, 6)
+
+
+def test_weights_that_are_held_equal_are_known_exactly(double):
+    params = fitted()
+    info = jaxgmm.information(params, PAIR)
+    # Of the same mixture with free weights, the part of the means and variances.
+    free = dataclasses.replace(params, family=get_family("spherical"))
+    rest = jaxgmm.information(free, PAIR)
+    np.testing.assert_allclose(info.observed, rest.observed[1:, 1:], rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(info.score, rest.score[1:], atol=1e-6)
+    assert float(info.distance) < 1e-6  # the optimum with equal weights, and none with free ones
+    assert float(rest.distance) > 1
+    inverse = np.linalg.inv(info.observed)
+    for kind, spread in {"observed": inverse, "sandwich": inverse @ info.opg @ inverse}.items():
+        errors = jaxgmm.standard_errors(params, PAIR, kind=kind)
+        np.testing.assert_array_equal(errors.weights, 0)
+        np.testing.assert_allclose(errors.means.ravel(), np.sqrt(np.diag(spread)[:4]), rtol=1e-8)
+    intervals = jaxgmm.confidence_intervals(params, PAIR)
+    for end in (intervals.lower, intervals.upper):
+        np.testing.assert_array_equal(end.weights, params.weights)
+    np.testing.assert_array_equal(jaxgmm.influence(params, PAIR).weights, 0)
+    loo = jaxgmm.leave_one_out(params, PAIR, rows=[0])
+    np.testing.assert_allclose(loo.params.weights, 0.5, rtol=1e-12)
+    # The trace of two 6 × 6 matrices: about as many as there are free parameters.
+    penalty = (float(jaxgmm.takeuchi(params, PAIR)) + 2 * 120 * float(jaxgmm.score(params, PAIR))) / 2
+    np.testing.assert_allclose(penalty, np.trace(np.linalg.solve(info.observed, info.opg)), rtol=1e-9)
+
+
+def test_leaving_a_row_out_is_a_refit_with_equal_weights(double):
+    params = fitted()
+    rows = np.argsort(jaxgmm.log_prob(params, PAIR))[:2]
+    loo = jaxgmm.leave_one_out(params, PAIR, rows=rows)
+    for i, row in enumerate(rows):
+        refit = jaxgmm.fit(params, PAIR, np.arange(120) != row, tol=1e-10, reg_covar=0.0).params
+        moved = np.linalg.norm(refit.means - params.means)
+        assert np.linalg.norm(loo.params.means[i] - refit.means) < 0.05 * moved
+
+
+def test_a_fit_by_gradient_and_fixed_steps_keep_the_weights_equal(double):
+    params = fitted()
+    start = start_from(PAIR, SPLIT, "spherical-equal", np.float64)
+    uneven = dataclasses.replace(start, log_weights=jnp.log(jnp.asarray([0.7, 0.3])))
+    found = jaxgmm.fit_gradient(uneven, PAIR, optax.lbfgs(), n_steps=60, reg_covar=0.0)
+    assert found.status == Status.CONVERGED
+    np.testing.assert_allclose(found.params.weights, 0.5, rtol=1e-12)
+    np.testing.assert_allclose(found.params.means, params.means, rtol=1e-4)
+    theta = jaxgmm.unconstrained(uneven)
+    assert sum(a.size for a in jax.tree.leaves(theta)) == jaxgmm.n_parameters(uneven)
+    np.testing.assert_allclose(jaxgmm.constrained(theta, uneven).weights, 0.5, rtol=1e-12)
+    once = jaxgmm.fit_unrolled(uneven, PAIR, 1).params
+    np.testing.assert_allclose(once.means, jaxgmm.em_step(start, PAIR)[0].means, rtol=1e-12)
+    np.testing.assert_allclose(jaxgmm.stepwise_init(uneven).params.weights, 0.5, rtol=1e-12)

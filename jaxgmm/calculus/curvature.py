@@ -14,7 +14,7 @@ from jax.flatten_util import ravel_pytree
 
 from jaxgmm.density import posterior
 from jaxgmm.em_map import frame
-from jaxgmm.families.family import Family
+from jaxgmm.families.family import Family, free_weights
 from jaxgmm.linalg import PRECISION, einsum, embed_diagonal, epsilon
 from jaxgmm.params import GMMParams, translate
 from jaxgmm.rows import block_rows, sum_rows
@@ -99,13 +99,13 @@ def plain(params: GMMParams) -> tuple[int, Callable[[Array], GMMParams]]:
     """The plain free coordinates φ (P,) about a mixture: how many there are, and φ -> the mixture moved by φ.
 
     In this order: log π_k − log π_last for all components but the last that is switched on, the means, and
-    the covariance structure's own `to_unconstrained`.
+    the covariance structure's own `to_unconstrained`. Weights that the structure holds equal have none.
     """
     family = params.family
     to, back = free_coordinates(family)
     n_components, n_features = params.means.shape
     origin, unravel = ravel_pytree(to(params.scale))
-    n_logits, n_means = n_components - 1, n_components * n_features
+    n_logits, n_means = free_weights(family, n_components), n_components * n_features
 
     on = params.log_weights > -jnp.inf
     k = jnp.arange(n_components, dtype=jnp.int32)

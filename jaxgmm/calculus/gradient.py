@@ -35,7 +35,8 @@ def unconstrained(params: GMMParams) -> dict[str, Any]:
 
     Returns:
       {"logits": (K,), "means": (K, D), "scale": the family's free coordinates}. Softmax does not see a
-      constant added to the logits; everything else is minimal. A switched-off component has logit 0.
+      constant added to the logits; everything else is minimal. A switched-off component has logit 0. A
+      structure with equal weights has no logits, (0,).
 
     Raises:
       ValueError: for a family without `to_unconstrained`.
@@ -55,11 +56,15 @@ def unconstrained(params: GMMParams) -> dict[str, Any]:
             "from_unconstrained of its record"
         )
     logits = jnp.where(params.log_weights > -jnp.inf, params.log_weights, 0)
+    if params.family.equal_weights:
+        logits = logits[:0]
     return {"logits": logits, "means": params.means, "scale": to_free(params.scale)}
 
 
 def constrained(theta: dict[str, Any], params: GMMParams) -> GMMParams:
     """The mixture with free coordinates θ: the inverse of `unconstrained`.
+
+    Weights that the structure holds equal are made equal, whatever they were.
 
     Args:
       theta: as `unconstrained` returns it.
@@ -76,11 +81,13 @@ def constrained(theta: dict[str, Any], params: GMMParams) -> GMMParams:
     from_free = params.family.from_unconstrained
     if from_free is None:
         raise ValueError(f"family {params.family.name!r} has no free coordinates")
-    logits = jnp.where(params.log_weights > -jnp.inf, theta["logits"], -jnp.inf)
     shape = (params.n_components, params.n_features)
-    return GMMParams(
-        jax.nn.log_softmax(logits), theta["means"], from_free(theta["scale"], shape), params.family
-    )
+    if params.family.equal_weights:
+        log_weights = em_map.admissible(params).log_weights
+    else:
+        logits = jnp.where(params.log_weights > -jnp.inf, theta["logits"], -jnp.inf)
+        log_weights = jax.nn.log_softmax(logits)
+    return GMMParams(log_weights, theta["means"], from_free(theta["scale"], shape), params.family)
 
 
 def negative_log_likelihood(

@@ -72,7 +72,7 @@ class StandardErrors:
     """Standard errors of a mixture's entries, as `standard_errors` gives them.
 
     Attributes:
-      weights: (K,).
+      weights: (K,); 0 where the structure holds them equal.
       means: (K, D).
       covariances: (K, D, D), dense; 0 where the structure holds an entry fixed.
       distance: () how far the likelihood's optimum is, in standard errors; see `Information`.
@@ -143,11 +143,11 @@ def information(params: GMMParams, X: ArrayLike, sample_weight: ArrayLike | None
     """The observed information, −∇² of the total log-likelihood, by exact automatic differentiation.
 
     The coordinates φ are, in this order: log π_k − log π_K for k < K (K the last component that is switched
-    on), the means row by row, and the covariance structure's own (`Family.to_unconstrained`); P =
-    n_parameters(params) in all. Rows are read in blocks: memory does not grow with N P². All is computed in
-    coordinates where a labelled observation's information is I, and only then brought to φ. float64 is
-    recommended: in float32 the inverse of `observed` can lose digits that `standard_errors`, which does not
-    leave those coordinates, keeps.
+    on; none where the structure holds the weights equal), the means row by row, and the covariance
+    structure's own (`Family.to_unconstrained`); P = n_parameters(params) in all. Rows are read in blocks:
+    memory does not grow with N P². All is computed in coordinates where a labelled observation's information
+    is I, and only then brought to φ. float64 is recommended: in float32 the inverse of `observed` can lose
+    digits that `standard_errors`, which does not leave those coordinates, keeps.
 
     Args:
       params: the mixture, a fit to X. Components that are switched off have no coordinates; inside `jit`,
@@ -256,8 +256,8 @@ def around(centre: Entries, errors: Entries, z: Array) -> tuple[Entries, Entries
         weights = jax.nn.sigmoid(jnp.log(odds) + step * errors.weights / slope)
         scaled = variance * jnp.exp(step * errors.covariances / variance)
         return Entries(
-            # The weight of the only component is 1, without an error.
-            jnp.where(inside | jnp.isnan(errors.weights), weights, w),
+            # A weight that is not free has no error: that of the only component, and equal ones.
+            jnp.where((inside & (errors.weights != 0)) | jnp.isnan(errors.weights), weights, w),
             centre.means + step * errors.means,
             jnp.where(is_variance, scaled, centre.covariances + step * errors.covariances),
         )

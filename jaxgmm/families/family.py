@@ -88,3 +88,17 @@ class Family(NamedTuple):
     def __repr__(self) -> str:
         """Short, for the record's functions say nothing to a reader."""
         return f"Family({self.name!r})"
+
+
+def free_weights(family: Family, n_components: Any) -> Any:
+    """How many mixing weights are free: K − 1, or none where they are all the same. K may be traced."""
+    return 0 if family.equal_weights else n_components - 1
+
+
+def free_parameters(family: Family, n_components: Any, n_features: int) -> Any:
+    """Free parameters of K components: weights, means and covariances. K may be traced.
+
+    Everything that counts parameters asks this.
+    """
+    covariances = family.n_parameters(n_components, n_features)
+    return free_weights(family, n_components) + n_components * n_features + covariances

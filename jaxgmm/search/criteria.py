@@ -13,6 +13,7 @@ from jax.typing import ArrayLike
 
 from jaxgmm import validate
 from jaxgmm.density import e_step, score
+from jaxgmm.families.family import free_parameters
 from jaxgmm.fixed_point import Status
 from jaxgmm.params import GMMParams
 from jaxgmm.result import FitResult
@@ -47,8 +48,8 @@ def n_parameters(params: GMMParams) -> int | Array:
             f"params must hold one mixture; got log_weights of shape {on.shape}. Use jax.vmap(n_parameters)"
         )
     k: Any = int(np.asarray(on).sum()) if validate.is_concrete(on) else on.sum().astype(jnp.int32)
-    free_weights = 0 if params.family.equal_weights else k - 1
-    return free_weights + k * params.n_features + params.family.n_parameters(k, params.n_features)
+    free: int | Array = free_parameters(params.family, k, params.n_features)
+    return free
 
 
 def _size(X: ArrayLike, sample_weight: ArrayLike | None, like: Array) -> Array:

@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 
 from jaxgmm import priors, units, validate
 from jaxgmm.display import Table, as_html
-from jaxgmm.families.family import Family
+from jaxgmm.families.family import Family, free_parameters
 from jaxgmm.families.table import get_family
 from jaxgmm.fixed_point import Status
 from jaxgmm.init import Init, check_init
@@ -184,8 +184,7 @@ def _rows(
     for i, size in enumerate(sizes):
         status = Status(int(found.status[i]))
         on = int((np.asarray(found.params.log_weights[i]) > -np.inf).sum())
-        n_features = found.params.n_features
-        free = on - 1 + on * n_features + int(found.params.family.n_parameters(on, n_features))
+        free = int(free_parameters(found.params.family, on, found.params.n_features))
         mean = float(found.log_likelihood[i]) - log_unit
         usable = status in (Status.CONVERGED, Status.MAX_ITER) and np.isfinite(mean)
         deviance = -2 * n * mean if usable else np.nan

@@ -14,7 +14,7 @@ from sklearn.utils.validation import check_is_fitted
 from jaxgmm import priors
 from jaxgmm.density import check_mixture
 from jaxgmm.families.diagonal import diag, spherical
-from jaxgmm.families.family import Family
+from jaxgmm.families.family import Family, free_parameters
 from jaxgmm.families.full import full
 from jaxgmm.families.table import FAMILIES, get_family
 from jaxgmm.families.tied import tied
@@ -254,8 +254,7 @@ class GaussianMixture(BaseMixture):
     def _n_parameters(self) -> int:
         """Free parameters of the components that have a weight."""
         k, d = int((np.asarray(self.weights_) > 0).sum()), self.means_.shape[1]
-        family = self._structure()
-        return int(family.n_parameters(k, d) + k * d + (0 if family.equal_weights else k - 1))
+        return int(free_parameters(self._structure(), k, d))
 
     def _likelihood(self, X: Any, sample_weight: Any) -> tuple[Host, Host, Host]:
         """Responsibilities, log-densities and weights of new data."""
