@@ -1,6 +1,7 @@
 """Mixtures as distributions, against SciPy, integration on a grid, and sampling."""
 
 import dataclasses
+import functools
 import sys
 
 import jax
@@ -153,6 +154,63 @@ def test_kl_divergence_and_its_gradient(double):
     for e, f in zip(expected, found, strict=True):
         np.testing.assert_allclose(f.means, e.means, atol=0.05)
         np.testing.assert_allclose(f.log_weights, e.log_weights, atol=0.05)
+
+
+KEYS, DRAWN = 400, 2000
+# The second mixture's weights, means and variances, beside 0.4 N(−0.5, 1) + 0.6 N(0.5, 0.8).
+TAILS = {
+    "heavier": ([0.5, 0.5], [2.0, 4.0], [4.0, 5.0]),  # the ratio of the densities has no variance
+    "equal": ([0.7, 0.3], [1.0, 2.0], [0.9, 1.0]),
+    "lighter": ([0.6, 0.4], [1.2, 1.5], [0.4, 0.6]),
+}
+
+
+def test_kl_divergence_and_its_gradient_are_calibrated(double):
+    p = jaxgmm.make_params([0.4, 0.6], [[-0.5], [0.5]], np.array([1.0, 0.8]), "spherical")
+    grid = jnp.linspace(-30.0, 30.0, 12001)[:, None]
+
+    @jax.jit
+    @functools.partial(jax.value_and_grad, argnums=(0, 1))
+    def exact(p, q):
+        a, b = jaxgmm.log_prob(p, grid), jaxgmm.log_prob(q, grid)
+        return (jnp.exp(a) * (a - b)).sum() * (grid[1, 0] - grid[0, 0])
+
+    @jax.jit
+    @functools.partial(jax.vmap, in_axes=(0, None, None))
+    def estimates(key, p, q):
+        def value(p, q):
+            got = jaxgmm.kl_divergence(key, p, q, DRAWN)
+            return got.value, got.standard_error
+
+        return jax.value_and_grad(value, argnums=(0, 1), has_aux=True)(p, q)
+
+    for weights, means, variances in TAILS.values():
+        q = jaxgmm.make_params(weights, np.array(means)[:, None], np.array(variances), "spherical")
+        (value, error), slopes = estimates(jax.random.split(jax.random.key(1), KEYS), p, q)
+        wanted, slope = exact(p, q)
+        z = np.asarray((value - wanted) / error)
+        # The mean of 400 has the standard error 0.05; the terms' skewness, up to 2.7, adds −2.7 / (2 √2000).
+        assert abs(z.mean()) < 3.5 / KEYS**0.5 + 0.03
+        # Of 400 intervals of 95 % each; 0.011 is the binomial standard error.
+        assert abs((np.abs(z) < 1.96).mean() - 0.95) < 3.5 * (0.95 * 0.05 / KEYS) ** 0.5
+        for found, e in zip(jax.tree.leaves(slopes), jax.tree.leaves(slope), strict=True):
+            gap = np.asarray(found).mean(0) - e
+            assert (np.abs(gap) < 4 * np.asarray(found).std(0) / KEYS**0.5).all()
+
+
+def test_kl_divergence_of_near_and_of_distant_mixtures_in_float32():
+    def pair(by):
+        return (jaxgmm.make_params([1.0], [[m]], np.ones(1, np.float32), "spherical") for m in (0.0, by))
+
+    for by in (1e-2, 1.0, 30.0, 1e10):
+        p, q = pair(by)
+        found, slope = jax.value_and_grad(
+            lambda q, p=p: jaxgmm.kl_divergence(jax.random.key(0), p, q, DRAWN).value
+        )(q)
+        np.testing.assert_allclose(found, by**2 / 2, rtol=0.1)  # of which the first is 5e-5
+        np.testing.assert_allclose(slope.means[0, 0], by, rtol=0.2)
+    with pytest.raises(ValueError, match="n_samples must be at least 4"):
+        jaxgmm.kl_divergence(jax.random.key(0), p, q, 3)
 
 
 def test_the_bures_distance_is_the_textbooks(double):
