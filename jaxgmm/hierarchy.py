@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 
 from jaxgmm import units, validate
 from jaxgmm.compilation import jit
-from jaxgmm.linalg import einsum, epsilon
+from jaxgmm.linalg import einsum, epsilon, svd
 from jaxgmm.moments import location_and_variance
 from jaxgmm.rows import in_range, map_rows
 
@@ -86,7 +86,7 @@ def _scaled(z: Array, mass: Array) -> Array:
     """
     root = jnp.sqrt(mass / mass.sum())[:, None]
     centred = z - (root * root * z).sum(0, keepdims=True)
-    _, spread, axes = jnp.linalg.svd(root * centred, full_matrices=False)
+    _, spread, axes = svd(root * centred)
     present = spread > epsilon(z.dtype) * max(z.shape) * spread.max()
     weight = jnp.where(present, lax.rsqrt(jnp.where(present, spread, 1)), 0)
     return weight[:, None] * axes

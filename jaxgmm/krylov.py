@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxgmm.linalg import PRECISION, epsilon
+from jaxgmm.linalg import PRECISION, eigvalsh, epsilon, lower_inverse
 
 Operator = Callable[[Array], Array]
 
@@ -109,8 +109,8 @@ def gmres(
         )
         filled = (jnp.arange(m, dtype=jnp.int32) < j) & (jnp.abs(jnp.diagonal(upper)) > 0)
         square = jnp.where(filled[None, :] & filled[:, None], upper, jnp.eye(m, dtype=dtype))
-        right = jnp.where(filled, g[:m], 0)[:, None]
-        y = lax.linalg.triangular_solve(square, right, left_side=True, lower=False)[:, 0]
+        right = jnp.where(filled, g[:m], 0)
+        y = _dot(lower_inverse(square.T).T, right)
         x = x + _dot(y, basis[:m])
         r = unit - matvec(x)
         return x, r, _norm(r), length, count + j + 1
@@ -147,4 +147,4 @@ def spectral_radius(matvec: Operator, start: Array, *, size: int = 40) -> Array:
 
     _, columns = lax.scan(step, basis, jnp.arange(m, dtype=jnp.int32))
     hessenberg = columns[:, :m].T
-    return jnp.abs(jnp.linalg.eigvalsh(0.5 * (hessenberg + hessenberg.T))).max()
+    return jnp.abs(eigvalsh(0.5 * (hessenberg + hessenberg.T))).max()

@@ -1,4 +1,4 @@
-"""Products, triangular and Cholesky work that is safe in float32."""
+"""Linear algebra: products that are safe in float32, and the only calls of LAPACK's routines."""
 
 from __future__ import annotations
 
@@ -113,30 +113,32 @@ def embed_diagonal(values: Array) -> Array:
     return values[..., None] * identity.reshape((1,) * (values.ndim - 1) + identity.shape)
 
 
-# From this many multiplications on, D³ for each matrix and a few besides, LAPACK's batched routines in
-# jaxlib 0.10 divide their work among XLA's threads and wait for them: without end where as many of them run
-# at once as there are threads, on two devices of a machine with two cores, say. Seen of triangular solves for
-# 4096 matrices of 3 × 3 and 400 of 8 × 8, and not for 256 of 8 × 8 or 1000 of 5 × 5; of Cholesky factors for
-# 32 of 48 × 48. A single matrix is not divided. Triangular inverses are therefore made of products, all else
-# a few at a time.
+# LAPACK's batched routines in jaxlib 0.10 divide their work among XLA's threads and wait for them: without
+# end where as many of them run at once as there are threads, on a machine with two cores, say. They divide it
+# from some number of multiplications on, and never a single matrix. Of six calls at once on two cores, of B
+# matrices of 8 × 8 and of 24 × 24, those with B = 256 and 4 ended (triangular solves, inverses, eigenvalues),
+# 256 and 1 (eigenvectors), 64 and 16 (singular values), and those with 1024 and 16, 1024 and 4, 256 and 64 did
+# not; nor did Cholesky factors of 32 of 48 × 48. So every routine takes as many matrices at a time as have
+# this many multiplications, of which `cost` says how many it takes; triangular inverses of more are products.
 _FEW = 120_000
 
 
 def few_at_once(routine: Callable[[Array], Any], cost: int) -> Callable[[Array], Any]:
-    """A routine of LAPACK's for matrices (..., D, D), without a derivative, that its threads cannot block.
+    """A routine of LAPACK's for matrices (..., D, E), without a derivative, that its threads cannot block.
 
-    `cost` says how many times D³ multiplications it takes.
+    `cost` says how many times D·E·min(D, E) multiplications it takes.
     """
 
     def alone(matrices: Array) -> Any:
-        few = max(1, _FEW // (cost * matrices.shape[-1] ** 3 + 8))
-        flat = matrices.reshape(-1, *matrices.shape[-2:])
+        rows, columns = matrices.shape[-2:]
+        few = max(1, _FEW // (cost * rows * columns * min(rows, columns) + 8))
+        flat = matrices.reshape(-1, rows, columns)
         if len(flat) <= few or jax.default_backend() != "cpu":
             return routine(matrices)
         parts = lax.map(routine, flat, batch_size=few if few > 1 else None)
         return jax.tree.map(lambda a: a.reshape(*matrices.shape[:-2], *a.shape[1:]), parts)
 
-    # How many are taken at a time depends on how many there are, with those of all lanes.
+    # How many are taken at a time depends on how many there are, with those that `vmap` adds.
     any_number = jax.custom_batching.custom_vmap(alone)
 
     @any_number.def_vmap
@@ -265,6 +267,71 @@ def cholesky(matrices: Array) -> Array:
 
 _factors = few_at_once(functools.partial(lax.linalg.cholesky, symmetrize_input=False), cost=1)
 _any_inverse = few_at_once(jnp.linalg.inv, cost=2)
+_eigenvalues = few_at_once(jnp.linalg.eigvalsh, cost=10)
+_eigen = few_at_once(lambda matrices: tuple(jnp.linalg.eigh(matrices)), cost=10)
+_singular = few_at_once(lambda m: tuple(jnp.linalg.svd(m, full_matrices=False)), cost=20)
+_upper = few_at_once(lambda matrices: jnp.linalg.qr(matrices, mode="r"), cost=10)
+
+
+def eigvalsh(matrices: Array) -> Array:
+    """Eigenvalues (..., D) of symmetric (..., D, D), the smallest first; they have no derivative here."""
+    values: Array = _eigenvalues(lax.stop_gradient(matrices))
+    return values
+
+
+@jax.custom_jvp
+def eigh(matrices: Array) -> tuple[Array, Array]:
+    """Eigenvalues (..., D) of symmetric (..., D, D), the smallest first, and eigenvectors in columns.
+
+    Where two values are equal their vectors have no derivative: it is then that of other vectors only.
+    """
+    found: tuple[Array, Array] = _eigen(matrices)
+    return found
+
+
+@eigh.defjvp
+def _eigh_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Any, Any]:
+    values, vectors = eigh(*primals)
+    change = einsum("...di,...de,...ej->...ij", vectors, tangents[0], vectors)
+    change = 0.5 * (change + change.swapaxes(-1, -2))
+    gap = values[..., None, :] - values[..., :, None]
+    turn = jnp.where(gap == 0, 0, change / jnp.where(gap == 0, 1, gap))
+    slope = jnp.diagonal(change, axis1=-2, axis2=-1)
+    return (values, vectors), (slope, einsum("...di,...ij->...dj", vectors, turn))
+
+
+def svd(matrices: Array) -> tuple[Array, Array, Array]:
+    """U (..., D, r), values (..., r) from the largest, Vᵀ (..., r, E) of (..., D, E); no derivative."""
+    found: tuple[Array, Array, Array] = _singular(lax.stop_gradient(matrices))
+    return found
+
+
+@jax.custom_jvp
+def triangular_factor(roots: Array) -> Array:
+    """Lower L (..., d, d) with a positive diagonal and L Lᵀ = M Mᵀ, of M (..., d, n) with n ≥ d.
+
+    By a QR factorisation: M Mᵀ is never formed, so that L has the digits of M.
+    """
+    upper: Array = _upper(roots.swapaxes(-1, -2))
+    sign = jnp.where(jnp.diagonal(upper, axis1=-2, axis2=-1) < 0, -1, 1).astype(upper.dtype)
+    return jnp.swapaxes(upper * sign[..., :, None], -1, -2)
+
+
+@triangular_factor.defjvp
+def _triangular_factor_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    # With P = L⁻¹M, whose rows are orthonormal: dL = L Φ(B + Bᵀ), B = L⁻¹ dM Pᵀ.
+    factor = triangular_factor(*primals)
+    inverse = lower_inverse(factor)
+    rows = einsum("...de,...en->...dn", inverse, primals[0])
+    inner = einsum("...de,...en,...fn->...df", inverse, tangents[0], rows)
+    return factor, _lower_change(factor, inner + inner.swapaxes(-1, -2))
+
+
+def _lower_change(factors: Array, inner: Array) -> Array:
+    """L Φ(S) for symmetric S, where Φ keeps the lower triangle and halves the diagonal (Murray 2016)."""
+    half = 0.5 * jnp.eye(inner.shape[-1], dtype=inner.dtype)
+    kept = jnp.tril(inner, -1) + inner * half.reshape((1,) * (inner.ndim - 2) + half.shape)
+    return einsum("...de,...ef->...df", factors, kept)
 
 
 @jax.custom_jvp
@@ -282,16 +349,13 @@ def _inverse_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, 
 
 @cholesky.defjvp
 def _cholesky_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
-    # dL = L Φ(L⁻¹ dA L⁻ᵀ), where Φ keeps the lower triangle and halves the diagonal (Murray 2016).
+    # dL = L Φ(L⁻¹ dA L⁻ᵀ).
     factors = cholesky(*primals)
     inverse = lower_inverse(factors)
     (change,) = tangents
     strict = jnp.tril(change, -1)
     symmetric = jnp.tril(change) + strict.swapaxes(-1, -2)
-    inner = einsum("...de,...ef,...gf->...dg", inverse, symmetric, inverse)
-    half = 0.5 * jnp.eye(change.shape[-1], dtype=change.dtype)
-    kept = jnp.tril(inner, -1) + inner * half.reshape((1,) * (change.ndim - 2) + half.shape)
-    return factors, einsum("...de,...ef->...df", factors, kept)
+    return factors, _lower_change(factors, einsum("...de,...ef,...gf->...dg", inverse, symmetric, inverse))
 
 
 def safe_cholesky(matrices: Array, jitter: Array) -> Array:

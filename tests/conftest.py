@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import pathlib
 import subprocess
 import sys
 import tempfile
 import zlib
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -224,6 +226,30 @@ def equations(program):
         for part in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda p: hasattr(p, "eqns")):
             if hasattr(part, "eqns"):
                 yield from equations(part)
+
+
+class LapackCall(NamedTuple):
+    """One call of a LAPACK routine in a jaxpr, of so many matrices at once."""
+
+    routine: str
+    many: int
+    rows: int
+    columns: int
+
+    @property
+    def is_undivided(self):
+        """Whether the routine does it in one thread, as measured; see `jaxgmm.linalg`."""
+        most = {"eigh": 50_000, "svd": 35_000}.get(self.routine, 140_000)
+        return self.many <= 1 or self.many * self.rows * self.columns * min(self.rows, self.columns) <= most
+
+
+def lapack_calls(program):
+    """What a jaxpr gives LAPACK, whose routines may divide a batch among the threads that wait for it."""
+    routines = ("cholesky", "triangular_solve", "lu", "eigh", "svd", "geqrf", "householder_product", "eig")
+    for equation in equations(program):
+        if equation.primitive.name in routines:
+            *lead, rows, columns = equation.invars[0].aval.shape
+            yield LapackCall(equation.primitive.name, math.prod(lead), rows, columns)
 
 
 def times_used(primitive, program):

@@ -1,7 +1,6 @@
 """Every covariance structure, and one written here by a user, through the same checks."""
 
 import functools
-import math
 
 import jax
 import jax.flatten_util
@@ -15,8 +14,8 @@ from tests.conftest import (
     CORE,
     NAMES,
     costly,
-    equations,
     given,
+    lapack_calls,
     overlapping,
     soft_labels,
     start_from,
@@ -358,14 +357,6 @@ def test_equal_records_are_equal_and_hash_alike():
     assert repr(FAMILIES["full"]) == "Family('full')"
 
 
-def at_once(program):
-    """How many matrices of which size a jaxpr gives LAPACK at once."""
-    for equation in equations(program):
-        if equation.primitive.name in ("cholesky", "triangular_solve", "lu", "eigh", "svd", "geqrf"):
-            *lead, size, _ = equation.invars[0].aval.shape
-            yield math.prod(lead), size
-
-
 @pytest.mark.parametrize("structure", [costly(n, quick=("full", "EEV")) for n in NAMES])
 def test_a_fit_gives_lapack_few_matrices_at_once(structure):
     """Or two devices that share a machine's threads can wait for each other without end."""
@@ -377,7 +368,6 @@ def test_a_fit_gives_lapack_few_matrices_at_once(structure):
         return jaxgmm.fit(start, x, max_iter=3)
 
     several = jnp.broadcast_to(x, (3, n, d))
-    calls = [*at_once(jax.make_jaxpr(lane)(x)), *at_once(jax.make_jaxpr(jax.vmap(lane))(several))]
+    calls = [*lapack_calls(jax.make_jaxpr(lane)(x)), *lapack_calls(jax.make_jaxpr(jax.vmap(lane))(several))]
     assert calls or structure in ("diag", "spherical", "EEI", "EII", "EVI", "VEI")
-    for many, size in calls:
-        assert many == 1 or many * size**3 <= 120_000, (many, size)
+    assert all(call.is_undivided for call in calls), calls

@@ -23,7 +23,7 @@ from jaxgmm.density import check_mixture, log_prob, sample
 from jaxgmm.families.diagonal import diag, spherical
 from jaxgmm.families.full import full
 from jaxgmm.families.tied import tied
-from jaxgmm.linalg import cholesky, einsum, lower_inverse
+from jaxgmm.linalg import cholesky, einsum, lower_inverse, triangular_factor
 from jaxgmm.params import GMMParams
 from jaxgmm.rows import block_rows, map_rows
 
@@ -60,13 +60,6 @@ def factors(params: GMMParams) -> Array:
         lower = jnp.tril(params.scale)
         return jnp.broadcast_to(lower[None], (params.n_components, *lower.shape))
     return cholesky(params.covariances)
-
-
-def triangular(square_roots: Array) -> Array:
-    """Lower factors C (..., d, d) with positive diagonals and C Cᵀ = M Mᵀ, of M (..., d, n) with n ≥ d."""
-    upper = jnp.linalg.qr(jnp.swapaxes(square_roots, -1, -2), mode="r")
-    sign = lax.stop_gradient(jnp.where(jnp.diagonal(upper, axis1=-2, axis2=-1) < 0, -1, 1))
-    return jnp.swapaxes(upper * sign.astype(upper.dtype)[..., :, None], -1, -2)
 
 
 def _log_density(gap: Array, lower: Array) -> Array:
@@ -112,8 +105,9 @@ def _marginal(params: GMMParams, features: tuple[int, ...]) -> GMMParams:
     if params.family is diag:
         return dataclasses.replace(params, means=means, scale=params.scale[:, columns])
     if params.family is tied:
-        return dataclasses.replace(params, means=means, scale=triangular(jnp.tril(params.scale)[columns]))
-    return GMMParams(params.log_weights, means, triangular(factors(params)[:, columns]), full)
+        scale = triangular_factor(jnp.tril(params.scale)[columns])
+        return dataclasses.replace(params, means=means, scale=scale)
+    return GMMParams(params.log_weights, means, triangular_factor(factors(params)[:, columns]), full)
 
 
 class _Conditional(NamedTuple):
@@ -127,7 +121,7 @@ def _split(params: GMMParams, observed: tuple[int, ...]) -> tuple[Array, Array, 
     rest = [j for j in range(params.n_features) if j not in observed]
     if not rest:
         raise ValueError("features must leave at least one feature that is not observed")
-    lower = triangular(factors(params)[:, np.asarray([*observed, *rest])])
+    lower = triangular_factor(factors(params)[:, np.asarray([*observed, *rest])])
     means = params.means[:, np.asarray([*observed, *rest])]
     return means[:, :n], means[:, n:], lower[:, :n, :n], lower[:, n:, :n], lower[:, n:, n:]
 
@@ -245,7 +239,7 @@ def _log_products(p: GMMParams, q: GMMParams) -> Array:
     both = jnp.concatenate(
         [jnp.broadcast_to(a[:, None], shape), jnp.broadcast_to(b[None, :], shape)], axis=-1
     )
-    return _log_density(p.means[:, None, :] - q.means[None, :, :], triangular(both))
+    return _log_density(p.means[:, None, :] - q.means[None, :, :], triangular_factor(both))
 
 
 def entropy_bounds(params: GMMParams) -> tuple[Array, Array]:

@@ -15,7 +15,16 @@ from jax.flatten_util import ravel_pytree
 from jaxgmm.density import posterior
 from jaxgmm.em_map import frame
 from jaxgmm.families.family import Family, free_weights
-from jaxgmm.linalg import PRECISION, einsum, embed_diagonal, epsilon
+from jaxgmm.linalg import (
+    PRECISION,
+    cholesky,
+    eigvalsh,
+    einsum,
+    embed_diagonal,
+    epsilon,
+    lower_inverse,
+    triangular_factor,
+)
 from jaxgmm.params import GMMParams, translate
 from jaxgmm.rows import block_rows, sum_rows
 
@@ -74,11 +83,11 @@ class Inverse(NamedTuple):
 
     def half(self, right: Array) -> Array:
         """L⁻¹ right, for right (P, q)."""
-        return lax.linalg.triangular_solve(self.factor, right, left_side=True, lower=True)
+        return jnp.matmul(lower_inverse(self.factor), right, precision=PRECISION)
 
     def other_half(self, right: Array) -> Array:
         """L⁻ᵀ right, for right (P, q)."""
-        return lax.linalg.triangular_solve(self.factor, right, left_side=True, lower=True, transpose_a=True)
+        return jnp.matmul(lower_inverse(self.factor).T, right, precision=PRECISION)
 
     def solve(self, right: Array) -> Array:
         """H⁻¹ right, for right (P, q)."""
@@ -156,8 +165,8 @@ def localise(params: GMMParams, shift: Array) -> Local:
     jacobian = lax.stop_gradient(jax.jacfwd(lengths)(origin))
     free = (jacobian != 0).any(0)
     fixed = embed_diagonal(jnp.where(free, 0, 1).astype(origin.dtype))
-    upper = jnp.linalg.qr(jnp.concatenate([jacobian, fixed]), mode="r")
-    basis = lax.linalg.triangular_solve(upper, jnp.eye(size, dtype=origin.dtype), left_side=True, lower=False)
+    lower = triangular_factor(jnp.concatenate([jacobian, fixed]).T)
+    upper, basis = lower.T, lower_inverse(lower).T
 
     def at(t: Array) -> GMMParams:
         return plainly(jnp.matmul(basis, t, precision=PRECISION))
@@ -225,9 +234,9 @@ def invert(local: Local, c: Curvature) -> Inverse:
     per_weight = c.information / c.total_weight + idle
     floor = 8 * local.free.size * epsilon(c.score.dtype)
     known = jnp.where(jnp.isfinite(per_weight).all(), lax.stop_gradient(per_weight), 0)
-    least = jnp.linalg.eigvalsh(known)[0]
+    least = eigvalsh(known)[0]
     valid = least > floor
-    factor = lax.linalg.cholesky(per_weight, symmetrize_input=False) * jnp.sqrt(c.total_weight)
+    factor = cholesky(per_weight) * jnp.sqrt(c.total_weight)
     factor = jnp.where(valid, factor, jnp.nan)
     inverse = Inverse(factor, least, valid, jnp.zeros((), c.score.dtype))
     return inverse._replace(distance=root(jnp.square(inverse.half(c.score[:, None])).sum()))

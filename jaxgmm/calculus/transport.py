@@ -11,7 +11,7 @@ from jax import Array, lax
 
 from jaxgmm.calculus.algebra import check_pair, factors, safe_sqrt
 from jaxgmm.compilation import jit
-from jaxgmm.linalg import einsum
+from jaxgmm.linalg import einsum, svd
 from jaxgmm.params import GMMParams
 
 
@@ -34,7 +34,7 @@ def squared_bures(p: GMMParams, q: GMMParams) -> Array:
     """
     a, b = factors(p), factors(q)
     cross = lax.stop_gradient(einsum("jfd,ife->ijde", b, a))
-    left, _, right = jnp.linalg.svd(cross, full_matrices=False)
+    left, _, right = svd(cross)
     turned = einsum("jfd,ijde->ijfe", b, einsum("ijde,ijef->ijdf", left, right))
     gap = p.means[:, None, :] - q.means[None, :, :]
     return jnp.square(gap).sum(-1) + jnp.square(a[:, None] - turned).sum((-2, -1))

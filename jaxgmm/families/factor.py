@@ -31,11 +31,13 @@ from jaxgmm.families.family import Family
 from jaxgmm.families.full import SQRT_HALF
 from jaxgmm.linalg import (
     cholesky,
+    eigh,
     einsum,
     embed_diagonal,
     epsilon,
     lower_inverse,
     safe_cholesky,
+    triangular_factor,
     weighted_squares,
 )
 
@@ -266,7 +268,7 @@ def _nearest(rank: int, covariance: Array) -> Scale:
 
     def loadings(psi: Array) -> Array:
         root = jnp.sqrt(psi)
-        values, vectors = jnp.linalg.eigh(correlation / (root[:, None] * root[None, :]))
+        values, vectors = eigh(correlation / (root[:, None] * root[None, :]))
         lengths = jnp.sqrt(jnp.maximum(values[n_features - rank :] - 1, 0))
         return root[:, None] * vectors[:, n_features - rank :] * lengths[None, :]
 
@@ -320,9 +322,9 @@ def _to_unconstrained(scale: Scale) -> dict[str, Array]:
     """Λ rotated until it is lower trapezoidal with a positive diagonal, in units of the noise; log noise."""
     unit = scale["loadings"] / scale["noise"][:, :, None]
     n_features, rank = unit.shape[1:]
-    rotation, upper = jnp.linalg.qr(unit[:, :rank, :].swapaxes(1, 2))
-    sign = jnp.where(jnp.diagonal(upper, axis1=1, axis2=2) < 0, -1, 1).astype(unit.dtype)
-    turned = _times(unit, rotation) * sign[:, None, :]
+    top = unit[:, :rank, :]
+    rotation = einsum("kde,kef->kdf", lower_inverse(triangular_factor(top)), top).swapaxes(1, 2)
+    turned = _times(unit, rotation)
     rows, columns = np.tril_indices(n_features, -1, rank)
     diagonal = jnp.diagonal(turned[:, :rank, :], axis1=1, axis2=2)
     return {

@@ -10,13 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from jaxgmm.linalg import einsum, epsilon, few_at_once, inverse
+from jaxgmm.linalg import eigh, einsum, epsilon, inverse, svd
 
 SWEEPS = 6  # of `common_axes`
-
-
-_eigenvectors = few_at_once(lambda matrices: jnp.linalg.eigh(matrices)[1], cost=10)
-_singular = few_at_once(lambda factors: jnp.linalg.svd(factors, full_matrices=False)[:2], cost=20)
 
 
 @jax.custom_jvp
@@ -27,8 +23,7 @@ def principal_axes(factors: Array) -> tuple[Array, Array]:
     eigendecomposition of the product would have. Where two values are equal their axes may turn freely and
     have no derivative: it is finite there, and right for whatever does not depend on the choice of axes.
     """
-    axes: tuple[Array, Array] = _singular(factors)
-    return axes
+    return svd(factors)[:2]
 
 
 @principal_axes.defjvp
@@ -162,7 +157,7 @@ def common_axes(factors: Array, share: Array, *, equal_volume: bool) -> tuple[Ar
     own = jnp.square(still).sum(-1)
     scaled = still / jnp.sqrt(own.sum(-1))[:, None, None]
     pooled = einsum("k,kde,kfe->df", share, scaled, scaled)
-    others = _eigenvectors(lax.stop_gradient(pooled))
+    others = eigh(lax.stop_gradient(pooled))[1]
     along = jnp.square(einsum("df,kde->kfe", others, still)).sum(-1)
     margin = 64 * epsilon(factors.dtype)
     better = _criterion(along, share, equal_volume) < _criterion(own, share, equal_volume) - margin

@@ -19,6 +19,7 @@ from jaxgmm.density import check_mixture
 from jaxgmm.families.diagonal import diag
 from jaxgmm.families.family import Family
 from jaxgmm.families.full import full
+from jaxgmm.linalg import triangular_factor
 from jaxgmm.params import GMMParams
 
 
@@ -142,7 +143,7 @@ def from_tfp(distribution: Any) -> GMMParams:
     if isinstance(component, dist.MultivariateNormalDiag):
         return _mixture(logits, component.mean(), component.stddev(), component.batch_shape)
     if isinstance(component, dist.MultivariateNormalLinearOperator):
-        factor = _triangular(jnp.asarray(component.scale.to_dense()))
+        factor = triangular_factor(jnp.asarray(component.scale.to_dense()))
         return _mixture(logits, component.mean(), factor, component.batch_shape)
     raise _unknown("from_tfp", "components that are multivariate normal", component)
 
@@ -236,14 +237,7 @@ def _parts(params: GMMParams) -> tuple[Array, Array, Array]:
     if params.family == full:
         return logits, params.means, jnp.tril(params.scale)
     eye = jnp.broadcast_to(jnp.eye(d, dtype=params.means.dtype), (k, d, d))
-    return logits, params.means, _triangular(params.family.colour(params.scale, eye))
-
-
-def _triangular(roots: Array) -> Array:
-    """Lower L with L Lᵀ = C Cᵀ and a positive diagonal, of any square roots C (K, D, D)."""
-    upper = jnp.linalg.qr(jnp.swapaxes(roots, -1, -2), mode="r")
-    diagonal = jnp.diagonal(upper, axis1=-2, axis2=-1)
-    return jnp.swapaxes(upper * jnp.where(diagonal < 0, -1, 1).astype(upper.dtype)[..., :, None], -1, -2)
+    return logits, params.means, triangular_factor(params.family.colour(params.scale, eye))
 
 
 def _mixture(logits: Any, means: Any, factors: Any, batch: tuple[int, ...], event: Any = None) -> GMMParams:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxgmm.families.full import full
-from jaxgmm.linalg import cholesky, einsum, lower_inverse
+from jaxgmm.linalg import cholesky, eigvalsh, einsum, lower_inverse
 from jaxgmm.moments import accumulate, location_and_variance
 from jaxgmm.params import GMMParams
 
@@ -83,14 +83,14 @@ def spurious(
         return jnp.where(few, int(Spurious.FEW), 0).astype(jnp.int32)
     inverse = lower_inverse(total)
     relative = einsum("de,kef,gf->kdg", inverse, covariances, inverse)
-    eigenvalues = jnp.linalg.eigvalsh(relative)
+    eigenvalues = eigvalsh(relative)
     largest = jnp.where(on, eigenvalues[:, -1], 0).max()
     smallest = jnp.where(on, eigenvalues[:, 0], jnp.inf).min()
     narrow = ~(largest <= max_ratio * smallest)
 
     def nearest_twin(i: Array) -> Array:
         # The Fisher length from i to each other component, as `maximise` has it for a step of EM.
-        factor = jnp.linalg.cholesky(covariances[i])
+        factor = cholesky(covariances[i])
         back = lower_inverse(factor)
         gaps = einsum("de,ke->kd", back, means - means[i][None, :])
         widths = einsum("de,kef,gf->kdg", back, covariances, back)
