@@ -51,7 +51,7 @@ class Solution(NamedTuple):
     report: Array  # ()
     n_iter: Array  # ()  int32: applications of F on the way to `point`
     status: Array  # ()  int32, a Status
-    history: Array  # (history_size,)
+    history: Array  # (history_size,)  -inf past n_iter
     memory: Memory
 
 
@@ -107,9 +107,12 @@ def no_memory(dtype: Any) -> Memory:
 
 
 def begin(start: PyTree, memory: Memory, history_size: int) -> State:
-    """The state before the first turn from a start."""
+    """The state before the first turn from a start.
+
+    What is not known yet is infinite and not NaN, which JAX's debugging tools report.
+    """
     dtype = memory.radius.dtype
-    nan = jnp.full((), jnp.nan, dtype)
+    lowest = jnp.full((), -jnp.inf, dtype)
     return State(
         base=start,
         image=start,
@@ -117,13 +120,13 @@ def begin(start: PyTree, memory: Memory, history_size: int) -> State:
         extrapolated=jnp.asarray(False),
         at_radius=jnp.asarray(False),
         radius=memory.radius,
-        objective=jnp.full((), -jnp.inf, dtype),
-        report=nan,
-        step=nan,
+        objective=lowest,
+        report=lowest,
+        step=-lowest,
         horizon=memory.horizon,
         n_iter=jnp.zeros((), jnp.int32),
         status=jnp.full((), RUNNING, jnp.int32),
-        history=jnp.full((history_size,), jnp.nan, dtype),
+        history=jnp.full((history_size,), -jnp.inf, dtype),
     )
 
 
@@ -151,7 +154,8 @@ def turn(
 
     # An extrapolation hides the slow modes behind those that it stirred up: a horizon once seen is
     # forgotten only by and by.
-    rate = jnp.clip(e.step / s.step, 0, _MAX_RATE)
+    # Not 0 / 0, where steps of length 0 are asked for (tol=0).
+    rate = jnp.clip(e.step / jnp.maximum(s.step, float(jnp.finfo(dtype).tiny)), 0, _MAX_RATE)
     seen = jnp.maximum(rate / (1 - rate), s.horizon * _FORGET)
     horizon = jnp.where(s.extrapolated | first, s.horizon, seen)
     near = (e.step * jnp.maximum(1, horizon) <= tol) | (e.step <= e.noise)
@@ -185,7 +189,7 @@ def turn(
     longer, shorter = 4 * s.radius, jnp.maximum(s.radius / 4, _FIRST_RADIUS)
     radius = jnp.where(s.extrapolated & s.at_radius, jnp.where(good, longer, shorter), s.radius)
 
-    report = jnp.where(good, e.report, s.report)
+    report = jnp.where(good, e.report, jnp.where(first, jnp.nan, s.report))
     slot = jnp.where(first, history_size, s.n_iter - 1)
     return State(
         base=base,

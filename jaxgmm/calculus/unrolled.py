@@ -70,7 +70,7 @@ def _unrolled(
         log_likelihood,
         n_iter,
         status_of(end, ~good, tol),
-        jnp.where(taken, history, jnp.nan),
+        jnp.where(taken, history, -jnp.inf),
     )
 
 

@@ -47,7 +47,7 @@ class StepwiseState:
       ridge: (D,) what is added to the diagonals of the covariances.
       n_steps: () int32.
       log_likelihood: () running average of the mean log-likelihood of each chunk before it was learnt from,
-        which is a held-out figure. NaN before the first step.
+        which is a held-out figure. −inf before the first step.
     """
 
     relative: GMMParams
@@ -78,7 +78,7 @@ def _init(params: GMMParams, reg_covar: Array) -> StepwiseState:
         shift,
         reg_covar * jnp.minimum(variance, 1),
         jnp.zeros((), jnp.int32),
-        jnp.full((), jnp.nan, params.means.dtype),
+        jnp.full((), -jnp.inf, params.means.dtype),
     )
 
 
@@ -136,7 +136,7 @@ def _step(
     on = relative.log_weights > -jnp.inf
     moments = moments + rebase.expected(relative, jnp.where(on, least, jnp.zeros((), dtype)))
     image, _ = maximise(relative, moments, state.ridge)
-    first = jnp.isnan(state.log_likelihood)
+    first = ~jnp.isfinite(state.log_likelihood)
     likelihood = jnp.where(first, mean.log_likelihood, blend(state.log_likelihood, mean.log_likelihood))
     after = StepwiseState(
         image,
