@@ -18,6 +18,7 @@ from jax.flatten_util import ravel_pytree
 
 from jaxgmm.implicit import RAW, Chart, Derivative, Evaluation, with_derivative
 from jaxgmm.linalg import epsilon
+from jaxgmm.manual_axes import varying_like
 
 PyTree = Any
 
@@ -183,8 +184,16 @@ def turn(
             return _select(taken, trial, image), taken, cut & taken
 
         # Also of many lanes at once, plain EM does without: whether to accelerate is the same for all.
+        seen_by_both = (image, wanted, s.radius, finest, s.base, s.point, e.image)
+
+        def leap_or_not(found: tuple[PyTree, Array, Array]) -> tuple[PyTree, Array, Array]:
+            return varying_like(found, seen_by_both)
+
         point, extrapolated, at_radius = lax.cond(
-            accelerate, leap, lambda _: (image, jnp.zeros_like(wanted), jnp.zeros_like(wanted)), None
+            accelerate,
+            lambda _: leap_or_not(leap(None)),
+            lambda _: leap_or_not((image, jnp.zeros_like(wanted), jnp.zeros_like(wanted))),
+            None,
         )
     longer, shorter = 4 * s.radius, jnp.maximum(s.radius / 4, _FIRST_RADIUS)
     radius = jnp.where(s.extrapolated & s.at_radius, jnp.where(good, longer, shorter), s.radius)
@@ -271,11 +280,13 @@ def advance(
     accelerate: Array,
 ) -> State:
     """Turns from a state until one of them ends the iteration; none if it has ended. Not differentiated."""
+    outside = data, tol, max_iter, accelerate
 
     def one(s: State) -> State:
-        return turn(evaluate(s.point, data), s, chart, tol, max_iter, accelerate)
+        after = turn(evaluate(s.point, data), s, chart, tol, max_iter, accelerate)
+        return varying_like(after, outside)
 
-    return lax.while_loop(lambda s: s.status == RUNNING, one, state)
+    return lax.while_loop(lambda s: s.status == RUNNING, one, varying_like(state, outside))
 
 
 def solution(
