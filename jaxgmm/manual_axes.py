@@ -1,4 +1,4 @@
-"""Values inside somebody's `shard_map`: loops and conditions want equal types, with the axes that values vary over.
+"""Values inside a `shard_map`: loops and conditions want equal types, with the axes that values vary over.
 
 With `check_vma` JAX counts these axes in the type of a value. A constant varies over none of them, so that a
 loop over the rows of one shard cannot begin with it. Everywhere else these functions do nothing.
@@ -38,7 +38,7 @@ def _vary(value: Any, axes: frozenset[Any]) -> Any:
     pcast: Any = getattr(lax, "pcast", None)
     if pcast is not None:
         return pcast(value, missing, to="varying")
-    vary: Any = lax.pvary  # before JAX 0.9
+    vary: Any = getattr(lax, "pvary")  # noqa: B009 - before JAX 0.9, and not known to a later one
     return vary(value, missing)
 
 

@@ -1,4 +1,4 @@
-"""Fits inside somebody's `shard_map`, and of arrays whose type says how they are divided (explicit sharding)."""
+"""Fits inside a `shard_map`, and of arrays whose type says how they are divided (explicit sharding)."""
 
 import subprocess
 import sys
