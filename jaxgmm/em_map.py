@@ -13,6 +13,7 @@ from jax import Array
 from jaxgmm import implicit, priors, quadratic
 from jaxgmm.families.family import Family
 from jaxgmm.linalg import epsilon, inverted_once
+from jaxgmm.manual_axes import varying_like
 from jaxgmm.moments import Moments, accumulate, location_and_variance
 from jaxgmm.params import GMMParams, has_component_axis
 from jaxgmm.rows import AxisName, rows_over
@@ -119,10 +120,11 @@ def weighted_m_step(
 
     def measured(params: GMMParams, _: None) -> tuple[GMMParams, None]:
         moments = accumulate(params, x, w, resp=r, shift=f.shift, block_size=block_size)
-        return maximise(without_empty(params, moments), moments, f.ridge, f.prior)[0], None
+        new = maximise(without_empty(params, moments), moments, f.ridge, f.prior)[0]
+        return varying_like(new, r, x, w, f), None
 
     # Twice: the second pass measures about the first one's result, where nothing cancels. Compiled once.
-    return jax.lax.scan(measured, params, None, length=2)[0]
+    return jax.lax.scan(measured, varying_like(params, r, x, w, f), None, length=2)[0]
 
 
 def _hold(image: GMMParams) -> GMMParams:

@@ -18,6 +18,7 @@ from jax.flatten_util import ravel_pytree
 
 from jaxgmm.implicit import RAW, Chart, Derivative, Evaluation, with_derivative
 from jaxgmm.linalg import epsilon
+from jaxgmm.manual_axes import varying_like
 
 PyTree = Any
 
@@ -51,7 +52,7 @@ class Solution(NamedTuple):
     report: Array  # ()
     n_iter: Array  # ()  int32: applications of F on the way to `point`
     status: Array  # ()  int32, a Status
-    history: Array  # (history_size,)
+    history: Array  # (history_size,)  -inf past n_iter
     memory: Memory
 
 
@@ -107,9 +108,12 @@ def no_memory(dtype: Any) -> Memory:
 
 
 def begin(start: PyTree, memory: Memory, history_size: int) -> State:
-    """The state before the first turn from a start."""
+    """The state before the first turn from a start.
+
+    What is not known yet is infinite and not NaN, which JAX's debugging tools report.
+    """
     dtype = memory.radius.dtype
-    nan = jnp.full((), jnp.nan, dtype)
+    lowest = jnp.full((), -jnp.inf, dtype)
     return State(
         base=start,
         image=start,
@@ -117,13 +121,13 @@ def begin(start: PyTree, memory: Memory, history_size: int) -> State:
         extrapolated=jnp.asarray(False),
         at_radius=jnp.asarray(False),
         radius=memory.radius,
-        objective=jnp.full((), -jnp.inf, dtype),
-        report=nan,
-        step=nan,
+        objective=lowest,
+        report=lowest,
+        step=-lowest,
         horizon=memory.horizon,
         n_iter=jnp.zeros((), jnp.int32),
         status=jnp.full((), RUNNING, jnp.int32),
-        history=jnp.full((history_size,), jnp.nan, dtype),
+        history=jnp.full((history_size,), -jnp.inf, dtype),
     )
 
 
@@ -151,7 +155,8 @@ def turn(
 
     # An extrapolation hides the slow modes behind those that it stirred up: a horizon once seen is
     # forgotten only by and by.
-    rate = jnp.clip(e.step / s.step, 0, _MAX_RATE)
+    # Not 0 / 0, where steps of length 0 are asked for (tol=0).
+    rate = jnp.clip(e.step / jnp.maximum(s.step, float(jnp.finfo(dtype).tiny)), 0, _MAX_RATE)
     seen = jnp.maximum(rate / (1 - rate), s.horizon * _FORGET)
     horizon = jnp.where(s.extrapolated | first, s.horizon, seen)
     near = (e.step * jnp.maximum(1, horizon) <= tol) | (e.step <= e.noise)
@@ -179,13 +184,21 @@ def turn(
             return _select(taken, trial, image), taken, cut & taken
 
         # Also of many lanes at once, plain EM does without: whether to accelerate is the same for all.
+        seen_by_both = (image, wanted, s.radius, finest, s.base, s.point, e.image)
+
+        def leap_or_not(found: tuple[PyTree, Array, Array]) -> tuple[PyTree, Array, Array]:
+            return varying_like(found, seen_by_both)
+
         point, extrapolated, at_radius = lax.cond(
-            accelerate, leap, lambda _: (image, jnp.zeros_like(wanted), jnp.zeros_like(wanted)), None
+            accelerate,
+            lambda _: leap_or_not(leap(None)),
+            lambda _: leap_or_not((image, jnp.zeros_like(wanted), jnp.zeros_like(wanted))),
+            None,
         )
     longer, shorter = 4 * s.radius, jnp.maximum(s.radius / 4, _FIRST_RADIUS)
     radius = jnp.where(s.extrapolated & s.at_radius, jnp.where(good, longer, shorter), s.radius)
 
-    report = jnp.where(good, e.report, s.report)
+    report = jnp.where(good, e.report, jnp.where(first, jnp.nan, s.report))
     slot = jnp.where(first, history_size, s.n_iter - 1)
     return State(
         base=base,
@@ -267,11 +280,13 @@ def advance(
     accelerate: Array,
 ) -> State:
     """Turns from a state until one of them ends the iteration; none if it has ended. Not differentiated."""
+    outside = data, tol, max_iter, accelerate
 
     def one(s: State) -> State:
-        return turn(evaluate(s.point, data), s, chart, tol, max_iter, accelerate)
+        after = turn(evaluate(s.point, data), s, chart, tol, max_iter, accelerate)
+        return varying_like(after, outside)
 
-    return lax.while_loop(lambda s: s.status == RUNNING, one, state)
+    return lax.while_loop(lambda s: s.status == RUNNING, one, varying_like(state, outside))
 
 
 def solution(

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxgmm.linalg import PRECISION, eigvalsh, epsilon, lower_inverse
+from jaxgmm.manual_axes import varying_like
 
 Operator = Callable[[Array], Array]
 
@@ -105,7 +106,7 @@ def gmres(
         g = jnp.zeros(m + 1, dtype).at[0].set(length)
         upper, rotation = jnp.zeros((m, m), dtype), jnp.eye(m + 1, dtype=dtype)
         j, basis, upper, _, g = lax.while_loop(
-            go_on, turn, (jnp.zeros((), jnp.int32), first, upper, rotation, g)
+            go_on, turn, varying_like((jnp.zeros((), jnp.int32), first, upper, rotation, g), b)
         )
         filled = (jnp.arange(m, dtype=jnp.int32) < j) & (jnp.abs(jnp.diagonal(upper)) > 0)
         square = jnp.where(filled[None, :] & filled[:, None], upper, jnp.eye(m, dtype=dtype))
@@ -124,7 +125,7 @@ def gmres(
     if guess is not None:
         x = guess / jnp.where(norm > 0, norm, 1)
         r, count = unit - matvec(x), count + 1
-    start = (x, r, _norm(r), jnp.full((), jnp.inf, dtype), count)
+    start = varying_like((x, r, _norm(r), jnp.full((), jnp.inf, dtype), count), b)
     x, _, length, _, count = lax.while_loop(unfinished, cycle, start)
     return Answer(x * norm, length, count)
 

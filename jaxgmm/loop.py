@@ -15,6 +15,7 @@ from jaxgmm.em_map import Frame, admissible, chart, coordinates, evaluate, frame
 from jaxgmm.families.family import Family
 from jaxgmm.fixed_point import Memory, Solution, State, Status, no_memory
 from jaxgmm.implicit import Derivative, Evaluation
+from jaxgmm.manual_axes import varying_like
 from jaxgmm.moments import accumulate
 from jaxgmm.params import GMMParams, translate
 from jaxgmm.priors import Prior
@@ -144,11 +145,14 @@ def _staged(begin: GMMParams, f: Frame, s: Settings, max_iter: Array) -> Solutio
         limit = jnp.where(closing, 0, max_iter)
         then = fixed_point.advance(turned, first, (x, w, here), max_iter=limit, **_options(family, s))
         report = jnp.where(closing & ~needed, ended.report, then.report)
-        return jax.tree.map(lambda a, b: jnp.where(closing, a, b), ended, then), report
+        chosen = jax.tree.map(lambda a, b: jnp.where(closing, a, b), ended, then)
+        return varying_like((chosen, report), outside)
 
     # The number of stages is no constant: XLA would write each of them out.
     n_stages = jnp.asarray(len(stages), jnp.int32)
-    end, report = lax.fori_loop(jnp.zeros_like(n_stages), n_stages, stage, (fresh, fresh.report))
+    outside = x, w, fixed, s.tol, s.accelerate, max_iter
+    begun = varying_like((fresh, fresh.report), outside)
+    end, report = lax.fori_loop(jnp.zeros_like(n_stages), n_stages, stage, begun)
     return fixed_point.solution(step, _derivative(family, s), end._replace(report=report), (s.x, s.w, last))
 
 
@@ -197,7 +201,13 @@ def _as_rounded(solution: Solution, f: Frame, s: Settings) -> Solution:
         )
 
     # The condition is the same for all fits of the data, so that of many none does what is not needed.
-    report = lax.cond((f.shift != 0).any(), measured, lambda _: solution.report, solution.point)
+    seen = solution.report, solution.point, f.shift, s.x, s.w
+    report = lax.cond(
+        (f.shift != 0).any(),
+        lambda point: varying_like(measured(point), seen),
+        lambda _: varying_like(solution.report, seen),
+        solution.point,
+    )
     return solution._replace(report=report)
 
 

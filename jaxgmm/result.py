@@ -32,7 +32,7 @@ class FitResult:
         there is a prior. A ridge's penalty, of the order of reg_covar, is not counted.
       n_iter: () int32, EM steps taken on the way to `params`, rejected extrapolations included.
       status: () int32, a `Status`.
-      history: (history_size,) log_likelihood after 1, 2, … steps; NaN past n_iter. Where the data lie far
+      history: (history_size,) log_likelihood after 1, 2, … steps; −inf past n_iter. Where the data lie far
         from the origin, before the means are rounded to their place there; log_likelihood is after. What the
         quadratic kernel reported on the way has its rounding.
     """

@@ -12,6 +12,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.flatten_util import ravel_pytree
 
+from jaxgmm.manual_axes import varying_like
+
 # Working set of one row block in numbers: on a CPU the (K, D, block) residuals should stay in its second
 # cache. An accelerator wants blocks that keep all of it busy, and has the memory.
 _BLOCK_NUMBERS = {"cpu": 1 << 18}
@@ -97,7 +99,8 @@ def sum_own_rows(body: Callable[..., Any], weight: Array | None, *rows: Array, b
         return leaves, None
 
     shapes = jax.eval_shape(body, weight[:block_size], *(a[:block_size] for a in rows))
-    zeros = [(jnp.zeros(s.shape, s.dtype),) * 2 for s in jax.tree.leaves(shapes)]
+    # A sum varies as its terms do, some of which may depend on other values than the rows.
+    zeros = [(varying_like(jnp.zeros(s.shape, s.dtype), s),) * 2 for s in jax.tree.leaves(shapes)]
     n_blocks = -(-n_samples // block_size)
     carry, _ = lax.scan(one, zeros, jnp.arange(n_blocks, dtype=jnp.int32))
     return jax.tree.unflatten(jax.tree.structure(shapes), [total - excess for total, excess in carry])

@@ -25,6 +25,7 @@ from jaxgmm.fixed_point import (
     turn,
 )
 from jaxgmm.implicit import Chart, Derivative, Evaluation
+from jaxgmm.manual_axes import varying_like
 
 PyTree = Any
 
@@ -94,7 +95,8 @@ def solve(
         slots = jax.vmap(one)(t.slots, t.lane)
         over = (slots.status != RUNNING) & (t.lane < n_lanes)
         # Most turns end nothing, and to put away nothing costs as much as to put away all.
-        return lax.cond(over.any(), replaced, lambda t, _: t, t._replace(slots=slots), over)
+        after = varying_like((t._replace(slots=slots), over), outside)
+        return lax.cond(over.any(), lambda *a: varying_like(replaced(*a), outside), lambda t, _: t, *after)
 
     def replaced(t: _Table, over: Array) -> _Table:
         ended = _put(t.ended, jnp.where(over, t.lane, n_lanes), t.slots)
@@ -107,6 +109,7 @@ def solve(
         )
         return _Table(slots, lane, t.waiting + over.sum(dtype=jnp.int32), ended)
 
+    outside = first, max_iter, tol, accelerate, jax.eval_shape(data_of, lanes[0])
     begun = _Table(_take(first, lanes[:width]), lanes[:width], jnp.asarray(width, jnp.int32), first)
-    end = lax.while_loop(lambda t: (t.lane < n_lanes).any(), together, begun).ended
+    end = lax.while_loop(lambda t: (t.lane < n_lanes).any(), together, varying_like(begun, outside)).ended
     return jax.vmap(lambda s, lane: solution(evaluate, derivative, s, data_of(lane)))(end, lanes)

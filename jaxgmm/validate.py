@@ -19,6 +19,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jaxgmm.compilation import is_concrete as is_concrete
+from jaxgmm.manual_axes import replicated
 
 
 def _now(function: Callable[..., Any], *values: Any) -> Any:
@@ -42,6 +43,8 @@ def floating(value: ArrayLike, name: str, wanted: Any = None) -> Array:
             raise TypeError(f"{name} must be an array of numbers; got ragged data ({error})") from None
         if value.dtype.kind not in "biuf" and not jnp.issubdtype(value.dtype, jnp.floating):
             raise TypeError(f"{name} must hold real numbers; got dtype {value.dtype}")
+    if isinstance(value, Array):
+        value = replicated(value)
     dtype = value.dtype
     if jnp.issubdtype(dtype, jnp.complexfloating) or jnp.issubdtype(dtype, jax.dtypes.extended):
         raise TypeError(f"{name} must hold real numbers; got dtype {dtype}")

@@ -196,7 +196,7 @@ def _descend(
     history = values[1:].at[-1].set(end.report)
     taken = jnp.arange(n_steps, dtype=jnp.int32) < n_iter
     return FitResult(
-        translate(point, f.shift), end.report, end.report, n_iter, status, jnp.where(taken, history, jnp.nan)
+        translate(point, f.shift), end.report, end.report, n_iter, status, jnp.where(taken, history, -jnp.inf)
     )
 
 

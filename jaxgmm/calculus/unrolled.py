@@ -76,7 +76,7 @@ def _unrolled(
         objective,
         n_iter,
         status_of(end, ~good, tol),
-        jnp.where(taken, history, jnp.nan),
+        jnp.where(taken, history, -jnp.inf),
     )
 
 

@@ -47,6 +47,12 @@ def nan_sqrt(variances: Array) -> Array:
     return jnp.where(variances > 0, jnp.sqrt(jnp.where(variances > 0, variances, 1)), jnp.nan)
 
 
+def _or_one(precision: Array) -> tuple[Array, Array]:
+    """Precisions, with 1 for those that are not positive, so that nothing is NaN; and which are positive."""
+    valid = precision > 0
+    return jnp.where(valid, precision, 1), valid
+
+
 def _diag_to_natural(reference: Array, weights: Array, scale: Array, shift: Array) -> dict[str, Array]:
     precision = jnp.square(reference / scale)
     root = jnp.sqrt(weights)[:, None]
@@ -56,7 +62,9 @@ def _diag_to_natural(reference: Array, weights: Array, scale: Array, shift: Arra
 def _diag_from_natural(reference: Array, weights: Array, natural: dict[str, Array]) -> tuple[Array, Array]:
     root = jnp.sqrt(weights)[:, None]
     precision = natural["precision"] / (SQRT_HALF * root)
-    return reference / nan_sqrt(precision), natural["shift"] / (root * precision)
+    precision, valid = _or_one(precision)
+    scale = jnp.where(valid, reference / jnp.sqrt(precision), jnp.nan)
+    return scale, natural["shift"] / (root * precision)
 
 
 def _diag_shape(n_components: int, n_features: int) -> tuple[int, ...]:
@@ -159,7 +167,9 @@ def _spherical_from_natural(
     root = jnp.sqrt(weights)
     length = SQRT_HALF * natural["shift"].shape[-1] ** 0.5
     precision = natural["precision"] / (length * root)
-    return reference / nan_sqrt(precision), natural["shift"] / (root * precision)[:, None]
+    precision, valid = _or_one(precision)
+    scale = jnp.where(valid, reference / jnp.sqrt(precision), jnp.nan)
+    return scale, natural["shift"] / (root * precision)[:, None]
 
 
 def _spherical_shape(n_components: int, n_features: int) -> tuple[int, ...]:

@@ -190,9 +190,11 @@ def _factor_to_natural(reference: Scale, weights: Array, scale: Scale, shift: Ar
 def _factor_from_natural(reference: Scale, weights: Array, natural: dict[str, Array]) -> tuple[Scale, Array]:
     precision = natural["precision"]
     root = jnp.sqrt(weights if precision.shape[0] == weights.shape[0] else weights.sum(keepdims=True))
-    relative = unimodular(factor_of_inverse(precision / (SQRT_HALF * root[:, None, None])))
+    factors, definite = factor_of_inverse(precision / (SQRT_HALF * root[:, None, None]))
+    relative = unimodular(factors)
     logs = logs_from(reference, weights, natural, precision.shape[-1])
-    scale = {**logs, "factor": einsum("kde,kef->kdf", jnp.tril(reference["factor"]), relative)}
+    factor = einsum("kde,kef->kdf", jnp.tril(reference["factor"]), relative)
+    scale = {**logs, "factor": jnp.where(definite, factor, jnp.nan)}
     spread = relative * (scale["width"] / reference["width"])[:, :, None]
     shift = natural["shift"] / jnp.sqrt(weights)[:, None]
     turned = times_each(spread.swapaxes(-1, -2), shift[:, :, None])

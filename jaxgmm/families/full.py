@@ -85,14 +85,25 @@ def relative_precision(reference: Array, scale: Array) -> Array:
     return einsum("...ed,...ef->...df", factors, factors)
 
 
-def factor_of_inverse(precision: Array) -> Array:
-    """Lower Cholesky factors of the inverses of (..., D, D); NaN where one is not positive definite.
+def factor_of_inverse(precision: Array) -> tuple[Array, Array]:
+    """Cholesky factors of the inverses of (..., D, D), and whether these are positive definite (..., 1, 1).
+
+    Elsewhere the factor is the identity, so that nothing computed from it is NaN.
 
     It reads the symmetric part, not one triangle: as coordinates of a covariance, the matrices then have an
     orthogonal projection as their redundancy, and the EM map's Jacobian in them is symmetric.
     """
-    inverse = lower_inverse(cholesky(0.5 * (precision + precision.swapaxes(-1, -2))))
-    return cholesky(einsum("...ed,...ef->...df", inverse, inverse))
+    first, definite = _or_identity(cholesky(0.5 * (precision + precision.swapaxes(-1, -2))))
+    inverse = lower_inverse(first)
+    factors, also = _or_identity(cholesky(einsum("...ed,...ef->...df", inverse, inverse)))
+    return factors, definite & also
+
+
+def _or_identity(factors: Array) -> tuple[Array, Array]:
+    """Factors (..., D, D), with the identity for those that are not finite; and which are (..., 1, 1)."""
+    finite = jnp.isfinite(factors).all((-2, -1), keepdims=True)
+    identity = jnp.eye(factors.shape[-1], dtype=factors.dtype)
+    return jnp.where(finite, factors, identity.reshape((1,) * (factors.ndim - 2) + identity.shape)), finite
 
 
 def _to_natural(reference: Array, weights: Array, scale: Array, shift: Array) -> dict[str, Array]:
@@ -106,9 +117,9 @@ def _to_natural(reference: Array, weights: Array, scale: Array, shift: Array) ->
 
 def _from_natural(reference: Array, weights: Array, natural: dict[str, Array]) -> tuple[Array, Array]:
     root = jnp.sqrt(weights)
-    factors = factor_of_inverse(natural["precision"] / (SQRT_HALF * root[:, None, None]))
+    factors, definite = factor_of_inverse(natural["precision"] / (SQRT_HALF * root[:, None, None]))
     shift = einsum("kde,kfe,kf->kd", factors, factors, natural["shift"] / root[:, None])
-    return einsum("kde,kef->kdf", reference, factors), shift
+    return jnp.where(definite, einsum("kde,kef->kdf", reference, factors), jnp.nan), shift
 
 
 def _covariance_shape(n_components: int, n_features: int) -> tuple[int, ...]:

@@ -79,9 +79,9 @@ def _to_natural(reference: Array, weights: Array, scale: Array, shift: Array) ->
 
 
 def _from_natural(reference: Array, weights: Array, natural: dict[str, Array]) -> tuple[Array, Array]:
-    factor = factor_of_inverse(natural["precision"] / SQRT_HALF)
+    factor, definite = factor_of_inverse(natural["precision"] / SQRT_HALF)
     shift = einsum("de,fe,kf->kd", factor, factor, natural["shift"] / jnp.sqrt(weights)[:, None])
-    return einsum("de,ef->df", reference, factor), shift
+    return jnp.where(definite, einsum("de,ef->df", reference, factor), jnp.nan), shift
 
 
 def _covariance_shape(n_components: int, n_features: int) -> tuple[int, ...]:

@@ -118,7 +118,7 @@ def _sum(parts: list[Moments]) -> Moments:
 
 def _sweeps(state: State, f: Frame, passes: Passes, max_iter: int, report: Callable[[State], Any]) -> State:
     parts = _Parts(state.point, f, passes)
-    best, n_iter, before, mean = state.point, 0, -np.inf, np.nan
+    best, n_iter, before, mean = state.point, 0, -np.inf, -np.inf
     history = np.asarray(state.history).copy()
     while n_iter < max_iter:
         mean = parts.sweep()
@@ -132,7 +132,7 @@ def _sweeps(state: State, f: Frame, passes: Passes, max_iter: int, report: Calla
         if mean - before < _GAIN:
             break
         before = mean
-    return _state(state, best, n_iter, history, np.nan)
+    return _state(state, best, n_iter, history, -np.inf)
 
 
 def _state(state: State, params: GMMParams, n_iter: int, history: np.ndarray, report: float) -> State:

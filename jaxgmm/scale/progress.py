@@ -46,7 +46,7 @@ class Progress:
         if self.n_iter < 0:
             return f"first pass{share or f', {self.rows} rows'}"
         text = f"step {self.n_iter} of at most {self.max_iter}{share}"
-        if not math.isnan(self.log_likelihood):
+        if math.isfinite(self.log_likelihood):
             text += f", log-likelihood {self.log_likelihood:.6g}"
         if not math.isnan(self.seconds_per_pass):
             text += f", {self.seconds_per_pass:.3g} s a step"
@@ -72,7 +72,7 @@ def steps_left(state: State, tol: float, max_iter: int) -> int:
     step, horizon = float(state.step), float(state.horizon)
     if int(state.status) != RUNNING:
         return 0
-    if not (step > 0 and horizon > 0 and tol > 0):
+    if not (0 < step < math.inf and horizon > 0 and tol > 0):
         return allowed
     left = math.log(max(step * horizon / tol, 1.0)) / math.log1p(1 / horizon)
     return min(allowed, math.ceil(left) + 1)

@@ -48,7 +48,7 @@ class StepwiseState:
       ridge: (D,) what is added to the diagonals of the covariances.
       n_steps: () int32.
       log_likelihood: () running average of the mean log-likelihood of each chunk before it was learnt from,
-        which is a held-out figure. NaN before the first step.
+        which is a held-out figure. −inf before the first step.
       seen: () the sum of the sample weights of the rows learnt from, against which a prior counts.
       prior: the prior as the M-step takes it, about `shift`; None without one.
     """
@@ -84,7 +84,7 @@ def _init(params: GMMParams, reg_covar: Array, prior: Prior | None) -> StepwiseS
         shift,
         reg_covar * jnp.minimum(variance, 1),
         jnp.zeros((), jnp.int32),
-        jnp.full((), jnp.nan, params.means.dtype),
+        jnp.full((), -jnp.inf, params.means.dtype),
         jnp.zeros((), params.means.dtype),
         None if prior is None else priors.pseudo(prior, params.family, shape, shift),
     )
@@ -155,7 +155,7 @@ def _step(
         image, _ = maximise(relative, moments, state.ridge)
     else:
         image, _ = maximise(relative, moments * seen, state.ridge, state.prior)
-    first = jnp.isnan(state.log_likelihood)
+    first = ~jnp.isfinite(state.log_likelihood)
     likelihood = jnp.where(first, mean.log_likelihood, blend(state.log_likelihood, mean.log_likelihood))
     after = StepwiseState(
         image,

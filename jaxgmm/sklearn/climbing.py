@@ -25,7 +25,7 @@ class Climb(NamedTuple):
     Attributes:
       params: after the last M-step.
       bound: () the mean log-likelihood, and the prior's share, before that M-step, as scikit-learn has it.
-      bounds: (CHUNK,) the same for every iteration; NaN past n_iter.
+      bounds: (CHUNK,) the same for every iteration; −inf past n_iter.
       n_iter: () int32.
       converged: () bool, the bound changed by less than tol.
       sound: () bool; False where a covariance has collapsed or the likelihood is not finite.
@@ -90,6 +90,6 @@ def climb(
             sound=sound,
         )
 
-    none = jnp.full(CHUNK, jnp.nan, x.dtype)
+    none = jnp.full(CHUNK, -jnp.inf, x.dtype)
     zero, no = jnp.zeros((), jnp.int32), jnp.asarray(False)
     return lax.while_loop(going, iterate, Climb(admissible(params), bound, none, zero, no, ~no))

@@ -44,7 +44,7 @@ class VariationalFit:
         log p(X), so that models can be compared by it.
       n_iter: () int32.
       status: () int32, a `Status`.
-      history: (history_size,) the bound after 1, 2, … iterations; NaN past n_iter.
+      history: (history_size,) the bound after 1, 2, … iterations; −inf past n_iter.
     """
 
     posterior: VariationalPosterior
@@ -176,7 +176,7 @@ def ascend(
             history=fit.history.at[fit.n_iter].set(value, mode="drop"),
         )
 
-    none = jnp.full(history_size, jnp.nan, x.dtype)
+    none = jnp.full(history_size, -jnp.inf, x.dtype)
     begun = VariationalFit(q, bound, jnp.zeros((), jnp.int32), jnp.full((), Status.MAX_ITER, jnp.int32), none)
     return lax.while_loop(going, iterate, begun)
 

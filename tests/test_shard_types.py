@@ -1,0 +1,107 @@
+"""Fits inside a `shard_map`, and of arrays whose type says how they are divided (explicit sharding)."""
+
+import subprocess
+import sys
+
+import jax
+import pytest
+
+PROGRAM = """
+import sys
+import jax, jax.numpy as jnp, numpy as np
+import jaxgmm
+jaxgmm.use_cores(2)
+from jax.sharding import NamedSharding, PartitionSpec as P
+from tests.conftest import overlapping, start_from
+
+X, labels = overlapping(200, 2, 2, seed=2)
+X = X.astype(np.float32)
+start = start_from(X, labels, "full", np.float32)
+CALLS = {
+    "fit": lambda p, x: jaxgmm.fit(p, x, kernel="whitened"),
+    "quadratic": lambda p, x: jaxgmm.fit(p, x, kernel="quadratic", block_size=16),
+    "auto": lambda p, x: jaxgmm.fit(p, x, x[:, 0] ** 2, kernel="auto"),
+    "e_step": jaxgmm.e_step,
+    "m_step": lambda p, x: jaxgmm.m_step(jaxgmm.e_step(p, x)[0], x),
+    "em_step": jaxgmm.em_step,
+    "predict": jaxgmm.predict,
+    "log_prob": jaxgmm.log_prob,
+    "fit_restarts": lambda p, x: jaxgmm.fit_restarts(jax.random.key(0), x, 2, n_init=3),
+}
+
+
+def same(got, want):
+    # Programs of other shapes and options may round differently.
+    for a, b in zip(*map(jax.tree.leaves, (got, want)), strict=True):
+        np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=2e-4, atol=2e-4)
+
+
+def in_shard_map():
+    mesh = jax.sharding.Mesh(np.array(jax.devices()), ("data",))
+    try:
+        shard_map, flag = jax.shard_map, "check_vma"
+    except AttributeError:  # before JAX 0.6
+        from jax.experimental.shard_map import shard_map
+        flag = "check_rep"
+    # JAX 0.5 cannot check a while_loop in shard_map.
+    flags = [{flag: True}, {flag: False}] if flag == "check_vma" else [{flag: False}]
+    both = jax.tree.map(lambda a: jnp.stack([a, a]), start)
+
+    def divided(call, x, options, params, spec):
+        def part(p, x):
+            p = p if spec == P() else jax.tree.map(lambda a: a[0], p)
+            return jax.tree.map(lambda a: jnp.asarray(a)[None], call(p, x))
+
+        mapped = shard_map(part, mesh=mesh, in_specs=(spec, P("data")), out_specs=P("data"), **options)
+        return jax.jit(mapped)(params, x)
+
+    for name, call in CALLS.items():
+        wanted = [call(start, part) for part in (X[:100], X[100:])]
+        for options in flags if name in ("fit", "fit_restarts") else flags[:1]:
+            got = divided(call, X, options, start, P())
+            for i, want in enumerate(wanted):
+                same(jax.tree.map(lambda a: a[i], got), want)
+    same(divided(CALLS["fit"], X, flags[0], both, P("data")), divided(CALLS["fit"], X, flags[0], start, P()))
+
+    def slope(p, x):
+        return jax.grad(lambda y: jaxgmm.fit(p, y, kernel="whitened").log_likelihood)(x)
+
+    got = divided(slope, X, flags[0], start, P())
+    for i, part in enumerate((X[:100], X[100:])):
+        same(got[i], slope(start, part))
+
+
+def explicit():
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Explicit,))
+    x = jax.device_put(X, NamedSharding(mesh, P("data", None)))
+    for name, call in CALLS.items():
+        want = call(start, X)
+        same(call(start, x), want)
+        with jax.set_mesh(mesh):
+            same(jax.jit(call)(start, x), want)
+            if name in ("fit", "log_prob"):
+                same(call(start, x), want)
+        if name in ("fit", "log_prob"):
+            same(jax.jit(call)(start, x), want)
+
+
+{"map": in_shard_map, "explicit": explicit}[sys.argv[1]]()
+"""
+
+
+def run(what):
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, what], capture_output=True, text=True, timeout=280, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_one_fit_for_each_shard_is_the_fit_of_that_part():
+    run("map")
+
+
+@pytest.mark.skipif(
+    not hasattr(jax, "set_mesh"), reason="this version of JAX has no arrays with explicit sharding"
+)
+def test_arrays_with_explicit_sharding_are_fitted():
+    run("explicit")
