@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from scipy.special import betaln
 from sklearn.utils.validation import check_is_fitted
 
 from jaxgmm.compilation import jit
@@ -20,7 +21,7 @@ from jaxgmm.rows import block_rows
 from jaxgmm.sklearn import checks, starting
 from jaxgmm.sklearn.attributes import log, scale_from_cholesky, to_device
 from jaxgmm.sklearn.climbing import CHUNK
-from jaxgmm.sklearn.mixture import BaseMixture
+from jaxgmm.sklearn.mixture import BaseMixture, Trial
 from jaxgmm.sklearn.rows import Host, Rows, compute_dtype
 from jaxgmm.variational.ascent import ascend, start
 from jaxgmm.variational.bound import expected
@@ -44,10 +45,11 @@ class BayesianGaussianMixture(BaseMixture):
     """A Bayesian Gaussian mixture with scikit-learn's interface, by variational inference.
 
     Parameters, attributes, methods and defaults are those of `sklearn.mixture.BayesianGaussianMixture`, and
-    `sample_weight` besides. Two things differ. `lower_bound_` is the evidence bound with every constant: it
-    is never above log p(X), and models with other priors or numbers of components can be compared by it. And
-    for "diag" and "spherical" the expected log-determinants are those of the gamma distributions that the
-    precisions have, with which alone the bound cannot fall; scikit-learn takes a Wishart distribution's.
+    `sample_weight` besides. Two things differ. `lower_bound_` has every constant, and for "diag" and
+    "spherical" the expected log-determinants are those of the gamma distributions that the precisions have,
+    with which alone the bound cannot fall; scikit-learn takes a Wishart distribution's. Beside it there is
+    `evidence_bound_`, never above log p(X): models with other priors or numbers of components can be
+    compared by it.
 
     Args:
       n_components: the most components; those that are not needed end with next to no weight.
@@ -78,8 +80,12 @@ class BayesianGaussianMixture(BaseMixture):
       precisions_cholesky_: upper factors of the precisions; their square roots for diag and spherical.
       converged_: whether the best fit came to its end.
       n_iter_: its iterations.
-      lower_bound_: its evidence bound.
+      lower_bound_: its bound; under "dirichlet_process" that of scikit-learn's model, in which a part of the
+        weight is in none of the components.
       lower_bounds_: the bound of all its iterations.
+      evidence_bound_: the bound of log p(X) under weights that sum to 1, the last stick being 1, by which
+        models with other priors or numbers of components can be compared; the same as `lower_bound_` under
+        "dirichlet_distribution".
       weight_concentration_: (n_components,) of the Dirichlet distribution, or the two of the Beta
         distributions.
       mean_precision_: (n_components,).
@@ -189,6 +195,7 @@ class BayesianGaussianMixture(BaseMixture):
             covariance=part(covariance),
             concentration=part(self.weight_concentration_prior_),
             stick_breaking=self.weight_concentration_prior_type == "dirichlet_process",
+            last_stick_free=True,
         )
 
     def _begin(self, rows: Rows, X: Host, random_state: Any, given: Any) -> VariationalPosterior:
@@ -250,6 +257,15 @@ class BayesianGaussianMixture(BaseMixture):
         self.mean_precision_ = q.mean_precision
         self.degrees_of_freedom_ = float(q.dof[0]) if state.family == tied else q.dof
         self._log_weights = np.asarray(_expected(state, self._ridge(rows)).log_weights, np.float64)
+
+    def _take(self, trial: Trial, rows: Rows, dtype: Any, n_iter: int) -> None:
+        super()._take(trial, rows, dtype, n_iter)
+        self.evidence_bound_ = self.lower_bound_
+        if isinstance(self.weight_concentration_, tuple):
+            # With v_K = 1 the same responsibilities have a bound without the last stick's normalisers.
+            a, b = (float(part[-1]) for part in self.weight_concentration_)
+            prior = float(self.weight_concentration_prior_)
+            self.evidence_bound_ -= float(betaln(a, b) - betaln(1, prior))
 
     def _mixture(self) -> tuple[Host, Host, Any, Family]:
         family = self._structure()

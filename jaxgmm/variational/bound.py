@@ -49,13 +49,14 @@ def expected(q: VariationalPosterior, reg_covar: Array) -> GMMParams:
     others = a.sum()[None] if q.rest is None else jnp.concatenate([q.rest, a + q.rest])
     # One call, however many there are of them: it is these functions that take time to compile.
     values = digamma(jnp.concatenate([arguments.ravel(), a, others]))
-    precisions, a, others = jnp.split(values, [arguments.size, arguments.size + k])
+    precisions, a, others = jnp.split(values, [arguments.size, arguments.size + a.size])
     if q.rest is None:
         log_weights = a - others
     else:
-        rest, both = others[:k], others[k:]
-        left = jnp.cumsum(rest - both)
-        log_weights = a - both + jnp.concatenate([jnp.zeros_like(left[:1]), left[:-1]])
+        rest, both = jnp.split(others, 2)
+        none = jnp.zeros(1, a.dtype)
+        piece, left = jnp.concatenate([a - both, none]), jnp.concatenate([none, jnp.cumsum(rest - both)])
+        log_weights = (piece + left)[:k]
     # E[log |Λ_k|] − log |E[Λ_k]|
     scale = 0.5 * (d if q.family == spherical else k if q.family == tied else 1) * q.dof
     total = precisions.reshape(arguments.shape).sum(1) * times * (d if q.family == spherical else 1)

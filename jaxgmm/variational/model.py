@@ -29,15 +29,15 @@ FAMILIES = (full, tied, diag, spherical)
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=["mean", "mean_precision", "dof", "covariance", "concentration"],
-    meta_fields=["stick_breaking"],
+    meta_fields=["stick_breaking", "last_stick_free"],
 )
 @dataclasses.dataclass(frozen=True)
 class VariationalPrior:
     """What is believed of a mixture before data: an immutable pytree.
 
     Λ_k ~ Wishart(ν, S⁻¹), μ_k | Λ_k ~ N(m, (β Λ_k)⁻¹), and the weights are Dirichlet(γ, …, γ), or broken off
-    a stick, π_k = v_k Π_{j<k} (1 − v_j) with v_k ~ Beta(1, γ): a Dirichlet process, of which the posterior
-    keeps the first K pieces. Other structures than "full" have what follows the same rules of counting:
+    a stick, π_k = v_k Π_{j<k} (1 − v_j) with v_k ~ Beta(1, γ) for k < K and v_K = 1: a Dirichlet process
+    truncated at K. Other structures than "full" have what follows the same rules of counting:
 
       tied: one Λ ~ Wishart(K ν, (K S)⁻¹): every component brings ν degrees of freedom.
       diag: precisions λ_kd ~ Gamma(ν / 2, S_d / 2).   spherical: λ_k ~ Gamma(D ν / 2, D S / 2).
@@ -49,9 +49,13 @@ class VariationalPrior:
       covariance: S, full and tied (D, D), diag (D,), spherical (): ν times a typical covariance.
       concentration: () γ > 0; the smaller, the fewer components.
       stick_breaking: which of the two; static.
+      last_stick_free: with stick_breaking, v_K ~ Beta(1, γ) too, as scikit-learn has it. A part of the weight
+        is then in none of the K components, and bounds of different K do not compare: with K = 1 and γ = 1
+        it costs log(N + 1) nats. Static.
 
     References:
-      Bishop (2006), §10.2; Blei & Jordan (2006), Variational inference for Dirichlet process mixtures.
+      Bishop (2006), §10.2; Blei & Jordan (2006), Variational inference for Dirichlet process mixtures;
+      Ishwaran & James (2001), Gibbs sampling methods for stick-breaking priors, for the truncation.
     """
 
     mean: Any  # (D,)
@@ -60,6 +64,7 @@ class VariationalPrior:
     covariance: Any  # (D, D), (D,) or ()
     concentration: Any  # ()
     stick_breaking: bool = True
+    last_stick_free: bool = False
 
 
 @functools.partial(
@@ -72,8 +77,9 @@ class VariationalPosterior:
     """The posterior of weights, means and precisions, in the prior's own form: an immutable pytree.
 
     Attributes:
-      concentration: (K,) of the Dirichlet; or a_k of the pieces v_k ~ Beta(a_k, b_k).
-      rest: (K,) the b_k, or None for a Dirichlet.
+      concentration: (K,) of the Dirichlet; or (K − 1,) the a_k of the pieces v_k ~ Beta(a_k, b_k), beside
+        v_K = 1; (K,) where the prior says last_stick_free.
+      rest: the b_k, as many as a_k, or None for a Dirichlet.
       means: (K, D) m_k.
       mean_precision: (K,) β_k.
       dof: (K,) ν_k; for tied the same in all, a K-th of that of the one Wishart distribution.
@@ -81,8 +87,8 @@ class VariationalPosterior:
       family: full, tied, diag or spherical; static.
     """
 
-    concentration: Array  # (K,)
-    rest: Array | None  # (K,)
+    concentration: Array  # (K,) or (K − 1,)
+    rest: Array | None  # (K,) or (K − 1,)
     means: Array  # (K, D)
     mean_precision: Array  # (K,)
     dof: Array  # (K,)
@@ -95,9 +101,11 @@ class VariationalPosterior:
         if self.rest is None:
             return self.concentration / self.concentration.sum(-1, keepdims=True)
         total = self.concentration + self.rest
-        left = jnp.cumprod(self.rest / total, axis=-1)
-        before = jnp.concatenate([jnp.ones_like(left[..., :1]), left[..., :-1]], axis=-1)
-        weights = self.concentration / total * before
+        one = jnp.ones((*total.shape[:-1], 1), total.dtype)
+        # What is broken off each time, and what was left before it. The last 1 is v_K, where that is not free.
+        piece = jnp.concatenate([self.concentration / total, one], axis=-1)
+        left = jnp.concatenate([one, jnp.cumprod(self.rest / total, axis=-1)], axis=-1)
+        weights = (piece * left)[..., : self.means.shape[-2]]
         return weights / weights.sum(-1, keepdims=True)
 
     def to_params(self) -> GMMParams:
@@ -136,14 +144,14 @@ def variational_prior(
     stick_breaking: bool = True,
     **overrides: Any,
 ) -> VariationalPrior:
-    """scikit-learn's default prior for data: m the mean of X, S its covariance, β = 1, ν = D, γ = 1/K.
+    """scikit-learn's default numbers for data: m the mean of X, S its covariance, β = 1, ν = D, γ = 1/K.
 
     Args:
       X: (N, D).
       n_components: K.
       covariance_type: "full", "tied", "diag" or "spherical".
       sample_weight: (N,) or None for ones.
-      stick_breaking: a Dirichlet process, or a Dirichlet distribution.
+      stick_breaking: a truncated Dirichlet process, or a Dirichlet distribution.
       **overrides: any of `VariationalPrior`'s numbers: mean, mean_precision, dof, covariance, concentration.
 
     Raises:
@@ -158,7 +166,7 @@ def variational_prior(
     x = validate.data(X)
     family = family_of(covariance_type)
     k = validate.n_components(n_components)
-    fields = {f.name for f in dataclasses.fields(VariationalPrior)} - {"stick_breaking"}
+    fields = {f.name for f in dataclasses.fields(VariationalPrior)} - {"stick_breaking", "last_stick_free"}
     if set(overrides) - fields:
         raise TypeError(f"variational_prior takes {sorted(fields)}; got {sorted(set(overrides) - fields)}")
     w = validate.weight(sample_weight, x)
@@ -199,8 +207,9 @@ def check(prior: VariationalPrior, family: Family, n_features: int, dtype: Any) 
         if not lowest_value > 0:
             raise ValueError("prior.covariance must be positive definite; give one with overrides")
     return VariationalPrior(
-        part("mean", (n_features,)), covariance=covariance, stick_breaking=bool(prior.stick_breaking), **parts
-    )
+        part("mean", (n_features,)), covariance=covariance, stick_breaking=bool(prior.stick_breaking),
+        last_stick_free=bool(prior.last_stick_free), **parts,
+    )  # fmt: skip
 
 
 def root(prior: VariationalPrior, family: Family) -> Array:
@@ -218,11 +227,12 @@ def root(prior: VariationalPrior, family: Family) -> Array:
 
 
 def counted(prior: VariationalPrior, n: Array) -> tuple[Array, Array | None]:
-    """The concentrations (K,), and the rest (K,) of the stick, after n (K,) samples."""
+    """`concentration` and `rest` of the posterior after n (K,) samples."""
     if not prior.stick_breaking:
         return prior.concentration + n, None
     later = jnp.concatenate([jnp.cumsum(n[::-1])[::-1][1:], jnp.zeros_like(n[:1])])
-    return 1 + n, prior.concentration + later
+    sticks = len(n) if prior.last_stick_free else len(n) - 1
+    return 1 + n[:sticks], prior.concentration + later[:sticks]
 
 
 def without_data(prior: VariationalPrior, family: Family, n_components: int) -> VariationalPosterior:

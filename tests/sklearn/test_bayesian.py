@@ -1,5 +1,6 @@
 """`BayesianGaussianMixture`: scikit-learn's attributes, a bound that compares models, and sample weights."""
 
+import dataclasses
 import pickle
 
 import numpy as np
@@ -12,6 +13,7 @@ from sklearn.exceptions import ConvergenceWarning
 import jaxgmm
 from jaxgmm.sklearn import BayesianGaussianMixture
 from tests.conftest import CORE, costly, x64
+from tests.test_variational import predictive
 
 IRIS = datasets.load_iris().data
 TYPES = [costly(n, quick=["full"]) for n in CORE]
@@ -82,12 +84,35 @@ def test_weights_are_as_good_as_repetition():
     assert_allclose(by_weight.covariances_, again.covariances_, rtol=1e-4)
 
 
+def test_the_evidence_bound_of_one_component_is_the_evidence(double):
+    """scikit-learn's last stick has a free length, and part of the weight is in no component."""
+    mixture = BayesianGaussianMixture(reg_covar=0, random_state=0).fit(IRIS)
+    exact = predictive(IRIS, "full", jaxgmm.variational_prior(IRIS, 1))
+    assert_allclose(mixture.evidence_bound_, exact, rtol=1e-10)
+    # ∫ v^150 dv over v ~ Beta(1, 1) is what the other bound has beside it.
+    assert_allclose(mixture.lower_bound_, exact - np.log(151), rtol=1e-10)
+
+
+@pytest.mark.slow
+def test_the_evidence_bound_is_near_that_of_a_fit_to_it(double):
+    settings = {"n_components": 2, "random_state": 0, "reg_covar": 0, "tol": 1e-8, "max_iter": 1000}
+    mixture = BayesianGaussianMixture(**settings).fit(IRIS)
+    best = jaxgmm.fit_variational(mixture.predict_proba(IRIS), IRIS, tol=1e-8)
+    # Near its optimum a bound moves by the square of the distance.
+    assert mixture.evidence_bound_ <= float(best.bound) + 1e-9
+    assert_allclose(mixture.evidence_bound_, float(best.bound), atol=0.01)
+    settings["weight_concentration_prior_type"] = "dirichlet_distribution"
+    mixture = BayesianGaussianMixture(**settings).fit(IRIS)
+    assert mixture.evidence_bound_ == mixture.lower_bound_
+
+
 @pytest.mark.slow
 def test_it_is_the_functional_fit(double):
     settings = {"n_components": 3, "random_state": 0, "max_iter": 300, "reg_covar": 0}
     mixture = BayesianGaussianMixture(**settings).fit(IRIS)
     labels = sklearn.cluster.KMeans(3, n_init=1, random_state=0).fit(IRIS).labels_
-    result = jaxgmm.fit_variational(np.eye(3)[labels], IRIS)
+    prior = dataclasses.replace(jaxgmm.variational_prior(IRIS, 3), last_stick_free=True)
+    result = jaxgmm.fit_variational(np.eye(3)[labels], IRIS, prior=prior)
     assert_allclose(mixture.lower_bound_, float(result.bound), rtol=1e-9)
     assert_allclose(mixture.means_, result.posterior.means, rtol=1e-7)
     params = mixture.to_params()
