@@ -117,8 +117,8 @@ def embed_diagonal(values: Array) -> Array:
 # end where as many of them run at once as there are threads, on a machine with two cores, say. They divide it
 # from some number of multiplications on, and never a single matrix. Of six calls at once on two cores, of B
 # matrices of 8 × 8 and of 24 × 24, those with B = 256 and 4 ended (triangular solves, inverses, eigenvalues),
-# 256 and 1 (eigenvectors), 64 and 16 (singular values), and those with 1024 and 16, 1024 and 4, 256 and 64 did
-# not; nor did Cholesky factors of 32 of 48 × 48. So every routine takes as many matrices at a time as have
+# 256 and 1 (eigenvectors), 64 and 16 (singular values); those with 1024 and 16, 1024 and 4, 256 and 64 did
+# not, nor did Cholesky factors of 32 of 48 × 48. So every routine takes as many matrices at a time as have
 # this many multiplications, of which `cost` says how many it takes; triangular inverses of more are products.
 _FEW = 120_000
 

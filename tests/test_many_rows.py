@@ -1,8 +1,8 @@
 """Sums over more rows than 16,384, where JAX 0.10.2 is silently wrong on a CPU (jax issue 39103).
 
-It compiles `vmap` of a matrix–vector product followed by a sum wrongly in float64. Such a release is excluded; this
-is what tells of the next one: the package's functions beside NumPy, called directly, inside the user's own `jit`, and
-by `vmap` over rows.
+It compiles `vmap` of a matrix–vector product followed by a sum wrongly in float64. That release is excluded;
+this is what tells of the next one: the package's functions beside NumPy, called directly, inside the user's
+own `jit`, and by `vmap` over rows.
 """
 
 import jax

@@ -102,7 +102,7 @@ class VariationalPosterior:
             return self.concentration / self.concentration.sum(-1, keepdims=True)
         total = self.concentration + self.rest
         one = jnp.ones((*total.shape[:-1], 1), total.dtype)
-        # What is broken off each time, and what was left before it. The last 1 is v_K, where that is not free.
+        # What is broken off each time, and what was left before. The last 1 is v_K, where that is not free.
         piece = jnp.concatenate([self.concentration / total, one], axis=-1)
         left = jnp.concatenate([one, jnp.cumprod(self.rest / total, axis=-1)], axis=-1)
         weights = (piece * left)[..., : self.means.shape[-2]]
