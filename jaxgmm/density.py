@@ -89,6 +89,10 @@ def check_mixture(params: GMMParams) -> None:
     if not isinstance(params, GMMParams):
         hint = "; pass result.params" if isinstance(getattr(params, "params", None), GMMParams) else ""
         raise TypeError(f"params must be GMMParams; got {type(params).__name__}{hint}")
+    if not all(
+        hasattr(a, "shape") for a in (params.log_weights, params.means, *jax.tree.leaves(params.scale))
+    ):
+        raise TypeError("params must hold arrays; build them with make_params(weights, means, covariances)")
     like = scale_like(params.family, *params.means.shape) if params.means.ndim == 2 else None
     validate.single_mixture(params.log_weights, params.means, params.scale, like)
 
@@ -270,13 +274,13 @@ def elbo(params: GMMParams, resp: ArrayLike, X: ArrayLike, sample_weight: ArrayL
       equation 7.
     """
     params, x = inputs(params, X)
-    r = validate.responsibilities(resp, x)
+    w = validate.weight(sample_weight, x)
+    r = validate.responsibilities(resp, x, w)
     if r.shape[1] != params.n_components:
         raise ValueError(
             f"resp must have shape {(x.shape[0], params.n_components)}, one column for each component of "
             f"params; got shape {r.shape}"
         )
-    w = validate.weight(sample_weight, x)
     return _elbo(params, r, x, jnp.ones(x.shape[0], x.dtype) if w is None else w)
 
 

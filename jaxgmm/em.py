@@ -21,7 +21,7 @@ from jaxgmm.families.family import Family
 from jaxgmm.families.table import get_family
 from jaxgmm.loop import HISTORY_SIZE, MAX_ITER, REG_COVAR, TOL, run
 from jaxgmm.moments import Moments, accumulate, rows_for
-from jaxgmm.params import GMMParams, translate
+from jaxgmm.params import GMMParams, scale_like, translate
 from jaxgmm.priors import Prior
 from jaxgmm.result import FitResult
 from jaxgmm.rows import AxisName, rows_over
@@ -86,10 +86,11 @@ def m_step(
       Bishop (2006), equations 9.24–9.26.
     """
     x = validate.data(X)
-    r = validate.responsibilities(resp, x)
     w = validate.weight(sample_weight, x)
+    r = validate.responsibilities(resp, x, w)
     reg = validate.not_negative(reg_covar, "reg_covar", x.dtype)
     family = get_family(covariance_type)
+    scale_like(family, r.shape[1], x.shape[1])
     checked = _checked(prior, family, (r.shape[1], x.shape[1]), x)
     options: dict[str, Any] = {
         "family": family,

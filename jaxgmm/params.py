@@ -15,7 +15,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jaxgmm import display, validate
-from jaxgmm.families.family import Family
+from jaxgmm.families.family import Family, check_record
 from jaxgmm.families.table import get_family
 
 
@@ -176,7 +176,8 @@ def make_params(
 
 @functools.lru_cache
 def scale_like(family: Family, n_components: int, n_features: int) -> Any:
-    """The shapes of the family's arrays for K components in D dimensions."""
+    """The shapes of the family's arrays for K components in D dimensions; its record is checked once."""
+    check_record(family, n_components, n_features)
     return jax.eval_shape(
         family.from_variances, jax.ShapeDtypeStruct((n_components, n_features), jnp.float32)
     )

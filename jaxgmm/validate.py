@@ -34,17 +34,57 @@ def _now(function: Callable[..., Any], *values: Any) -> Any:
         return function(*values)
 
 
+def _host_array(value: Any, name: str) -> np.ndarray[Any, Any]:
+    """Anything that is no JAX array as a NumPy array of real numbers."""
+    if hasattr(value, "toarray") and hasattr(value, "nnz"):
+        raise TypeError(f"{name} is a sparse {type(value).__name__}; use {name}.toarray()")
+    value = unmasked(value, name)
+    if type(value).__module__.partition(".")[0] == "pandas" and hasattr(value, "columns"):
+        value = _data_frame(value, name)
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise TypeError(f"{name} must be an array of numbers; got ragged data ({error})") from None
+    if array.dtype.kind not in "biuf" and not jnp.issubdtype(array.dtype, jnp.floating):
+        raise TypeError(f"{name} must hold real numbers; got dtype {array.dtype}")
+    return array
+
+
+def unmasked(value: Any, name: str) -> Any:
+    """The value; of a masked array without masked entries, its data. Raise where an entry is masked."""
+    if not isinstance(value, np.ma.MaskedArray):
+        return value
+    if np.ma.is_masked(value):
+        at = tuple(int(i) for i in np.argwhere(np.ma.getmaskarray(value))[0])
+        raise ValueError(
+            f"{name} is a masked array, and entry {at} is masked. Leave such rows out, or fill them in "
+            f"({name}.filled(...)), before the call."
+        )
+    return value.data
+
+
+def _data_frame(frame: Any, name: str) -> Any:
+    """A pandas data frame as an array, or an error that names the column."""
+    for column, dtype in zip(frame.columns, frame.dtypes, strict=True):
+        if dtype.kind not in "biuf":
+            raise TypeError(
+                f"{name} must hold real numbers; column {column!r} has dtype {dtype}. Leave it out, or turn "
+                "it into numbers, before the call."
+            )
+    if all(isinstance(dtype, np.dtype) for dtype in frame.dtypes):
+        return frame
+    for column, missing in zip(frame.columns, frame.isna().to_numpy().T, strict=True):
+        if missing.any():
+            raise ValueError(
+                f"{name} must be finite; column {column!r} has a missing value in row "
+                f"{int(missing.argmax())}. Leave such rows out, or fill them in, before the call."
+            )
+    return frame.to_numpy(dtype=np.float64)
+
+
 def floating(value: ArrayLike, name: str, wanted: Any = None) -> Array:
     """Any real array as float32 or, where JAX allows it, float64; or in the dtype `wanted`."""
-    if not isinstance(value, Array):
-        try:
-            value = np.asarray(value)
-        except ValueError as error:
-            raise TypeError(f"{name} must be an array of numbers; got ragged data ({error})") from None
-        if value.dtype.kind not in "biuf" and not jnp.issubdtype(value.dtype, jnp.floating):
-            raise TypeError(f"{name} must hold real numbers; got dtype {value.dtype}")
-    if isinstance(value, Array):
-        value = replicated(value)
+    value = replicated(value) if isinstance(value, Array) else _host_array(value, name)
     dtype = value.dtype
     if jnp.issubdtype(dtype, jnp.complexfloating) or jnp.issubdtype(dtype, jax.dtypes.extended):
         raise TypeError(f"{name} must hold real numbers; got dtype {dtype}")
@@ -74,6 +114,7 @@ def finite(a: Array, name: str, advice: str) -> None:
         raise ValueError(f"{name} must be finite{got} {place}. {advice}")
 
 
+_SUM = 1e-3  # how far from 1 probabilities may sum that were meant to: float16 rounds by that
 _COARSE = 1e-3  # of a feature's standard deviation: how much of it a cast to float32 may round away
 _LOOKED_AT = 1 << 16  # rows from which a standard deviation is estimated
 
@@ -132,7 +173,7 @@ def data(X: ArrayLike, *, n_features: int | None = None, name: str = "X") -> Arr
         )
     finite(x, name, "Drop or impute such rows, or scale the data, before the fit.")
     if not isinstance(X, Array):
-        _warn_of_rounding(np.asarray(X), x, name)
+        _warn_of_rounding(_host_array(X, name), x, name)
     return x
 
 
@@ -285,8 +326,11 @@ def key(value: Any) -> Array:
     return value if typed else jax.random.wrap_key_data(jnp.asarray(value), impl="threefry2x32")
 
 
-def responsibilities(resp: ArrayLike, x: Array) -> Array:
-    """resp as (N, K) in X's dtype, finite and not negative where that can be seen."""
+def responsibilities(resp: ArrayLike, x: Array, w: Array | None = None) -> Array:
+    """resp as (N, K) in X's dtype: finite, not negative, and of sum 1 in each row, where that can be seen.
+
+    Rows of weight 0 count for nothing, and their sums may be anything.
+    """
     r = floating(resp, "resp", x.dtype)
     if r.ndim != 2 or r.shape[0] != x.shape[0] or r.shape[1] == 0:
         raise ValueError(
@@ -298,6 +342,17 @@ def responsibilities(resp: ArrayLike, x: Array) -> Array:
         raise ValueError(f"resp must not be negative; got {float(_now(jnp.min, r))}")
     if is_concrete(r) and not float(_now(jnp.max, r)) > 0:
         raise ValueError("resp must not be zero everywhere: no component would be left")
+    if is_concrete(r, w) and r.is_fully_addressable:
+        sums = np.asarray(r, np.float64).sum(1)
+        bad = np.abs(sums - 1) > _SUM
+        if w is not None:
+            bad &= np.asarray(w) > 0
+        if bad.any():
+            row = int(bad.argmax())
+            raise ValueError(
+                f"resp must sum to 1 in every row; row {row} sums to {sums[row]:.6g}. Divide by the sums: "
+                "resp / resp.sum(1, keepdims=True). A row that is not to count has sample_weight 0."
+            )
     return r
 
 

@@ -10,6 +10,7 @@ import pytest
 
 import jaxgmm
 from jaxgmm.families import FAMILIES, Family, get_family
+from jaxgmm.families.family import check_record
 from tests.conftest import (
     CORE,
     NAMES,
@@ -371,3 +372,34 @@ def test_a_fit_gives_lapack_few_matrices_at_once(structure):
     calls = [*lapack_calls(jax.make_jaxpr(lane)(x)), *lapack_calls(jax.make_jaxpr(jax.vmap(lane))(several))]
     assert calls or structure in ("diag", "spherical", "EEI", "EII", "EVI", "VEI")
     assert all(call.is_undivided for call in calls), calls
+
+
+FIELDS = {
+    "update": lambda scale, weight, mean, second, ridge: (scale[:1], weight),
+    "whitener": lambda scale: lambda residuals: residuals[0],
+    "colour": lambda scale, y: y[..., :1],
+    "log_det": lambda scale, shape: scale,
+    "diagonal": lambda scale, shape: scale[0],
+    "inverse_diagonal": lambda scale, shape: scale.sum(),
+    "to_covariance": lambda scale, shape: scale,
+    "rescale": lambda scale, unit: unit,
+}
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_a_record_that_does_not_keep_its_promise_is_refused_by_the_field(field):
+    broken = FAMILIES["diag"]._replace(name="mine", **{field: FIELDS[field]})
+    x = np.random.default_rng(0).normal(size=(20, 2)).astype(np.float32)
+    for call in (
+        lambda: jaxgmm.m_step(np.full((20, 2), 0.5), x, covariance_type=broken),
+        lambda: jaxgmm.fit_restarts(jax.random.key(0), x, 3, covariance_type=broken),
+        lambda: jaxgmm.fit_best(jax.random.key(0), x, 3, covariance_type=broken),
+    ):
+        with pytest.raises(TypeError, match=f"'mine': {field}"):
+            call()
+
+
+@pytest.mark.parametrize("structure", [*NAMES, "factor(1)", "full-equal", "diag-ratio(9)"])
+def test_the_packages_own_records_keep_theirs(structure):
+    for k, d in ((1, 2), (4, 3)):
+        check_record(get_family(structure), k, d)

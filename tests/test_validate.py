@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.sparse
 
 import jaxgmm
 from tests.conftest import x64
@@ -611,3 +612,62 @@ def test_a_cast_that_loses_digits_warns_once_with_the_feature_and_the_remedy():
         jaxgmm.log_prob(params, np.full((3, 2), 1.7e9 + 1))  # nor do equal values have any
     with x64(True):
         jaxgmm.log_prob(params, TIMES)
+
+
+ONE = jaxgmm.make_params([1.0], [[0.0, 0.0]], [1.0], "spherical")
+
+
+def frame(**columns):
+    pandas = pytest.importorskip("pandas", reason="the extra test has it")
+    return pandas.DataFrame({name: pandas.array(*value) for name, value in columns.items()})
+
+
+BAD_TABLES = {
+    "sparse": (lambda: scipy.sparse.csr_matrix(WHOLE), TypeError, r"sparse csr_matrix; use X.toarray\(\)"),
+    "masked": (lambda: np.ma.masked_array(WHOLE, WHOLE > 8), ValueError, r"entry \(4, 0\) is masked"),
+    "a column of text": (
+        lambda: frame(a=([1.0, 2.0],), b=(["x", "y"],)), TypeError, "column 'b' has dtype"
+    ),
+    "a nullable column with a gap": (
+        lambda: frame(a=([1, 2], "Int64"), b=([1.0, None], "Float64")), ValueError, "column 'b'.*row 1"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("table", BAD_TABLES)
+def test_a_table_that_is_no_matrix_of_numbers_is_refused_by_what_it_is(table):
+    make, error, words = BAD_TABLES[table]
+    with pytest.raises(error, match=words):
+        jaxgmm.log_prob(ONE, make())
+
+
+def test_tables_that_are_numbers_are_taken():
+    expected = jaxgmm.log_prob(ONE, np.array([[1.0, 3.0], [2.0, 4.0]]))
+    nullable = frame(a=([1, 2], "Int64"), b=([3.0, 4.0], "Float64"))
+    for table in (nullable, np.ma.masked_array(np.array([[1.0, 3.0], [2.0, 4.0]]), False)):
+        np.testing.assert_array_equal(jaxgmm.log_prob(ONE, table), expected)
+
+
+def test_parameters_of_lists_are_refused():
+    made = jaxgmm.GMMParams([0.0], [[0.0, 0.0]], [1.0], ONE.family)
+    for function in (jaxgmm.log_prob, jaxgmm.fit):
+        with pytest.raises(TypeError, match="make_params"):
+            function(made, WHOLE)
+
+
+def test_responsibilities_must_sum_to_one_where_a_row_counts():
+    resp = RESP.copy()
+    resp[3] *= 0.5
+    with pytest.raises(ValueError, match=r"row 3 sums to 0\.5"):
+        jaxgmm.m_step(resp, WHOLE)
+    with pytest.raises(ValueError, match=r"row 3 sums to 0\.5"):
+        jaxgmm.from_responsibilities(resp, WHOLE)
+    weight = (np.arange(N) != 3).astype(float)
+    expected = jaxgmm.m_step(RESP, WHOLE, sample_weight=weight)
+    np.testing.assert_array_equal(jaxgmm.m_step(resp, WHOLE, sample_weight=weight).means, expected.means)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_condition_must_be_finite(value):
+    with pytest.raises(ValueError, match="values must be finite"):
+        jaxgmm.condition(ONE, (0,), [value])

@@ -164,12 +164,13 @@ def condition(params: GMMParams, features: Sequence[int] | int, values: ArrayLik
     """
     check_mixture(params)
     observed = validate.features(features, params.n_features)
-    v = jnp.asarray(values, params.means.dtype)
+    v = validate.floating(values, "values", params.means.dtype)
     if v.shape != (len(observed),):
         raise ValueError(
             f"values must have shape ({len(observed)},), one for each of features; got shape {v.shape}. "
             "Use jax.vmap for many"
         )
+    validate.finite(v, "values", "A feature that was not observed is left out of features.")
     return _condition(params, v, observed)
 
 

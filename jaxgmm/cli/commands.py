@@ -17,6 +17,7 @@ from jaxgmm.cli.options import (
     GROUP_HELP,
     PREDICT_HELP,
     SAMPLE_HELP,
+    SEED,
     Components,
     Group,
     Names,
@@ -107,7 +108,7 @@ def cli(context: click.Context) -> None:
     help="So many plain restarts for each fit, in place of the tournament.",
 )
 @click.option(
-    "--seed", type=int, default=0, show_default=True, help="Seed of the starts; same seed, same result."
+    "--seed", type=SEED, default=0, show_default=True, help="Seed of the starts; same seed, same result."
 )
 @click.option(
     "--tol",
@@ -293,7 +294,7 @@ def predict(model: str, data: str, columns: tuple[str, ...] | None, out: str | N
 @cli.command(help=SAMPLE_HELP)
 @click.argument("model", type=click.Path())
 @click.argument("n", type=click.IntRange(1, 10**9), metavar="N")
-@click.option("--seed", type=int, default=0, show_default=True, help="Same seed, same rows.")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Same seed, same rows.")
 @click.option("--labels", is_flag=True, help="Add a column `label`: which component drew the row.")
 @click.option(
     "--out",

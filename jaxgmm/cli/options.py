@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+SEED = click.IntRange(0, 2**32 - 1)  # what a key is made of
+
 # click's ParamType is generic for type checkers only, from version 8.4 on.
 if TYPE_CHECKING:
     _Integers = click.ParamType[tuple[int, ...]]

@@ -264,10 +264,16 @@ def _separator(path: str, extension: str) -> str:
     if start[:2] in (b"\xff\xfe", b"\xfe\xff"):
         raise UserError(f"{path}: the text is UTF-16; save it as UTF-8")
     line = start.decode("utf-8-sig", "replace").rstrip("\r\n")
+    if not line.strip():
+        raise UserError(f"{path}: the first line is blank; it must name the columns")
     separator = "\t" if extension == ".tsv" else max(",;\t", key=line.count)
     fields = next(csv.reader([line], delimiter=separator), [])
     if fields and all(_is_number(field) for field in fields):
         raise UserError(f"{path}: the first line holds numbers; it must name the columns")
+    names = [field.strip() for field in fields]
+    for i, name in enumerate(names):
+        if name and (first := names.index(name)) < i:
+            raise UserError(f"{path}: columns {first + 1} and {i + 1} have the same name, {name!r}")
     return separator
 
 

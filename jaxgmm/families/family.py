@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 from jax import Array
 
 Scale = Any  # a family's own pytree of arrays
@@ -93,6 +96,51 @@ class Family(NamedTuple):
 def free_weights(family: Family, n_components: Any) -> Any:
     """How many mixing weights are free: K − 1, or none where they are all the same. K may be traced."""
     return 0 if family.equal_weights else n_components - 1
+
+
+@functools.lru_cache
+def check_record(family: Family, n_components: int, n_features: int) -> None:
+    """Raise unless a record's functions give what the record promises of K components in D features.
+
+    Nothing is computed: shapes and dtypes are inferred.
+
+    Raises:
+      TypeError: naming the field, the shape and dtype that it should give, and those that it gives.
+    """
+    k, d, rows = n_components, n_features, 5
+
+    def of(*shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+    def check(field: str, expected: Any, function: Callable[..., Any], *arguments: Any) -> Any:
+        try:
+            found = jax.eval_shape(function, *arguments)
+        except Exception as error:
+            raise TypeError(f"{family.name!r}: {field} fails for K = {k}, D = {d}: {error}") from error
+        if expected is None:
+            return found
+        trees = (expected, found)
+        wanted, got = ([f"{a.dtype.name}{list(a.shape)}" for a in jax.tree.leaves(t)] for t in trees)
+        structures: list[Any] = [jax.tree.structure(t) for t in trees]
+        if wanted != got or structures[0] != structures[1]:
+            raise TypeError(
+                f"{family.name!r}: {field} must give {', '.join(wanted)} for K = {k}, D = {d}, as a pytree "
+                f"like {structures[0]}; it gives {', '.join(got)} as {structures[1]}"
+            )
+        return found
+
+    shape = (k, d)
+    scale = check("from_variances", None, family.from_variances, of(k, d))
+    check("whitener", of(k, d, rows), lambda s, r: family.whitener(s)(r), scale, of(k, d, rows))
+    check("colour", of(k, d, rows), family.colour, scale, of(k, d, rows))
+    check("log_det", of(k), lambda s: family.log_det(s, shape), scale)
+    check("diagonal", of(k, d), lambda s: family.diagonal(s, shape), scale)
+    check("inverse_diagonal", of(k, d), lambda s: family.inverse_diagonal(s, shape), scale)
+    check("to_covariance", of(k, d, d), lambda s: family.to_covariance(s, shape), scale)
+    second = check("second_moment", None, family.second_moment, scale, of(k, d, rows), of(k, rows))
+    check("update", (scale, of(k)), family.update, scale, of(k), of(k, d), second, of(d))
+    if family.rescale is not None:
+        check("rescale", scale, family.rescale, scale, of(d))
 
 
 def free_parameters(family: Family, n_components: Any, n_features: int) -> Any:

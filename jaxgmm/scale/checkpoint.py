@@ -336,6 +336,10 @@ def _state(members: dict[str, np.ndarray], settings: Settings) -> State:
     )
     if not RUNNING <= int(state.status) <= max(Status) or int(state.n_iter) < 0:
         raise ValueError("damaged: its state has no such status, or a negative number of steps")
+    for point in (state.base, state.image, state.point):
+        parts = (point.means, *jax.tree.leaves(point.scale))
+        if np.isnan(point.log_weights).any() or not all(np.isfinite(a).all() for a in parts):
+            raise ValueError("damaged: the mixture of its state is not finite")
     moved = members["shift"]
     if moved.shape != settings.shift.shape or moved.dtype != settings.shift.dtype:
         raise ValueError("damaged: its shift is not of the fit's shape and dtype")

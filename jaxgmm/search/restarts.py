@@ -19,7 +19,7 @@ from jaxgmm.families.table import get_family
 from jaxgmm.init import Init, check_init, start
 from jaxgmm.loop import HISTORY_SIZE, MAX_ITER, REG_COVAR, TOL, concurrency, run_many
 from jaxgmm.moments import rows_for
-from jaxgmm.params import GMMParams
+from jaxgmm.params import GMMParams, scale_like
 from jaxgmm.priors import Prior
 from jaxgmm.result import FitResult
 from jaxgmm.search.criteria import best
@@ -141,6 +141,7 @@ def _fit_many(
     w = validate.weight(sample_weight, x)
     n_init = validate.count(n_init, "n_init", 1)
     family, starts = get_family(covariance_type), None
+    scale_like(family, n_components, x.shape[1])
     if isinstance(init, GMMParams):
         if sizes is not None:
             raise TypeError("init of fit_components cannot be starting mixtures; give them to fit_restarts")

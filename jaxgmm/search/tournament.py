@@ -23,7 +23,7 @@ from jaxgmm.families.family import Family
 from jaxgmm.families.table import get_family
 from jaxgmm.init import WIDEN, Init, check_init
 from jaxgmm.loop import HISTORY_SIZE, MAX_ITER, REG_COVAR, TOL
-from jaxgmm.params import GMMParams
+from jaxgmm.params import GMMParams, scale_like
 from jaxgmm.priors import Prior
 from jaxgmm.result import FitResult
 from jaxgmm.rows import block_rows
@@ -118,6 +118,7 @@ class Tournament:
         self.frozen: lanes.Settings = jax.lax.stop_gradient(settings)
         self.sizes = np.asarray(sizes, np.int32)
         self.n_components = max(sizes)
+        scale_like(family, self.n_components, n_features)
         self.block_size = block_rows(n_samples, self.n_components, n_features, _WIDTH * len(sizes))
         self.history_size = history_size
         self.unit, self.reference = lanes.reference(

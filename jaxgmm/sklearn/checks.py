@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from sklearn.utils import check_array
 
+from jaxgmm import validate
 from jaxgmm.families.diagonal import diag, spherical
 from jaxgmm.families.family import Family
 from jaxgmm.sklearn.attributes import SHAPED
@@ -113,3 +114,23 @@ def precisions(value: Any, shape: tuple[int, ...], family: Family, what: str) ->
     if not symmetric or (np.linalg.eigvalsh(a) <= 0).any():
         raise ValueError(f"'{what}' should be symmetric, positive-definite")
     return a.astype(np.float64)
+
+
+def table(X: Any) -> Any:
+    """X as it is, once it is known not to be masked, and every column of a data frame to be numbers.
+
+    Raises:
+      ValueError: naming the masked entry or the column.
+    """
+    X = validate.unmasked(X, "X")
+    if type(X).__module__.partition(".")[0] == "pandas" and hasattr(X, "columns"):
+        for column, dtype in zip(X.columns, X.dtypes, strict=True):
+            if dtype.kind == "O":
+                try:
+                    np.asarray(X[column], np.float64)
+                except (TypeError, ValueError) as error:
+                    raise ValueError(f"column {column!r} does not hold numbers: {error}") from None
+            elif not isinstance(dtype, np.dtype) and X[column].isna().any():
+                row = int(X[column].isna().to_numpy().argmax())
+                raise ValueError(f"Input X contains NaN: column {column!r} has a missing value in row {row}")
+    return X

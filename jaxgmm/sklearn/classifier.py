@@ -117,6 +117,12 @@ class GaussianMixtureClassifier(ClassifierMixin, BaseEstimator):
         check_classification_targets(labels)
         weight = check_weight(sample_weight, data)
         if weight is not None:
+            lost = np.setdiff1d(labels, labels[weight > 0])
+            if len(lost):
+                raise ValueError(
+                    f"class {lost[0]} has no sample of positive weight; leave its samples out, or give one "
+                    "of them a weight"
+                )
             data, labels, weight = data[weight > 0], labels[weight > 0], weight[weight > 0]
         self.classes_, codes = np.unique(labels, return_inverse=True)
         self.class_prior_ = self._class_prior(codes, weight)

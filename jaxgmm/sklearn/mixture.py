@@ -120,7 +120,9 @@ class BaseMixture(DensityMixin, BaseEstimator, metaclass=abc.ABCMeta):
     def _fit(self, X: Any, sample_weight: Any) -> Host:
         checks.check_parameters(self, self._constraints)
         random_state = check_random_state(self.random_state)
-        data: Host = validate_data(self, X, dtype=[np.float64, np.float32], ensure_min_samples=2)
+        data: Host = validate_data(
+            self, checks.table(X), dtype=[np.float64, np.float32], ensure_min_samples=2
+        )
         self._fit_data(data, check_weight(sample_weight, data), random_state)
         return data
 
@@ -298,7 +300,7 @@ class BaseMixture(DensityMixin, BaseEstimator, metaclass=abc.ABCMeta):
 
     def _new(self, X: Any) -> Host:
         check_is_fitted(self)
-        data: Host = validate_data(self, X, reset=False, dtype=[np.float64, np.float32])
+        data: Host = validate_data(self, checks.table(X), reset=False, dtype=[np.float64, np.float32])
         return data
 
     def score_samples(self, X: Any) -> Host:
@@ -335,6 +337,8 @@ class BaseMixture(DensityMixin, BaseEstimator, metaclass=abc.ABCMeta):
           ValueError: for n_samples < 1.
         """
         check_is_fitted(self)
+        if isinstance(n_samples, bool) or not isinstance(n_samples, int | np.integer):
+            raise TypeError(f"n_samples must be an int; got {n_samples!r} of type {type(n_samples).__name__}")
         if n_samples < 1:
             raise ValueError(
                 f"Invalid value for 'n_samples': {n_samples} . The sampling requires at least one sample."

@@ -449,3 +449,17 @@ def test_the_cache_of_programs_is_made_for_its_owner(tmp_path):
     finally:
         for name, value in before.items():
             jax.config.update(name, value)
+
+
+def test_masked_entries_text_and_odd_counts_are_refused_by_name():
+    pandas = pytest.importorskip("pandas", reason="the extra test has it")
+    with pytest.raises(ValueError, match="masked"):
+        GaussianMixture().fit(np.ma.masked_array(IRIS, IRIS > 7))
+    with pytest.raises(ValueError, match="column 'b' does not hold numbers"):
+        GaussianMixture().fit(pandas.DataFrame({"a": [1.0, 2.0], "b": np.array(["x", "y"], object)}))
+    with pytest.raises(ValueError, match="column 'b' has a missing value in row 1"):
+        GaussianMixture().fit(pandas.DataFrame({"a": [1.0, 2.0], "b": pandas.array([1, None], "Int64")}))
+    mixture = GaussianMixture().fit(IRIS)
+    for count in ("3", 2.5, True):
+        with pytest.raises(TypeError, match="n_samples must be an int"):
+            mixture.sample(count)

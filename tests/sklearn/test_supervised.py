@@ -137,3 +137,10 @@ def test_both_widths_at_once_are_refused():
     model = GaussianMixtureRegressor().fit(IRIS[:, :3], IRIS[:, 3])
     with pytest.raises(ValueError, match="At most one"):
         model.predict(IRIS[:, :3], return_std=True, return_cov=True)
+
+
+def test_a_class_without_weight_is_refused_by_name():
+    X = np.random.default_rng(0).normal(size=(12, 2))
+    labels = np.repeat(["in", "out"], 6)
+    with pytest.raises(ValueError, match="class out has no sample of positive weight"):
+        GaussianMixtureClassifier().fit(X, labels, sample_weight=(labels == "in").astype(float))
