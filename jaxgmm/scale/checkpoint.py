@@ -6,7 +6,7 @@ import dataclasses
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -336,19 +336,55 @@ def _state(members: dict[str, np.ndarray], settings: Settings) -> State:
     )
     if not RUNNING <= int(state.status) <= max(Status) or int(state.n_iter) < 0:
         raise ValueError("damaged: its state has no such status, or a negative number of steps")
-    for point in (state.base, state.image, state.point):
-        parts = (point.means, *jax.tree.leaves(point.scale))
-        if np.isnan(point.log_weights).any() or not all(np.isfinite(a).all() for a in parts):
-            raise ValueError("damaged: the mixture of its state is not finite")
     moved = members["shift"]
     if moved.shape != settings.shift.shape or moved.dtype != settings.shift.dtype:
         raise ValueError("damaged: its shift is not of the fit's shape and dtype")
+    if (bad := _not_finite(state, moved)) is not None:
+        raise ValueError(
+            f"damaged: its {bad} is not finite, which no fit leaves there; delete the file, or give another "
+            "path, to begin anew"
+        )
     if (moved == settings.shift).all():
         return state
     # The same data, summed in another order: a shift that differs in its last digits.
     by = (moved.astype(np.float64) - settings.shift.astype(np.float64)).astype(moved.dtype)
     base, image, point = (translate(p, jnp.asarray(by)) for p in (state.base, state.image, state.point))
     return state._replace(base=base, image=image, point=point)
+
+
+def _not_finite(state: State, shift: np.ndarray) -> str | None:
+    """What holds NaN or infinity where no fit puts it, or None.
+
+    A fit that has failed may hold either in `image` and `point`, which are then not used any more, and an
+    extrapolation that is not evaluated yet may be infinite.
+    """
+
+    def all_of(test: Callable[[Any], Any], tree: Any) -> bool:
+        return all(bool(np.all(test(np.asarray(a)))) for a in jax.tree.leaves(tree))
+
+    def known(a: Any) -> Any:
+        return ~np.isnan(a)
+
+    goes_on = int(state.status) in (RUNNING, Status.MAX_ITER)
+    for name in ("base", "image") if goes_on else ("base",):
+        params = getattr(state, name)
+        if not all_of(known, params.log_weights) or not np.isfinite(np.max(params.log_weights)):
+            return f"{name}.log_weights"
+        for part in ("means", "scale"):
+            if not all_of(np.isfinite, getattr(params, part)):
+                return f"{name}.{part}"
+    if goes_on and not all_of(known, state.point):
+        return "point"
+    begun = float(state.objective) != -np.inf
+    tests = {
+        "shift": (np.isfinite, shift),
+        "radius": (known, state.radius),
+        "horizon": (np.isfinite, state.horizon),
+        "objective": (np.isfinite, state.objective if begun else 0.0),
+        "report": (np.isfinite, state.report if begun else 0.0),
+        "step": (known, state.step if begun and goes_on else 0.0),
+    }
+    return next((name for name, (test, a) in tests.items() if not all_of(test, a)), None)
 
 
 def _differences(was: Any, now: Any, name: str) -> Iterator[str]:

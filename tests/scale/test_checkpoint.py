@@ -139,6 +139,48 @@ def test_damaged_files_are_refused(kept, tmp_path):
         Checkpoint(path).load(settings)
 
 
+EDITED = {
+    "base.log_weights": lambda s: jnp.full_like(s.base.log_weights, -jnp.inf),
+    "base.means": lambda s: s.base.means.at[1, 0].set(jnp.nan),
+    "base.scale": lambda s: s.base.scale.at[0, 0, 0].set(jnp.inf),
+    "image.means": lambda s: s.image.means.at[0, 1].set(jnp.inf),
+    "point": lambda s: s.point.means * jnp.nan,
+    "radius": lambda s: s.radius * jnp.nan,
+    "horizon": lambda s: s.horizon + jnp.inf,
+    "objective": lambda s: s.objective * jnp.nan,
+    "report": lambda s: s.report + jnp.inf,
+    "step": lambda s: s.step * jnp.nan,
+    "shift": None,
+}
+
+
+@pytest.mark.parametrize("name", EDITED)
+def test_numbers_that_are_not_finite_are_refused_by_name(kept, tmp_path, name):
+    fit, state = Fit(), kept[1][5]
+    settings = fit.settings
+    if name == "shift":
+        settings = dataclasses.replace(settings, shift=settings.shift * np.float32(np.nan))
+    else:
+        field, _, part = name.partition(".")
+        part = "means" if field == "point" else part
+        value = EDITED[name](state)
+        if part:
+            value = dataclasses.replace(getattr(state, field), **{part: value})
+        state = state._replace(**{field: value})
+    path = tmp_path / "edited.npz"
+    Checkpoint(path).save(state, settings)
+    with pytest.raises(ValueError, match=rf"edited\.npz: damaged: its {name} is not finite"):
+        Checkpoint(path).load(fit.settings)
+
+
+def test_a_fit_that_failed_is_taken_up_as_it_ended(kept, tmp_path):
+    state = kept[1][5]._replace(status=jnp.asarray(jaxgmm.Status.DEGENERATE, jnp.int32))
+    state = state._replace(image=dataclasses.replace(state.image, means=state.image.means * jnp.nan))
+    path = tmp_path / "failed.npz"
+    Checkpoint(path).save(state, Fit().settings)
+    equal(Checkpoint(path).load(Fit().settings), state)
+
+
 def test_a_full_disk_leaves_what_was_there(kept, tmp_path, monkeypatch):
     path = tmp_path / "fit.npz"
     fit, ck = Fit(), Checkpoint(path)
