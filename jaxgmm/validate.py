@@ -6,10 +6,7 @@ are concrete; inside `jit` or `vmap` they are not, and there a fit's `status` te
 
 from __future__ import annotations
 
-import sys
-import warnings
 from collections.abc import Callable
-from types import FrameType
 from typing import Any
 
 import jax
@@ -19,6 +16,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jaxgmm.compilation import is_concrete as is_concrete
+from jaxgmm.host_arrays import host_array, warn_of_rounding
 from jaxgmm.manual_axes import replicated
 
 
@@ -34,57 +32,9 @@ def _now(function: Callable[..., Any], *values: Any) -> Any:
         return function(*values)
 
 
-def _host_array(value: Any, name: str) -> np.ndarray[Any, Any]:
-    """Anything that is no JAX array as a NumPy array of real numbers."""
-    if hasattr(value, "toarray") and hasattr(value, "nnz"):
-        raise TypeError(f"{name} is a sparse {type(value).__name__}; use {name}.toarray()")
-    value = unmasked(value, name)
-    if type(value).__module__.partition(".")[0] == "pandas" and hasattr(value, "columns"):
-        value = _data_frame(value, name)
-    try:
-        array = np.asarray(value)
-    except ValueError as error:
-        raise TypeError(f"{name} must be an array of numbers; got ragged data ({error})") from None
-    if array.dtype.kind not in "biuf" and not jnp.issubdtype(array.dtype, jnp.floating):
-        raise TypeError(f"{name} must hold real numbers; got dtype {array.dtype}")
-    return array
-
-
-def unmasked(value: Any, name: str) -> Any:
-    """The value; of a masked array without masked entries, its data. Raise where an entry is masked."""
-    if not isinstance(value, np.ma.MaskedArray):
-        return value
-    if np.ma.is_masked(value):
-        at = tuple(int(i) for i in np.argwhere(np.ma.getmaskarray(value))[0])
-        raise ValueError(
-            f"{name} is a masked array, and entry {at} is masked. Leave such rows out, or fill them in "
-            f"({name}.filled(...)), before the call."
-        )
-    return value.data
-
-
-def _data_frame(frame: Any, name: str) -> Any:
-    """A pandas data frame as an array, or an error that names the column."""
-    for column, dtype in zip(frame.columns, frame.dtypes, strict=True):
-        if dtype.kind not in "biuf":
-            raise TypeError(
-                f"{name} must hold real numbers; column {column!r} has dtype {dtype}. Leave it out, or turn "
-                "it into numbers, before the call."
-            )
-    if all(isinstance(dtype, np.dtype) for dtype in frame.dtypes):
-        return frame
-    for column, missing in zip(frame.columns, frame.isna().to_numpy().T, strict=True):
-        if missing.any():
-            raise ValueError(
-                f"{name} must be finite; column {column!r} has a missing value in row "
-                f"{int(missing.argmax())}. Leave such rows out, or fill them in, before the call."
-            )
-    return frame.to_numpy(dtype=np.float64)
-
-
 def floating(value: ArrayLike, name: str, wanted: Any = None) -> Array:
     """Any real array as float32 or, where JAX allows it, float64; or in the dtype `wanted`."""
-    value = replicated(value) if isinstance(value, Array) else _host_array(value, name)
+    value = replicated(value) if isinstance(value, Array) else host_array(value, name)
     dtype = value.dtype
     if jnp.issubdtype(dtype, jnp.complexfloating) or jnp.issubdtype(dtype, jax.dtypes.extended):
         raise TypeError(f"{name} must hold real numbers; got dtype {dtype}")
@@ -115,47 +65,6 @@ def finite(a: Array, name: str, advice: str) -> None:
 
 
 _SUM = 1e-3  # how far from 1 probabilities may sum that were meant to: float16 rounds by that
-_COARSE = 1e-3  # of a feature's standard deviation: how much of it a cast to float32 may round away
-_LOOKED_AT = 1 << 16  # rows from which a standard deviation is estimated
-
-
-def _warn_of_rounding(source: np.ndarray[Any, Any], x: Array, name: str) -> None:
-    """Warn where a cast to float32 rounds a feature by more than a thousandth of its standard deviation."""
-    if (
-        x.dtype != jnp.float32
-        or source.dtype.kind not in "iuf"
-        or source.dtype.itemsize < 4
-        or not source.size
-    ):
-        return
-    if source.dtype.kind == "f" and source.dtype.itemsize == 4:
-        return
-    largest = np.maximum(np.abs(source.max(0).astype(np.float64)), np.abs(source.min(0).astype(np.float64)))
-    rounding = 0.5 * float(jnp.finfo(jnp.float32).eps) * largest
-    rows = source[:: -(-len(source) // _LOOKED_AT)].astype(np.float64)
-    with np.errstate(over="ignore", invalid="ignore"):
-        deviation = rows.std(0)
-    bad = np.flatnonzero((rounding > _COARSE * deviation) & (deviation > 0) & np.isfinite(rounding))
-    if not bad.size:
-        return
-    j = int(bad[0])
-    others = f" (and {bad.size - 1} more)" if bad.size > 1 else ""
-    warnings.warn(
-        f"{name} is rounded to float32: feature {j}{others} has a standard deviation of {deviation[j]:.3g} "
-        f"about {rows[:, j].mean():.6g}, where float32 rounds by {rounding[j]:.2g}. Subtract the features' "
-        "means first (X - X.mean(0)), or switch on float64: jax.config.update('jax_enable_x64', True).",
-        UserWarning,
-        stacklevel=_outside(),
-    )
-
-
-def _outside() -> int:
-    """The stack level, as `warnings.warn` in the caller counts it, of the first frame outside the package."""
-    package, level = __name__.partition(".")[0], 1
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in (package, "jax"):
-        frame, level = frame.f_back, level + 1
-    return level
 
 
 def data(X: ArrayLike, *, n_features: int | None = None, name: str = "X") -> Array:
@@ -173,7 +82,7 @@ def data(X: ArrayLike, *, n_features: int | None = None, name: str = "X") -> Arr
         )
     finite(x, name, "Drop or impute such rows, or scale the data, before the fit.")
     if not isinstance(X, Array):
-        _warn_of_rounding(_host_array(X, name), x, name)
+        warn_of_rounding(host_array(X, name), x, name)
     return x
 
 

@@ -28,7 +28,7 @@ FLOORS = {
     for floor, rooms in enumerate(
         [
             ["_version"],
-            ["compilation", "display", "linalg", "manual_axes", "rows"],
+            ["compilation", "display", "host_arrays", "linalg", "manual_axes", "rows"],
             ["pairs", "seeding"],
             ["krylov"],
             ["implicit"],

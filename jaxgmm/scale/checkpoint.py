@@ -376,7 +376,7 @@ def _not_finite(state: State, shift: np.ndarray) -> str | None:
     if goes_on and not all_of(known, state.point):
         return "point"
     begun = float(state.objective) != -np.inf
-    tests = {
+    tests: dict[str, tuple[Callable[[Any], Any], Any]] = {
         "shift": (np.isfinite, shift),
         "radius": (known, state.radius),
         "horizon": (np.isfinite, state.horizon),

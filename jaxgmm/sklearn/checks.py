@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from sklearn.utils import check_array
 
-from jaxgmm import validate
+from jaxgmm import host_arrays
 from jaxgmm.families.diagonal import diag, spherical
 from jaxgmm.families.family import Family
 from jaxgmm.sklearn.attributes import SHAPED
@@ -122,7 +122,7 @@ def table(X: Any) -> Any:
     Raises:
       ValueError: naming the masked entry or the column.
     """
-    X = validate.unmasked(X, "X")
+    X = host_arrays.unmasked(X, "X")
     if type(X).__module__.partition(".")[0] == "pandas" and hasattr(X, "columns"):
         for column, dtype in zip(X.columns, X.dtypes, strict=True):
             if dtype.kind == "O":
