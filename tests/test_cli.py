@@ -469,7 +469,8 @@ def test_a_bad_model(command, data, tmp_path, name):
         ("a;b\n1,5;2\n2,5;3\n", "column 'a' has numbers with commas, such as '1,5'"),
         ('a,b\n"1,234",2\n"2,345.6",3\n', "column 'a' has numbers with commas"),
         ("a,b\n1,2\n".encode("utf-16"), "UTF-16; save it as UTF-8"),
-        ("a, a\n1,2\n3,4\n", "two columns have the same name"),
+        ("a, a\n1,2\n3,4\n", "columns 1 and 2 have the same name, 'a'"),
+        ("\na,b\n1,2\n3,4\n", "the first line is blank; it must name the columns"),
         ("a,b\n1,2\n", "too few"),
     ],
 )  # fmt: skip
