@@ -261,6 +261,8 @@ def _separator(path: str, extension: str) -> str:
     """The field separator that the first line shows; and errors for a first line that is no header."""
     with open(path, "rb") as stream:
         start = stream.readline(1 << 20)
+        if start and not start.strip() and not stream.read(1 << 16).strip():
+            raise UserError(f"{path}: the file is empty")
     if start[:2] in (b"\xff\xfe", b"\xfe\xff"):
         raise UserError(f"{path}: the text is UTF-16; save it as UTF-8")
     line = start.decode("utf-8-sig", "replace").rstrip("\r\n")
