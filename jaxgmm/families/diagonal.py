@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array
 
-from jaxgmm.families.family import Family
+from jaxgmm.families.family import Family, any_axis, any_volume
 from jaxgmm.families.full import SQRT_HALF
 from jaxgmm.linalg import einsum, embed_diagonal, epsilon, weighted_squares
 
@@ -125,6 +125,7 @@ diag = Family(
     quadratic="diagonal",
     rescale=_diag_rescale,
     by_feature=True,
+    collapse=any_axis,
 )
 
 
@@ -225,4 +226,5 @@ spherical = Family(
     prior="VII",
     quadratic="length",
     rescale=_spherical_rescale,
+    collapse=any_volume,
 )

@@ -29,7 +29,7 @@ from jaxgmm.families.eigen_steps import (
     vev_update,
     vve_update,
 )
-from jaxgmm.families.family import Family
+from jaxgmm.families.family import Collapse, Family, all_as_points, any_direction
 from jaxgmm.families.full import (
     SQRT_HALF,
     factor_from_unconstrained,
@@ -286,6 +286,24 @@ def _vve_n_parameters(n_components: Any, n_features: int) -> Any:
     return n_components * n_features + _n_angles(n_features)
 
 
+def _vee_collapse(n_features: int) -> Collapse:
+    return Collapse(each=2, pooled=n_features + 1, by_volume=True)
+
+
+def _vev_collapse(n_features: int) -> Collapse:
+    return Collapse(each=2, largest=n_features + 1, by_volume=True)
+
+
+def _eev_collapse(n_features: int) -> Collapse:
+    return Collapse(largest=n_features + 1)
+
+
+def _shape_collapse(n_features: int) -> Collapse:
+    # With one feature there is no shape, and the volume is common. A common orientation does not help: it may
+    # have an axis across the few samples of any one component.
+    return any_direction(n_features) if n_features > 1 else all_as_points(n_features)
+
+
 VEE = Family(
     name="VEE",
     covariance_shape=_shape,
@@ -306,6 +324,7 @@ VEE = Family(
     from_unconstrained=_factor_bound,
     quadratic="dense",
     rescale=rescale_width,
+    collapse=_vee_collapse,
 )
 
 EVV = VEE._replace(
@@ -314,6 +333,7 @@ EVV = VEE._replace(
     from_covariance=_evv_from_covariance,
     from_variances=_evv_from_variances,
     n_parameters=_evv_n_parameters,
+    collapse=_shape_collapse,
 )
 
 EEV = VEE._replace(
@@ -326,6 +346,7 @@ EEV = VEE._replace(
     from_natural=_turn_from_natural,
     to_unconstrained=_turn_free,
     from_unconstrained=_turn_bound,
+    collapse=_eev_collapse,
 )
 
 VEV = EEV._replace(
@@ -334,6 +355,7 @@ VEV = EEV._replace(
     from_covariance=_vev_from_covariance,
     from_variances=_vev_from_variances,
     n_parameters=_vev_n_parameters,
+    collapse=_vev_collapse,
 )
 
 EVE = EEV._replace(
@@ -342,6 +364,7 @@ EVE = EEV._replace(
     from_covariance=_eve_from_covariance,
     from_variances=_eve_from_variances,
     n_parameters=_eve_n_parameters,
+    collapse=_shape_collapse,
 )
 
 VVE = EEV._replace(
@@ -350,4 +373,5 @@ VVE = EEV._replace(
     from_covariance=_vve_from_covariance,
     from_variances=_vve_from_variances,
     n_parameters=_vve_n_parameters,
+    collapse=any_direction,
 )

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxgmm.families.diagonal import nan_sqrt, positive
-from jaxgmm.families.family import Family
+from jaxgmm.families.family import Collapse, Family, all_as_points, any_axis, any_volume
 from jaxgmm.families.volume import (
     common_shape,
     common_volume,
@@ -191,6 +191,11 @@ def _eei_rescale(scale: Scale, unit: Array) -> Scale:
     return {"width": scale["width"] * unit[None, :]}
 
 
+def _evi_collapse(n_features: int) -> Collapse:
+    # With one feature there is no shape, and the volume is common.
+    return any_axis(n_features) if n_features > 1 else all_as_points(n_features)
+
+
 EII = Family(
     name="EII",
     covariance_shape=_eii_shape,
@@ -212,6 +217,7 @@ EII = Family(
     prior="EII",
     quadratic="diagonal",
     rescale=rescale_width,
+    collapse=all_as_points,
 )
 
 EEI = EII._replace(
@@ -234,6 +240,7 @@ VEI = EII._replace(
     from_variances=vei_from_variances,
     n_parameters=_vei_n_parameters,
     prior="VVI",
+    collapse=any_volume,
 )
 
 EVI = VEI._replace(
@@ -243,4 +250,5 @@ EVI = VEI._replace(
     from_variances=evi_from_variances,
     n_parameters=_evi_n_parameters,
     prior="VVI",
+    collapse=_evi_collapse,
 )

@@ -27,7 +27,7 @@ import numpy as np
 from jax import Array, lax
 
 from jaxgmm import validate
-from jaxgmm.families.family import Family
+from jaxgmm.families.family import Collapse, Family
 from jaxgmm.families.full import SQRT_HALF
 from jaxgmm.linalg import (
     cholesky,
@@ -258,6 +258,12 @@ class _Ranked:
         return self.function(self.rank, *arguments)
 
 
+def _collapse(rank: int, n_features: int) -> Collapse:
+    # The noise vanishes where the factors explain all: on q + 1 samples, which span q directions. On q + 2 it
+    # may vanish in some features (a Heywood case), and the loadings keep the covariance regular.
+    return Collapse(each=min(rank + 2, n_features + 1))
+
+
 def _nearest(rank: int, covariance: Array) -> Scale:
     """The loadings (D, q) and noise (D,) of the likeliest factor structure for one covariance (D, D)."""
     n_features = covariance.shape[-1]
@@ -405,4 +411,5 @@ def factor(rank: int) -> Family:
         from_unconstrained=_from_unconstrained,
         rescale=_rescale,
         by_feature=True,
+        collapse=_Ranked(_collapse, rank),
     )

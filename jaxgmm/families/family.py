@@ -13,6 +13,49 @@ from jax import Array
 Scale = Any  # a family's own pytree of arrays
 
 
+class Collapse(NamedTuple):
+    """How few samples, in general position, let a part of a structure's covariances become singular.
+
+    Below these numbers the likelihood grows without bound as that part shrinks, or, where volumes are equal,
+    its maximum lies at a singular shape. 0: that part cannot collapse, or not before another one that is
+    listed. All 0: nothing can.
+
+    Fields:
+      each: samples that every component must have for what it does not share with the others.
+      largest: samples that the largest component must have: for eigenvalues that all components share along
+        axes of their own, which vanish only where every component is flat.
+      pooled: samples that the components must have together, all but one for each component after the first:
+        for what they share altogether.
+      by_volume: components differ in no eigenvalue but by a common factor, their volume; shapes cannot
+        collapse alone.
+    """
+
+    each: int = 0
+    largest: int = 0
+    pooled: int = 0
+    by_volume: bool = False
+
+
+def any_direction(n_features: int) -> Collapse:
+    """A component is flat, in a direction of its own, on D samples or fewer."""
+    return Collapse(each=n_features + 1)
+
+
+def any_axis(n_features: int) -> Collapse:
+    """Axes are the features: a component has no width only on a single sample."""
+    return Collapse(each=2)
+
+
+def any_volume(n_features: int) -> Collapse:
+    """A component shrinks as a whole, on a single sample."""
+    return Collapse(each=2, by_volume=True)
+
+
+def all_as_points(n_features: int) -> Collapse:
+    """Components have no width only where each is a single sample."""
+    return Collapse(pooled=2)
+
+
 class Family(NamedTuple):
     """A covariance structure: what EM, sampling and derivatives need to know of Σ_1 … Σ_K, and no more.
 
@@ -63,6 +106,9 @@ class Family(NamedTuple):
       rescale: (scale, unit (D,)) -> the scale of the mixture in which feature j is multiplied by unit_j.
         None: data of extreme scale are fitted as they are.
       by_feature: whether the features may have different units there; otherwise all units are equal.
+      collapse: D -> a `Collapse`, what of the covariances can become singular, on how few samples. It decides
+        which optima of a search are `Spurious`. The default is that of "full": any component can, in any
+        direction.
     """
 
     name: str
@@ -87,6 +133,7 @@ class Family(NamedTuple):
     quadratic: str | None = None
     rescale: Callable[[Scale, Array], Scale] | None = None
     by_feature: bool = False
+    collapse: Callable[[int], Collapse] = any_direction
 
     def __repr__(self) -> str:
         """Short, for the record's functions say nothing to a reader."""

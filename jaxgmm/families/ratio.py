@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxgmm.families.diagonal import diag, spherical
-from jaxgmm.families.family import Family, Scale
+from jaxgmm.families.family import Family, Scale, all_as_points
 from jaxgmm.families.full import full
 from jaxgmm.families.orientation import principal_axes
 from jaxgmm.families.tied import tied
@@ -144,4 +144,5 @@ def eigen_ratio(family: Family, ratio: float) -> Family:
         to_unconstrained=None,
         from_unconstrained=None,
         by_feature=False,  # eigenvalues of features in other units have another ratio
+        collapse=all_as_points,
     )

@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array
 
-from jaxgmm.families.family import Family
+from jaxgmm.families.family import Collapse, Family
 from jaxgmm.families.full import (
     SQRT_HALF,
     cholesky_of,
@@ -92,6 +92,10 @@ def _n_parameters(n_components: Any, n_features: int) -> Any:
     return n_features * (n_features + 1) // 2
 
 
+def _collapse(n_features: int) -> Collapse:
+    return Collapse(pooled=n_features + 1)
+
+
 tied = Family(
     name="tied",
     covariance_shape=_covariance_shape,
@@ -114,4 +118,5 @@ tied = Family(
     quadratic="shared",
     rescale=rescale_factors,
     by_feature=True,
+    collapse=_collapse,
 )

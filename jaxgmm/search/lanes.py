@@ -31,7 +31,7 @@ from jaxgmm.result import FitResult
 from jaxgmm.rows import block_rows, in_range, sum_rows
 from jaxgmm.search.alike import Factors, as_seen_by, factors
 from jaxgmm.search.moves import Move, draw_exchange, overlap, split_merge
-from jaxgmm.search.spurious import spurious, total_factor
+from jaxgmm.search.spurious import Limits, spurious, total_factor
 
 DENSE = 64  # features up to which mixtures of any structure are compared as full ones
 
@@ -50,6 +50,7 @@ class Settings(NamedTuple):
     surveyed: Frame
     total: Array  # (D, D) factor of the covariance of all the data
     prior: Prior | None
+    limits: Limits | None = None  # of the structure; None before it is known, and for that of "full"
 
 
 def prior_for(s: Settings, default: bool, family: Family, n_active: Array) -> Prior | None:
@@ -220,7 +221,8 @@ def flags_of(log_weights: Array, means: Array, scale: Factors | None, s: Setting
 
     def one(lw: Array, m: Array, c: Factors | None) -> Array:
         dense = None if c is None else einsum("kde,kfe->kdf", c.colour, c.colour)
-        return spurious(lw, m, dense, s.n_effective, s.total, s.max_ratio)
+        log_det = None if c is None else c.log_det
+        return spurious(lw, m, dense, s.n_effective, s.total, s.max_ratio, s.limits, log_det)
 
     return jax.vmap(one)(log_weights, means, scale)
 

@@ -1,12 +1,42 @@
-"""Optima that are artefacts: a likelihood that is high because a component describes next to nothing."""
+"""Optima that are artefacts: a likelihood that is high because a component describes next to nothing.
+
+A mixture's likelihood is unbounded where a component can shrink onto a few samples while the others describe
+the rest, and near such a singularity there are maxima that mean nothing. Whether there are any depends on
+what the components share. With Σ_k = λ_k D_k A_k D_kᵀ, |A_k| = 1 (volume, orientation, shape), n_k samples
+in component k and N in all, in general position:
+
+  VVV, VVE  |Σ_k| → 0 on n_k ≤ D samples, which lie in a hyperplane: across it Σ_k may have no width. A common
+            orientation does not help, for it may have an axis across that hyperplane.
+  VVI       the same, where axes are the features: only on n_k ≤ 1, unless samples are equal in a feature.
+  VII, VEI, λ_k → 0 on n_k ≤ 1, a point. The shape is common, and the scatter of two samples is not 0 in its
+  VEE, VEV  metric. Shapes say nothing of one component: only the volumes are compared.
+  EVV, EVE, |Σ_k| is common, and the likelihood is bounded: with n_k ≤ D (EVI: 1) it is highest at a singular
+  EVI       shape, without width in one direction and without bound in another. That is an artefact as well.
+  EEV       λ and A are common, and vanish only where all components are flat: max_k n_k ≤ D.
+  EEE       Σ is common. It is singular where Σ_k (n_k − 1) = N − K < D.
+  EEI, EII  the same where N − K < 1. Likewise structures whose eigenvalues are bound to a ratio.
+  factors   Λ_k Λ_kᵀ + Ψ_k with q factors is singular on n_k ≤ min(q + 1, D) samples.
+
+VEE and VEV have common shapes too, which vanish as those of EEE and EEV. `Family.collapse` says all this of a
+structure in four numbers; without it a structure counts as VVV.
+
+One component alone cannot shrink while others describe the rest: it is spurious only where all the data are
+too few. A prior on covariances (`Prior.dof` and `Prior.scale`) bounds the objective, and a component of few
+samples then rests on it: FEW is not looked for. How high the bound lies depends on the scale, so that NARROW
+is, in the same way.
+"""
 
 from __future__ import annotations
 
 from enum import IntFlag
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
+from jaxgmm import validate
+from jaxgmm.families.family import Family
 from jaxgmm.families.full import full
 from jaxgmm.linalg import cholesky, eigvalsh, einsum, lower_inverse
 from jaxgmm.moments import accumulate, location_and_variance
@@ -19,8 +49,12 @@ _TWIN = 0.1  # two components closer than this in Fisher length are one
 class Spurious(IntFlag):
     """What is wrong with an optimum. Inside jit it is an int32; 0 is nothing."""
 
-    FEW = 1  #: a component rests on fewer than D + 2 effective samples
-    NARROW = 2  #: a component is, in some direction, narrower than the eigenvalue ratio allows
+    #: a component rests on so few samples that its covariance may be singular: on fewer than D + 2 effective
+    #: ones for "full", 3 for "diag" and "spherical"; with one covariance for all, only all of them together
+    FEW = 1
+    #: in what the structure lets differ (directions, axes, or only volumes), a component is narrower than
+    #: another one, or than itself elsewhere, by more than the ratio that is allowed
+    NARROW = 2
     TWINS = 4  #: two components are one and the same
 
 
@@ -54,6 +88,32 @@ def total_factor(x: Array, w: Array | None, block_size: int) -> Array:
     return width[:, None] * cholesky(correlation + 16 * eps * identity)
 
 
+class Limits(NamedTuple):
+    """What of a mixture can collapse: a `Collapse` as one program takes it for every structure, all ()."""
+
+    each: Any  # int32, as `Collapse` has them; 0 for no limit
+    largest: Any
+    pooled: Any
+    narrow: Any  # bool, whether a component can be narrower than the others at all
+    by_volume: Any  # bool, and whether only in its volume
+
+
+def limits(family: Family, n_features: int, bounded: bool = False) -> Limits:
+    """The limits of a structure; `bounded`: a prior keeps covariances from being singular."""
+    c = family.collapse(n_features)
+    few = (np.int32(0 if bounded else n) for n in (c.each, c.largest, c.pooled))
+    return Limits(*few, np.bool_(c.each > 0), np.bool_(c.by_volume))
+
+
+def total_for(family: Family, total: Array) -> Array:
+    """Of the `total_factor` what a structure can say: without correlations, the standard deviations."""
+    if not family.prior.endswith("I"):
+        return total
+    xp: Any = np if validate.is_concrete(total) else jnp
+    widths: Array = xp.sqrt(xp.square(xp.asarray(total)).sum(1))
+    return widths[:, None] * np.eye(len(widths), dtype=widths.dtype)
+
+
 def spurious(
     log_weights: Array,
     means: Array,
@@ -61,6 +121,8 @@ def spurious(
     n_effective: Array,
     total: Array,
     max_ratio: Array,
+    limited: Limits | None = None,
+    log_det: Array | None = None,
 ) -> Array:
     """() int32, the `Spurious` flags of one mixture.
 
@@ -70,23 +132,47 @@ def spurious(
       covariances: (K, D, D), dense: one compiled program serves every covariance structure. None for
         mixtures of so many features that this would be large: then only FEW is looked for.
       n_effective: () the sum of the sample weights.
-      total: (D, D) lower Cholesky factor of the covariance of all the data, as `total_factor` gives it.
-        Eigenvalues are measured relative to that covariance: they do not depend on units, and a direction
-        in which all the data are narrow is not held against a component.
-      max_ratio: () the largest ratio of two eigenvalues, of the same component or of two, that is allowed.
+      total: (D, D) lower Cholesky factor of the covariance of all the data, as `total_factor` gives it and
+        `total_for` keeps it. Eigenvalues are measured relative to that covariance: they do not depend on
+        units, and a direction in which all the data are narrow is not held against a component.
+      max_ratio: () the largest ratio of two eigenvalues, of the same component or of two, that is allowed;
+        of two components' |Σ|^(1/D) where these differ only in volume.
+      limited: `limits` of the structure; None for those of "full".
+      log_det: (K,) log |Σ_k|, where known more exactly than from the covariances.
+
+    A count must exceed its limit by one where there are several components: responsibilities share samples
+    out, so that a component of D + 1 effective samples may rest on D and parts of others.
     """
     n_components, n_features = means.shape
+    limited = limits(full, n_features) if limited is None else limited
     on = log_weights > -jnp.inf
-    few = (on & (jnp.exp(log_weights) * n_effective < n_features + 2)).any()
+    n_on = on.astype(means.dtype).sum()
+    several = n_on > 1
+    counts = jnp.where(on, jnp.exp(log_weights) * n_effective, 0)
+    pooled = n_effective - jnp.maximum(n_on - 1, 0)
+
+    rounding = 16 * float(jnp.finfo(means.dtype).eps)  # exp(log π) · n of whole counts is not whole
+
+    def too_few(count: Array, limit: Any) -> Array:
+        least = jnp.asarray(limit, count.dtype) + jnp.where(several, jnp.ones((), count.dtype), 0)
+        return (limit > 0) & (count < least - rounding * least)
+
+    few = (on & too_few(counts, limited.each)).any()
+    few = few | too_few(counts.max(), limited.largest) | too_few(pooled, limited.pooled)
 
     if covariances is None:
         return jnp.where(few, int(Spurious.FEW), 0).astype(jnp.int32)
     inverse = lower_inverse(total)
     relative = einsum("de,kef,gf->kdg", inverse, covariances, inverse)
     eigenvalues = eigvalsh(relative)
-    largest = jnp.where(on, eigenvalues[:, -1], 0).max()
-    smallest = jnp.where(on, eigenvalues[:, 0], jnp.inf).min()
-    narrow = ~(largest <= max_ratio * smallest)
+    if log_det is None:
+        log_det = 2 * jnp.log(jnp.diagonal(cholesky(covariances), axis1=-2, axis2=-1)).sum(-1)
+    # Relative to one of them, whose units are theirs: their own powers may overflow.
+    volumes = jnp.exp((log_det - jnp.where(on, log_det, -jnp.inf).max()) / n_features)
+    top, bottom = (jnp.where(limited.by_volume, volumes, eigenvalues[:, i]) for i in (-1, 0))
+    largest = jnp.where(on, top, 0).max()
+    smallest = jnp.where(on, bottom, jnp.inf).min()
+    narrow = limited.narrow & several & ~(largest <= max_ratio * smallest)
 
     def nearest_twin(i: Array) -> Array:
         # The Fisher length from i to each other component, as `maximise` has it for a step of EM.

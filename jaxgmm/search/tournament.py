@@ -31,7 +31,7 @@ from jaxgmm.search import lanes
 from jaxgmm.search.alike import Factors, alike
 from jaxgmm.search.criteria import has_failed
 from jaxgmm.search.field import Field, arrays, best_of
-from jaxgmm.search.spurious import MAX_RATIO, describe
+from jaxgmm.search.spurious import MAX_RATIO, describe, limits, total_for
 
 BUDGET = 2000
 _WIDTH = 3  # lanes for each number of components in one call, and finalists
@@ -114,6 +114,10 @@ class Tournament:
             shape = (max(sizes), settings.x.shape[1])
             checked = priors.check(prior, family, shape, settings.x.dtype)
             self.settings = settings = settings._replace(prior=checked)
+        bounded = self.default or (isinstance(prior, Prior) and prior.dof is not None)
+        self.settings = settings = settings._replace(
+            limits=limits(family, n_features, bounded), total=total_for(family, settings.total)
+        )
         # Only the finalists' last stage has a derivative: where a fit began does not matter to it.
         self.frozen: lanes.Settings = jax.lax.stop_gradient(settings)
         self.sizes = np.asarray(sizes, np.int32)

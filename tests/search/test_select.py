@@ -11,10 +11,11 @@ import pytest
 
 import jaxgmm
 from jaxgmm import Status
+from jaxgmm.families import get_family
 from jaxgmm.search.folds import assign
 from jaxgmm.search.lanes import settings_of
 from jaxgmm.search.parallel import side_by_side
-from jaxgmm.search.spurious import MAX_RATIO, spurious
+from jaxgmm.search.spurious import MAX_RATIO, limits, spurious, total_for
 from tests.conftest import overlapping
 
 N = 200
@@ -223,7 +224,7 @@ def test_no_likelihood_is_below_mclusts(mclust, double, data):
     """
     reference, x = mclust[data], np.array(mclust[data]["X"])
     choice = jaxgmm.select(jax.random.key(0), x)
-    settings = settings_of(x, None, 1e-8, 5000, 0.0, True, MAX_RATIO)
+    settings = settings_of(x, None, 1e-8, 5000, 0.0, True, MAX_RATIO, (), in_units_of_x=True)[0]
     for row in choice.table:
         model, k = row["covariance_type"], row["n_components"]
         theirs = reference["loglik"][k - 1][reference["models"].index(model)]
@@ -239,8 +240,9 @@ def test_no_likelihood_is_below_mclusts(mclust, double, data):
                 p.means,
                 p.covariances,
                 settings.n_effective,
-                settings.total,
+                total_for(get_family(model), settings.total),
                 settings.max_ratio,
+                limits(get_family(model), x.shape[1]),
             )
             assert flags, (model, k)
             assert not row["spurious"], (model, k)

@@ -1,0 +1,145 @@
+"""What is flagged as spurious: only what can collapse, in the terms of each structure."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxgmm
+from jaxgmm import Spurious
+from jaxgmm.families import get_family
+from jaxgmm.families.family import Collapse
+from jaxgmm.search.select import STRUCTURES
+from jaxgmm.search.spurious import limits, spurious, total_factor, total_for
+
+D = 3
+FEATURES = np.array([1.0, 10.0, 1e4])  # standard deviations of the data
+OTHERS = ("factor(1)", "factor(2)", "full-ratio(100)", "full-equal", "spherical-equal")
+
+
+@jax.jit
+def _flags(log_weights, means, covariances, total, limited):
+    return spurious(log_weights, means, covariances, jnp.asarray(100.0), total, jnp.asarray(1e5), limited)
+
+
+def flags(name, weights, variances, bounded=False):
+    """Of components far apart with diagonal covariances, in the data of 100 samples."""
+    weights, variances = np.asarray(weights, np.float32), np.asarray(variances, np.float32)
+    means = (np.arange(len(weights))[:, None] * FEATURES[None, :] * 10).astype(np.float32)
+    family = get_family(name)
+    total = total_for(family, jnp.diag(jnp.asarray(FEATURES, jnp.float32)))
+    dense = jax.vmap(jnp.diag)(variances)
+    return Spurious(int(_flags(np.log(weights), means, dense, total, limits(family, D, bounded))))
+
+
+@functools.cache
+def smallest_counts(name):
+    """The samples, of 100, that a structure asks of the smallest of three components."""
+    variances = np.broadcast_to(np.square(FEATURES)[None, :], (3, D))
+    small = [n for n in range(1, 9) if flags(name, [n / 100, 0.5, 0.5 - n / 100], variances) & Spurious.FEW]
+    return max(small, default=0) + 1
+
+
+@pytest.mark.parametrize(
+    ("names", "count"),
+    [
+        (("VVV", "EVV", "VVE", "EVE", "factor(2)", "full-equal"), D + 2),
+        (("factor(1)",), 4),
+        (("VVI", "EVI", "VII", "VEI", "VEE", "VEV", "spherical-equal"), 3),
+        (("EII", "EEI", "EEE", "EEV", "full-ratio(100)"), 1),
+    ],
+)
+def test_a_component_has_few_samples_only_where_it_could_collapse_on_them(names, count):
+    assert {name: smallest_counts(name) for name in names} == dict.fromkeys(names, count)
+
+
+@pytest.mark.parametrize("name", [*STRUCTURES, *OTHERS])
+def test_one_component_is_never_narrow_and_few_only_where_the_data_are(name):
+    narrow = np.square(FEATURES)[None, :] * np.array([1.0, 1.0, 1e-9])
+    assert flags(name, [1.0], narrow) == 0
+    assert flags(name, [1.0], np.ones((1, D))) == 0
+    c = get_family(name).collapse(D)
+    needed = max(c.each, c.largest, c.pooled)
+    family, eye = get_family(name), jnp.eye(D)
+    few = [
+        int(spurious(jnp.zeros(1), jnp.zeros((1, D)), None, jnp.asarray(n), eye, 1e5, limits(family, D)))
+        for n in (needed - 1.0, float(needed))
+    ]
+    assert few == [Spurious.FEW, 0]
+
+
+def test_narrowness_is_measured_in_what_a_structure_can_say():
+    square = np.square(FEATURES)
+    # Spheres in data whose features differ by 1e4: 1e8 between eigenvalues relative to the data.
+    spheres = np.ones((2, D)) * np.array([[1.0], [4.0]])
+    for name in ("VII", "EII", "VEI", "VEE", "VEV", "EEV", "EEE"):
+        assert flags(name, [0.5, 0.5], spheres) == 0, name
+    for name in ("VVV", "VVI", "EVI", "EVV", "EVE", "VVE", "factor(1)"):
+        assert flags(name, [0.5, 0.5], spheres) == Spurious.NARROW, name
+    # Volumes that differ by more than the ratio.
+    volumes = np.ones((2, D)) * np.array([[1.0], [2e5]])
+    for name in ("VII", "VEI", "VEE", "VEV", "VVI"):
+        assert flags(name, [0.5, 0.5], volumes) & Spurious.NARROW, name
+    for name in ("EII", "EEI", "EEE", "EEV", "full-ratio(100)"):
+        assert flags(name, [0.5, 0.5], volumes) == 0, name
+    # One axis of one component.
+    needle = square[None, :] * np.array([[1.0, 1.0, 1.0], [1e-6, 1.0, 1.0]])
+    for name in ("VVV", "VVI", "EVI"):
+        assert flags(name, [0.5, 0.5], needle) == Spurious.NARROW, name
+    assert flags("VEI", [0.5, 0.5], needle) == 0
+
+
+def test_what_components_share_needs_samples_of_all_of_them():
+    eye = jnp.eye(D, dtype=jnp.float32)
+
+    def few(name, k, n):
+        weights = jnp.full(k, -np.log(k))
+        limited = limits(get_family(name), D)
+        return bool(spurious(weights, jnp.zeros((k, D)), None, jnp.asarray(float(n)), eye, 1e5, limited))
+
+    # EEE: N − K ≥ D, and one to spare; EII: N − K ≥ 1, likewise; EEV: a component of D + 1, likewise.
+    assert [few("EEE", 4, n) for n in (7, 8)] == [True, False]
+    assert [few("EII", 4, n) for n in (5, 6)] == [True, False]
+    assert [few("EEV", 2, n) for n in (9, 10)] == [True, False]
+    assert [few("VVV", 2, n) for n in (9, 10)] == [True, False]
+
+
+def test_a_prior_of_covariances_takes_the_place_of_samples():
+    variances = np.broadcast_to(np.square(FEATURES)[None, :], (2, D))
+    needle = variances * np.array([[1.0, 1.0, 1.0], [1e-6, 1.0, 1.0]])
+    assert flags("VVV", [0.98, 0.02], variances) == Spurious.FEW
+    assert flags("VVV", [0.98, 0.02], variances, bounded=True) == 0
+    # The bound may be far away.
+    assert flags("VVV", [0.98, 0.02], needle, bounded=True) == Spurious.NARROW
+
+
+def test_one_feature_has_no_shape():
+    for name in ("EVI", "EVV", "EVE"):
+        assert get_family(name).collapse(1) == Collapse(pooled=2)
+        assert get_family(name).collapse(2).each > 0
+    assert get_family("VVV").collapse(1).each == 2
+
+
+def test_a_record_of_your_own_counts_as_full():
+    own = get_family("diag")
+    fields = {name: getattr(own, name) for name in own._fields if name != "collapse"}
+    assert type(own)(**fields).collapse(4) == get_family("VVV").collapse(4) == Collapse(each=5)
+
+
+def test_spheres_in_features_of_different_scale_are_sound(double):
+    """In closed form at K = 1; and with two clusters of one size, one of which is small."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(200, 2)) * np.array([1.0, 1e4])
+    x[:3] += np.array([0.0, 1e6])
+    choice = jaxgmm.select(jax.random.key(0), x, (1, 2), covariance_types=("VII", "EII"), budget=100)
+    assert [row["spurious"] for row in choice.table] == [""] * 4
+    assert choice.best_row["n_components"] == 2
+
+
+def test_the_total_of_a_structure_without_correlations(double):
+    x = np.random.default_rng(0).normal(size=(50, 2)) @ np.array([[1, 0.9], [0, 0.1]])
+    total = total_factor(jnp.asarray(x), None, 50)
+    assert total_for(get_family("full"), total) is total
+    np.testing.assert_allclose(total_for(get_family("diag"), total), np.diag(x.std(0)), rtol=1e-6)
