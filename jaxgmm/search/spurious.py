@@ -101,8 +101,8 @@ class Limits(NamedTuple):
 def limits(family: Family, n_features: int, bounded: bool = False) -> Limits:
     """The limits of a structure; `bounded`: a prior keeps covariances from being singular."""
     c = family.collapse(n_features)
-    few = (np.int32(0 if bounded else n) for n in (c.each, c.largest, c.pooled))
-    return Limits(*few, np.bool_(c.each > 0), np.bool_(c.by_volume))
+    each, largest, pooled = (np.int32(0 if bounded else n) for n in (c.each, c.largest, c.pooled))
+    return Limits(each, largest, pooled, np.bool_(c.each > 0), np.bool_(c.by_volume))
 
 
 def total_for(family: Family, total: Array) -> Array:
