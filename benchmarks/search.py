@@ -6,8 +6,9 @@
 
 Needs scikit-learn beside jaxgmm. The best known optimum of a data set is the best sound one of everything
 that ran, a second search with another key among them; a gap is in 1e-3 nats per sample. An optimum that
-`Spurious` flags (a component on too few samples, or a spike) has no gap and is counted apart: its likelihood has
-no bound. Of the restarts the best sound one is taken, which favours them: `best` alone would take a spike.
+`Spurious` flags (a component on too few samples, or a spike) has no gap and is counted apart: its
+likelihood has no bound. Of the restarts the best sound one is taken, which favours them: `best` alone would
+take a spike.
 """
 
 from __future__ import annotations

@@ -179,6 +179,7 @@ def fit(
     table = read(data)
     names, notes = choose(table, columns, weights)
     X = table.matrix(names)
+    covariance = _for_features(covariance, X.shape[1])
     sample_weight = None if weights is None else table.weights(weights)
     n_rows = len(X) if sample_weight is None else int((sample_weight > 0).sum())
     if criterion in ("cv", "heldout") and n_rows < folds:
@@ -343,6 +344,13 @@ def _structures(names: Sequence[str]) -> tuple[str, ...]:
         except ValueError as error:
             raise UserError(f"--covariance: {error}") from None
     return tuple(names)
+
+
+def _for_features(names: tuple[str, ...], n_features: int) -> tuple[str, ...]:
+    """The names; for one feature `all` is two of them."""
+    from jaxgmm.search.select import STRUCTURES, UNIVARIATE
+
+    return UNIVARIATE if n_features == 1 and names == STRUCTURES else names
 
 
 def _load(model: str) -> tuple[GMMParams, list[str] | None]:

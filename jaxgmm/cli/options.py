@@ -45,8 +45,8 @@ the best marked with *:
                overlap; smaller is better; - where the fit failed. With
                --criterion cv or heldout a column for it, in nats per row
   fit          converged, or why not; and what makes an optimum spurious
-               (few samples, too narrow, twins): it wins only where there
-               is no other
+               (few samples, too narrow, twins): it wins only where no other
+               is sound
 
 The second table has the best mixture: each component's weight, and the mean and standard deviation of each
 column within it. Components are numbered from 0, as in the picture and in `jaxgmm predict`.

@@ -54,6 +54,10 @@ def print_criteria(out: Console, cells: Sequence[Cell], best: Cell | None, crite
         )
     out.print(table)
     out.print(f"* smallest {criterion.upper()}.  log-lik.: mean log-likelihood per {unit}, in nats.")
+    if any(cell.spurious for cell in cells):
+        out.print("few samples, too narrow, twins: spurious, and cannot win while another fit is sound.")
+    if any(cell.status == "MAX_ITER" for cell in cells):
+        out.print(f"{STATUS['MAX_ITER']}: ended at the limit on steps before it had converged.")
     if criterion in _LEFT_OUT:
         out.print(f"{criterion.upper()}: minus the mean log-likelihood per {unit} {_LEFT_OUT[criterion]}.")
 

@@ -14,7 +14,7 @@ from jax.typing import ArrayLike
 from jaxgmm import priors, units, validate
 from jaxgmm.display import Table, as_html
 from jaxgmm.families.family import Family, free_parameters
-from jaxgmm.families.table import get_family
+from jaxgmm.families.table import ALIASES, FAMILIES, get_family
 from jaxgmm.fixed_point import Status
 from jaxgmm.init import Init, check_init
 from jaxgmm.loop import MAX_ITER, REG_COVAR, TOL
@@ -36,6 +36,7 @@ STRUCTURES = (
     *("EII", "VII", "EEI", "VEI", "EVI", "VVI", "EEE"),
     *("VEE", "EVE", "VVE", "EEV", "VEV", "EVV", "VVV"),
 )
+UNIVARIATE = ("E", "V")  # what is left of them for one feature
 CRITERIA = ("bic", "aic", "icl", "cv", "heldout")
 
 Row = dict[str, Any]
@@ -90,11 +91,15 @@ class Selection:
         return tuple(found)
 
     def result(self, covariance_type: str, n_components: int) -> FitResult:
-        """The fit of one cell, with only the components that are on.
+        """The fit of one cell, with only the components that are on; the structure by any of its names.
 
         Raises:
           KeyError: if the cell is not in the grid.
         """
+        family = (FAMILIES | ALIASES).get(covariance_type)
+        if covariance_type not in self.results and family is not None:
+            same = (name for name, found in self.results.items() if found.params.family is family)
+            covariance_type = next(same, covariance_type)
         if covariance_type not in self.results or n_components not in self.n_components:
             raise KeyError(
                 f"no cell {covariance_type!r}, {n_components}: the grid has {', '.join(self.results)} with "
@@ -103,27 +108,28 @@ class Selection:
         return _cell(self.results[covariance_type], self.n_components.index(n_components))
 
     def __str__(self) -> str:
-        """The criterion by structure and number of components; the best is marked."""
+        """The criterion by structure and number of components, with marks that a legend explains."""
         names = list(self.results)
         digits = 4 if self.criterion in ("cv", "heldout") else 1
         cells = {
-            (r["covariance_type"], r["n_components"]): _text(r, self.criterion, digits) for r in self.table
+            (r["covariance_type"], r["n_components"]): list(_text(r, self.criterion, digits))
+            for r in self.table
         }
         if self.best_row is not None:
-            at = (self.best_row["covariance_type"], self.best_row["n_components"])
-            cells[at] = cells[at].rstrip() + "*"
-        width = max(9, *(len(text) + 1 for text in cells.values()))
+            cells[self.best_row["covariance_type"], self.best_row["n_components"]][1] += "*"
+        # Marks stand to the right of the column, so that the digits are below one another.
+        room = max(1, *(len(marks) for _, marks in cells.values()))
+        width = max(9, *(len(text) + 1 for text, _ in cells.values()))
         first = max(len(name) for name in names)
         lines = [f"{self.criterion.upper()} (smaller is better)", " " * first]
-        lines[1] += "".join(f"{'K = ' + str(k):>{width}} " for k in self.n_components)
+        lines[1] += "".join(f"{'K = ' + str(k):>{width}}{'':<{room}}" for k in self.n_components)
         for name in names:
             row = "".join(
-                f"{text:>{width}}{'' if text.endswith(('*', '?')) else ' '}"
-                for text in (cells[name, k] for k in self.n_components)
+                f"{text:>{width}}{marks:<{room}}"
+                for text, marks in (cells[name, k] for k in self.n_components)
             )
             lines.append(f"{name:<{first}}{row}".rstrip())
-        if any(row["spurious"] for row in self.table):
-            lines.append("? spurious: " + _kinds(self.table))
+        lines += _legend(self.table, self.criterion)
         if self.best_row is None:
             lines.append("every cell failed")
         else:
@@ -141,7 +147,8 @@ class Selection:
         digits = 4 if self.criterion in ("cv", "heldout") else 1
         names = list(self.results)
         text = {
-            (r["covariance_type"], r["n_components"]): _text(r, self.criterion, digits) for r in self.table
+            (r["covariance_type"], r["n_components"]): "".join(_text(r, self.criterion, digits))
+            for r in self.table
         }
         rows = tuple((name, *(text[name, k] for k in self.n_components)) for name in names)
         marked = None
@@ -149,21 +156,29 @@ class Selection:
             row, column = self.best_row["covariance_type"], self.best_row["n_components"]
             marked = (names.index(row), 1 + self.n_components.index(column))
         *_, note = str(self).splitlines()
-        if any(row["spurious"] for row in self.table):
-            note = f"? spurious: {_kinds(self.table)}. {note}"
+        note = ". ".join([*_legend(self.table, self.criterion), note])
         table = Table(("", *(f"K = {k}" for k in self.n_components)), rows, note)
         return as_html(table, f"{self.criterion.upper()} (smaller is better)", marked)
 
 
-def _text(row: Row, criterion: str, digits: int) -> str:
+def _text(row: Row, criterion: str, digits: int) -> tuple[str, str]:
+    """A cell and the marks beside it."""
     value = float(row[criterion])
     if not np.isfinite(value):
-        return {"DEGENERATE": "degen.", "NONFINITE": "not fin.", "DECREASED": "decr."}.get(row["status"], "-")
-    return f"{value:.{digits}f}" + ("?" if row["spurious"] else "")
+        failed = {"DEGENERATE": "degen.", "NONFINITE": "not fin.", "DECREASED": "decr."}
+        return failed.get(row["status"], "-"), ""
+    marks = ("?" if row["spurious"] else "") + ("~" if row["status"] == "MAX_ITER" else "")
+    return f"{value:.{digits}f}", marks
 
 
-def _kinds(table: Sequence[Row]) -> str:
-    return "; ".join(dict.fromkeys(part for row in table for part in row["spurious"].split(", ") if part))
+def _legend(table: Sequence[Row], criterion: str) -> list[str]:
+    """What the marks in the table say, a line for each that is there."""
+    shown = [row for row in table if np.isfinite(row[criterion])]
+    kinds = "; ".join(dict.fromkeys(part for row in shown for part in row["spurious"].split(", ") if part))
+    lines = [f"? spurious: {kinds}. Cannot win while another cell is sound"] if kinds else []
+    if any(row["status"] == "MAX_ITER" for row in shown):
+        lines.append("~ ended at max_iter before it had converged")
+    return lines
 
 
 def _cell(results: BestFit, i: int) -> BestFit:
@@ -241,10 +256,11 @@ def select(
       X: (N, D).
       n_components: the numbers of components; None for 1 to 9, as far as there are samples.
       sample_weight: (N,) counts of the samples, or None for ones.
-      covariance_types: names or families; None for mclust's fourteen (two of them for one feature).
+      covariance_types: names or families; None for mclust's fourteen, or its "E" and "V" for one feature.
       criterion: "bic", "aic", "icl"; "cv", minus the mean log-likelihood of left-out folds, each fit going on
         from the fit to all the data; or "heldout", the same with one fold.
-      budget: EM steps for each cell before the finalists converge, as in `fit_best`.
+      budget: EM steps for each cell before the finalists converge, as in `fit_best`; as many again for cells
+        whose finalists are all spurious.
       init: as in `fit_restarts`.
       tol: as in `fit`.
       max_iter: as in `fit`.
@@ -279,7 +295,7 @@ def select(
         raise ValueError(f"criterion must be one of {list(CRITERIA)}; got {criterion!r}")
     X = validate.data(X)
     if covariance_types is None:
-        covariance_types = STRUCTURES if X.shape[1] > 1 else ("EII", "VII")
+        covariance_types = STRUCTURES if X.shape[1] > 1 else UNIVARIATE
     families = _families(covariance_types)
     settings, unit = settings_of(
         X, sample_weight, tol, max_iter, reg_covar, True, max_ratio, tuple(families.values()),

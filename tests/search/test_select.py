@@ -104,7 +104,8 @@ def test_failed_and_spurious_cells_are_marked_and_do_not_win():
     text = str(marked)
     assert "degen." in text
     assert "?" in text
-    assert "? spurious: few samples" in text
+    assert "? spurious: few samples. Cannot win while another cell is sound" in text
+    assert "~" not in text
     failures = marked.failures
     assert [f[:2] for f in failures][:2] == [("spherical", 1), ("spherical", 3)]
     assert "collapsed" in failures[0][2]
@@ -117,6 +118,40 @@ def test_failed_and_spurious_cells_are_marked_and_do_not_win():
     # Where there is nothing else, a spurious cell is better than none.
     assert _best_row([table[2]], "bic")["spurious"]
     assert _best_row([table[0]], "bic") is None
+
+
+def test_cells_that_did_not_converge_are_marked():
+    choice = chosen()
+    table = [dict(row) for row in choice.table]
+    table[1].update(status="MAX_ITER", spurious="twins")
+    table[2].update(status="MAX_ITER")
+    marked = dataclasses.replace(choice, table=tuple(table))
+    lines = str(marked).splitlines()
+    assert f"{table[1]['bic']:.1f}?~" in lines[2]
+    assert f"{table[2]['bic']:.1f}~*" in lines[2]
+    assert "~ ended at max_iter before it had converged" in lines
+    # The digits of a column end below one another.
+    last = [
+        line.index(f"{row['bic']:.1f}") for line, row in zip(lines[2:4], (table[3], table[7]), strict=True)
+    ]
+    ends = [at + len(f"{row['bic']:.1f}") for at, row in zip(last, (table[3], table[7]), strict=True)]
+    assert ends == [len(lines[1].rstrip())] * 2
+    shown = marked._repr_html_()
+    assert "?~" in shown
+    assert "~ ended at max_iter before it had converged" in shown
+
+
+@pytest.mark.slow
+def test_one_feature_has_the_structures_e_and_v():
+    choice = jaxgmm.select(jax.random.key(0), X[:, :1], (1, 2), budget=100)
+    assert list(choice.results) == ["E", "V"]
+    assert [row["covariance_type"] for row in choice.table] == ["E", "E", "V", "V"]
+    assert [line.split()[0] for line in str(choice).splitlines()[2:4]] == ["E", "V"]
+    one, same = choice.result("V", 2), choice.result("spherical", 2)
+    assert float(one.log_likelihood) == float(same.log_likelihood)
+    assert choice.result("EII", 2).params.family.name == "EII"
+    with pytest.raises(KeyError, match="no cell 'full'"):
+        choice.result("full", 2)
 
 
 @pytest.mark.slow
