@@ -7,6 +7,7 @@ once, their mixtures are starts for the next size up and down.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
@@ -37,6 +38,7 @@ BUDGET = 2000
 _WIDTH = 3  # lanes for each number of components in one call, and finalists
 _MOVES, _TRY, _REFINE = 18, 10, 40  # moves in a round, and EM steps for each of them and for the best
 _WARD = 1 << 24  # samples × components up to which one of the starts is Ward's
+_MORE = 3  # times that a search goes on where it has found only spurious optima
 _AGREE = 1e-4  # nats per sample within which two finalists are at the same optimum
 
 
@@ -78,7 +80,7 @@ class BestFit(FitResult):
     Attributes:
       flags: () int32, `Spurious` flags of the mixture; 0 is none.
       n_agreed: () int32, how many finalists ended at the winner's likelihood, the winner included.
-      n_finalists: () int32, how many were brought to convergence.
+      n_finalists: () int32, how many finalists there are: the best of what was brought to convergence.
       n_steps: () int32, EM steps taken in the whole search.
     """
 
@@ -129,6 +131,7 @@ class Tournament:
             self.frozen.surveyed, family=family, n_components=self.n_components
         )
         self.n_steps: Any = np.zeros(len(sizes), np.int32)
+        self.with_ward = settings.x.shape[0] * self.n_components <= _WARD
         self.factors: Any = None  # (L, n) `Factors` of the finalists, where they are not large
 
     def starts(self, key: Array, n: int) -> GMMParams:
@@ -156,7 +159,7 @@ class Tournament:
             return self._settle(begin, scale, moments, WIDEN)
 
         places = self._over(draw, keys)
-        if self.settings.x.shape[0] * self.n_components <= _WARD:
+        if self.with_ward:
             one = lanes.ward_places(self.sizes, self.unit, self.frozen, n_components=self.n_components)
             xp = arrays((places, one))
             places = xp.concatenate([xp.asarray(one)[:, None], places[:, 1:]], 1)
@@ -276,9 +279,49 @@ class Tournament:
         final = self.advance(field.results.params, None)
         return best_of(final, _WIDTH)
 
+    def _without_flaws(self, key: Array, field: Field, budget: int) -> Field:
+        """The finalists of a search that goes on for sizes of which all are spurious.
+
+        At most `_MORE` times and for `budget` EM steps in all, not counting those to convergence: new starts,
+        of which the best that are still sound are brought to convergence. The first sound optimum ends it.
+        All lanes of a program go to the sizes in question, so that nothing is compiled anew.
+        """
+        if not validate.is_concrete(field, self.settings):
+            return field
+        for i in range(_MORE):
+            top = jax.tree.map(lambda a: np.asarray(a)[:, 0], (field.flags, field.results.status))
+            # A single component has one optimum.
+            flawed = np.flatnonzero((top[0] != 0) & ~np.asarray(has_failed(top[1])) & (self.sizes > 1))
+            if flawed.size == 0:
+                break
+            more = copy.copy(self)
+            more.sizes = np.resize(self.sizes[flawed], len(self.sizes))
+            more.n_steps, more.with_ward = np.zeros(len(self.sizes), np.int32), False
+            often = -(-len(self.sizes) // len(flawed))  # lanes that the first of them has
+            n_starts = _WIDTH * max(1, round(3 / often))
+            steps = max(2, budget // (_MORE * n_starts * often))
+            # Apart from the keys of `play`, which are two halves of the key.
+            started = more.starts(jax.random.fold_in(jax.random.fold_in(key, budget), i), n_starts)
+            tried = best_of(more.advance(started, steps), _WIDTH)
+            found = more.advance(tried.results.params, None)
+            for j, at in enumerate(flawed):
+                lanes_of = slice(j, None, len(flawed))
+                both = jax.tree.map(
+                    lambda old, new, at=at, those=lanes_of: np.concatenate(
+                        [old[at : at + 1], np.concatenate(list(new[those]))[None]], 1
+                    ),
+                    field, found,
+                )  # fmt: skip
+                field = jax.tree.map(
+                    lambda old, new, at=at: np.concatenate([old[:at], new, old[at + 1 :]]),
+                    field, best_of(both, _WIDTH),
+                )  # fmt: skip
+                self.n_steps[at] += more.n_steps[lanes_of].sum()
+        return field
+
     def best(self, key: Array, budget: int) -> BestFit:
         """The winner of every size, leading axis (L,)."""
-        results, flags, self.factors = self.play(key, budget)
+        results, flags, self.factors = self._without_flaws(key, self.play(key, budget), budget)
         top = results.objective[:, :1]
         agree = (results.objective >= top - _AGREE) & ~has_failed(results.status)
         winner = jax.tree.map(lambda a: a[:, 0], results)
@@ -356,13 +399,18 @@ def fit_best(
     and again. From the best of the last three, 18 moves that merge two components and split a third are
     tried, and the result replaces it if it is better. The three finalists are brought to convergence.
 
+    Where all finalists are spurious the search goes on, up to three times and for `budget` further EM steps:
+    new starts, of which those that are sound after their share of the steps are brought to convergence, until
+    an optimum is sound. Not inside `jit`, where that would be done in every case.
+
     Args:
       key: a JAX PRNG key; same key, same result.
       X: (N, D).
       n_components: K; static.
       sample_weight: (N,) or None for ones.
       covariance_type: a name or a `Family`.
-      budget: about how many EM steps to spend before the finalists converge; static.
+      budget: about how many EM steps to spend before the finalists converge; static. As many again where all
+        of them are spurious.
       init: as in `fit_restarts`.
       tol: as in `fit`.
       max_iter: as in `fit`; for each finalist.

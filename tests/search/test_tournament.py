@@ -11,10 +11,11 @@ import jaxgmm
 from jaxgmm import FitResult, Spurious, Status
 from jaxgmm.em_map import frame, maximise
 from jaxgmm.params import translate
+from jaxgmm.search import tournament
 from jaxgmm.search.field import Field, _rank
 from jaxgmm.search.moves import draw_exchange, draw_move, overlap, split_merge
 from jaxgmm.search.spurious import describe, spurious, total_factor
-from jaxgmm.search.tournament import plan
+from jaxgmm.search.tournament import Tournament, plan
 from tests.conftest import overlapping
 
 N, D, K = 240, 2, 5
@@ -168,6 +169,55 @@ def test_a_sound_optimum_wins_over_a_spurious_one_and_a_failed_one_over_none():
         field = jax.tree.map(as_, Field(results, flags, None))
         assert _rank(field, 5).tolist() == [[2, 0, 1, 5, 3]] or _rank(field, 5).tolist() == [[2, 0, 1, 5, 4]]
         assert jax.jit(lambda f: _rank(f, 4))(field).tolist() == [[2, 0, 1, 5]]
+
+
+def with_a_trap(seed):
+    """Two clusters, and three samples that nearly coincide: "full" finds its highest likelihood on these."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(60, 2)) + np.repeat([[0.0, 0.0], [8.0, 0.0]], 30, axis=0)
+    return np.concatenate([x, np.array([4.0, 6.0]) + 1e-3 * rng.normal(size=(3, 2))])
+
+
+def test_a_search_that_finds_only_spurious_optima_goes_on(double, monkeypatch):
+    x, budget, spent = with_a_trap(0), 100, []
+    plain = Tournament.advance
+
+    def advance(self, params, steps):
+        if steps is not None:
+            spent.append(params.log_weights.shape[1] * steps)
+        return plain(self, params, steps)
+
+    monkeypatch.setattr(Tournament, "advance", advance)
+    monkeypatch.setattr(tournament, "_MORE", 0)
+    before = jaxgmm.fit_best(jax.random.key(0), x, 3, budget=budget)
+    assert Spurious(int(before.flags)) & Spurious.FEW
+    first = sum(spent)
+    monkeypatch.undo()
+    monkeypatch.setattr(Tournament, "advance", advance)
+    spent.clear()
+    after = jaxgmm.fit_best(jax.random.key(0), x, 3, budget=budget)
+    assert int(after.flags) == 0
+    assert after.status == Status.CONVERGED
+    assert first < sum(spent) <= first + budget
+    assert int(after.n_steps) > int(before.n_steps)
+    two = jaxgmm.fit_best(jax.random.key(0), x, 2, budget=budget)
+    assert float(two.log_likelihood) < float(after.log_likelihood) < float(before.log_likelihood)
+
+
+@pytest.mark.slow
+def test_only_the_sizes_that_are_spurious_go_on(double, monkeypatch):
+    x, sizes = with_a_trap(0), (1, 2, 3)
+    options = {"covariance_types": ("full",), "budget": 100}
+    after = jaxgmm.select(jax.random.key(0), x, sizes, **options)
+    monkeypatch.setattr(tournament, "_MORE", 0)
+    before = jaxgmm.select(jax.random.key(0), x, sizes, **options)
+    assert [bool(row["spurious"]) for row in before.table] == [False, False, True]
+    assert [row["spurious"] for row in after.table] == [""] * 3
+    assert after.table[:2] == before.table[:2]
+    on = (np.asarray(after.results["full"].params.weights) > 0).sum(1)
+    assert on.tolist() == [1, 2, 3]
+    steps = [np.asarray(c.results["full"].n_steps) for c in (before, after)]
+    assert (steps[1] > steps[0]).tolist() == [False, False, True]
 
 
 def test_overlap_is_a_cosine():
