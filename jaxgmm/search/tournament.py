@@ -7,7 +7,6 @@ once, their mixtures are starts for the next size up and down.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
@@ -32,13 +31,13 @@ from jaxgmm.search import lanes
 from jaxgmm.search.alike import Factors, alike
 from jaxgmm.search.criteria import has_failed
 from jaxgmm.search.field import Field, arrays, best_of
+from jaxgmm.search.going_on import go_on
 from jaxgmm.search.spurious import MAX_RATIO, describe, limits, total_for
 
 BUDGET = 2000
 _WIDTH = 3  # lanes for each number of components in one call, and finalists
 _MOVES, _TRY, _REFINE = 18, 10, 40  # moves in a round, and EM steps for each of them and for the best
 _WARD = 1 << 24  # samples × components up to which one of the starts is Ward's
-_MORE = 3  # times that a search goes on where it has found only spurious optima
 _AGREE = 1e-4  # nats per sample within which two finalists are at the same optimum
 
 
@@ -279,49 +278,9 @@ class Tournament:
         final = self.advance(field.results.params, None)
         return best_of(final, _WIDTH)
 
-    def _without_flaws(self, key: Array, field: Field, budget: int) -> Field:
-        """The finalists of a search that goes on for sizes of which all are spurious.
-
-        At most `_MORE` times and for `budget` EM steps in all, not counting those to convergence: new starts,
-        of which the best that are still sound are brought to convergence. The first sound optimum ends it.
-        All lanes of a program go to the sizes in question, so that nothing is compiled anew.
-        """
-        if not validate.is_concrete(field, self.settings):
-            return field
-        for i in range(_MORE):
-            top = jax.tree.map(lambda a: np.asarray(a)[:, 0], (field.flags, field.results.status))
-            # A single component has one optimum.
-            flawed = np.flatnonzero((top[0] != 0) & ~np.asarray(has_failed(top[1])) & (self.sizes > 1))
-            if flawed.size == 0:
-                break
-            more = copy.copy(self)
-            more.sizes = np.resize(self.sizes[flawed], len(self.sizes))
-            more.n_steps, more.with_ward = np.zeros(len(self.sizes), np.int32), False
-            often = -(-len(self.sizes) // len(flawed))  # lanes that the first of them has
-            n_starts = _WIDTH * max(1, round(3 / often))
-            steps = max(2, budget // (_MORE * n_starts * often))
-            # Apart from the keys of `play`, which are two halves of the key.
-            started = more.starts(jax.random.fold_in(jax.random.fold_in(key, budget), i), n_starts)
-            tried = best_of(more.advance(started, steps), _WIDTH)
-            found = more.advance(tried.results.params, None)
-            for j, at in enumerate(flawed):
-                lanes_of = slice(j, None, len(flawed))
-                both = jax.tree.map(
-                    lambda old, new, at=at, those=lanes_of: np.concatenate(
-                        [old[at : at + 1], np.concatenate(list(new[those]))[None]], 1
-                    ),
-                    field, found,
-                )  # fmt: skip
-                field = jax.tree.map(
-                    lambda old, new, at=at: np.concatenate([old[:at], new, old[at + 1 :]]),
-                    field, best_of(both, _WIDTH),
-                )  # fmt: skip
-                self.n_steps[at] += more.n_steps[lanes_of].sum()
-        return field
-
     def best(self, key: Array, budget: int) -> BestFit:
         """The winner of every size, leading axis (L,)."""
-        results, flags, self.factors = self._without_flaws(key, self.play(key, budget), budget)
+        results, flags, self.factors = go_on(self, key, self.play(key, budget), budget, _WIDTH)
         top = results.objective[:, :1]
         agree = (results.objective >= top - _AGREE) & ~has_failed(results.status)
         winner = jax.tree.map(lambda a: a[:, 0], results)
