@@ -32,6 +32,9 @@ def parts(shift=0.0, dtype=np.float64):
 def apart(a, b, least=1e-3):
     pairs = [(np.asarray(x, np.float64), np.asarray(y, np.float64)) for x, y in zip(
         jax.tree.leaves(a), jax.tree.leaves(b), strict=True)]  # fmt: skip
+    # The history is −inf where there is none, in both at the same places.
+    assert all((np.isfinite(x) == np.isfinite(y)).all() for x, y in pairs)
+    pairs = [(x[np.isfinite(x)], y[np.isfinite(x)]) for x, y in pairs]
     return max(float(np.nanmax(np.abs(x - y) / (least + np.abs(x)), initial=0)) for x, y in pairs)
 
 
