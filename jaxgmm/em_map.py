@@ -222,7 +222,12 @@ def assess(params: GMMParams, moments: Moments, f: Frame, *, hold: bool = True) 
     narrow = image.family.inverse_diagonal(image.scale, shape) * floor >= 1
     resolved = ~(narrow & (image.weights > 0)[:, None]).any()
     finite = jnp.stack([jnp.isfinite(a).all() for a in jax.tree.leaves((image.means, image.scale))]).all()
-    objective = log_likelihood + value - penalty
+    # −inf says that the covariances of `params` have no inverse, as a start on fewer samples than features;
+    # NaN, that the sums are not finite, as those of data beyond the range of the dtype.
+    sum_of_terms = log_likelihood + value - penalty
+    singular = ~jnp.isfinite(apart[:, :, 0]).all(1) & (params.log_weights > -jnp.inf)
+    objective = jnp.where(jnp.isfinite(sum_of_terms), sum_of_terms, jnp.nan)
+    objective = jnp.where(singular.any(), -jnp.inf, objective)
     slack = 64 * eps * (jnp.maximum(1, jnp.abs(objective)) + terms) + penalty + jnp.square(noise) + rounded
     return implicit.Evaluation(
         image=image,

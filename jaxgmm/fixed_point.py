@@ -35,7 +35,7 @@ class Status(IntEnum):
     MAX_ITER = 1  #: max_iter steps were taken first
     NONFINITE = 2  #: the objective was NaN or infinite (data that overflow, NaN in the data)
     DECREASED = 3  #: a step lowered the objective by more than rounding explains
-    DEGENERATE = 4  #: the next point lies outside the domain (a covariance has collapsed)
+    DEGENERATE = 4  #: a point lies outside the domain (a covariance that has collapsed, or a singular start)
 
 
 class Memory(NamedTuple):
@@ -169,7 +169,8 @@ def turn(
     status = jnp.where(converged, code(Status.CONVERGED), status)
     plain = jnp.where(e.valid, status, code(Status.DEGENERATE))
     plain = jnp.where(fell & ~first, code(Status.DECREASED), plain)
-    plain = jnp.where(finite, plain, code(Status.NONFINITE))
+    outside = jnp.where(e.objective == -jnp.inf, code(Status.DEGENERATE), code(Status.NONFINITE))
+    plain = jnp.where(finite, plain, outside)
     status = jnp.where(s.extrapolated, status, plain)
 
     base, image = _select(good, (s.point, e.image), (s.base, s.image))

@@ -17,8 +17,8 @@ def host_array(value: Any, name: str) -> np.ndarray[Any, Any]:
     if hasattr(value, "toarray") and hasattr(value, "nnz"):
         raise TypeError(f"{name} is a sparse {type(value).__name__}; use {name}.toarray()")
     value = unmasked(value, name)
-    if type(value).__module__.partition(".")[0] == "pandas" and hasattr(value, "columns"):
-        value = _data_frame(value, name)
+    if is_frame(value):
+        value = _polars_frame(value, name) if library(value) == "polars" else _data_frame(value, name)
     try:
         array = np.asarray(value)
     except ValueError as error:
@@ -26,6 +26,16 @@ def host_array(value: Any, name: str) -> np.ndarray[Any, Any]:
     if array.dtype.kind not in "biuf" and not jnp.issubdtype(array.dtype, jnp.floating):
         raise TypeError(f"{name} must hold real numbers; got dtype {array.dtype}")
     return array
+
+
+def library(value: Any) -> str:
+    """The top-level module that a value's type comes from."""
+    return type(value).__module__.partition(".")[0]
+
+
+def is_frame(value: Any) -> bool:
+    """Whether it is a data frame of pandas or Polars."""
+    return library(value) in ("pandas", "polars") and hasattr(value, "columns")
 
 
 def unmasked(value: Any, name: str) -> Any:
@@ -36,7 +46,7 @@ def unmasked(value: Any, name: str) -> Any:
         at = tuple(int(i) for i in np.argwhere(np.ma.getmaskarray(value))[0])
         raise ValueError(
             f"{name} is a masked array, and entry {at} is masked. Leave such rows out, or fill them in "
-            f"({name}.filled(...)), before the call."
+            "(numpy.ma.filled), before the call."
         )
     return value.data
 
@@ -50,7 +60,9 @@ def _data_frame(frame: Any, name: str) -> Any:
                 "it into numbers, before the call."
             )
     if all(isinstance(dtype, np.dtype) for dtype in frame.dtypes):
-        return frame
+        # NumPy makes objects of numbers and booleans side by side.
+        array = np.asarray(frame)
+        return frame.to_numpy(dtype=np.float64) if array.dtype.kind == "O" else array
     for column, missing in zip(frame.columns, frame.isna().to_numpy().T, strict=True):
         if missing.any():
             raise ValueError(
@@ -58,6 +70,23 @@ def _data_frame(frame: Any, name: str) -> Any:
                 f"{int(missing.argmax())}. Leave such rows out, or fill them in, before the call."
             )
     return frame.to_numpy(dtype=np.float64)
+
+
+def _polars_frame(frame: Any, name: str) -> Any:
+    """A Polars data frame as an array, or an error that names the column."""
+    for column, dtype in frame.schema.items():
+        if not dtype.is_numeric() and str(dtype) != "Boolean":
+            raise TypeError(
+                f"{name} must hold real numbers; column {column!r} has dtype {dtype}. Leave it out, or turn "
+                "it into numbers, before the call."
+            )
+        if frame[column].null_count():
+            row = int(frame[column].is_null().arg_max())
+            raise ValueError(
+                f"{name} must be finite; column {column!r} has a missing value in row {row}. Leave such rows "
+                "out, or fill them in, before the call."
+            )
+    return np.column_stack([frame[c].to_numpy() for c in frame.columns])
 
 
 _COARSE = 1e-3  # of a feature's standard deviation: how much of it a cast to float32 may round away

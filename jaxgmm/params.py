@@ -15,7 +15,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jaxgmm import display, validate
-from jaxgmm.families.family import Family, check_record
+from jaxgmm.families.family import Family, check_record, is_from_package
 from jaxgmm.families.table import get_family
 
 
@@ -174,10 +174,16 @@ def make_params(
     return GMMParams(jnp.log(w) - jnp.log(w.sum()), mu, scale, family)
 
 
-@functools.lru_cache
 def scale_like(family: Family, n_components: int, n_features: int) -> Any:
-    """The shapes of the family's arrays for K components in D dimensions; its record is checked once."""
-    check_record(family, n_components, n_features)
+    """The shapes of the family's arrays for K components in D dimensions; a user's record is checked once."""
+    if not is_from_package(family):
+        for dtype in {jnp.dtype(jnp.float32), jnp.dtype(jnp.result_type(float))}:
+            check_record(family, n_components, n_features, dtype)
+    return _shapes(family, n_components, n_features)
+
+
+@functools.lru_cache
+def _shapes(family: Family, n_components: int, n_features: int) -> Any:
     return jax.eval_shape(
         family.from_variances, jax.ShapeDtypeStruct((n_components, n_features), jnp.float32)
     )

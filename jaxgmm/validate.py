@@ -64,7 +64,17 @@ def finite(a: Array, name: str, advice: str) -> None:
         raise ValueError(f"{name} must be finite{got} {place}. {advice}")
 
 
-_SUM = 1e-3  # how far from 1 probabilities may sum that were meant to: float16 rounds by that
+_SUM = 1e-3  # how far from 1 probabilities may sum that were meant to, beside their rounding
+
+
+@jax.jit
+def _sums_off(r: Array, w: Array | None, allowed: Array) -> tuple[Array, Array, Array]:
+    """Whether a row's sum differs from 1 by more than is allowed, which row is the first, and its sum."""
+    sums = r.sum(1)
+    bad = jnp.abs(sums - 1) > allowed
+    bad = bad if w is None else bad & (w > 0)
+    row = jnp.argmax(bad)
+    return bad.any(), row, sums[row]
 
 
 def data(X: ArrayLike, *, n_features: int | None = None, name: str = "X") -> Array:
@@ -241,6 +251,8 @@ def responsibilities(resp: ArrayLike, x: Array, w: Array | None = None) -> Array
     Rows of weight 0 count for nothing, and their sums may be anything.
     """
     r = floating(resp, "resp", x.dtype)
+    given = getattr(resp, "dtype", r.dtype)
+    rounding = float(jnp.finfo(given).eps) if jnp.issubdtype(given, jnp.floating) else 0.0
     if r.ndim != 2 or r.shape[0] != x.shape[0] or r.shape[1] == 0:
         raise ValueError(
             f"resp must have shape ({x.shape[0]}, n_components), one row for each row of X {x.shape}; "
@@ -251,16 +263,15 @@ def responsibilities(resp: ArrayLike, x: Array, w: Array | None = None) -> Array
         raise ValueError(f"resp must not be negative; got {float(_now(jnp.min, r))}")
     if is_concrete(r) and not float(_now(jnp.max, r)) > 0:
         raise ValueError("resp must not be zero everywhere: no component would be left")
-    if is_concrete(r, w) and r.is_fully_addressable:
-        sums = np.asarray(r, np.float64).sum(1)
-        bad = np.abs(sums - 1) > _SUM
-        if w is not None:
-            bad &= np.asarray(w) > 0
-        if bad.any():
-            row = int(bad.argmax())
+    if is_concrete(r, w):
+        # Each of K probabilities was rounded once, by half an ε of itself at most; their sum in the dtype of
+        # x adds K ε of that.
+        eps = float(jnp.finfo(r.dtype).eps)
+        found, row, total = _now(_sums_off, r, w, _SUM + rounding + r.shape[1] * eps)
+        if found:
             raise ValueError(
-                f"resp must sum to 1 in every row; row {row} sums to {sums[row]:.6g}. Divide by the sums: "
-                "resp / resp.sum(1, keepdims=True). A row that is not to count has sample_weight 0."
+                f"resp must sum to 1 in every row; row {int(row)} sums to {float(total):.6g}. Divide by the "
+                "sums: resp / resp.sum(1, keepdims=True). A row that is not to count has sample_weight 0."
             )
     return r
 

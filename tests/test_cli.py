@@ -146,6 +146,14 @@ def test_the_table_is_what_the_library_says(command, data, blobs):
 
 
 @pytest.mark.slow
+def test_a_seed_out_of_range_is_refused(command, data):
+    for seed in ("99999999999999999999", "-1"):
+        code, _, err = command("fit", data, "-k", "2", "--seed", seed)
+        assert code == 2
+        assert "--seed" in err
+        assert "0<=x<=4294967295" in err
+
+
 def test_same_seed_same_result(command, data):
     runs = [
         command("fit", data, "-k", "3", "--covariance", "full", "--n-init", "1", "--seed", "7") for _ in "ab"

@@ -10,7 +10,7 @@ import pytest
 
 import jaxgmm
 from jaxgmm.families import FAMILIES, Family, get_family
-from jaxgmm.families.family import check_record
+from jaxgmm.families.family import check_record, is_from_package
 from tests.conftest import (
     CORE,
     NAMES,
@@ -21,6 +21,7 @@ from tests.conftest import (
     soft_labels,
     start_from,
     takes_rows,
+    x64,
 )
 
 
@@ -383,6 +384,11 @@ FIELDS = {
     "inverse_diagonal": lambda scale, shape: scale.sum(),
     "to_covariance": lambda scale, shape: scale,
     "rescale": lambda scale, unit: unit,
+    "from_covariance": lambda covariance: covariance[:, :1],
+    "to_natural": lambda reference, weights, scale, shift: shift[0].sum(0)[0, 0],
+    "from_natural": lambda reference, weights, natural: (reference, weights),
+    "to_unconstrained": lambda scale: scale[:, :1],
+    "from_unconstrained": lambda free, shape: jnp.zeros(shape, jnp.float16),
 }
 
 
@@ -401,5 +407,22 @@ def test_a_record_that_does_not_keep_its_promise_is_refused_by_the_field(field):
 
 @pytest.mark.parametrize("structure", [*NAMES, "factor(1)", "full-equal", "diag-ratio(9)"])
 def test_the_packages_own_records_keep_theirs(structure):
+    family = get_family(structure)
+    assert is_from_package(family)
+    assert not is_from_package(family._replace(log_det=lambda scale, shape: scale))
     for k, d in ((1, 2), (4, 3)):
-        check_record(get_family(structure), k, d)
+        check_record(family, k, d)
+        with x64(True):
+            check_record(family, k, d, jnp.float64)
+
+
+def test_a_record_that_knows_only_float32_is_refused_where_float64_is_asked_for():
+    def from_variances(variances):
+        return jnp.sqrt(variances).astype(jnp.float32)
+
+    mine = FAMILIES["diag"]._replace(name="mine", from_variances=from_variances)
+    x = np.random.default_rng(0).normal(size=(20, 2))
+    with x64(False):
+        jaxgmm.m_step(np.full((20, 2), 0.5), x, covariance_type=mine)
+    with x64(True), pytest.raises(TypeError, match="'mine': from_variances must give float64"):
+        jaxgmm.m_step(np.full((20, 2), 0.5), x, covariance_type=mine)

@@ -436,3 +436,8 @@ def test_history_has_a_line_for_every_start_and_the_best_is_the_coloured_one():
     assert len([line for line in plot_history(one, ax=canvas()[1]).lines if len(line.get_xdata()) > 1]) == 1
     with pytest.raises(ValueError, match="history_size above 0"):
         plot_history(results_of(np.zeros((3, 0)), [0, 0, 0]), ax=axes)
+
+
+def test_a_masked_entry_is_refused_by_its_place():
+    with pytest.raises(ValueError, match=r"masked array, and entry \(1, 0\)"):
+        plot_pairs(mixture(2), np.ma.masked_array(np.ones((3, 2)), [[0, 0], [1, 0], [0, 0]]))

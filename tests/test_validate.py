@@ -12,6 +12,7 @@ import pytest
 import scipy.sparse
 
 import jaxgmm
+from jaxgmm.engines import LocalEngine, fit_engine
 from tests.conftest import x64
 
 N, D, K = 8, 2, 2
@@ -622,6 +623,10 @@ def frame(**columns):
     return pandas.DataFrame({name: pandas.array(*value) for name, value in columns.items()})
 
 
+def polars(**columns):
+    return pytest.importorskip("polars", reason="the extra cli has it").DataFrame(columns)
+
+
 BAD_TABLES = {
     "sparse": (lambda: scipy.sparse.csr_matrix(WHOLE), TypeError, r"sparse csr_matrix; use X.toarray\(\)"),
     "masked": (lambda: np.ma.masked_array(WHOLE, WHOLE > 8), ValueError, r"entry \(4, 0\) is masked"),
@@ -631,6 +636,10 @@ BAD_TABLES = {
     "a nullable column with a gap": (
         lambda: frame(a=([1, 2], "Int64"), b=([1.0, None], "Float64")), ValueError, "column 'b'.*row 1"
     ),
+    "a Polars column of text": (
+        lambda: polars(a=[1.0, 2.0], b=["x", "y"]), TypeError, "column 'b' has dtype"
+    ),
+    "a Polars column with a gap": (lambda: polars(a=[1, 2], b=[1.0, None]), ValueError, "column 'b'.*row 1"),
 }  # fmt: skip
 
 
@@ -646,6 +655,27 @@ def test_tables_that_are_numbers_are_taken():
     nullable = frame(a=([1, 2], "Int64"), b=([3.0, 4.0], "Float64"))
     for table in (nullable, np.ma.masked_array(np.array([[1.0, 3.0], [2.0, 4.0]]), False)):
         np.testing.assert_array_equal(jaxgmm.log_prob(ONE, table), expected)
+    expected = jaxgmm.log_prob(ONE, np.array([[1.5, 1.0], [2.5, 0.0]]))
+    for table in (frame(a=([1.5, 2.5],), b=([True, False],)), polars(a=[1.5, 2.5], b=[True, False])):
+        np.testing.assert_array_equal(jaxgmm.log_prob(ONE, table), expected)
+
+
+MASKED = np.ma.masked_array(WHOLE, WHOLE > 8)
+MASKED_WEIGHT = np.ma.masked_array(np.ones(N), np.arange(N) == 4)
+MASK_IS_LOST = {
+    "sample_weight": lambda: jaxgmm.fit(ONE, WHOLE, MASKED_WEIGHT),
+    "resp": lambda: jaxgmm.m_step(np.ma.masked_array(RESP, WHOLE > 8), WHOLE),
+    "stream": lambda: jaxgmm.fit_stream(ONE, MASKED),
+    "weights of a stream": lambda: jaxgmm.fit_stream(ONE, (WHOLE, MASKED_WEIGHT)),
+    "engine": lambda: fit_engine(ONE, LocalEngine([MASKED])),
+    "weights of an engine": lambda: fit_engine(ONE, LocalEngine([WHOLE], [MASKED_WEIGHT])),
+}
+
+
+@pytest.mark.parametrize("entry", MASK_IS_LOST)
+def test_a_masked_entry_is_refused_by_its_place_wherever_data_enter(entry):
+    with pytest.raises(ValueError, match=r"masked array, and entry \(4,"):
+        MASK_IS_LOST[entry]()
 
 
 def test_parameters_of_lists_are_refused():
@@ -662,6 +692,8 @@ def test_responsibilities_must_sum_to_one_where_a_row_counts():
         jaxgmm.m_step(resp, WHOLE)
     with pytest.raises(ValueError, match=r"row 3 sums to 0\.5"):
         jaxgmm.from_responsibilities(resp, WHOLE)
+    for dtype in (jnp.float16, jnp.bfloat16):
+        jaxgmm.m_step(jnp.asarray(RESP, dtype), WHOLE)  # their sums are off by the rounding of the dtype
     weight = (np.arange(N) != 3).astype(float)
     expected = jaxgmm.m_step(RESP, WHOLE, sample_weight=weight)
     np.testing.assert_array_equal(jaxgmm.m_step(resp, WHOLE, sample_weight=weight).means, expected.means)

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from jaxgmm.compilation import jit
+from jaxgmm.host_arrays import unmasked
 from jaxgmm.moments import Moments, accumulate, rows_for
 from jaxgmm.params import GMMParams
 from jaxgmm.scale.outer import Survey
@@ -64,8 +65,15 @@ class Sums:
         return moments
 
 
+def _unmasked(value: Any, what: str) -> Array:
+    try:
+        return np.asarray(unmasked(value, what))
+    except ValueError as error:
+        raise Fault(str(error)) from None
+
+
 def _matrix(X: Any, n_features: int, dtype: Any) -> Array:
-    x = np.asarray(X)
+    x = _unmasked(X, "it")
     if x.ndim != 2 or x.shape[1] != n_features:
         got = f"{x.shape[1]} columns" if x.ndim == 2 else f"shape {x.shape}"
         raise Fault(f"it has {got}; params have {n_features} features")
@@ -78,7 +86,7 @@ def _matrix(X: Any, n_features: int, dtype: Any) -> Array:
 def _vector(weights: Any, n_rows: int, dtype: Any) -> Array:
     if weights is None:
         return np.ones(n_rows, dtype)
-    w = np.asarray(weights)
+    w = _unmasked(weights, "its weights")
     if w.shape != (n_rows,):
         raise Fault(f"its weights have shape {w.shape}; one for each of its {n_rows} rows is needed")
     if w.dtype.kind not in "biuf":

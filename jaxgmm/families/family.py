@@ -146,10 +146,20 @@ def free_weights(family: Family, n_components: Any) -> Any:
 
 
 @functools.lru_cache
-def check_record(family: Family, n_components: int, n_features: int) -> None:
+def is_from_package(family: Family) -> bool:
+    """Whether every function of a record is one of this package: such records are checked by its tests."""
+
+    def module(function: Any) -> str:
+        return getattr(getattr(function, "func", function), "__module__", None) or ""
+
+    return all(module(field).startswith(__package__ + ".") for field in family if callable(field))
+
+
+@functools.lru_cache
+def check_record(family: Family, n_components: int, n_features: int, dtype: Any = jnp.float32) -> None:
     """Raise unless a record's functions give what the record promises of K components in D features.
 
-    Nothing is computed: shapes and dtypes are inferred.
+    Nothing is computed: shapes and dtypes are inferred, of numbers in `dtype`.
 
     Raises:
       TypeError: naming the field, the shape and dtype that it should give, and those that it gives.
@@ -157,7 +167,7 @@ def check_record(family: Family, n_components: int, n_features: int) -> None:
     k, d, rows = n_components, n_features, 5
 
     def of(*shape: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(shape, jnp.float32)
+        return jax.ShapeDtypeStruct(shape, dtype)
 
     def check(field: str, expected: Any, function: Callable[..., Any], *arguments: Any) -> Any:
         try:
@@ -179,6 +189,11 @@ def check_record(family: Family, n_components: int, n_features: int) -> None:
     shape = (k, d)
     # A structure may refuse so many components or features here, in words of its own.
     scale = jax.eval_shape(family.from_variances, of(k, d))
+    if wrong := [a for a in jax.tree.leaves(scale) if a.dtype != dtype]:
+        raise TypeError(
+            f"{family.name!r}: from_variances must give {jnp.dtype(dtype).name} for variances of that dtype; "
+            f"it gives {wrong[0].dtype.name}"
+        )
     check("whitener", of(k, d, rows), lambda s, r: family.whitener(s)(r), scale, of(k, d, rows))
     check("colour", of(k, d, rows), family.colour, scale, of(k, d, rows))
     check("log_det", of(k), lambda s: family.log_det(s, shape), scale)
@@ -187,6 +202,20 @@ def check_record(family: Family, n_components: int, n_features: int) -> None:
     check("to_covariance", of(k, d, d), lambda s: family.to_covariance(s, shape), scale)
     second = check("second_moment", None, family.second_moment, scale, of(k, d, rows), of(k, rows))
     check("update", (scale, of(k)), family.update, scale, of(k), of(k, d), second, of(d))
+    check("from_covariance", scale, family.from_covariance, of(*family.covariance_shape(k, d)))
+    if family.to_natural is not None and family.from_natural is not None:
+        natural = check("to_natural", None, family.to_natural, scale, of(k), scale, of(k, d))
+        check("from_natural", (scale, of(k, d)), family.from_natural, scale, of(k), natural)
+    if family.to_unconstrained is not None and family.from_unconstrained is not None:
+        back = family.from_unconstrained
+        free = check("to_unconstrained", None, family.to_unconstrained, scale)
+        given, wanted = sum(a.size for a in jax.tree.leaves(free)), family.n_parameters(k, d)
+        if given != wanted:
+            raise TypeError(
+                f"{family.name!r}: to_unconstrained must give n_parameters = {wanted} numbers for K = {k}, "
+                f"D = {d}; it gives {given}"
+            )
+        check("from_unconstrained", scale, lambda f: back(f, shape), free)
     if family.rescale is not None:
         check("rescale", scale, family.rescale, scale, of(d))
 

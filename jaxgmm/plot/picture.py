@@ -11,6 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Ellipse, Patch
 
 from jaxgmm.density import predict
+from jaxgmm.host_arrays import host_array, unmasked
 from jaxgmm.params import GMMParams, active
 from jaxgmm.plot.style import GREYS, HALO, PALETTE, STYLES, tidy
 
@@ -44,10 +45,11 @@ class Picture:
         self.n_samples = 0
         if X is None:
             return
-        data = np.asarray(X, np.float64)
+        data = np.asarray(host_array(X, "X"), np.float64)
         if data.ndim != 2 or data.shape[1] != self.n_features or not len(data):
             raise ValueError(f"plot: X must have shape (N, {self.n_features}), got {data.shape}")
-        weight = np.ones(len(data)) if sample_weight is None else np.asarray(sample_weight, np.float64)
+        given = np.ones(len(data)) if sample_weight is None else unmasked(sample_weight, "sample_weight")
+        weight = np.asarray(given, np.float64)
         if weight.shape != (len(data),):
             raise ValueError(f"plot: sample_weight must have shape ({len(data)},), got {weight.shape}")
         self.X, self.weight = data[weight > 0], weight[weight > 0]

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
+from jaxgmm.host_arrays import unmasked
+
 
 class Piece(NamedTuple):
     """Some rows that lie together. The arrays may be written over once the next piece is asked for."""
@@ -162,10 +164,10 @@ class Arrays:
                 raise ValueError(
                     f"array {i}: must be an array or a pair (X, weights); got {len(pair)} things"
                 )
-            x = np.asarray(pair[0])
+            x = np.asarray(unmasked(pair[0], f"array {i}"))
             check_numbers(x.dtype, f"array {i}")
             check_shape(x.shape, f"array {i}")
-            w = None if pair[1] is None else np.asarray(pair[1])
+            w = None if pair[1] is None else np.asarray(unmasked(pair[1], f"array {i}, weights"))
             if w is not None and w.shape != x.shape[:1]:
                 raise ValueError(f"array {i}: its weights must have shape {x.shape[:1]}; got {w.shape}")
             if w is not None:

@@ -11,7 +11,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxgmm.scale.chunks import Arrays, Selection, Source
+from jaxgmm.host_arrays import host_array, is_frame, library
+from jaxgmm.scale.chunks import Arrays, Selection, Source, check_features
 from jaxgmm.scale.npy import Npy
 from jaxgmm.scale.tables import FORMATS, Tables, Zarr
 
@@ -27,7 +28,7 @@ def open_source(source: Any, columns: Any = None, weight_column: Any = None) -> 
         the path of a file, by its suffix: .npy; .parquet or .pq, .arrow or .feather (extra `arrow`); .zarr
         (extra `zarr`); a directory of such files, which are taken in the order of their names; a pattern,
         such as "parts/*.npy"; or a list of paths;
-        a `pyarrow.dataset.Dataset`, a `pyarrow.Table` or a `zarr.Array`;
+        a pandas or Polars data frame, a `pyarrow.dataset.Dataset`, a `pyarrow.Table` or a `zarr.Array`;
         an iterable of arrays (n, D), or of pairs of an array and weights (n,), that can be gone through
         again, such as a list; or a function without arguments that returns a fresh one each time;
         or a `Source`, which is returned as it is.
@@ -58,7 +59,7 @@ def open_source(source: Any, columns: Any = None, weight_column: Any = None) -> 
         return _arrays(lambda: [source], columns, weight_column, np.shape(source)[:1])
     if isinstance(source, tuple) and len(source) == 2 and all(_is_array(a) for a in source):
         return _arrays(lambda: [source], columns, weight_column, np.shape(source[0])[:1])
-    module = type(source).__module__.partition(".")[0]
+    module = library(source)
     if module == "pyarrow":
         return _arrow(source, columns, weight_column)
     if module == "zarr" and hasattr(source, "chunks") and hasattr(source, "shape"):
@@ -67,6 +68,8 @@ def open_source(source: Any, columns: Any = None, weight_column: Any = None) -> 
         if columns is not None or weight_column is not None:
             raise ValueError("columns and weight_column are chosen when a source is opened; this one is open")
         return source
+    if is_frame(source):
+        return _frame(source, columns, weight_column)
     if callable(source):
         return _arrays(_fresh(source), columns, weight_column)
     if isinstance(source, list | tuple) and source and all(isinstance(p, str | os.PathLike) for p in source):
@@ -89,6 +92,26 @@ def open_source(source: Any, columns: Any = None, weight_column: Any = None) -> 
         f"source must be an array, a path, a list of either, a data set, or a function that returns arrays; "
         f"got {type(source).__name__}"
     )
+
+
+def _frame(frame: Any, columns: Any, weight_column: Any) -> Source:
+    """A data frame in memory; its columns are chosen by name."""
+    names = list(frame.columns)
+    if columns is None:
+        wanted = [c for c in names if c != weight_column]
+    else:
+        wanted = [columns] if isinstance(columns, str) else list(columns)
+    chosen = wanted if weight_column is None else [*wanted, weight_column]
+    for column in chosen:
+        if column not in names:
+            raise ValueError(f"source: the data frame has no column {column!r}; it has {names}")
+    check_features(wanted, weight_column)
+    table = host_array(frame[chosen], "source")
+    x = table[:, : len(wanted)]
+    pair = x if weight_column is None else (x, table[:, len(wanted)])
+    opened = Arrays(lambda: [pair], lambda n: Selection(None, None), len(x))
+    opened.columns = tuple(str(c) for c in wanted)
+    return opened
 
 
 def once(given: Iterator[Any]) -> Callable[[], Iterable[Any]]:

@@ -23,8 +23,9 @@ REMEDIES = {
     Status.NONFINITE: "met a likelihood that is not finite. Scale the data, or look for NaN and huge values",
     Status.DECREASED: "met a step that lowered the likelihood. Check a user-defined family's update, or "
     "raise reg_covar",
-    Status.DEGENERATE: "has a component whose covariance collapsed onto too few distinct points. Raise "
-    "reg_covar, use fewer components, or a covariance_type with fewer parameters",
+    Status.DEGENERATE: "has a component whose covariance is singular: it has too few distinct points for its "
+    "features. Use fewer components, a covariance_type with fewer parameters ('diag', 'tied', factor(q)), "
+    "prior=default_prior(X, ...), or a larger reg_covar",
 }
 
 

@@ -13,6 +13,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from jaxgmm import priors
 from jaxgmm.families.family import Family
 from jaxgmm.families.table import get_family
+from jaxgmm.host_arrays import unmasked
 from jaxgmm.sklearn import checks, starting
 from jaxgmm.sklearn.attributes import log, to_device
 from jaxgmm.sklearn.gaussian import GaussianMixture
@@ -113,7 +114,9 @@ class GaussianMixtureClassifier(ClassifierMixin, BaseEstimator):
           ValueError: for parameters that do not fit the classes, or a class that its mixture does not fit.
         """
         checks.check_parameters(self, self._constraints)
-        data, labels = validate_data(self, X, y, dtype=[np.float64, np.float32], ensure_min_samples=2)
+        data, labels = validate_data(
+            self, checks.table(X), unmasked(y, "y"), dtype=[np.float64, np.float32], ensure_min_samples=2
+        )
         check_classification_targets(labels)
         weight = check_weight(sample_weight, data)
         if weight is not None:
@@ -191,7 +194,7 @@ class GaussianMixtureClassifier(ClassifierMixin, BaseEstimator):
     def _log_joint(self, X: Any) -> Host:
         """(N, n_classes) log p(x, class) up to a constant of the row, in float64."""
         check_is_fitted(self)
-        data = validate_data(self, X, reset=False, dtype=[np.float64, np.float32])
+        data = validate_data(self, checks.table(X), reset=False, dtype=[np.float64, np.float32])
         if self.model_type == "EDDA":
             return log(self.mixture_._evaluated(data)[0])
         densities = [mixture._evaluated(data)[1] for mixture in self.estimators_]

@@ -11,6 +11,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from jaxgmm import priors
 from jaxgmm.calculus.algebra import regress
+from jaxgmm.host_arrays import unmasked
 from jaxgmm.sklearn import checks
 from jaxgmm.sklearn.gaussian import GaussianMixture
 from jaxgmm.sklearn.rows import Host, check_weight, compute_dtype, padded_length, shifted
@@ -91,8 +92,8 @@ class GaussianMixtureRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         checks.check_parameters(self, self._constraints)
         data, outputs = validate_data(
             self,
-            X,
-            y,
+            checks.table(X),
+            unmasked(y, "y"),
             dtype=[np.float64, np.float32],
             multi_output=True,
             y_numeric=True,
@@ -129,7 +130,7 @@ class GaussianMixtureRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         if return_std and return_cov:
             raise ValueError("At most one of return_std or return_cov can be requested.")
         check_is_fitted(self)
-        data: Host = validate_data(self, X, reset=False, dtype=[np.float64, np.float32])
+        data: Host = validate_data(self, checks.table(X), reset=False, dtype=[np.float64, np.float32])
         dtype = compute_dtype(data.dtype)
         d, means = data.shape[1], np.asarray(self.mixture_.means_, np.float64)
         offset = np.asarray(self.mixture_.weights_, np.float64) @ means

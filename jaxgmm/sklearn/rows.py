@@ -10,6 +10,7 @@ import numpy as np
 from jax import Array
 
 from jaxgmm import validate
+from jaxgmm.host_arrays import unmasked
 
 Host = np.ndarray[Any, Any]
 
@@ -85,7 +86,7 @@ def check_weight(sample_weight: Any, X: Host) -> Host | None:
     """
     if sample_weight is None:
         return None
-    weight = np.asarray(sample_weight)
+    weight = np.asarray(unmasked(sample_weight, "sample_weight"))
     if weight.ndim != 1:
         raise ValueError(f"Sample weights must be 1D array or scalar; got shape {weight.shape}")
     if weight.shape != X.shape[:1]:

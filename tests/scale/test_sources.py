@@ -327,3 +327,19 @@ def test_columns_are_checked():
         jaxgmm.open_source(X, columns=[0, 0])
     with pytest.raises(TypeError, match="must be ints"):
         jaxgmm.open_source(X, columns=["a"])
+
+
+@pytest.mark.parametrize("library", ["pandas", "polars"])
+def test_a_data_frame_is_opened_by_the_names_of_its_columns(library):
+    frames = pytest.importorskip(library, reason="the extra test has it")
+    x = np.random.default_rng(0).normal(size=(7, 3))
+    frame = frames.DataFrame({"a": x[:, 0], "flag": x[:, 1] > 0, "c": x[:, 1], "w": np.arange(7.0)})
+    source = jaxgmm.open_source(frame, columns=["c", "a"], weight_column="w")
+    assert (source.columns, source.n_samples, source.n_features) == (("c", "a"), 7, 2)
+    pieces = list(source.chunks(4))
+    np.testing.assert_array_equal(np.concatenate([p.rows for p in pieces]), x[:, [1, 0]])
+    np.testing.assert_array_equal(np.concatenate([p.weight for p in pieces]), np.arange(7.0))
+    assert jaxgmm.open_source(frame).columns == ("a", "flag", "c", "w")
+    for bad, words in (({"columns": "z"}, "no column 'z'"), ({"columns": ["a", "a"]}, "each once")):
+        with pytest.raises(ValueError, match=words):
+            jaxgmm.open_source(frame, **bad)

@@ -144,3 +144,26 @@ def test_a_class_without_weight_is_refused_by_name():
     labels = np.repeat(["in", "out"], 6)
     with pytest.raises(ValueError, match="class out has no sample of positive weight"):
         GaussianMixtureClassifier().fit(X, labels, sample_weight=(labels == "in").astype(float))
+
+
+def test_masked_entries_are_refused_by_their_place():
+    masked, labels = np.ma.masked_array(IRIS, IRIS > 7), np.arange(len(IRIS)) % 3
+    place = r"masked array, and entry \(102, 0\) is masked"
+    weight = np.ma.masked_array(np.ones(len(IRIS)), np.arange(len(IRIS)) == 7)
+    classifier = GaussianMixtureClassifier().fit(IRIS, labels)
+    regressor = GaussianMixtureRegressor().fit(IRIS, IRIS[:, 0])
+    for call in (
+        lambda: GaussianMixtureClassifier().fit(masked, labels),
+        lambda: classifier.predict(masked),
+        lambda: GaussianMixtureRegressor().fit(masked, IRIS[:, 0]),
+        lambda: regressor.predict(masked),
+    ):
+        with pytest.raises(ValueError, match=place):
+            call()
+    for call in (
+        lambda: GaussianMixtureClassifier().fit(IRIS, labels, sample_weight=weight),
+        lambda: GaussianMixtureRegressor().fit(IRIS, IRIS[:, 0], sample_weight=weight),
+        lambda: GaussianMixtureClassifier().fit(IRIS, np.ma.masked_array(labels, np.arange(len(IRIS)) == 7)),
+    ):
+        with pytest.raises(ValueError, match=r"entry \(7,\) is masked"):
+            call()
