@@ -13,6 +13,7 @@ from jax.typing import ArrayLike
 from jaxgmm import units, validate
 from jaxgmm.compilation import jit
 from jaxgmm.linalg import einsum, epsilon, svd
+from jaxgmm.manual_axes import varying_like
 from jaxgmm.moments import location_and_variance
 from jaxgmm.rows import in_range, map_rows
 
@@ -65,7 +66,9 @@ def ward(z: Array, mass: Array, max_components: int) -> Array:
         return cost, centres, mass, cluster, table.at[n - 2 - step].set(labels, mode="drop")
 
     table = jnp.broadcast_to(rows[None, :], (max_components, n))
-    return lax.fori_loop(jnp.int32(0), jnp.int32(n - 1), merge, (cost, z, mass, rows, table))[-1]
+    return lax.fori_loop(jnp.int32(0), jnp.int32(n - 1), merge, varying_like((cost, z, mass, rows, table)))[
+        -1
+    ]
 
 
 def _systematic(w: Array, n: int) -> Array:

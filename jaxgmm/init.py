@@ -22,6 +22,7 @@ from jaxgmm.families.family import Family
 from jaxgmm.hierarchy import partitions
 from jaxgmm.linalg import einsum
 from jaxgmm.loop import REG_COVAR
+from jaxgmm.manual_axes import varying_like
 from jaxgmm.moments import Moments, accumulate
 from jaxgmm.params import GMMParams, translate
 from jaxgmm.priors import Prior
@@ -281,7 +282,9 @@ def widened(params: GMMParams, moments: Moments, f: Frame, share: Array | float 
         return (after, (after.weights[:, None] * variances).sum(0)), None
 
     # First as it is, to see how wide that makes them. A scan compiles it once.
-    return lax.scan(step, (before, jnp.zeros_like(f.ridge)), None, length=2)[0][0]
+    return lax.scan(step, varying_like((before, jnp.zeros_like(f.ridge)), moments, f, share), None, length=2)[
+        0
+    ][0]
 
 
 def from_seeds(

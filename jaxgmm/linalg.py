@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from jaxgmm.manual_axes import varying_like
+
 # An accelerator's default may be TF32 or bfloat16, whose three digits are fewer than a covariance needs.
 PRECISION = lax.Precision.HIGHEST
 
@@ -202,7 +204,7 @@ def _blockwise_inverse(lower: Array) -> Array:
         return lax.dynamic_update_slice_in_dim(inverse, new, i * _BLOCK, inverse.ndim - 2)
 
     first, last = jnp.asarray(0, jnp.int32), jnp.asarray(n_blocks, jnp.int32)
-    inverse = lax.fori_loop(first, last, substitute, jnp.zeros_like(filled))
+    inverse = lax.fori_loop(first, last, substitute, varying_like(jnp.zeros_like(filled), filled))
     return inverse[..., :size, :size]
 
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxgmm.linalg import einsum, epsilon
+from jaxgmm.manual_axes import varying_like
 from jaxgmm.rows import block_rows, sum_rows
 
 
@@ -45,7 +46,7 @@ def plusplus(key: Array, x: Array, w: Array, n_components: int) -> Array:
         chosen = trials[jnp.argmin(jax.vmap(potential)(trials))]
         return centres.at[k].set(chosen), jnp.minimum(closest, _squared_distance(x, chosen))
 
-    centres, _ = lax.fori_loop(1, n_components, add, (centres, _squared_distance(x, first)))
+    centres, _ = lax.fori_loop(1, n_components, add, varying_like((centres, _squared_distance(x, first)), w))
     return centres
 
 
@@ -87,7 +88,7 @@ def lloyd(centres: Array, x: Array, w: Array, max_iter: int) -> Array:
     def turn(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         return step(state[0]), state[0], state[2] + 1
 
-    end = lax.while_loop(go_on, turn, (step(centres), centres, jnp.ones((), jnp.int32)))[0]
+    end = lax.while_loop(go_on, turn, varying_like((step(centres), centres, jnp.ones((), jnp.int32))))[0]
 
     def rest(wb: Array, b: Array) -> tuple[Array, Array]:
         gaps = b.T[None, :, :] - end[:, :, None]

@@ -19,6 +19,7 @@ from jaxgmm.compilation import jit
 from jaxgmm.density import check_mixture, inputs, posterior, score
 from jaxgmm.fixed_point import Status
 from jaxgmm.loop import REG_COVAR, TOL
+from jaxgmm.manual_axes import varying_like
 from jaxgmm.params import GMMParams, translate
 from jaxgmm.result import FitResult
 from jaxgmm.rows import block_rows, in_range, sum_rows
@@ -188,7 +189,9 @@ def _descend(
         state = optimizer.init(theta)
     start = (theta, theta, state, jnp.asarray(True), jnp.full((), -1, jnp.int32))
     # One turn more than there are steps, to see what the last step has led to.
-    (_, safe, _, good, n), values = lax.scan(turn, start, jax.random.split(key, n_steps + 1))
+    (_, safe, _, good, n), values = lax.scan(
+        turn, varying_like(start, x, w, f), jax.random.split(key, n_steps + 1)
+    )
     n_iter = jnp.maximum(n, 0)
     point = decode(safe)
     end = em_map.evaluate(block_size, point, (x, w, f))

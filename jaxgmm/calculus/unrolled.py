@@ -15,6 +15,7 @@ from jaxgmm.density import inputs
 from jaxgmm.fixed_point import Status
 from jaxgmm.implicit import Evaluation
 from jaxgmm.loop import REG_COVAR, TOL
+from jaxgmm.manual_axes import varying_like
 from jaxgmm.moments import accumulate, rows_for
 from jaxgmm.params import GMMParams, translate
 from jaxgmm.priors import Prior
@@ -60,7 +61,7 @@ def _unrolled(
         return (p, good, n + good.astype(jnp.int32)), report
 
     start = (translate(em_map.admissible(params), -f.shift), jnp.asarray(True), jnp.zeros((), jnp.int32))
-    (point, good, n_iter), reports = lax.scan(turn, start, length=n_steps)
+    (point, good, n_iter), reports = lax.scan(turn, varying_like(start, data), length=n_steps)
     end = em_map.evaluate(block_size, lax.stop_gradient(point), lax.stop_gradient(data))
     fitted = translate(point, f.shift)
     log_likelihood = accumulate(fitted, x, w, block_size=block_size).log_likelihood

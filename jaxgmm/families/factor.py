@@ -40,6 +40,7 @@ from jaxgmm.linalg import (
     triangular_factor,
     weighted_squares,
 )
+from jaxgmm.manual_axes import varying_like
 
 Scale = dict[str, Array]
 
@@ -84,7 +85,7 @@ def _root(scale: Scale) -> _Root:
         )
 
     start = (unit, jnp.zeros_like(unit), jnp.zeros(unit.shape[0], unit.dtype))
-    inner, outer, log_det = lax.fori_loop(0, rank, take_in, start, unroll=rank <= _UNROLLED)
+    inner, outer, log_det = lax.fori_loop(0, rank, take_in, varying_like(start), unroll=rank <= _UNROLLED)
     return _Root(unit, inner, outer, log_det)
 
 
@@ -287,7 +288,7 @@ def _nearest(rank: int, covariance: Array) -> Scale:
         return jnp.maximum(1 - jnp.square(loadings(psi)).sum(-1), _LEAST_NOISE), psi, count + 1
 
     psi = (1 - 0.5 * rank / n_features) / jnp.square(inverse).sum(0)
-    psi, _, _ = lax.while_loop(go_on, turn, (psi, psi + 1, jnp.zeros((), jnp.int32)))
+    psi, _, _ = lax.while_loop(go_on, turn, varying_like((psi, psi + 1, jnp.zeros((), jnp.int32))))
     # Where the covariance is not positive definite, psi is NaN from the start.
     return {"loadings": width[:, None] * loadings(psi), "noise": width * jnp.sqrt(psi)}
 

@@ -11,6 +11,7 @@ import numpy as np
 from jax import Array, lax
 
 from jaxgmm.linalg import eigh, einsum, epsilon, inverse, svd
+from jaxgmm.manual_axes import varying_like
 
 SWEEPS = 6  # of `common_axes`
 
@@ -68,7 +69,7 @@ def cayley_signs(q: Array) -> Array:
         return left - column * (row / (pivot + sign)), signs
 
     left = lax.stop_gradient(q)
-    return lax.fori_loop(0, d, eliminate, (left, jnp.ones(q.shape[:-1], q.dtype)))[1]
+    return lax.fori_loop(0, d, eliminate, varying_like((left, jnp.ones(q.shape[:-1], q.dtype))))[1]
 
 
 def rotation_to_free(q: Array) -> Array:

@@ -18,6 +18,7 @@ from jaxgmm.families.family import Family
 from jaxgmm.families.tied import tied
 from jaxgmm.fixed_point import Status
 from jaxgmm.linalg import embed_diagonal, epsilon
+from jaxgmm.manual_axes import varying_like
 from jaxgmm.moments import Moments, accumulate, location_and_variance
 from jaxgmm.rows import block_rows
 from jaxgmm.variational import model
@@ -135,10 +136,11 @@ def start(
 
     def again(_: int, q: VariationalPosterior) -> VariationalPosterior:
         params = dataclasses.replace(about, means=q.means, scale=q.scale)
-        return maximise(q, accumulate(params, x, w, resp=r, block_size=block_size), prior, reg_covar)
+        new = maximise(q, accumulate(params, x, w, resp=r, block_size=block_size), prior, reg_covar)
+        return varying_like(new, r, x, w)
 
     # Twice: the second pass measures about the first one's result, where nothing cancels.
-    return lax.fori_loop(0, 2, again, q)
+    return lax.fori_loop(0, 2, again, varying_like(q, r, x, w))
 
 
 @functools.partial(jit, static_argnames=("block_size", "history_size"))
@@ -168,17 +170,18 @@ def ascend(
         finite = jnp.stack([jnp.isfinite(a).all() for a in jax.tree.leaves((image, value))]).all()
         ended = jnp.where(settled(value, fit.bound, tol), Status.CONVERGED, Status.MAX_ITER)
         kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), image, fit.posterior)
-        return VariationalFit(
+        after = VariationalFit(
             posterior=kept,
             bound=jnp.where(finite, value, fit.bound),
             n_iter=fit.n_iter + 1,
             status=jnp.where(finite, ended, Status.NONFINITE).astype(jnp.int32),
             history=fit.history.at[fit.n_iter].set(value, mode="drop"),
         )
+        return varying_like(after, q, x, w)
 
     none = jnp.full(history_size, -jnp.inf, x.dtype)
     begun = VariationalFit(q, bound, jnp.zeros((), jnp.int32), jnp.full((), Status.MAX_ITER, jnp.int32), none)
-    return lax.while_loop(going, iterate, begun)
+    return lax.while_loop(going, iterate, varying_like(begun, x, w))
 
 
 @jit
