@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 import jaxgmm
-from jaxgmm.families import factor
+from jaxgmm.components import factor
 
 
 def data(n: int, d: int, k: int, q: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

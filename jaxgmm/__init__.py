@@ -1,6 +1,6 @@
 """jaxgmm: Gaussian mixtures as pure functions of JAX, that jit, vmap and differentiate, right in float32."""
 
-from jaxgmm import families as families
+from jaxgmm import components as components
 from jaxgmm import params as params
 from jaxgmm.calculus.algebra import MonteCarlo as MonteCarlo
 from jaxgmm.calculus.algebra import Regression as Regression
@@ -27,6 +27,7 @@ from jaxgmm.calculus.information import takeuchi as takeuchi
 from jaxgmm.calculus.likelihood_ratio import bootstrap_likelihood_ratio as bootstrap_likelihood_ratio
 from jaxgmm.calculus.transport import wasserstein as wasserstein
 from jaxgmm.calculus.unrolled import fit_unrolled as fit_unrolled
+from jaxgmm.components.covariance.base import Family as Family
 from jaxgmm.density import component_log_prob as component_log_prob
 from jaxgmm.density import e_step as e_step
 from jaxgmm.density import elbo as elbo
@@ -38,7 +39,6 @@ from jaxgmm.density import score as score
 from jaxgmm.em import em_step as em_step
 from jaxgmm.em import fit as fit
 from jaxgmm.em import m_step as m_step
-from jaxgmm.families.family import Family as Family
 from jaxgmm.fixed_point import Status as Status
 from jaxgmm.hierarchy import hierarchical_labels as hierarchical_labels
 from jaxgmm.init import from_responsibilities as from_responsibilities

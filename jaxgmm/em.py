@@ -14,11 +14,11 @@ from jax.typing import ArrayLike
 
 from jaxgmm import priors, quadratic, sharded, units, validate
 from jaxgmm.compilation import jit
+from jaxgmm.components.covariance.base import Family
+from jaxgmm.components.covariance.registry import get_family
 from jaxgmm.density import e_step as e_step
 from jaxgmm.density import inputs
 from jaxgmm.em_map import frame, maximise, weighted_m_step, with_prior
-from jaxgmm.families.family import Family
-from jaxgmm.families.table import get_family
 from jaxgmm.loop import HISTORY_SIZE, MAX_ITER, REG_COVAR, TOL, run
 from jaxgmm.moments import Moments, accumulate, rows_for
 from jaxgmm.params import GMMParams, scale_like, translate

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxgmm import implicit, priors, quadratic
-from jaxgmm.families.family import Family
+from jaxgmm.components.covariance.base import Family
 from jaxgmm.linalg import epsilon, inverted_once
 from jaxgmm.manual_axes import varying_like
 from jaxgmm.moments import Moments, accumulate, location_and_variance

@@ -16,9 +16,9 @@ from jax.typing import ArrayLike
 
 from jaxgmm import units, validate
 from jaxgmm.compilation import jit
+from jaxgmm.components.covariance.base import Family
 from jaxgmm.em import m_step
 from jaxgmm.em_map import Frame, maximise, reference_params, weighted_m_step, without_empty
-from jaxgmm.families.family import Family
 from jaxgmm.hierarchy import partitions
 from jaxgmm.linalg import einsum
 from jaxgmm.loop import REG_COVAR

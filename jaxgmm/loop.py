@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxgmm import fixed_point, priors, quadratic, slots
+from jaxgmm.components.covariance.base import Family
 from jaxgmm.em_map import Frame, admissible, chart, coordinates, evaluate, frame, with_prior
-from jaxgmm.families.family import Family
 from jaxgmm.fixed_point import Memory, Solution, State, Status, no_memory
 from jaxgmm.implicit import Derivative, Evaluation
 from jaxgmm.manual_axes import varying_like

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxgmm import pairs
+from jaxgmm.components.covariance.base import Family
 from jaxgmm.density import log_constants, shares_of
-from jaxgmm.families.family import Family
 from jaxgmm.linalg import einsum, epsilon, outlived, transposed
 from jaxgmm.params import GMMParams
 from jaxgmm.rows import block_rows, in_range, sum_own_rows, sum_rows

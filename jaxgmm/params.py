@@ -15,8 +15,8 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jaxgmm import display, validate
-from jaxgmm.families.family import Family, check_record, is_from_package
-from jaxgmm.families.table import get_family
+from jaxgmm.components.covariance.base import Family, check_record, is_from_package
+from jaxgmm.components.covariance.registry import get_family
 
 
 @functools.partial(

@@ -18,8 +18,8 @@ from jax.typing import ArrayLike
 
 from jaxgmm import validate
 from jaxgmm.compilation import jit
-from jaxgmm.families.family import Family
-from jaxgmm.families.table import get_family
+from jaxgmm.components.covariance.base import Family
+from jaxgmm.components.covariance.registry import get_family
 from jaxgmm.linalg import embed_diagonal, epsilon, safe_cholesky
 from jaxgmm.params import GMMParams, scale_like
 from jaxgmm.prior_parts import prior_parts

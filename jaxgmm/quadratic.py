@@ -16,8 +16,8 @@ import numpy as np
 from jax import Array, lax
 
 from jaxgmm import validate
+from jaxgmm.components.covariance.base import Family
 from jaxgmm.density import log_constants, shares_of
-from jaxgmm.families.family import Family
 from jaxgmm.linalg import einsum, epsilon, lower_inverse, outlived, safe_cholesky
 from jaxgmm.moments import Moments, location_and_variance, scatter, without_junk
 from jaxgmm.params import GMMParams

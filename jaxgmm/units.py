@@ -16,7 +16,7 @@ import numpy as np
 from jax import Array
 
 from jaxgmm.compilation import is_concrete
-from jaxgmm.families.family import Family
+from jaxgmm.components.covariance.base import Family
 from jaxgmm.params import GMMParams
 from jaxgmm.result import FitResult
 

@@ -20,7 +20,7 @@ import pytest
 
 import jaxgmm
 from jaxgmm.compilation import CACHES_RIGHT, CPU_OPTIONS, keep_programs
-from jaxgmm.families import FAMILIES
+from jaxgmm.components import FAMILIES
 
 # What the tests compile themselves is compiled as the package compiles what it can: compilation is most of
 # the tests' time. Read when JAX first meets a device, which is later than this.
@@ -92,8 +92,8 @@ SINGLE = {
 LONG_EXAMPLES = (
     "search",
     "calculus",
-    "families.factor",
-    "families.table",
+    "components.covariance.factor",
+    "components.covariance.registry",
     "plot.history",
     "sklearn.bayesian",
     "variational",

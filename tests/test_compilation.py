@@ -11,8 +11,8 @@ import pytest
 
 import jaxgmm
 from jaxgmm import compilation
+from jaxgmm.components import full, spherical
 from jaxgmm.em_map import evaluate, frame
-from jaxgmm.families import full, spherical
 from tests.conftest import costly, every_name_at_a_cost, overlapping, start_from, times_used, x64
 
 N, D, K = 40, 2, 3

@@ -10,7 +10,7 @@ from scipy import stats
 from scipy.special import logsumexp
 
 import jaxgmm
-from jaxgmm.families import FAMILIES
+from jaxgmm.components import FAMILIES
 from tests.conftest import CORE, costly, dense, given, overlapping, soft_labels, start_from
 
 X, LABELS = overlapping(300, 3, 3)

@@ -10,7 +10,7 @@ import pytest
 
 import jaxgmm
 from jaxgmm import Status
-from jaxgmm.families import equal_weights, full, get_family, tied
+from jaxgmm.components import equal_weights, full, get_family, tied
 from tests.conftest import QUICK, costly, overlapping, start_from, x64
 
 K = 3

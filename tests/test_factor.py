@@ -12,7 +12,7 @@ from scipy import stats
 
 import jaxgmm
 from jaxgmm import GMMParams, Status
-from jaxgmm.families import factor, get_family
+from jaxgmm.components import factor, get_family
 from tests import test_degenerate, test_em, test_families, test_package
 from tests.conftest import dense
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import jaxgmm
-from jaxgmm.families import FAMILIES, Family, get_family
-from jaxgmm.families.family import check_record, is_from_package
+from jaxgmm.components import FAMILIES, Family, get_family
+from jaxgmm.components.covariance.base import check_record, is_from_package
 from tests.conftest import (
     CORE,
     NAMES,

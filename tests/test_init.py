@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import jaxgmm
+from jaxgmm.components import FAMILIES
 from jaxgmm.em_map import frame
-from jaxgmm.families import FAMILIES
 from jaxgmm.init import start
 from tests.conftest import overlapping
 

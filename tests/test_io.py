@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 import jaxgmm
-from jaxgmm.families import FAMILIES
+from jaxgmm.components import FAMILIES
 from jaxgmm.io import atomic_write, load, load_columns, save
 from jaxgmm.io.archive import FORMAT_VERSION
 

@@ -7,7 +7,7 @@ import pytest
 from scipy.linalg import expm
 from scipy.optimize import minimize
 
-from jaxgmm.families.orientation import (
+from jaxgmm.components.covariance.rotations import (
     cayley_signs,
     common_axes,
     principal_axes,

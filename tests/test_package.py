@@ -35,7 +35,7 @@ FLOORS = {
             ["fixed_point"],
             ["slots"],
             ["validate"],
-            ["families"],
+            ["components"],
             ["params", "prior_parts"],
             ["priors"],
             ["result"],

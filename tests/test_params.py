@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import jaxgmm
-from jaxgmm.families import FAMILIES
+from jaxgmm.components import FAMILIES
 from jaxgmm.params import active, translate
 from tests.conftest import CORE, every_name, given
 

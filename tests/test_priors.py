@@ -11,7 +11,7 @@ import pytest
 
 import jaxgmm
 from jaxgmm import Prior, Status
-from jaxgmm.families import get_family
+from jaxgmm.components import get_family
 from tests.conftest import dense, overlapping, soft_labels, start_from
 from tests.test_families import USERS
 

@@ -9,8 +9,8 @@ import pytest
 
 import jaxgmm
 from jaxgmm import Status, quadratic
+from jaxgmm.components import FAMILIES, factor
 from jaxgmm.em_map import frame
-from jaxgmm.families import FAMILIES, factor
 from jaxgmm.moments import accumulate
 from jaxgmm.params import translate
 from tests.conftest import (

@@ -8,8 +8,8 @@ from scipy.optimize import minimize_scalar
 
 import jaxgmm
 from jaxgmm import Status
-from jaxgmm.families import VVE, eigen_ratio, full, get_family
-from jaxgmm.families.ratio import truncation_level
+from jaxgmm.components import VVE, eigen_ratio, full, get_family
+from jaxgmm.components.covariance.eigen_ratio import truncation_level
 from tests.conftest import QUICK, costly, overlapping, soft_labels
 
 X, LABELS = overlapping(150, 3, 3)

@@ -6,7 +6,7 @@ import pytest
 
 import jaxgmm
 from jaxgmm import Status
-from jaxgmm.families import FAMILIES, get_family
+from jaxgmm.components import FAMILIES, get_family
 from tests.conftest import soft_labels
 
 DATA = ["iris", "faithful"]

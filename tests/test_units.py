@@ -7,7 +7,7 @@ import pytest
 
 import jaxgmm
 from jaxgmm import Status, units
-from jaxgmm.families import get_family
+from jaxgmm.components import get_family
 from tests.conftest import NAMES, costly, x64
 
 N, D, K = 24, 3, 2

@@ -19,10 +19,10 @@ from jax.typing import ArrayLike
 
 from jaxgmm import validate
 from jaxgmm.compilation import jit
+from jaxgmm.components.covariance.diagonal import diag, spherical
+from jaxgmm.components.covariance.full import full
+from jaxgmm.components.covariance.tied import tied
 from jaxgmm.density import check_mixture, log_prob, sample
-from jaxgmm.families.diagonal import diag, spherical
-from jaxgmm.families.full import full
-from jaxgmm.families.tied import tied
 from jaxgmm.linalg import cholesky, einsum, lower_inverse, triangular_factor
 from jaxgmm.params import GMMParams
 from jaxgmm.rows import block_rows, map_rows

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.flatten_util import ravel_pytree
 
+from jaxgmm.components.covariance.base import Family, free_weights
 from jaxgmm.density import posterior
 from jaxgmm.em_map import frame
-from jaxgmm.families.family import Family, free_weights
 from jaxgmm.linalg import (
     PRECISION,
     cholesky,

@@ -13,9 +13,9 @@ from jax.typing import ArrayLike
 from jaxgmm import validate
 from jaxgmm.calculus.bootstrap import lane_map, lanes_at_once
 from jaxgmm.compilation import jit
+from jaxgmm.components.covariance.base import Family
+from jaxgmm.components.covariance.registry import get_family
 from jaxgmm.density import sample
-from jaxgmm.families.family import Family
-from jaxgmm.families.table import get_family
 from jaxgmm.init import Init, check_init
 from jaxgmm.loop import MAX_ITER, REG_COVAR, TOL
 from jaxgmm.params import GMMParams

@@ -333,7 +333,7 @@ def _step(X: Any, weight: Any, name: str, sizes: Sequence[int], seed: int, optio
 
 def _structures(names: Sequence[str]) -> tuple[str, ...]:
     """The names, checked; `all` spelt out."""
-    from jaxgmm.families import get_family
+    from jaxgmm.components import get_family
     from jaxgmm.search.select import STRUCTURES
 
     if tuple(names) == ("all",):

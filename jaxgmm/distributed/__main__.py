@@ -12,13 +12,13 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxgmm.components.covariance.registry import get_family
 from jaxgmm.distributed import exchange, launching, starting
 from jaxgmm.distributed.ending import EXIT_FAILED, together
 from jaxgmm.distributed.exchange import agreed
 from jaxgmm.distributed.fitting import fit_distributed
 from jaxgmm.distributed.joining import initialize
 from jaxgmm.distributed.parts import expand, share_out
-from jaxgmm.families.table import get_family
 from jaxgmm.fixed_point import Status
 from jaxgmm.io import load, save
 from jaxgmm.scale.checkpoint import Checkpoint

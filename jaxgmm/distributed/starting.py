@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgmm import init
+from jaxgmm.components.covariance.base import Family
 from jaxgmm.distributed.exchange import ProcessError, agreed, gather_floats
 from jaxgmm.distributed.fitting import total_survey
 from jaxgmm.em_map import reference_params
-from jaxgmm.families.family import Family
 from jaxgmm.params import GMMParams
 from jaxgmm.scale.chunks import Source
 from jaxgmm.scale.outer import Survey

@@ -15,10 +15,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxgmm.components.covariance.base import Family
+from jaxgmm.components.covariance.diagonal import diag
+from jaxgmm.components.covariance.full import full
 from jaxgmm.density import check_mixture
-from jaxgmm.families.diagonal import diag
-from jaxgmm.families.family import Family
-from jaxgmm.families.full import full
 from jaxgmm.linalg import triangular_factor
 from jaxgmm.params import GMMParams
 

@@ -8,9 +8,9 @@ import jax
 import numpy as np
 
 from jaxgmm import validate
+from jaxgmm.components.covariance.full import full
+from jaxgmm.components.covariance.registry import FAMILIES
 from jaxgmm.density import check_mixture
-from jaxgmm.families.full import full
-from jaxgmm.families.table import FAMILIES
 from jaxgmm.params import GMMParams, active
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from jaxgmm import validate
+from jaxgmm.components.covariance.base import Family
+from jaxgmm.components.covariance.registry import ALIASES, FAMILIES, get_family
 from jaxgmm.density import check_mixture
-from jaxgmm.families.family import Family
-from jaxgmm.families.table import ALIASES, FAMILIES, get_family
 from jaxgmm.params import GMMParams, active, make_params
 
 Host = np.ndarray[Any, Any]

@@ -25,8 +25,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgmm.families.family import Family
-from jaxgmm.families.table import get_family
+from jaxgmm.components.covariance.base import Family
+from jaxgmm.components.covariance.registry import get_family
 from jaxgmm.io.archive import read_arrays, write_arrays
 from jaxgmm.io.atomic import atomic_write
 from jaxgmm.params import GMMParams

@@ -12,8 +12,8 @@ import numpy as np
 
 from jaxgmm import fixed_point
 from jaxgmm.compilation import jit
+from jaxgmm.components.covariance.base import Family
 from jaxgmm.em_map import Frame, maximise
-from jaxgmm.families.family import Family
 from jaxgmm.fixed_point import State
 from jaxgmm.moments import Moments
 from jaxgmm.params import GMMParams

@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array
 
-from jaxgmm.families.family import Family
+from jaxgmm.components.covariance.base import Family
 from jaxgmm.linalg import einsum
 from jaxgmm.moments import Moments
 from jaxgmm.params import GMMParams

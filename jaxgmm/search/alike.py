@@ -9,8 +9,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from jaxgmm.families.family import Family
-from jaxgmm.families.full import full
+from jaxgmm.components.covariance.base import Family
+from jaxgmm.components.covariance.full import full
 from jaxgmm.linalg import einsum
 from jaxgmm.moments import Moments
 from jaxgmm.params import GMMParams

@@ -12,8 +12,8 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jaxgmm import validate
+from jaxgmm.components.covariance.base import free_parameters
 from jaxgmm.density import e_step, score
-from jaxgmm.families.family import free_parameters
 from jaxgmm.fixed_point import Status
 from jaxgmm.params import GMMParams
 from jaxgmm.result import FitResult

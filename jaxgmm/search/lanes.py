@@ -18,9 +18,9 @@ from jax.typing import ArrayLike
 
 from jaxgmm import priors, units, validate
 from jaxgmm.compilation import jit
+from jaxgmm.components.covariance.base import Family
 from jaxgmm.density import posterior
 from jaxgmm.em_map import Frame, frame, reference_params, with_prior
-from jaxgmm.families.family import Family
 from jaxgmm.init import Init, metric, nearest, seeds, start, ward, widened
 from jaxgmm.linalg import einsum
 from jaxgmm.loop import run

@@ -13,9 +13,9 @@ from jax.typing import ArrayLike
 
 from jaxgmm import priors, quadratic, units, validate
 from jaxgmm.compilation import jit
+from jaxgmm.components.covariance.base import Family
+from jaxgmm.components.covariance.registry import get_family
 from jaxgmm.em_map import frame, with_prior
-from jaxgmm.families.family import Family
-from jaxgmm.families.table import get_family
 from jaxgmm.init import Init, check_init, start
 from jaxgmm.loop import HISTORY_SIZE, MAX_ITER, REG_COVAR, TOL, concurrency, run_many
 from jaxgmm.moments import rows_for

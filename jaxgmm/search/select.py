@@ -12,9 +12,9 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jaxgmm import priors, units, validate
+from jaxgmm.components.covariance.base import Family, free_parameters
+from jaxgmm.components.covariance.registry import ALIASES, FAMILIES, get_family
 from jaxgmm.display import Table, as_html
-from jaxgmm.families.family import Family, free_parameters
-from jaxgmm.families.table import ALIASES, FAMILIES, get_family
 from jaxgmm.fixed_point import Status
 from jaxgmm.init import Init, check_init
 from jaxgmm.loop import MAX_ITER, REG_COVAR, TOL

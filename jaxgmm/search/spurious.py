@@ -36,8 +36,8 @@ import numpy as np
 from jax import Array, lax
 
 from jaxgmm import validate
-from jaxgmm.families.family import Family
-from jaxgmm.families.full import full
+from jaxgmm.components.covariance.base import Family
+from jaxgmm.components.covariance.full import full
 from jaxgmm.linalg import cholesky, eigvalsh, einsum, lower_inverse
 from jaxgmm.moments import accumulate, location_and_variance
 from jaxgmm.params import GMMParams

@@ -19,8 +19,8 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jaxgmm import display, priors, units, validate
-from jaxgmm.families.family import Family
-from jaxgmm.families.table import get_family
+from jaxgmm.components.covariance.base import Family
+from jaxgmm.components.covariance.registry import get_family
 from jaxgmm.init import WIDEN, Init, check_init
 from jaxgmm.loop import HISTORY_SIZE, MAX_ITER, REG_COVAR, TOL
 from jaxgmm.params import GMMParams, scale_like

@@ -10,10 +10,10 @@ import numpy as np
 from jax import Array
 from scipy.linalg import solve_triangular
 
-from jaxgmm.families.diagonal import diag, spherical
-from jaxgmm.families.family import Family
-from jaxgmm.families.full import full
-from jaxgmm.families.tied import tied
+from jaxgmm.components.covariance.base import Family
+from jaxgmm.components.covariance.diagonal import diag, spherical
+from jaxgmm.components.covariance.full import full
+from jaxgmm.components.covariance.tied import tied
 from jaxgmm.params import GMMParams
 
 Host = np.ndarray[Any, Any]

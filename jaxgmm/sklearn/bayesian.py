@@ -12,9 +12,9 @@ from scipy.special import betaln
 from sklearn.utils.validation import check_is_fitted
 
 from jaxgmm.compilation import jit
-from jaxgmm.families.diagonal import diag, spherical
-from jaxgmm.families.family import Family
-from jaxgmm.families.tied import tied
+from jaxgmm.components.covariance.base import Family
+from jaxgmm.components.covariance.diagonal import diag, spherical
+from jaxgmm.components.covariance.tied import tied
 from jaxgmm.fixed_point import Status
 from jaxgmm.params import GMMParams
 from jaxgmm.rows import block_rows

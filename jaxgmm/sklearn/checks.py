@@ -10,8 +10,8 @@ import numpy as np
 from sklearn.utils import check_array
 
 from jaxgmm import host_arrays
-from jaxgmm.families.diagonal import diag, spherical
-from jaxgmm.families.family import Family
+from jaxgmm.components.covariance.base import Family
+from jaxgmm.components.covariance.diagonal import diag, spherical
 from jaxgmm.sklearn.attributes import SHAPED
 from jaxgmm.sklearn.rows import Host
 

@@ -11,8 +11,8 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from jaxgmm import priors
-from jaxgmm.families.family import Family
-from jaxgmm.families.table import get_family
+from jaxgmm.components.covariance.base import Family
+from jaxgmm.components.covariance.registry import get_family
 from jaxgmm.host_arrays import unmasked
 from jaxgmm.sklearn import checks, starting
 from jaxgmm.sklearn.attributes import log, to_device

@@ -12,12 +12,12 @@ import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
 from jaxgmm import priors
+from jaxgmm.components.covariance.base import Family, free_parameters
+from jaxgmm.components.covariance.diagonal import diag, spherical
+from jaxgmm.components.covariance.full import full
+from jaxgmm.components.covariance.registry import FAMILIES, get_family
+from jaxgmm.components.covariance.tied import tied
 from jaxgmm.density import check_mixture
-from jaxgmm.families.diagonal import diag, spherical
-from jaxgmm.families.family import Family, free_parameters
-from jaxgmm.families.full import full
-from jaxgmm.families.table import FAMILIES, get_family
-from jaxgmm.families.tied import tied
 from jaxgmm.fixed_point import Status
 from jaxgmm.params import GMMParams
 from jaxgmm.rows import block_rows
@@ -56,7 +56,7 @@ class GaussianMixture(BaseMixture):
 
     Args:
       n_components: number of components.
-      covariance_type: "full", "tied", "diag", "spherical", any other name that `jaxgmm.families.get_family`
+      covariance_type: "full", "tied", "diag", "spherical", any other name that `jaxgmm.components.get_family`
         knows (mclust's fourteen, "factor(5)", "full-equal"), or a `jaxgmm.Family`.
       tol: stop when the mean log-likelihood per sample changes by less from one EM step to the next. In
         float32 also when it changes by no more than its rounding; 0 takes max_iter steps.

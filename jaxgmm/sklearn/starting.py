@@ -12,11 +12,11 @@ from jax import Array
 from sklearn.cluster import KMeans, kmeans_plusplus
 
 from jaxgmm.compilation import jit
+from jaxgmm.components.covariance.base import Family
+from jaxgmm.components.covariance.diagonal import diag, spherical
+from jaxgmm.components.covariance.full import full
+from jaxgmm.components.covariance.tied import tied
 from jaxgmm.em_map import Frame, weighted_m_step, with_prior
-from jaxgmm.families.diagonal import diag, spherical
-from jaxgmm.families.family import Family
-from jaxgmm.families.full import full
-from jaxgmm.families.tied import tied
 from jaxgmm.moments import location_and_variance
 from jaxgmm.params import GMMParams
 from jaxgmm.priors import Prior

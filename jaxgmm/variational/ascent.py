@@ -12,10 +12,10 @@ from jax.typing import ArrayLike
 
 from jaxgmm import validate
 from jaxgmm.compilation import jit
+from jaxgmm.components.covariance.base import Family
+from jaxgmm.components.covariance.diagonal import diag, spherical
+from jaxgmm.components.covariance.tied import tied
 from jaxgmm.em_map import reference_params
-from jaxgmm.families.diagonal import diag, spherical
-from jaxgmm.families.family import Family
-from jaxgmm.families.tied import tied
 from jaxgmm.fixed_point import Status
 from jaxgmm.linalg import embed_diagonal, epsilon
 from jaxgmm.manual_axes import varying_like

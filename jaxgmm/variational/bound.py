@@ -9,9 +9,9 @@ import numpy as np
 from jax import Array
 from jax.scipy.special import digamma, gammaln
 
+from jaxgmm.components.covariance.diagonal import diag, spherical
+from jaxgmm.components.covariance.tied import tied
 from jaxgmm.density import log_normaliser
-from jaxgmm.families.diagonal import diag, spherical
-from jaxgmm.families.tied import tied
 from jaxgmm.moments import Moments
 from jaxgmm.params import GMMParams
 from jaxgmm.variational.model import VariationalPosterior, VariationalPrior, without_data

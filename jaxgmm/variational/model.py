@@ -14,11 +14,11 @@ from jax.typing import ArrayLike
 
 from jaxgmm import validate
 from jaxgmm.compilation import jit
-from jaxgmm.families.diagonal import diag, spherical
-from jaxgmm.families.family import Family
-from jaxgmm.families.full import full
-from jaxgmm.families.table import get_family
-from jaxgmm.families.tied import tied
+from jaxgmm.components.covariance.base import Family
+from jaxgmm.components.covariance.diagonal import diag, spherical
+from jaxgmm.components.covariance.full import full
+from jaxgmm.components.covariance.registry import get_family
+from jaxgmm.components.covariance.tied import tied
 from jaxgmm.linalg import epsilon, safe_cholesky
 from jaxgmm.moments import location_and_variance, scatter
 from jaxgmm.params import GMMParams

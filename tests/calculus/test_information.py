@@ -11,7 +11,7 @@ from jax.flatten_util import ravel_pytree
 
 import jaxgmm
 from jaxgmm.calculus.curvature import entries
-from jaxgmm.families import Family
+from jaxgmm.components import Family
 from tests.conftest import dense, overlapping, start_from, x64
 
 pytestmark = pytest.mark.slow  # compilation, of many programs

@@ -9,7 +9,7 @@ import pytest
 
 import jaxgmm
 from jaxgmm import Status
-from jaxgmm.families import full
+from jaxgmm.components import full
 from tests.conftest import costly, overlapping, soft_labels
 
 N, D, K = 90, 2, 3

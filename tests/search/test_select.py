@@ -11,7 +11,7 @@ import pytest
 
 import jaxgmm
 from jaxgmm import Status
-from jaxgmm.families import get_family
+from jaxgmm.components import get_family
 from jaxgmm.search.folds import assign
 from jaxgmm.search.lanes import settings_of
 from jaxgmm.search.parallel import side_by_side

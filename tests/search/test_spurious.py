@@ -9,8 +9,8 @@ import pytest
 
 import jaxgmm
 from jaxgmm import Spurious
-from jaxgmm.families import get_family
-from jaxgmm.families.family import Collapse
+from jaxgmm.components import get_family
+from jaxgmm.components.covariance.base import Collapse
 from jaxgmm.search.select import STRUCTURES
 from jaxgmm.search.spurious import limits, spurious, total_factor, total_for
 

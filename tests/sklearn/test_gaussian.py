@@ -13,7 +13,7 @@ from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 
 import jaxgmm
-from jaxgmm.families import FAMILIES
+from jaxgmm.components import FAMILIES
 from jaxgmm.sklearn import GaussianMixture
 from jaxgmm.sklearn.attributes import SHAPED
 from jaxgmm.sklearn.climbing import climb
@@ -122,7 +122,7 @@ def test_every_structure_fits_climbs_and_is_what_its_attributes_say(name):
     mixture = GaussianMixture(3, covariance_type=name, random_state=0, max_iter=300, reg_covar=0).fit(IRIS)
     assert mixture.converged_
     assert np.diff(mixture.lower_bounds_).min() > -2e-5
-    family = jaxgmm.families.get_family(name)
+    family = jaxgmm.components.covariance.get_family(name)
     k, d = mixture.means_.shape
     covariances = np.asarray(mixture.to_params().covariances)
     if family not in SHAPED:

@@ -8,7 +8,7 @@ from scipy.stats import multivariate_normal
 from sklearn import datasets
 from sklearn.linear_model import LinearRegression
 
-from jaxgmm.families import FAMILIES
+from jaxgmm.components import FAMILIES
 from jaxgmm.sklearn import GaussianMixture, GaussianMixtureClassifier, GaussianMixtureRegressor
 
 IRIS, SPECIES = datasets.load_iris(return_X_y=True)

@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxgmm.families.diagonal import nan_sqrt, positive
-from jaxgmm.families.family import Collapse, Family, all_as_points, any_axis, any_volume
-from jaxgmm.families.volume import (
+from jaxgmm.components.covariance.base import Collapse, Family, all_as_points, any_axis, any_volume
+from jaxgmm.components.covariance.diagonal import nan_sqrt, positive
+from jaxgmm.components.covariance.eigen_parts import (
     common_shape,
     common_volume,
     grown,

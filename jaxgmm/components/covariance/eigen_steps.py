@@ -8,21 +8,21 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxgmm.families.full import (
-    covariance_step,
-)
-from jaxgmm.families.orientation import (
-    common_axes,
-    orthogonalise,
-    principal_axes,
-)
-from jaxgmm.families.volume import (
+from jaxgmm.components.covariance.eigen_parts import (
     common_shape,
     common_volume,
     grown,
     pooled,
     shares,
     widths,
+)
+from jaxgmm.components.covariance.full import (
+    covariance_step,
+)
+from jaxgmm.components.covariance.rotations import (
+    common_axes,
+    orthogonalise,
+    principal_axes,
 )
 from jaxgmm.linalg import cholesky, einsum, lower_inverse, safe_cholesky
 

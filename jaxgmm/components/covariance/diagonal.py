@@ -8,8 +8,8 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array
 
-from jaxgmm.families.family import Family, any_axis, any_volume
-from jaxgmm.families.full import SQRT_HALF
+from jaxgmm.components.covariance.base import Family, any_axis, any_volume
+from jaxgmm.components.covariance.full import SQRT_HALF
 from jaxgmm.linalg import einsum, embed_diagonal, epsilon, weighted_squares
 
 

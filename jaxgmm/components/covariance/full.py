@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxgmm.families.family import Family
+from jaxgmm.components.covariance.base import Family
 from jaxgmm.linalg import (
     cholesky,
     column_squares,

@@ -17,8 +17,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxgmm.families.eigen_diagonal import evi_from_variances, rescale_width, vei_from_variances
-from jaxgmm.families.eigen_steps import (
+from jaxgmm.components.covariance.base import Collapse, Family, all_as_points, any_direction
+from jaxgmm.components.covariance.eigen_diagonal import evi_from_variances, rescale_width, vei_from_variances
+from jaxgmm.components.covariance.eigen_parts import (
+    logs_bound,
+    logs_free,
+    logs_from,
+    logs_to,
+    widths,
+)
+from jaxgmm.components.covariance.eigen_steps import (
     eev_update,
     eve_update,
     evv_update,
@@ -29,24 +37,16 @@ from jaxgmm.families.eigen_steps import (
     vev_update,
     vve_update,
 )
-from jaxgmm.families.family import Collapse, Family, all_as_points, any_direction
-from jaxgmm.families.full import (
+from jaxgmm.components.covariance.full import (
     SQRT_HALF,
     factor_from_unconstrained,
     factor_of_inverse,
     factor_to_unconstrained,
     relative_precision,
 )
-from jaxgmm.families.orientation import (
+from jaxgmm.components.covariance.rotations import (
     rotation_from_free,
     rotation_to_free,
-)
-from jaxgmm.families.volume import (
-    logs_bound,
-    logs_free,
-    logs_from,
-    logs_to,
-    widths,
 )
 from jaxgmm.linalg import cholesky, column_squares, einsum, embed_diagonal, times_each
 

@@ -8,8 +8,8 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array
 
-from jaxgmm.families.family import Collapse, Family
-from jaxgmm.families.full import (
+from jaxgmm.components.covariance.base import Collapse, Family
+from jaxgmm.components.covariance.full import (
     SQRT_HALF,
     cholesky_of,
     covariance_step,

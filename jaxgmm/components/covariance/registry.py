@@ -5,14 +5,14 @@ from __future__ import annotations
 import difflib
 import re
 
-from jaxgmm.families.diagonal import diag, spherical
-from jaxgmm.families.eigen import EEV, EVE, EVV, VEE, VEV, VVE
-from jaxgmm.families.eigen_diagonal import EEI, EII, EVI, VEI
-from jaxgmm.families.factor import factor
-from jaxgmm.families.family import Family
-from jaxgmm.families.full import full
-from jaxgmm.families.ratio import eigen_ratio
-from jaxgmm.families.tied import tied
+from jaxgmm.components.covariance.base import Family
+from jaxgmm.components.covariance.diagonal import diag, spherical
+from jaxgmm.components.covariance.eigen import EEV, EVE, EVV, VEE, VEV, VVE
+from jaxgmm.components.covariance.eigen_diagonal import EEI, EII, EVI, VEI
+from jaxgmm.components.covariance.eigen_ratio import eigen_ratio
+from jaxgmm.components.covariance.factor import factor
+from jaxgmm.components.covariance.full import full
+from jaxgmm.components.covariance.tied import tied
 
 FAMILIES: dict[str, Family] = {
     f.name: f for f in (full, tied, diag, spherical, EII, EEI, VEI, EVI, VEE, EVE, VVE, EEV, VEV, EVV)
@@ -47,7 +47,7 @@ def get_family(covariance_type: str | Family) -> Family:
       TypeError: for anything that is neither a name nor a `Family`.
 
     Example:
-      >>> from jaxgmm.families import get_family
+      >>> from jaxgmm.components import get_family
       >>> get_family("tied").n_parameters(3, 2)
       3
       >>> get_family("VVE")
@@ -99,7 +99,7 @@ def equal_weights(covariance_type: str | Family) -> Family:
 
     Example:
       >>> import jax, jaxgmm
-      >>> from jaxgmm.families import equal_weights
+      >>> from jaxgmm.components import equal_weights
       >>> X = jax.random.normal(jax.random.key(0), (100, 2))
       >>> family = equal_weights("full")
       >>> results = jaxgmm.fit_restarts(jax.random.key(1), X, 4, covariance_type=family, n_init=1)

@@ -9,11 +9,11 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxgmm.families.diagonal import diag, spherical
-from jaxgmm.families.family import Family, Scale, all_as_points
-from jaxgmm.families.full import full
-from jaxgmm.families.orientation import principal_axes
-from jaxgmm.families.tied import tied
+from jaxgmm.components.covariance.base import Family, Scale, all_as_points
+from jaxgmm.components.covariance.diagonal import diag, spherical
+from jaxgmm.components.covariance.full import full
+from jaxgmm.components.covariance.rotations import principal_axes
+from jaxgmm.components.covariance.tied import tied
 from jaxgmm.linalg import cholesky, einsum
 
 
@@ -121,7 +121,8 @@ def eigen_ratio(family: Family, ratio: float) -> Family:
       ValueError: for another family, or a ratio below 1 or not finite.
 
     Example:
-      >>> from jaxgmm.families import eigen_ratio, full, get_family
+      >>> from jaxgmm.components import eigen_ratio, get_family
+      >>> from jaxgmm.components import full
       >>> get_family("full-ratio(100)") is eigen_ratio(full, 100.0)
       True
 

@@ -27,8 +27,8 @@ import numpy as np
 from jax import Array, lax
 
 from jaxgmm import validate
-from jaxgmm.families.family import Collapse, Family
-from jaxgmm.families.full import SQRT_HALF
+from jaxgmm.components.covariance.base import Collapse, Family
+from jaxgmm.components.covariance.full import SQRT_HALF
 from jaxgmm.linalg import (
     cholesky,
     eigh,
@@ -380,7 +380,7 @@ def factor(rank: int) -> Family:
 
     Example:
       >>> import jax, jaxgmm
-      >>> from jaxgmm.families import factor
+      >>> from jaxgmm.components import factor
       >>> X = jax.random.normal(jax.random.key(0), (200, 6))
       >>> results = jaxgmm.fit_restarts(jax.random.key(1), X, 2, covariance_type=factor(2), n_init=1)
       >>> results.params.scale["loadings"].shape
