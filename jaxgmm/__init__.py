@@ -39,7 +39,6 @@ from jaxgmm.density import score as score
 from jaxgmm.em import em_step as em_step
 from jaxgmm.em import fit as fit
 from jaxgmm.em import m_step as m_step
-from jaxgmm.fixed_point import Status as Status
 from jaxgmm.hierarchy import hierarchical_labels as hierarchical_labels
 from jaxgmm.init import from_responsibilities as from_responsibilities
 from jaxgmm.init import kmeans as kmeans
@@ -48,7 +47,7 @@ from jaxgmm.init import random_points as random_points
 from jaxgmm.init import random_resp as random_resp
 from jaxgmm.io import load as load
 from jaxgmm.io import save as save
-from jaxgmm.moments import Moments as Moments
+from jaxgmm.kernels.exact import Moments as Moments
 from jaxgmm.params import GMMParams as GMMParams
 from jaxgmm.params import make_params as make_params
 from jaxgmm.priors import Prior as Prior
@@ -77,6 +76,7 @@ from jaxgmm.search.tournament import BestFit as BestFit
 from jaxgmm.search.tournament import fit_best as fit_best
 from jaxgmm.sharded import fit_sharded as fit_sharded
 from jaxgmm.sharded import use_cores as use_cores
+from jaxgmm.solvers.squarem import Status as Status
 from jaxgmm.summary import Summary as Summary
 from jaxgmm.summary import summary as summary
 from jaxgmm.variational.ascent import VariationalFit as VariationalFit

@@ -11,9 +11,9 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from jaxgmm import validate
-from jaxgmm.compilation import jit
+from jaxgmm.kernels.blocked_sum import block_rows, map_rows
+from jaxgmm.kernels.programs import jit
 from jaxgmm.params import GMMParams, scale_like
-from jaxgmm.rows import block_rows, map_rows
 
 # Residuals beyond 2**40 are scaled down before they are squared: float32 overflows at 2**64 squared.
 _FAR = float(2.0**40)

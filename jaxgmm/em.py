@@ -12,19 +12,20 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxgmm import priors, quadratic, sharded, units, validate
-from jaxgmm.compilation import jit
+from jaxgmm import priors, sharded, units, validate
 from jaxgmm.components.covariance.base import Family
 from jaxgmm.components.covariance.registry import get_family
 from jaxgmm.density import e_step as e_step
 from jaxgmm.density import inputs
 from jaxgmm.em_map import frame, maximise, weighted_m_step, with_prior
+from jaxgmm.kernels import quadratic
+from jaxgmm.kernels.blocked_sum import AxisName, rows_over
+from jaxgmm.kernels.exact import Moments, accumulate, rows_for
+from jaxgmm.kernels.programs import jit
 from jaxgmm.loop import HISTORY_SIZE, MAX_ITER, REG_COVAR, TOL, run
-from jaxgmm.moments import Moments, accumulate, rows_for
 from jaxgmm.params import GMMParams, scale_like, translate
 from jaxgmm.priors import Prior
 from jaxgmm.result import FitResult
-from jaxgmm.rows import AxisName, rows_over
 
 
 def _checked(prior: Prior | None, family: Family, shape: tuple[int, ...], x: Array) -> Prior | None:

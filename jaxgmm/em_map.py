@@ -10,13 +10,15 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxgmm import implicit, priors, quadratic
+from jaxgmm import priors
 from jaxgmm.components.covariance.base import Family
-from jaxgmm.linalg import epsilon, inverted_once
-from jaxgmm.manual_axes import varying_like
-from jaxgmm.moments import Moments, accumulate, location_and_variance
+from jaxgmm.kernels import quadratic
+from jaxgmm.kernels.blocked_sum import AxisName, rows_over
+from jaxgmm.kernels.exact import Moments, accumulate, location_and_variance
+from jaxgmm.kernels.linalg import epsilon, inverted_once
+from jaxgmm.kernels.manual_axes import varying_like
 from jaxgmm.params import GMMParams, has_component_axis
-from jaxgmm.rows import AxisName, rows_over
+from jaxgmm.solvers import implicit
 
 
 class Frame(NamedTuple):
@@ -152,7 +154,7 @@ def evaluate(
     """One EM step on the data (X, weights, frame) as `fixed_point` wants it; see `assess`.
 
     The quadratic kernel's blocks have `quadratic_rows` rows; None for the same as the other's. With
-    `by_pairs` nobody asks for the step's derivative; see `moments.accumulate`.
+    `by_pairs` nobody asks for the step's derivative; see `exact.accumulate`.
     """
     x, w, f = data
 

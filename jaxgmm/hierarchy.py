@@ -11,11 +11,11 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from jaxgmm import units, validate
-from jaxgmm.compilation import jit
-from jaxgmm.linalg import einsum, epsilon, svd
-from jaxgmm.manual_axes import varying_like
-from jaxgmm.moments import location_and_variance
-from jaxgmm.rows import in_range, map_rows
+from jaxgmm.kernels.blocked_sum import in_range, map_rows
+from jaxgmm.kernels.exact import location_and_variance
+from jaxgmm.kernels.linalg import einsum, epsilon, svd
+from jaxgmm.kernels.manual_axes import varying_like
+from jaxgmm.kernels.programs import jit
 
 # Rows that are agglomerated: time grows with the cube of their number, memory with its square.
 MAX_ROWS = 500

@@ -15,18 +15,18 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from jaxgmm import units, validate
-from jaxgmm.compilation import jit
 from jaxgmm.components.covariance.base import Family
 from jaxgmm.em import m_step
 from jaxgmm.em_map import Frame, maximise, reference_params, weighted_m_step, without_empty
 from jaxgmm.hierarchy import partitions
-from jaxgmm.linalg import einsum
+from jaxgmm.kernels.blocked_sum import in_range
+from jaxgmm.kernels.exact import Moments, accumulate
+from jaxgmm.kernels.linalg import einsum
+from jaxgmm.kernels.manual_axes import varying_like
+from jaxgmm.kernels.programs import jit
 from jaxgmm.loop import REG_COVAR
-from jaxgmm.manual_axes import varying_like
-from jaxgmm.moments import Moments, accumulate
 from jaxgmm.params import GMMParams, translate
 from jaxgmm.priors import Prior
-from jaxgmm.rows import in_range
 from jaxgmm.seeding import distinct_rows, least, lloyd, plusplus, random_simplex
 
 Init = str | Callable[..., GMMParams]

@@ -10,17 +10,19 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxgmm import fixed_point, priors, quadratic, slots
+from jaxgmm import priors
 from jaxgmm.components.covariance.base import Family
 from jaxgmm.em_map import Frame, admissible, chart, coordinates, evaluate, frame, with_prior
-from jaxgmm.fixed_point import Memory, Solution, State, Status, no_memory
-from jaxgmm.implicit import Derivative, Evaluation
-from jaxgmm.manual_axes import varying_like
-from jaxgmm.moments import accumulate
+from jaxgmm.kernels import quadratic
+from jaxgmm.kernels.blocked_sum import AxisName, block_rows, rows_over, sum_rows
+from jaxgmm.kernels.exact import accumulate
+from jaxgmm.kernels.manual_axes import varying_like
 from jaxgmm.params import GMMParams, translate
 from jaxgmm.priors import Prior
 from jaxgmm.result import FitResult
-from jaxgmm.rows import AxisName, block_rows, rows_over, sum_rows
+from jaxgmm.solvers import batched, squarem
+from jaxgmm.solvers.implicit import Derivative, Evaluation
+from jaxgmm.solvers.squarem import Memory, Solution, State, Status, no_memory
 
 TOL = 1e-5
 MAX_ITER = 1000
@@ -122,14 +124,14 @@ def _staged(begin: GMMParams, f: Frame, s: Settings, max_iter: Array) -> Solutio
         stages = [_ROUGH, *stages] if s.kernel == "auto" else [_ROUGH, _CLOSING]
         last = last if s.kernel == "auto" else f
     x, w, fixed, start = lax.stop_gradient((s.x, s.w, f, begin))
-    fresh = fixed_point.begin(start, no_memory(s.tol.dtype), s.history_size)
+    fresh = squarem.begin(start, no_memory(s.tol.dtype), s.history_size)
 
     def stage(i: Array, carried: tuple[State, Array]) -> tuple[State, Array]:
         ended, report = carried
         which = jnp.asarray(stages, jnp.int32)[i]
         closing = which == _CLOSING
         sound = (ended.status == Status.CONVERGED) | (ended.status == Status.MAX_ITER)
-        going_on = fixed_point.onward(ended)
+        going_on = squarem.onward(ended)
         first = jax.tree.map(lambda a, b: jnp.where(sound | closing, a, b), going_on, fresh)
         # At a large offset the last digits of the means are lost when the shift is added back.
         back = jnp.where(closing, fixed.shift, 0)
@@ -143,7 +145,7 @@ def _staged(begin: GMMParams, f: Frame, s: Settings, max_iter: Array) -> Solutio
         if fixed.quadratic is not None:
             here = here._replace(rough=which == _ROUGH)
         limit = jnp.where(closing, 0, max_iter)
-        then = fixed_point.advance(turned, first, (x, w, here), max_iter=limit, **_options(family, s))
+        then = squarem.advance(turned, first, (x, w, here), max_iter=limit, **_options(family, s))
         report = jnp.where(closing & ~needed, ended.report, then.report)
         chosen = jax.tree.map(lambda a, b: jnp.where(closing, a, b), ended, then)
         return varying_like((chosen, report), outside)
@@ -153,7 +155,7 @@ def _staged(begin: GMMParams, f: Frame, s: Settings, max_iter: Array) -> Solutio
     outside = x, w, fixed, s.tol, s.accelerate, max_iter
     begun = varying_like((fresh, fresh.report), outside)
     end, report = lax.fori_loop(jnp.zeros_like(n_stages), n_stages, stage, begun)
-    return fixed_point.solution(step, _derivative(family, s), end._replace(report=report), (s.x, s.w, last))
+    return squarem.solution(step, _derivative(family, s), end._replace(report=report), (s.x, s.w, last))
 
 
 def _many(
@@ -170,7 +172,7 @@ def _many(
             return s.x, s.w, framed(f, lane)
 
         turning = functools.partial(step, by_pairs=True)
-        return slots.solve(
+        return batched.solve(
             step, start, data_of, width=width, max_iter=limit, memory=memory, turning=turning, **options
         )
 

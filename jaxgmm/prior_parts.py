@@ -8,7 +8,7 @@ import numpy as np
 from jax import Array
 
 from jaxgmm import validate
-from jaxgmm.linalg import epsilon
+from jaxgmm.kernels.linalg import epsilon
 
 
 def prior_parts(

@@ -12,8 +12,8 @@ import numpy as np
 from jax import Array
 
 from jaxgmm import display
-from jaxgmm.fixed_point import Status
 from jaxgmm.params import GMMParams, components, kind
+from jaxgmm.solvers.squarem import Status
 
 
 @functools.partial(

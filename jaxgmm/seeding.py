@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxgmm.linalg import einsum, epsilon
-from jaxgmm.manual_axes import varying_like
-from jaxgmm.rows import block_rows, sum_rows
+from jaxgmm.kernels.blocked_sum import block_rows, sum_rows
+from jaxgmm.kernels.linalg import einsum, epsilon
+from jaxgmm.kernels.manual_axes import varying_like
 
 
 def _draw(key: Array, mass: Array, n: int) -> Array:

@@ -14,15 +14,15 @@ from jax import Array, lax
 from jax.sharding import Mesh, PartitionSpec
 
 from jaxgmm import em_map, priors
-from jaxgmm.compilation import jit
 from jaxgmm.em_map import Frame, coordinates, evaluate, with_prior
-from jaxgmm.fixed_point import Status
-from jaxgmm.implicit import Derivative, Evaluation, with_derivative
+from jaxgmm.kernels.blocked_sum import rows_over
+from jaxgmm.kernels.programs import jit
 from jaxgmm.loop import run, run_many
 from jaxgmm.params import GMMParams, translate
 from jaxgmm.priors import Prior
 from jaxgmm.result import FitResult
-from jaxgmm.rows import rows_over
+from jaxgmm.solvers.implicit import Derivative, Evaluation, with_derivative
+from jaxgmm.solvers.squarem import Status
 
 shard_map: Any
 try:

@@ -13,11 +13,12 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
-from jaxgmm import priors, quadratic, validate
-from jaxgmm.compilation import is_concrete
+from jaxgmm import priors, validate
 from jaxgmm.density import check_mixture, inputs
+from jaxgmm.kernels import quadratic
+from jaxgmm.kernels.exact import rows_for
+from jaxgmm.kernels.programs import is_concrete
 from jaxgmm.loop import HISTORY_SIZE, MAX_ITER, REG_COVAR, TOL, concurrency
-from jaxgmm.moments import rows_for
 from jaxgmm.params import GMMParams
 from jaxgmm.priors import Prior
 from jaxgmm.result import FitResult

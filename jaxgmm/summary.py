@@ -13,11 +13,11 @@ from jax.typing import ArrayLike
 from jaxgmm import validate
 from jaxgmm.density import e_step
 from jaxgmm.display import Table, as_html, as_text
-from jaxgmm.fixed_point import Status
 from jaxgmm.params import GMMParams, components, kind
 from jaxgmm.result import FitResult, ending, in_words
 from jaxgmm.search.criteria import REMEDIES, n_parameters
 from jaxgmm.search.select import Selection
+from jaxgmm.solvers.squarem import Status
 
 _MOST = (100, 100)  # components and features
 _LANES = 50

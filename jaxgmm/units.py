@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxgmm.compilation import is_concrete
 from jaxgmm.components.covariance.base import Family
+from jaxgmm.kernels.programs import is_concrete
 from jaxgmm.params import GMMParams
 from jaxgmm.result import FitResult
 

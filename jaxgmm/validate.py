@@ -15,9 +15,9 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxgmm.compilation import is_concrete as is_concrete
 from jaxgmm.host_arrays import host_array, warn_of_rounding
-from jaxgmm.manual_axes import replicated
+from jaxgmm.kernels.manual_axes import replicated
+from jaxgmm.kernels.programs import is_concrete as is_concrete
 
 
 def _now(function: Callable[..., Any], *values: Any) -> Any:

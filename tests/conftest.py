@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 
 import jaxgmm
-from jaxgmm.compilation import CACHES_RIGHT, CPU_OPTIONS, keep_programs
 from jaxgmm.components import FAMILIES
+from jaxgmm.kernels.programs import CACHES_RIGHT, CPU_OPTIONS, keep_programs
 
 # What the tests compile themselves is compiled as the package compiles what it can: compilation is most of
 # the tests' time. Read when JAX first meets a device, which is later than this.

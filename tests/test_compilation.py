@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 import jaxgmm
-from jaxgmm import compilation
 from jaxgmm.components import full, spherical
 from jaxgmm.em_map import evaluate, frame
+from jaxgmm.kernels import programs
 from tests.conftest import costly, every_name_at_a_cost, overlapping, start_from, times_used, x64
 
 N, D, K = 40, 2, 3
@@ -246,7 +246,7 @@ def doubled():
     def function(a, *, many):
         return 2 * a
 
-    return compilation.jit(function, static_argnames="many")
+    return programs.jit(function, static_argnames="many")
 
 
 def test_a_program_may_stand_in_anothers_whatever_it_is_given():
@@ -271,15 +271,15 @@ def test_a_program_called_alone_has_options_and_inside_another_none():
 
 
 def test_options_that_this_xla_does_not_know_are_done_without(monkeypatch):
-    compilation.options.cache_clear()
+    programs.options.cache_clear()
     try:
-        monkeypatch.setattr(compilation, "CPU_OPTIONS", {"xla_cpu_no_such_option": True})
-        assert compilation.options("cpu") is None
+        monkeypatch.setattr(programs, "CPU_OPTIONS", {"xla_cpu_no_such_option": True})
+        assert programs.options("cpu") is None
         program = doubled()
         np.testing.assert_array_equal(program(jnp.ones(3), many=False), 2)
-        assert compilation.options("gpu") is None
-        compilation.options.cache_clear()
-        monkeypatch.setitem(compilation.CPU_OPTIONS, "xla_backend_optimization_level", 1)
-        assert compilation.options("cpu") in ({"xla_backend_optimization_level": 1}, None)
+        assert programs.options("gpu") is None
+        programs.options.cache_clear()
+        monkeypatch.setitem(programs.CPU_OPTIONS, "xla_backend_optimization_level", 1)
+        assert programs.options("cpu") in ({"xla_backend_optimization_level": 1}, None)
     finally:
-        compilation.options.cache_clear()
+        programs.options.cache_clear()

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 import jaxgmm
-from jaxgmm import Status, implicit, loop
+from jaxgmm import Status, loop
+from jaxgmm.solvers import implicit
 from tests.conftest import NAMES, overlapping, start_from
 
 X, LABELS = overlapping(120, 2, 2, seed=1, separation=2.5)

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 import jaxgmm
-from jaxgmm import Status, moments
+from jaxgmm import Status
 from jaxgmm.em import maximise
-from jaxgmm.moments import Moments, accumulate
+from jaxgmm.kernels import exact
+from jaxgmm.kernels.exact import Moments, accumulate
 from tests.conftest import (
     EQUIVARIANCE,
     dense,
@@ -140,7 +141,7 @@ def test_components_that_take_turns_have_the_same_moments(name, given, monkeypat
     several = jnp.stack([x, 2 * x, x + 1])
 
     def measured(turns):
-        monkeypatch.setattr(moments, "_TURNS", turns)
+        monkeypatch.setattr(exact, "_TURNS", turns)
 
         def found(x, w):
             return accumulate(params, x, w, shift=jnp.full(4, 0.5, x.dtype), block_size=32, **options)

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxgmm import fixed_point
-from jaxgmm.fixed_point import Status
-from jaxgmm.implicit import Chart, Evaluation
+from jaxgmm.solvers import squarem
+from jaxgmm.solvers.implicit import Chart, Evaluation
+from jaxgmm.solvers.squarem import Status
 
 CHART = Chart(to=lambda reference, x: x - reference, back=lambda reference, c: reference + c)
 
@@ -37,7 +37,7 @@ def linear(rates, target, **changes):
 
 def solve(evaluate, start, dtype, *, tol=1e-5, max_iter=5000, accelerate=True, chart=CHART, history_size=64):
     return jax.jit(
-        lambda s, t, m, a: fixed_point.solve(
+        lambda s, t, m, a: squarem.solve(
             lambda p, _: evaluate(p),
             s,
             None,
@@ -191,7 +191,7 @@ def test_rounding_stops_it_where_tol_cannot_be_reached():
 def test_lanes_under_vmap_do_not_touch_each_other(double):
     def lane(rate, start):
         evaluate = linear(jnp.stack([rate, jnp.asarray(0.3)]), np.ones(2))
-        return fixed_point.solve(
+        return squarem.solve(
             lambda p, _: evaluate(p), start, None, chart=CHART, tol=jnp.asarray(1e-6),
             max_iter=jnp.asarray(500, jnp.int32), accelerate=jnp.asarray(True), history_size=8,
         )  # fmt: skip
@@ -219,7 +219,7 @@ def test_the_derivative_is_the_implicit_functions(double):
             return Evaluation(image, -gap, image.sum(), gap, zero, slack=one, valid=jnp.asarray(True))
 
         tol, limit = jnp.asarray(1e-14), jnp.asarray(5000, jnp.int32)
-        s = fixed_point.solve(
+        s = squarem.solve(
             evaluate, jnp.zeros(2), t, chart=None, tol=tol, max_iter=limit,
             accelerate=jnp.asarray(False), history_size=1,
         )  # fmt: skip

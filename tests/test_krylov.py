@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgmm.krylov import gmres, spectral_radius
+from jaxgmm.solvers.krylov import gmres, spectral_radius
 
 N = 30
 RNG = np.random.default_rng(0)

@@ -11,8 +11,8 @@ import optax
 import pytest
 
 import jaxgmm
-from jaxgmm import linalg
 from jaxgmm.calculus.transport import squared_bures
+from jaxgmm.kernels import linalg
 from jaxgmm.search import lanes
 from tests.conftest import lapack_calls, soft_labels, start_from
 

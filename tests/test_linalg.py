@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from jaxgmm import linalg
+from jaxgmm.kernels import linalg
 from tests.conftest import costly, times_used
 
 

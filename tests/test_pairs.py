@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 import jaxgmm
-from jaxgmm import Status, loop, moments, pairs
+from jaxgmm import Status, loop
 from jaxgmm.engines import blocks
-from jaxgmm.moments import accumulate
+from jaxgmm.kernels import exact, sparse
+from jaxgmm.kernels.exact import accumulate
 from jaxgmm.scale import passes
 from tests.conftest import costly
 
@@ -34,12 +35,12 @@ def mixture(name, dtype, apart):
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     """The sums by pairs for these few numbers too."""
-    monkeypatch.setattr(moments, "_TURNS", 1)
-    monkeypatch.setattr(pairs, "_FEATURES", 1)
-    monkeypatch.setattr(pairs, "_COMPONENTS", 1)
-    monkeypatch.setattr(pairs, "_LARGE", 1)
-    monkeypatch.setattr(pairs, "_CHUNK", 8)
-    monkeypatch.setattr(pairs, "_SHARE", 2)
+    monkeypatch.setattr(exact, "_TURNS", 1)
+    monkeypatch.setattr(sparse, "_FEATURES", 1)
+    monkeypatch.setattr(sparse, "_COMPONENTS", 1)
+    monkeypatch.setattr(sparse, "_LARGE", 1)
+    monkeypatch.setattr(sparse, "_CHUNK", 8)
+    monkeypatch.setattr(sparse, "_SHARE", 2)
 
 
 def measured(params, x, w=None, by_pairs=True):
@@ -58,9 +59,9 @@ def mark(monkeypatch):
     """From its call on sums over pairs come out doubled, and moments of all pairs three times as large."""
 
     def begin():
-        by_pairs, block = pairs.sums, moments._block
-        monkeypatch.setattr(pairs, "sums", lambda *a: tuple(2 * part for part in by_pairs(*a)))
-        monkeypatch.setattr(moments, "_block", lambda *a: block(*a) * 3)
+        by_pairs, block = sparse.sums, exact._block
+        monkeypatch.setattr(sparse, "sums", lambda *a: tuple(2 * part for part in by_pairs(*a)))
+        monkeypatch.setattr(exact, "_block", lambda *a: block(*a) * 3)
 
     return begin
 
@@ -117,7 +118,7 @@ def test_under_vmap_each_is_what_it_is_alone(mark):
 def test_what_does_not_count_is_lost_in_rounding(dtype):
     r = jnp.asarray([[1.0, 1e-30, 1e-70, 0.5, jnp.nan], [0.0, 0.2, 0.3, 0.0, 0.1]], dtype)
     log_weights = jnp.log(jnp.asarray([0.5, 0.5], dtype))
-    counts = pairs.counting(r, log_weights, jnp.ones(5, dtype))
+    counts = sparse.counting(r, log_weights, jnp.ones(5, dtype))
     # ε³ is 1.7e-21 in single precision, 1.1e-47 in double.
     assert counts.tolist() == [
         [True, dtype == np.float64, False, True, False],
@@ -135,7 +136,7 @@ def test_a_fit_by_pairs_ends_where_another_does_and_has_a_derivative(monkeypatch
     # Loops that end when they do have no reverse derivative, and would say so as they are traced.
     jax.make_jaxpr(jax.grad(lambda x: run(params, x).log_likelihood))(x)
     by_pairs = jax.jit(run)(params, x)
-    monkeypatch.setattr(pairs, "_FEATURES", D + 1)
+    monkeypatch.setattr(sparse, "_FEATURES", D + 1)
     jax.clear_caches()
     other = jax.jit(run)(params, x)
     assert by_pairs.status == other.status == Status.CONVERGED
@@ -161,8 +162,8 @@ def one_pass(module):
 
 @pytest.mark.parametrize("fit", [run, many, one_pass(passes), one_pass(blocks)])
 def test_what_is_not_differentiated_takes_them(fit, monkeypatch):
-    taken, by_pairs = [], pairs.sums
-    monkeypatch.setattr(pairs, "sums", lambda *a: taken.append(None) or by_pairs(*a))
+    taken, by_pairs = [], sparse.sums
+    monkeypatch.setattr(sparse, "sums", lambda *a: taken.append(None) or by_pairs(*a))
     jax.clear_caches()
     jax.make_jaxpr(fit)(*mixture("full", np.float32, NEAR))
     assert taken
@@ -182,8 +183,8 @@ def test_restarts_are_fits():
 
 def test_where_it_applies(monkeypatch):
     monkeypatch.undo()
-    assert pairs.applies(200_000, 1024, 64, 32)
-    assert not pairs.applies(200_000, 1024, 64, 16)
-    assert not pairs.applies(200_000, 1024, 4, 64)
-    assert not pairs.applies(10_000, 1024, 8, 32)
-    assert not pairs.applies(2_000, 512, 64, 128)
+    assert sparse.applies(200_000, 1024, 64, 32)
+    assert not sparse.applies(200_000, 1024, 64, 16)
+    assert not sparse.applies(200_000, 1024, 4, 64)
+    assert not sparse.applies(10_000, 1024, 8, 32)
+    assert not sparse.applies(2_000, 512, 64, 128)

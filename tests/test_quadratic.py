@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 import jaxgmm
-from jaxgmm import Status, quadratic
+from jaxgmm import Status
 from jaxgmm.components import FAMILIES, factor
 from jaxgmm.em_map import frame
-from jaxgmm.moments import accumulate
+from jaxgmm.kernels import quadratic
+from jaxgmm.kernels.exact import accumulate
 from jaxgmm.params import translate
 from tests.conftest import (
     NAMES,

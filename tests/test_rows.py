@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxgmm import rows
+from jaxgmm.kernels import blocked_sum
 
 
 @pytest.mark.parametrize("block_size", [1, 7, 64, 100, 1000])
@@ -16,7 +16,7 @@ def test_sum_rows_counts_every_row_once(dtype, block_size):
     def body(wb, xb):
         return {"w": wb.sum(), "x": (wb[:, None] * xb).sum(0)}
 
-    got = rows.sum_rows(body, jnp.asarray(w, dtype), jnp.asarray(x, dtype), block_size=block_size)
+    got = blocked_sum.sum_rows(body, jnp.asarray(w, dtype), jnp.asarray(x, dtype), block_size=block_size)
     tolerance = 20 * np.finfo(dtype).eps
     np.testing.assert_allclose(got["w"], w.sum(), rtol=tolerance)
     np.testing.assert_allclose(got["x"], w @ x, rtol=tolerance, atol=50 * tolerance)
@@ -25,7 +25,7 @@ def test_sum_rows_counts_every_row_once(dtype, block_size):
 @pytest.mark.parametrize("block_size", [1, 7, 100, 1000])
 def test_map_rows_gives_every_row_its_own_output(dtype, block_size):
     x = jnp.asarray(np.arange(200.0).reshape(100, 2), dtype)
-    out = rows.map_rows(lambda b: {"sum": b.sum(1), "row": b}, x, block_size=block_size)
+    out = blocked_sum.map_rows(lambda b: {"sum": b.sum(1), "row": b}, x, block_size=block_size)
     np.testing.assert_array_equal(out["row"], x)
     np.testing.assert_array_equal(out["sum"], x.sum(1))
 
@@ -34,7 +34,7 @@ def test_sums_over_many_blocks_are_compensated():
     n, block = 1 << 20, 4
     x = jnp.full((n, 1), 0.1, jnp.float32)
     exact = float(np.float64(np.float32(0.1)) * n)
-    got = rows.sum_rows(lambda w, b: (w[:, None] * b).sum(), None, x, block_size=block)
+    got = blocked_sum.sum_rows(lambda w, b: (w[:, None] * b).sum(), None, x, block_size=block)
     plain = jax.lax.scan(lambda c, b: (c + b.sum(), None), jnp.float32(0), x.reshape(-1, block))[0]
     assert abs(float(plain) / exact - 1) > 1e-4
     assert abs(float(got) / exact - 1) < 1e-7
@@ -42,11 +42,11 @@ def test_sums_over_many_blocks_are_compensated():
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="an accelerator has no such cache")
 def test_block_rows_fit_the_cache_and_never_exceed_the_data():
-    assert rows.block_rows(50, 3, 2) == 50
+    assert blocked_sum.block_rows(50, 3, 2) == 50
     for k, d in [(1, 1), (16, 16), (64, 32), (32, 128), (1000, 1000)]:
-        found = rows.block_rows(10**6, k, d)
+        found = blocked_sum.block_rows(10**6, k, d)
         assert 128 <= found <= 2048
         assert found & (found - 1) == 0
-        turned = rows.block_rows(10**6, k, d, turns=True)
+        turned = blocked_sum.block_rows(10**6, k, d, turns=True)
         assert turned == 128 or (128 < turned <= 2048 and turned * d * max(4, k / 16) <= 1 << 18)
-    assert rows.block_rows(10**6, 8, 8, lanes=50) < rows.block_rows(10**6, 8, 8)
+    assert blocked_sum.block_rows(10**6, 8, 8, lanes=50) < blocked_sum.block_rows(10**6, 8, 8)

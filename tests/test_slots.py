@@ -11,7 +11,7 @@ import pytest
 
 import jaxgmm
 from jaxgmm import loop
-from jaxgmm.rows import block_rows
+from jaxgmm.kernels.blocked_sum import block_rows
 from tests.conftest import overlapping, soft_labels
 
 N, D, K, LANES = 60, 2, 3, 7

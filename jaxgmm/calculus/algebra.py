@@ -18,14 +18,14 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from jaxgmm import validate
-from jaxgmm.compilation import jit
 from jaxgmm.components.covariance.diagonal import diag, spherical
 from jaxgmm.components.covariance.full import full
 from jaxgmm.components.covariance.tied import tied
 from jaxgmm.density import check_mixture, log_prob, sample
-from jaxgmm.linalg import cholesky, einsum, lower_inverse, triangular_factor
+from jaxgmm.kernels.blocked_sum import block_rows, map_rows
+from jaxgmm.kernels.linalg import cholesky, einsum, lower_inverse, triangular_factor
+from jaxgmm.kernels.programs import jit
 from jaxgmm.params import GMMParams
-from jaxgmm.rows import block_rows, map_rows
 
 
 class Regression(NamedTuple):

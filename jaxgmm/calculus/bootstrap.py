@@ -15,13 +15,13 @@ from jax.typing import ArrayLike
 from jaxgmm import validate
 from jaxgmm.calculus.curvature import Entries, entries
 from jaxgmm.calculus.information import ConfidenceIntervals
-from jaxgmm.compilation import jit
 from jaxgmm.density import inputs, sample
-from jaxgmm.linalg import cholesky, einsum, lower_inverse
+from jaxgmm.kernels.blocked_sum import block_rows
+from jaxgmm.kernels.linalg import cholesky, einsum, lower_inverse
+from jaxgmm.kernels.programs import jit
 from jaxgmm.loop import MAX_ITER, REG_COVAR, run
 from jaxgmm.params import GMMParams, take
 from jaxgmm.result import FitResult
-from jaxgmm.rows import block_rows
 from jaxgmm.search.criteria import failed
 
 KINDS = ("nonparametric", "parametric", "weighted")

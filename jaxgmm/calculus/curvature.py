@@ -15,7 +15,8 @@ from jax.flatten_util import ravel_pytree
 from jaxgmm.components.covariance.base import Family, free_weights
 from jaxgmm.density import posterior
 from jaxgmm.em_map import frame
-from jaxgmm.linalg import (
+from jaxgmm.kernels.blocked_sum import block_rows, sum_rows
+from jaxgmm.kernels.linalg import (
     PRECISION,
     cholesky,
     eigvalsh,
@@ -26,7 +27,6 @@ from jaxgmm.linalg import (
     triangular_factor,
 )
 from jaxgmm.params import GMMParams, translate
-from jaxgmm.rows import block_rows, sum_rows
 
 
 @functools.partial(

@@ -11,15 +11,16 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxgmm import em_map, implicit, priors, validate
-from jaxgmm.compilation import jit
+from jaxgmm import em_map, priors, validate
 from jaxgmm.density import inputs
-from jaxgmm.krylov import spectral_radius
-from jaxgmm.linalg import epsilon
+from jaxgmm.kernels.blocked_sum import block_rows
+from jaxgmm.kernels.linalg import epsilon
+from jaxgmm.kernels.programs import jit
 from jaxgmm.loop import REG_COVAR
 from jaxgmm.params import GMMParams, translate
 from jaxgmm.priors import Prior
-from jaxgmm.rows import block_rows
+from jaxgmm.solvers import implicit
+from jaxgmm.solvers.krylov import spectral_radius
 
 
 class FitDiagnostics(NamedTuple):

@@ -15,14 +15,14 @@ from jax.typing import ArrayLike
 
 from jaxgmm import em_map, validate
 from jaxgmm.calculus.unrolled import status_of
-from jaxgmm.compilation import jit
 from jaxgmm.density import check_mixture, inputs, posterior, score
-from jaxgmm.fixed_point import Status
+from jaxgmm.kernels.blocked_sum import block_rows, in_range, sum_rows
+from jaxgmm.kernels.manual_axes import varying_like
+from jaxgmm.kernels.programs import jit
 from jaxgmm.loop import REG_COVAR, TOL
-from jaxgmm.manual_axes import varying_like
 from jaxgmm.params import GMMParams, translate
 from jaxgmm.result import FitResult
-from jaxgmm.rows import block_rows, in_range, sum_rows
+from jaxgmm.solvers.squarem import Status
 
 if TYPE_CHECKING:
     import optax  # a second to import, and nothing else needs it

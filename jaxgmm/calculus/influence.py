@@ -15,11 +15,11 @@ from jax.typing import ArrayLike
 from jaxgmm import validate
 from jaxgmm.calculus.curvature import Inverse, Local, entries, jacobian, scores, tangent_rows
 from jaxgmm.calculus.information import examine, warn
-from jaxgmm.compilation import jit
 from jaxgmm.density import inputs, joint, posterior
-from jaxgmm.linalg import PRECISION
+from jaxgmm.kernels.blocked_sum import block_rows, map_rows
+from jaxgmm.kernels.linalg import PRECISION
+from jaxgmm.kernels.programs import jit
 from jaxgmm.params import GMMParams, translate
-from jaxgmm.rows import block_rows, map_rows
 
 # Of conjugate gradients for (H − w h)⁻¹, in which h mixes as many directions as components share x.
 _ROUNDS = 6

@@ -25,9 +25,9 @@ from jaxgmm.calculus.curvature import (
     root,
     survey,
 )
-from jaxgmm.compilation import jit
 from jaxgmm.density import inputs
-from jaxgmm.linalg import einsum
+from jaxgmm.kernels.linalg import einsum
+from jaxgmm.kernels.programs import jit
 from jaxgmm.params import GMMParams, active
 
 KINDS = ("observed", "sandwich")

@@ -10,8 +10,8 @@ import numpy as np
 from jax import Array, lax
 
 from jaxgmm.calculus.algebra import check_pair, factors, safe_sqrt
-from jaxgmm.compilation import jit
-from jaxgmm.linalg import einsum, svd
+from jaxgmm.kernels.linalg import einsum, svd
+from jaxgmm.kernels.programs import jit
 from jaxgmm.params import GMMParams
 
 

@@ -10,16 +10,16 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from jaxgmm import em_map, priors, validate
-from jaxgmm.compilation import jit
 from jaxgmm.density import inputs
-from jaxgmm.fixed_point import Status
-from jaxgmm.implicit import Evaluation
+from jaxgmm.kernels.exact import accumulate, rows_for
+from jaxgmm.kernels.manual_axes import varying_like
+from jaxgmm.kernels.programs import jit
 from jaxgmm.loop import REG_COVAR, TOL
-from jaxgmm.manual_axes import varying_like
-from jaxgmm.moments import accumulate, rows_for
 from jaxgmm.params import GMMParams, translate
 from jaxgmm.priors import Prior
 from jaxgmm.result import FitResult
+from jaxgmm.solvers.implicit import Evaluation
+from jaxgmm.solvers.squarem import Status
 
 
 def status_of(evaluation: Evaluation, stopped: Array, tol: Array) -> Array:

@@ -47,19 +47,19 @@ def set_up_jax() -> None:
     """
     import jax
 
-    from jaxgmm import compilation
+    from jaxgmm.kernels import programs
 
     jax.config.update("jax_enable_x64", True)
-    if os.environ.get("JAX_COMPILATION_CACHE_DIR") or not compilation.CACHES_RIGHT:
+    if os.environ.get("JAX_COMPILATION_CACHE_DIR") or not programs.CACHES_RIGHT:
         return
-    directory = compilation.program_folder()
+    directory = programs.program_folder()
     with contextlib.suppress(OSError, ValueError):
         os.makedirs(directory, mode=0o700, exist_ok=True)
         writable = os.path.isabs(directory) and os.access(directory, os.W_OK | os.X_OK)
-        if not compilation.is_own(directory) or not writable:
+        if not programs.is_own(directory) or not writable:
             return
         _trim(directory)
-        compilation.keep_programs(directory)
+        programs.keep_programs(directory)
 
 
 def fit_structure(
@@ -139,7 +139,7 @@ def _criteria(params: Any, x: Any, weight: Any) -> Array:
     import jax.numpy as jnp
 
     import jaxgmm
-    from jaxgmm.compilation import jit
+    from jaxgmm.kernels.programs import jit
 
     @jit
     def summarise(params: Any, x: Any, weight: Any) -> Any:

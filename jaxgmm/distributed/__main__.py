@@ -19,11 +19,11 @@ from jaxgmm.distributed.exchange import agreed
 from jaxgmm.distributed.fitting import fit_distributed
 from jaxgmm.distributed.joining import initialize
 from jaxgmm.distributed.parts import expand, share_out
-from jaxgmm.fixed_point import Status
 from jaxgmm.io import load, save
 from jaxgmm.scale.checkpoint import Checkpoint
 from jaxgmm.scale.sources import open_source
 from jaxgmm.search.criteria import check
+from jaxgmm.solvers.squarem import Status
 
 DESCRIPTION = """Fit a mixture to Parquet, Arrow or npy files by many processes, each of which reads some of
 them.

@@ -16,9 +16,8 @@ from jaxgmm.distributed import exchange
 from jaxgmm.distributed.ending import Stopped
 from jaxgmm.distributed.exchange import agreed, digest, gather, gather_floats, sum_floats
 from jaxgmm.em_map import Frame
-from jaxgmm.fixed_point import State
+from jaxgmm.kernels.exact import Moments
 from jaxgmm.loop import HISTORY_SIZE, MAX_ITER, REG_COVAR, TOL
-from jaxgmm.moments import Moments
 from jaxgmm.params import GMMParams
 from jaxgmm.priors import Prior
 from jaxgmm.result import FitResult
@@ -31,6 +30,7 @@ from jaxgmm.scale.outer import Survey
 from jaxgmm.scale.passes import Passes, chunk_rows, survey
 from jaxgmm.scale.progress import Reporter
 from jaxgmm.scale.sources import open_source
+from jaxgmm.solvers.squarem import State
 
 
 class _Kept:

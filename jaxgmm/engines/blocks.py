@@ -15,9 +15,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxgmm.compilation import jit
 from jaxgmm.host_arrays import unmasked
-from jaxgmm.moments import Moments, accumulate, rows_for
+from jaxgmm.kernels.exact import Moments, accumulate, rows_for
+from jaxgmm.kernels.programs import jit
 from jaxgmm.params import GMMParams
 from jaxgmm.scale.outer import Survey
 

@@ -14,8 +14,8 @@ from jaxgmm import priors, validate
 from jaxgmm.density import check_mixture
 from jaxgmm.em_map import Frame
 from jaxgmm.engines.blocks import Sums, moments_block, survey_block
+from jaxgmm.kernels.exact import Moments
 from jaxgmm.loop import HISTORY_SIZE, MAX_ITER, REG_COVAR, TOL
-from jaxgmm.moments import Moments
 from jaxgmm.params import GMMParams
 from jaxgmm.priors import Prior
 from jaxgmm.result import FitResult

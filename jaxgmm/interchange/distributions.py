@@ -19,7 +19,7 @@ from jaxgmm.components.covariance.base import Family
 from jaxgmm.components.covariance.diagonal import diag
 from jaxgmm.components.covariance.full import full
 from jaxgmm.density import check_mixture
-from jaxgmm.linalg import triangular_factor
+from jaxgmm.kernels.linalg import triangular_factor
 from jaxgmm.params import GMMParams
 
 

@@ -6,9 +6,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from jaxgmm.fixed_point import Status
 from jaxgmm.plot.style import GREYS, PALETTE, SMALL, TEXT, new_figure, tidy
 from jaxgmm.result import FitResult
+from jaxgmm.solvers.squarem import Status
 
 
 def plot_history(results: FitResult, *, ax: Axes | None = None) -> Axes:

@@ -16,12 +16,12 @@ import numpy as np
 from jaxgmm import validate
 from jaxgmm._version import __version__
 from jaxgmm.em_map import Frame
-from jaxgmm.fixed_point import RUNNING, State, Status
 from jaxgmm.io.archive import read_arrays, write_arrays
 from jaxgmm.io.atomic import atomic_write
 from jaxgmm.params import GMMParams, translate
 from jaxgmm.priors import Prior
 from jaxgmm.scale import outer
+from jaxgmm.solvers.squarem import RUNNING, State, Status
 
 VERSION = 1
 

@@ -6,8 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from jaxgmm.em_map import Frame
-from jaxgmm.fixed_point import State
-from jaxgmm.moments import Moments
+from jaxgmm.kernels.exact import Moments
 from jaxgmm.params import GMMParams
 from jaxgmm.priors import Prior
 from jaxgmm.result import FitResult
@@ -15,6 +14,7 @@ from jaxgmm.scale import checkpoint, outer
 from jaxgmm.scale.checkpoint import Settings
 from jaxgmm.scale.outer import Numbers, Survey
 from jaxgmm.scale.progress import Reporter
+from jaxgmm.solvers.squarem import State
 
 
 class Keeper(Protocol):

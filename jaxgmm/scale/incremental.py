@@ -10,15 +10,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgmm import fixed_point
-from jaxgmm.compilation import jit
 from jaxgmm.components.covariance.base import Family
 from jaxgmm.em_map import Frame, maximise
-from jaxgmm.fixed_point import State
-from jaxgmm.moments import Moments
+from jaxgmm.kernels.exact import Moments
+from jaxgmm.kernels.programs import jit
 from jaxgmm.params import GMMParams
 from jaxgmm.scale import rebase
 from jaxgmm.scale.passes import Passes
+from jaxgmm.solvers import squarem
+from jaxgmm.solvers.squarem import State
 
 _GROUPS = 64  # parts of the data whose moments are kept
 _BYTES = 1 << 27  # that these may take in all
@@ -138,7 +138,7 @@ def _sweeps(state: State, f: Frame, passes: Passes, max_iter: int, report: Calla
 def _state(state: State, params: GMMParams, n_iter: int, history: np.ndarray, report: float) -> State:
     """The state of an exact fit that begins at `params` after so many steps."""
     dtype = state.radius.dtype
-    fresh = fixed_point.begin(params, fixed_point.Memory(state.radius, state.horizon), 0)
+    fresh = squarem.begin(params, squarem.Memory(state.radius, state.horizon), 0)
     return fresh._replace(
         n_iter=jnp.asarray(n_iter, jnp.int32),
         history=jnp.asarray(history),

@@ -15,15 +15,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxgmm import fixed_point, priors, quadratic
-from jaxgmm.compilation import jit
+from jaxgmm import priors
 from jaxgmm.em_map import Frame, admissible, assess, chart, with_prior
-from jaxgmm.fixed_point import RUNNING, State
-from jaxgmm.linalg import epsilon
-from jaxgmm.moments import Moments
+from jaxgmm.kernels import quadratic
+from jaxgmm.kernels.exact import Moments
+from jaxgmm.kernels.linalg import epsilon
+from jaxgmm.kernels.programs import jit
 from jaxgmm.params import GMMParams, translate
 from jaxgmm.priors import Prior
 from jaxgmm.result import FitResult
+from jaxgmm.solvers import squarem
+from jaxgmm.solvers.squarem import RUNNING, State
 
 Numbers = tuple[Array, Array, Array, Array]  # tol, max_iter, reg_covar, accelerate: `validate.iteration`
 
@@ -103,13 +105,13 @@ class Survey:
 def _turn(s: State, moments: Moments, f: Frame, numbers: Numbers, *, plain: bool) -> State:
     tol, max_iter, _, accelerate = numbers
     e = assess(s.point, moments, f)
-    return fixed_point.turn(e, s, None if plain else chart(s.point.family), tol, max_iter, accelerate)
+    return squarem.turn(e, s, None if plain else chart(s.point.family), tol, max_iter, accelerate)
 
 
 def start(params: GMMParams, f: Frame, history_size: int) -> State:
     """The state before the first turn; its means are relative to the frame's shift."""
     begin = translate(admissible(params), -f.shift)
-    return fixed_point.begin(begin, fixed_point.no_memory(params.means.dtype), history_size)
+    return squarem.begin(begin, squarem.no_memory(params.means.dtype), history_size)
 
 
 def climb(

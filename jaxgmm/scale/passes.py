@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxgmm import quadratic
-from jaxgmm.compilation import jit
 from jaxgmm.em_map import Frame
-from jaxgmm.moments import Moments, accumulate, rows_for
+from jaxgmm.kernels import quadratic
+from jaxgmm.kernels.blocked_sum import block_rows
+from jaxgmm.kernels.exact import Moments, accumulate, rows_for
+from jaxgmm.kernels.programs import jit
 from jaxgmm.params import GMMParams
-from jaxgmm.rows import block_rows
 from jaxgmm.scale.chunks import Source
 from jaxgmm.scale.outer import Survey
 from jaxgmm.scale.reading import Chunk, ReadAhead

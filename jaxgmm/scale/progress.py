@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Any, TextIO
 
-from jaxgmm.fixed_point import RUNNING, State
+from jaxgmm.solvers.squarem import RUNNING, State
 
 _EVERY = 0.2  # seconds between two lines on a terminal
 _SELDOM = 10.0  # and in a file

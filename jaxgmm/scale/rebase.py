@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxgmm.components.covariance.base import Family
-from jaxgmm.linalg import einsum
-from jaxgmm.moments import Moments
+from jaxgmm.kernels.exact import Moments
+from jaxgmm.kernels.linalg import einsum
 from jaxgmm.params import GMMParams
 
 

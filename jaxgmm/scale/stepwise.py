@@ -14,12 +14,12 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jaxgmm import priors, validate
-from jaxgmm.compilation import jit
 from jaxgmm.density import check_mixture, inputs
 from jaxgmm.em_map import admissible, maximise
-from jaxgmm.linalg import epsilon
+from jaxgmm.kernels.exact import Moments, accumulate, rows_for
+from jaxgmm.kernels.linalg import epsilon
+from jaxgmm.kernels.programs import jit
 from jaxgmm.loop import REG_COVAR
-from jaxgmm.moments import Moments, accumulate, rows_for
 from jaxgmm.params import GMMParams, translate
 from jaxgmm.priors import Prior
 from jaxgmm.scale import rebase

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from jaxgmm import fixed_point, priors, quadratic, validate
+from jaxgmm import priors, validate
 from jaxgmm.density import check_mixture
 from jaxgmm.em_map import Frame
-from jaxgmm.fixed_point import State, Status
+from jaxgmm.kernels import quadratic
 from jaxgmm.loop import HISTORY_SIZE, MAX_ITER, REG_COVAR, TOL
 from jaxgmm.params import GMMParams
 from jaxgmm.priors import Prior
@@ -26,6 +26,8 @@ from jaxgmm.scale.incremental import sweeps
 from jaxgmm.scale.passes import Passes, chunk_rows, survey
 from jaxgmm.scale.progress import Reporter
 from jaxgmm.scale.sources import open_source
+from jaxgmm.solvers import squarem
+from jaxgmm.solvers.squarem import State, Status
 
 _PHASES = {"whitened": ("whitened",), "quadratic": ("quadratic",), "auto": ("quadratic", "whitened")}
 
@@ -198,4 +200,4 @@ def _climb(
             return state
         phase += 1
         sound = int(state.status) in (Status.CONVERGED, Status.MAX_ITER)
-        state = fixed_point.onward(state) if sound else settings.like
+        state = squarem.onward(state) if sound else settings.like

@@ -11,8 +11,8 @@ from jax import Array
 
 from jaxgmm.components.covariance.base import Family
 from jaxgmm.components.covariance.full import full
-from jaxgmm.linalg import einsum
-from jaxgmm.moments import Moments
+from jaxgmm.kernels.exact import Moments
+from jaxgmm.kernels.linalg import einsum
 from jaxgmm.params import GMMParams
 
 

@@ -14,9 +14,9 @@ from jax.typing import ArrayLike
 from jaxgmm import validate
 from jaxgmm.components.covariance.base import free_parameters
 from jaxgmm.density import e_step, score
-from jaxgmm.fixed_point import Status
 from jaxgmm.params import GMMParams
 from jaxgmm.result import FitResult
+from jaxgmm.solvers.squarem import Status
 
 REMEDIES = {
     Status.MAX_ITER: "did not converge within max_iter steps. Raise max_iter, or loosen tol",

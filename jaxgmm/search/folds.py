@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxgmm.compilation import jit
 from jaxgmm.density import log_prob
+from jaxgmm.kernels.programs import jit
 from jaxgmm.loop import run
 from jaxgmm.params import GMMParams
 from jaxgmm.search.lanes import Settings, prior_for

@@ -17,18 +17,18 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jaxgmm import priors, units, validate
-from jaxgmm.compilation import jit
 from jaxgmm.components.covariance.base import Family
 from jaxgmm.density import posterior
 from jaxgmm.em_map import Frame, frame, reference_params, with_prior
 from jaxgmm.init import Init, metric, nearest, seeds, start, ward, widened
-from jaxgmm.linalg import einsum
+from jaxgmm.kernels.blocked_sum import block_rows, in_range, sum_rows
+from jaxgmm.kernels.exact import Moments, accumulate
+from jaxgmm.kernels.linalg import einsum
+from jaxgmm.kernels.programs import jit
 from jaxgmm.loop import run
-from jaxgmm.moments import Moments, accumulate
 from jaxgmm.params import GMMParams, translate
 from jaxgmm.priors import Prior
 from jaxgmm.result import FitResult
-from jaxgmm.rows import block_rows, in_range, sum_rows
 from jaxgmm.search.alike import Factors, as_seen_by, factors
 from jaxgmm.search.moves import Move, draw_exchange, overlap, split_merge
 from jaxgmm.search.spurious import Limits, spurious, total_factor

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxgmm.density import posterior
-from jaxgmm.moments import Moments, accumulate
+from jaxgmm.kernels.blocked_sum import in_range, sum_rows
+from jaxgmm.kernels.exact import Moments, accumulate
 from jaxgmm.params import GMMParams, translate
-from jaxgmm.rows import in_range, sum_rows
 
 
 def overlap(params: GMMParams, x: Array, w: Array | None, block_size: int) -> Array:

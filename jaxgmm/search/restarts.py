@@ -11,14 +11,15 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from jaxgmm import priors, quadratic, units, validate
-from jaxgmm.compilation import jit
+from jaxgmm import priors, units, validate
 from jaxgmm.components.covariance.base import Family
 from jaxgmm.components.covariance.registry import get_family
 from jaxgmm.em_map import frame, with_prior
 from jaxgmm.init import Init, check_init, start
+from jaxgmm.kernels import quadratic
+from jaxgmm.kernels.exact import rows_for
+from jaxgmm.kernels.programs import jit
 from jaxgmm.loop import HISTORY_SIZE, MAX_ITER, REG_COVAR, TOL, concurrency, run_many
-from jaxgmm.moments import rows_for
 from jaxgmm.params import GMMParams, scale_like
 from jaxgmm.priors import Prior
 from jaxgmm.result import FitResult

@@ -15,7 +15,6 @@ from jaxgmm import priors, units, validate
 from jaxgmm.components.covariance.base import Family, free_parameters
 from jaxgmm.components.covariance.registry import ALIASES, FAMILIES, get_family
 from jaxgmm.display import Table, as_html
-from jaxgmm.fixed_point import Status
 from jaxgmm.init import Init, check_init
 from jaxgmm.loop import MAX_ITER, REG_COVAR, TOL
 from jaxgmm.params import GMMParams, active
@@ -28,6 +27,7 @@ from jaxgmm.search.lanes import certainty, settings_of
 from jaxgmm.search.parallel import side_by_side
 from jaxgmm.search.spurious import MAX_RATIO, describe
 from jaxgmm.search.tournament import BestFit, Tournament
+from jaxgmm.solvers.squarem import Status
 
 BUDGET = 1000
 FOLDS = 5

@@ -38,8 +38,8 @@ from jax import Array, lax
 from jaxgmm import validate
 from jaxgmm.components.covariance.base import Family
 from jaxgmm.components.covariance.full import full
-from jaxgmm.linalg import cholesky, eigvalsh, einsum, lower_inverse
-from jaxgmm.moments import accumulate, location_and_variance
+from jaxgmm.kernels.exact import accumulate, location_and_variance
+from jaxgmm.kernels.linalg import cholesky, eigvalsh, einsum, lower_inverse
 from jaxgmm.params import GMMParams
 
 MAX_RATIO = 1e5  # of eigenvalues, relative to the covariance of all the data

@@ -22,11 +22,11 @@ from jaxgmm import display, priors, units, validate
 from jaxgmm.components.covariance.base import Family
 from jaxgmm.components.covariance.registry import get_family
 from jaxgmm.init import WIDEN, Init, check_init
+from jaxgmm.kernels.blocked_sum import block_rows
 from jaxgmm.loop import HISTORY_SIZE, MAX_ITER, REG_COVAR, TOL
 from jaxgmm.params import GMMParams, scale_like
 from jaxgmm.priors import Prior
 from jaxgmm.result import FitResult
-from jaxgmm.rows import block_rows
 from jaxgmm.search import lanes
 from jaxgmm.search.alike import Factors, alike
 from jaxgmm.search.criteria import has_failed

@@ -11,18 +11,18 @@ from jax import Array
 from scipy.special import betaln
 from sklearn.utils.validation import check_is_fitted
 
-from jaxgmm.compilation import jit
 from jaxgmm.components.covariance.base import Family
 from jaxgmm.components.covariance.diagonal import diag, spherical
 from jaxgmm.components.covariance.tied import tied
-from jaxgmm.fixed_point import Status
+from jaxgmm.kernels.blocked_sum import block_rows
+from jaxgmm.kernels.programs import jit
 from jaxgmm.params import GMMParams
-from jaxgmm.rows import block_rows
 from jaxgmm.sklearn import checks, starting
 from jaxgmm.sklearn.attributes import log, scale_from_cholesky, to_device
 from jaxgmm.sklearn.climbing import CHUNK
 from jaxgmm.sklearn.mixture import BaseMixture, Trial
 from jaxgmm.sklearn.rows import Host, Rows, compute_dtype
+from jaxgmm.solvers.squarem import Status
 from jaxgmm.variational.ascent import ascend, start
 from jaxgmm.variational.bound import expected
 from jaxgmm.variational.model import FAMILIES, VariationalPosterior, VariationalPrior, family_of

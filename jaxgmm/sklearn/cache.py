@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import pathlib
 
-from jaxgmm import compilation
+from jaxgmm.kernels import programs
 
 
 def cache_compiled(directory: str | os.PathLike[str] | None = None) -> pathlib.Path | None:
@@ -29,12 +29,12 @@ def cache_compiled(directory: str | os.PathLike[str] | None = None) -> pathlib.P
       >>> with tempfile.TemporaryDirectory() as folder:  # doctest: +SKIP
       ...     jaxgmm.sklearn.cache_compiled(folder)
     """
-    if not compilation.CACHES_RIGHT:
+    if not programs.CACHES_RIGHT:
         return None
     given = directory or os.environ.get("JAX_COMPILATION_CACHE_DIR")
-    folder = pathlib.Path(given or compilation.program_folder()).absolute()
+    folder = pathlib.Path(given or programs.program_folder()).absolute()
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if not compilation.is_own(str(folder)):
+    if not programs.is_own(str(folder)):
         raise PermissionError(f"{folder} must be yours alone: programs that lie there are run")
-    compilation.keep_programs(str(folder))
+    programs.keep_programs(str(folder))
     return folder

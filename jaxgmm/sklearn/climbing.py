@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxgmm import priors
-from jaxgmm.compilation import jit
 from jaxgmm.em_map import admissible, maximise
-from jaxgmm.moments import accumulate
+from jaxgmm.kernels.exact import accumulate
+from jaxgmm.kernels.programs import jit
 from jaxgmm.params import GMMParams
 from jaxgmm.sklearn.attributes import resolved
 from jaxgmm.variational.ascent import settled

@@ -18,9 +18,8 @@ from jaxgmm.components.covariance.full import full
 from jaxgmm.components.covariance.registry import FAMILIES, get_family
 from jaxgmm.components.covariance.tied import tied
 from jaxgmm.density import check_mixture
-from jaxgmm.fixed_point import Status
+from jaxgmm.kernels.blocked_sum import block_rows
 from jaxgmm.params import GMMParams
-from jaxgmm.rows import block_rows
 from jaxgmm.search.tournament import fit_best
 from jaxgmm.sklearn import checks, climbing, starting
 from jaxgmm.sklearn.attributes import (
@@ -36,6 +35,7 @@ from jaxgmm.sklearn.attributes import (
 )
 from jaxgmm.sklearn.mixture import BaseMixture, Trial
 from jaxgmm.sklearn.rows import Host, Rows, check_weight, compute_dtype
+from jaxgmm.solvers.squarem import Status
 
 _PRIOR: checks.Check = (
     lambda v: v is None or isinstance(v, priors.Prior) or (isinstance(v, str) and v == "default"),

@@ -14,12 +14,12 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from jaxgmm.compilation import in_float64
 from jaxgmm.components.covariance.base import Family
 from jaxgmm.components.covariance.diagonal import diag, spherical
 from jaxgmm.components.covariance.full import full
 from jaxgmm.components.covariance.registry import get_family
 from jaxgmm.density import posterior_of
+from jaxgmm.kernels.programs import in_float64
 from jaxgmm.params import GMMParams
 from jaxgmm.sklearn import checks
 from jaxgmm.sklearn.attributes import (

@@ -11,16 +11,16 @@ import numpy as np
 from jax import Array
 from sklearn.cluster import KMeans, kmeans_plusplus
 
-from jaxgmm.compilation import jit
 from jaxgmm.components.covariance.base import Family
 from jaxgmm.components.covariance.diagonal import diag, spherical
 from jaxgmm.components.covariance.full import full
 from jaxgmm.components.covariance.tied import tied
 from jaxgmm.em_map import Frame, weighted_m_step, with_prior
-from jaxgmm.moments import location_and_variance
+from jaxgmm.kernels.blocked_sum import block_rows
+from jaxgmm.kernels.exact import location_and_variance
+from jaxgmm.kernels.programs import jit
 from jaxgmm.params import GMMParams
 from jaxgmm.priors import Prior
-from jaxgmm.rows import block_rows
 from jaxgmm.sklearn.attributes import SHAPED, CollapsedError, cholesky, host
 from jaxgmm.sklearn.rows import Host, Rows
 

@@ -11,16 +11,16 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from jaxgmm import validate
-from jaxgmm.compilation import jit
 from jaxgmm.components.covariance.base import Family
 from jaxgmm.components.covariance.diagonal import diag, spherical
 from jaxgmm.components.covariance.tied import tied
 from jaxgmm.em_map import reference_params
-from jaxgmm.fixed_point import Status
-from jaxgmm.linalg import embed_diagonal, epsilon
-from jaxgmm.manual_axes import varying_like
-from jaxgmm.moments import Moments, accumulate, location_and_variance
-from jaxgmm.rows import block_rows
+from jaxgmm.kernels.blocked_sum import block_rows
+from jaxgmm.kernels.exact import Moments, accumulate, location_and_variance
+from jaxgmm.kernels.linalg import embed_diagonal, epsilon
+from jaxgmm.kernels.manual_axes import varying_like
+from jaxgmm.kernels.programs import jit
+from jaxgmm.solvers.squarem import Status
 from jaxgmm.variational import model
 from jaxgmm.variational.bound import evidence_bound, expected
 from jaxgmm.variational.model import VariationalPosterior, VariationalPrior, root

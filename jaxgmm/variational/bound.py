@@ -12,7 +12,7 @@ from jax.scipy.special import digamma, gammaln
 from jaxgmm.components.covariance.diagonal import diag, spherical
 from jaxgmm.components.covariance.tied import tied
 from jaxgmm.density import log_normaliser
-from jaxgmm.moments import Moments
+from jaxgmm.kernels.exact import Moments
 from jaxgmm.params import GMMParams
 from jaxgmm.variational.model import VariationalPosterior, VariationalPrior, without_data
 

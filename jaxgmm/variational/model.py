@@ -13,14 +13,14 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jaxgmm import validate
-from jaxgmm.compilation import jit
 from jaxgmm.components.covariance.base import Family
 from jaxgmm.components.covariance.diagonal import diag, spherical
 from jaxgmm.components.covariance.full import full
 from jaxgmm.components.covariance.registry import get_family
 from jaxgmm.components.covariance.tied import tied
-from jaxgmm.linalg import epsilon, safe_cholesky
-from jaxgmm.moments import location_and_variance, scatter
+from jaxgmm.kernels.exact import location_and_variance, scatter
+from jaxgmm.kernels.linalg import epsilon, safe_cholesky
+from jaxgmm.kernels.programs import jit
 from jaxgmm.params import GMMParams
 
 FAMILIES = (full, tied, diag, spherical)

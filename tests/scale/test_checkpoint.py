@@ -12,10 +12,10 @@ import pytest
 
 import jaxgmm
 from jaxgmm import validate
-from jaxgmm.fixed_point import RUNNING
-from jaxgmm.moments import accumulate
+from jaxgmm.kernels.exact import accumulate
 from jaxgmm.scale import checkpoint, outer
 from jaxgmm.scale.checkpoint import Checkpoint
+from jaxgmm.solvers.squarem import RUNNING
 from tests.conftest import overlapping, start_from
 
 X, LABELS = overlapping(300, 2, 3, seed=3)

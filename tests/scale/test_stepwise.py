@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import jaxgmm
-from jaxgmm.moments import accumulate
+from jaxgmm.kernels.exact import accumulate
 from jaxgmm.scale import rebase
 from tests.conftest import CORE, costly, dense, overlapping, start_from
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import jaxgmm
-from jaxgmm.moments import accumulate
+from jaxgmm.kernels.exact import accumulate
 from jaxgmm.scale import passes, progress, rebase
 from jaxgmm.scale.chunks import Piece
 from jaxgmm.scale.outer import Survey

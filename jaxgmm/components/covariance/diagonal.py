@@ -10,7 +10,7 @@ from jax import Array
 
 from jaxgmm.components.covariance.base import Family, any_axis, any_volume
 from jaxgmm.components.covariance.full import SQRT_HALF
-from jaxgmm.linalg import einsum, embed_diagonal, epsilon, weighted_squares
+from jaxgmm.kernels.linalg import einsum, embed_diagonal, epsilon, weighted_squares
 
 
 def _diag_whitener(scale: Array) -> Callable[[Array], Array]:

@@ -48,7 +48,7 @@ from jaxgmm.components.covariance.rotations import (
     rotation_from_free,
     rotation_to_free,
 )
-from jaxgmm.linalg import cholesky, column_squares, einsum, embed_diagonal, times_each
+from jaxgmm.kernels.linalg import cholesky, column_squares, einsum, embed_diagonal, times_each
 
 Scale = dict[str, Array]
 

@@ -27,7 +27,7 @@ from jaxgmm.components.covariance.eigen_parts import (
     shares,
     widths,
 )
-from jaxgmm.linalg import embed_diagonal, weighted_squares
+from jaxgmm.kernels.linalg import embed_diagonal, weighted_squares
 
 Scale = dict[str, Array]
 

@@ -14,7 +14,7 @@ from jaxgmm.components.covariance.diagonal import diag, spherical
 from jaxgmm.components.covariance.full import full
 from jaxgmm.components.covariance.rotations import principal_axes
 from jaxgmm.components.covariance.tied import tied
-from jaxgmm.linalg import cholesky, einsum
+from jaxgmm.kernels.linalg import cholesky, einsum
 
 
 def truncation_level(values: Array, weight: Array, ratio: float) -> Array:

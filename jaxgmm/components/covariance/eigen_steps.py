@@ -24,7 +24,7 @@ from jaxgmm.components.covariance.rotations import (
     orthogonalise,
     principal_axes,
 )
-from jaxgmm.linalg import cholesky, einsum, lower_inverse, safe_cholesky
+from jaxgmm.kernels.linalg import cholesky, einsum, lower_inverse, safe_cholesky
 
 Scale = dict[str, Array]
 

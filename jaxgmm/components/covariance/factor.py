@@ -29,7 +29,7 @@ from jax import Array, lax
 from jaxgmm import validate
 from jaxgmm.components.covariance.base import Collapse, Family
 from jaxgmm.components.covariance.full import SQRT_HALF
-from jaxgmm.linalg import (
+from jaxgmm.kernels.linalg import (
     cholesky,
     eigh,
     einsum,
@@ -40,7 +40,7 @@ from jaxgmm.linalg import (
     triangular_factor,
     weighted_squares,
 )
-from jaxgmm.manual_axes import varying_like
+from jaxgmm.kernels.manual_axes import varying_like
 
 Scale = dict[str, Array]
 

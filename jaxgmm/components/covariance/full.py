@@ -10,7 +10,7 @@ import numpy as np
 from jax import Array
 
 from jaxgmm.components.covariance.base import Family
-from jaxgmm.linalg import (
+from jaxgmm.kernels.linalg import (
     cholesky,
     column_squares,
     einsum,

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from jaxgmm.linalg import eigh, einsum, epsilon, inverse, svd
-from jaxgmm.manual_axes import varying_like
+from jaxgmm.kernels.linalg import eigh, einsum, epsilon, inverse, svd
+from jaxgmm.kernels.manual_axes import varying_like
 
 SWEEPS = 6  # of `common_axes`
 

@@ -20,7 +20,14 @@ from jaxgmm.components.covariance.full import (
     rescale_factors,
     to_dense,
 )
-from jaxgmm.linalg import column_squares, einsum, embed_diagonal, lower_inverse, safe_cholesky, times_each
+from jaxgmm.kernels.linalg import (
+    column_squares,
+    einsum,
+    embed_diagonal,
+    lower_inverse,
+    safe_cholesky,
+    times_each,
+)
 
 
 def _whitener(scale: Array) -> Callable[[Array], Array]:

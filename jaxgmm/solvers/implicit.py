@@ -13,8 +13,8 @@ import numpy as np
 from jax import Array, lax
 from jax.flatten_util import ravel_pytree
 
-from jaxgmm.krylov import Answer, gmres
-from jaxgmm.linalg import epsilon
+from jaxgmm.kernels.linalg import epsilon
+from jaxgmm.solvers.krylov import Answer, gmres
 
 PyTree = Any
 

@@ -14,7 +14,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxgmm.fixed_point import (
+from jaxgmm.kernels.manual_axes import varying_like
+from jaxgmm.solvers.implicit import Chart, Derivative, Evaluation
+from jaxgmm.solvers.squarem import (
     RUNNING,
     Memory,
     Solution,
@@ -24,8 +26,6 @@ from jaxgmm.fixed_point import (
     solution,
     turn,
 )
-from jaxgmm.implicit import Chart, Derivative, Evaluation
-from jaxgmm.manual_axes import varying_like
 
 PyTree = Any
 
@@ -60,7 +60,7 @@ def solve(
     memory: Memory | None = None,
     turning: Callable[[PyTree, PyTree], Evaluation] | None = None,
 ) -> Solution:
-    """`fixed_point.solve` from each of some starts.
+    """`squarem.solve` from each of some starts.
 
     Args:
       evaluate: as there.

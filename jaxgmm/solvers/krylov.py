@@ -8,8 +8,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxgmm.linalg import PRECISION, eigvalsh, epsilon, lower_inverse
-from jaxgmm.manual_axes import varying_like
+from jaxgmm.kernels.linalg import PRECISION, eigvalsh, epsilon, lower_inverse
+from jaxgmm.kernels.manual_axes import varying_like
 
 Operator = Callable[[Array], Array]
 

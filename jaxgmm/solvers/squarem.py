@@ -16,9 +16,9 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.flatten_util import ravel_pytree
 
-from jaxgmm.implicit import RAW, Chart, Derivative, Evaluation, with_derivative
-from jaxgmm.linalg import epsilon
-from jaxgmm.manual_axes import varying_like
+from jaxgmm.kernels.linalg import epsilon
+from jaxgmm.kernels.manual_axes import varying_like
+from jaxgmm.solvers.implicit import RAW, Chart, Derivative, Evaluation, with_derivative
 
 PyTree = Any
 

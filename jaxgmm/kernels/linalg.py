@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from jaxgmm.manual_axes import varying_like
+from jaxgmm.kernels.manual_axes import varying_like
 
 # An accelerator's default may be TF32 or bfloat16, whose three digits are fewer than a covariance needs.
 PRECISION = lax.Precision.HIGHEST

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.flatten_util import ravel_pytree
 
-from jaxgmm.manual_axes import varying_like
+from jaxgmm.kernels.manual_axes import varying_like
 
 # Working set of one row block in numbers: on a CPU the (K, D, block) residuals should stay in its second
 # cache. An accelerator wants blocks that keep all of it busy, and has the memory.

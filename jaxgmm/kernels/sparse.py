@@ -11,7 +11,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxgmm.linalg import einsum, epsilon
+from jaxgmm.kernels.linalg import einsum, epsilon
 
 # Blocks whose pairs are sought at once: among 2048 rows one takes half the time that it does among 512.
 BLOCKS = 4

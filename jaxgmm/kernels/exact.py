@@ -11,12 +11,12 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxgmm import pairs
 from jaxgmm.components.covariance.base import Family
 from jaxgmm.density import log_constants, shares_of
-from jaxgmm.linalg import einsum, epsilon, outlived, transposed
+from jaxgmm.kernels import sparse
+from jaxgmm.kernels.blocked_sum import block_rows, in_range, sum_own_rows, sum_rows
+from jaxgmm.kernels.linalg import einsum, epsilon, outlived, transposed
 from jaxgmm.params import GMMParams
-from jaxgmm.rows import block_rows, in_range, sum_own_rows, sum_rows
 
 
 @functools.partial(
@@ -165,9 +165,9 @@ def _of_family(params: GMMParams, second: Array) -> Array:
 
 def _survey(params: GMMParams, w: Array, x: Array, inverse: Array) -> tuple[Array, Array, Array]:
     """The E-step of rows: weighted responsibilities (K, B), which of them count, and Σ w log p(x) ()."""
-    length = pairs.squared_lengths(inverse, params.means, x)
+    length = sparse.squared_lengths(inverse, params.means, x)
     r, log_likelihood = _responsibilities(params, w, length, length, None)
-    return r, pairs.counting(r, params.log_weights, w), log_likelihood
+    return r, sparse.counting(r, params.log_weights, w), log_likelihood
 
 
 def _by_pairs(
@@ -176,14 +176,14 @@ def _by_pairs(
     """The moments of all rows from the pairs that count, or of blocks where those are many as from all."""
     some = x[:: x.shape[0] // block_size][:block_size]
     ones = jnp.ones(block_size, x.dtype)
-    likely = pairs.likely(_survey(params, *_shifted(ones, some, shift), inverse)[1])
+    likely = sparse.likely(_survey(params, *_shifted(ones, some, shift), inverse)[1])
 
     def moments(likely: Array, params: GMMParams, inverse: Array, w: Array, x: Array) -> Moments:
         def survey() -> tuple[Array, Array, Array]:
             return _survey(params, w, x, inverse)
 
         def from_pairs(r: Array, counts: Array, log_likelihood: Array) -> Moments:
-            first, second = pairs.sums(inverse, params.means, x, r, counts)
+            first, second = sparse.sums(inverse, params.means, x, r, counts)
             return Moments(r.sum(1), first, _of_family(params, second), log_likelihood, w.sum())
 
         def from_all(*_: Array) -> Moments:
@@ -195,7 +195,7 @@ def _by_pairs(
         shapes = jax.eval_shape(survey)
         nothing = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
         surveyed = lax.cond(likely, survey, lambda: nothing)
-        return lax.cond(likely & pairs.few(surveyed[1]), from_pairs, from_all, *surveyed)
+        return lax.cond(likely & sparse.few(surveyed[1]), from_pairs, from_all, *surveyed)
 
     # Of fits under `vmap` one after the other: where conditions differ, both sides would be computed.
     in_turn: Callable[..., Moments] = jax.custom_batching.sequential_vmap(moments)
@@ -203,7 +203,7 @@ def _by_pairs(
     def block(w: Array, x: Array) -> Moments:
         return in_turn(likely, params, inverse, *_shifted(w, x, shift))
 
-    return sum_rows(block, w, x, block_size=pairs.BLOCKS * block_size)
+    return sum_rows(block, w, x, block_size=sparse.BLOCKS * block_size)
 
 
 def accumulate(
@@ -234,7 +234,7 @@ def accumulate(
         identity = jnp.eye(params.n_features, dtype=x.dtype)
         identity = jnp.broadcast_to(identity, (params.n_components, *identity.shape))
         inverse = params.family.whitener(params.scale)(identity)
-        by_pairs = by_pairs and pairs.applies(x.shape[0], block_size, *params.means.shape)
+        by_pairs = by_pairs and sparse.applies(x.shape[0], block_size, *params.means.shape)
         if by_pairs and resp is None and reassign is None:
             return _by_pairs(params, sample_weight, x, shift, inverse, block_size)
 

@@ -18,10 +18,10 @@ from jax import Array, lax
 from jaxgmm import validate
 from jaxgmm.components.covariance.base import Family
 from jaxgmm.density import log_constants, shares_of
-from jaxgmm.linalg import einsum, epsilon, lower_inverse, outlived, safe_cholesky
-from jaxgmm.moments import Moments, location_and_variance, scatter, without_junk
+from jaxgmm.kernels.blocked_sum import sum_rows
+from jaxgmm.kernels.exact import Moments, location_and_variance, scatter, without_junk
+from jaxgmm.kernels.linalg import einsum, epsilon, lower_inverse, outlived, safe_cholesky
 from jaxgmm.params import GMMParams
-from jaxgmm.rows import sum_rows
 
 _LARGE = 1 << 22  # N · K · D from which the second kernel's compilation pays
 _MOST_FEATURES = 64
@@ -194,7 +194,7 @@ def accumulate(
     shift: Array,
     block_size: int,
 ) -> Moments:
-    """`moments.accumulate` by the quadratic kernel; `params.means` are relative to `shift`."""
+    """`exact.accumulate` by the quadratic kernel; `params.means` are relative to `shift`."""
     kind = params.family.quadratic
     assert kind is not None
     m = _localise(kind, params, c)

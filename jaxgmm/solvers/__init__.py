@@ -1,0 +1,1 @@
+"""Fixed points of any map, their derivatives, and the linear solves these need. Nothing of mixtures."""
