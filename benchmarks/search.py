@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxgmm
-from jaxgmm.search.spurious import MAX_RATIO, spurious, total_factor
+from jaxgmm.selection._spurious import MAX_RATIO, spurious, total_factor
 
 
 def mixture(seed: int) -> tuple[np.ndarray, int]:

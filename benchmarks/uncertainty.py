@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxgmm
-from jaxgmm.calculus.curvature import entries
+from jaxgmm.inference._local_coordinates import entries
 
 N_SAMPLES = 800
 FIELDS = ("weights", "means", "covariances")

@@ -15,8 +15,8 @@ from jaxgmm.density import e_step
 from jaxgmm.display import Table, as_html, as_text
 from jaxgmm.params import GMMParams, components, kind
 from jaxgmm.result import FitResult, ending, in_words
-from jaxgmm.search.criteria import REMEDIES, n_parameters
-from jaxgmm.search.select import Selection
+from jaxgmm.selection._criteria import REMEDIES, n_parameters
+from jaxgmm.selection._grid import Selection
 from jaxgmm.solvers.squarem import Status
 
 _MOST = (100, 100)  # components and features

@@ -8,7 +8,7 @@ from scipy.cluster.hierarchy import cut_tree, fcluster, linkage
 
 import jaxgmm
 from jaxgmm import Status
-from jaxgmm.hierarchy import ward
+from jaxgmm.init._ward import ward
 from tests.conftest import overlapping
 
 N, D, K = 60, 3, 6

@@ -10,7 +10,7 @@ import pytest
 import jaxgmm
 from jaxgmm.components import FAMILIES
 from jaxgmm.em_map import frame
-from jaxgmm.init import start
+from jaxgmm.init._starts import start
 from tests.conftest import overlapping
 
 N, D, K = 60, 2, 4

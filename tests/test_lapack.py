@@ -11,9 +11,9 @@ import optax
 import pytest
 
 import jaxgmm
-from jaxgmm.calculus.transport import squared_bures
+from jaxgmm.distributions._wasserstein import squared_bures
 from jaxgmm.kernels import linalg
-from jaxgmm.search import lanes
+from jaxgmm.selection import _programs as programs
 from tests.conftest import lapack_calls, soft_labels, start_from
 
 N, D, K = 80, 24, 6
@@ -67,10 +67,12 @@ def several(function, x):
 
 
 def flags(x):
-    settings, _ = lanes.settings_of(x, None, 1e-5, 2, 1e-6, True, 1e5, (START.family,), in_units_of_x=False)
+    settings, _ = programs.settings_of(
+        x, None, 1e-5, 2, 1e-6, True, 1e5, (START.family,), in_units_of_x=False
+    )
     covariances = jnp.broadcast_to(START.covariances, (40, K, D, D))
     return jax.vmap(
-        lambda c: jaxgmm.search.spurious.spurious(
+        lambda c: jaxgmm.selection._spurious.spurious(
             START.log_weights, x[:K], c, settings.n_effective, settings.total, settings.max_ratio
         )
     )(covariances)

@@ -11,8 +11,8 @@ import pytest
 
 import jaxgmm
 from jaxgmm import display
-from jaxgmm.search.spurious import Spurious
-from jaxgmm.search.tournament import BestFit
+from jaxgmm.selection._search import BestFit
+from jaxgmm.selection._spurious import Spurious
 from tests.conftest import overlapping, start_from
 
 X, LABELS = overlapping(200, 2, 2)

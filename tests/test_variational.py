@@ -14,7 +14,7 @@ from scipy.stats import multivariate_t
 
 import jaxgmm
 from jaxgmm.variational import expected
-from jaxgmm.variational.model import FAMILIES
+from jaxgmm.variational._model import FAMILIES
 from tests.conftest import CORE, costly, overlapping
 
 TYPES = [costly(n, quick=["full"]) for n in CORE]
@@ -283,7 +283,7 @@ def test_what_it_has_no_prior_for_is_refused():
 
 @pytest.mark.slow
 def test_nothing_traced_compiles_anew():
-    from jaxgmm.variational.ascent import ascend
+    from jaxgmm.variational._ascent import ascend
 
     x = X.astype(np.float32)
     sizes = set()

@@ -26,7 +26,7 @@ from jaxgmm.cli.options import (
 )
 from jaxgmm.cli.tables import WRITABLE, UserError, check_target, read, write
 from jaxgmm.loop import MAX_ITER, REG_COVAR, TOL
-from jaxgmm.search.select import BUDGET, FOLDS
+from jaxgmm.selection._grid import BUDGET, FOLDS
 
 if TYPE_CHECKING:
     from jaxgmm.params import GMMParams
@@ -334,7 +334,7 @@ def _step(X: Any, weight: Any, name: str, sizes: Sequence[int], seed: int, optio
 def _structures(names: Sequence[str]) -> tuple[str, ...]:
     """The names, checked; `all` spelt out."""
     from jaxgmm.components import get_family
-    from jaxgmm.search.select import STRUCTURES
+    from jaxgmm.selection._grid import STRUCTURES
 
     if tuple(names) == ("all",):
         return STRUCTURES
@@ -348,7 +348,7 @@ def _structures(names: Sequence[str]) -> tuple[str, ...]:
 
 def _for_features(names: tuple[str, ...], n_features: int) -> tuple[str, ...]:
     """The names; for one feature `all` is two of them."""
-    from jaxgmm.search.select import STRUCTURES, UNIVARIATE
+    from jaxgmm.selection._grid import STRUCTURES, UNIVARIATE
 
     return UNIVARIATE if n_features == 1 and names == STRUCTURES else names
 

@@ -22,7 +22,7 @@ from jaxgmm.distributed.parts import expand, share_out
 from jaxgmm.io import load, save
 from jaxgmm.scale.checkpoint import Checkpoint
 from jaxgmm.scale.sources import open_source
-from jaxgmm.search.criteria import check
+from jaxgmm.selection._criteria import check
 from jaxgmm.solvers.squarem import Status
 
 DESCRIPTION = """Fit a mixture to Parquet, Arrow or npy files by many processes, each of which reads some of

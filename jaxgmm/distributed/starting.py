@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgmm import init
 from jaxgmm.components.covariance.base import Family
 from jaxgmm.distributed.exchange import ProcessError, agreed, gather_floats
 from jaxgmm.distributed.fitting import total_survey
 from jaxgmm.em_map import reference_params
+from jaxgmm.init import _starts as starts
 from jaxgmm.params import GMMParams
 from jaxgmm.scale.chunks import Source
 from jaxgmm.scale.outer import Survey
@@ -84,7 +84,7 @@ def _kmeans(x: np.ndarray, w: np.ndarray, k: int, seed: int) -> np.ndarray:
     narrow, weight = x.astype(np.float32), (w / w.max()).astype(np.float32)
     tries: list[tuple[float, int, np.ndarray]] = []
     for key in jax.random.split(jax.random.key(seed), _TRIES):
-        centres = np.asarray(init.kmeans(key, narrow, k, weight), np.float64)
+        centres = np.asarray(starts.kmeans(key, narrow, k, weight), np.float64)
         gap = x - centres[_nearest(x, centres)]
         tries.append((float(w @ np.square(gap).sum(1)), len(tries), centres))
     return min(tries)[2]

@@ -23,9 +23,9 @@ from jaxgmm.sklearn.climbing import CHUNK
 from jaxgmm.sklearn.mixture import BaseMixture, Trial
 from jaxgmm.sklearn.rows import Host, Rows, compute_dtype
 from jaxgmm.solvers.squarem import Status
-from jaxgmm.variational.ascent import ascend, start
-from jaxgmm.variational.bound import expected
-from jaxgmm.variational.model import FAMILIES, VariationalPosterior, VariationalPrior, family_of
+from jaxgmm.variational._ascent import ascend, start
+from jaxgmm.variational._bound import expected
+from jaxgmm.variational._model import FAMILIES, VariationalPosterior, VariationalPrior, family_of
 
 _TYPES = ("dirichlet_process", "dirichlet_distribution")
 _expected = jit(expected)

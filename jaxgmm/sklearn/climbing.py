@@ -14,7 +14,7 @@ from jaxgmm.kernels.exact import accumulate
 from jaxgmm.kernels.programs import jit
 from jaxgmm.params import GMMParams
 from jaxgmm.sklearn.attributes import resolved
-from jaxgmm.variational.ascent import settled
+from jaxgmm.variational._ascent import settled
 
 CHUNK = 128  # iterations between two looks of the host
 

@@ -20,7 +20,7 @@ from jaxgmm.components.covariance.tied import tied
 from jaxgmm.density import check_mixture
 from jaxgmm.kernels.blocked_sum import block_rows
 from jaxgmm.params import GMMParams
-from jaxgmm.search.tournament import fit_best
+from jaxgmm.selection._search import fit_best
 from jaxgmm.sklearn import checks, climbing, starting
 from jaxgmm.sklearn.attributes import (
     MARGIN,

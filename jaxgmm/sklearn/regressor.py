@@ -10,7 +10,7 @@ from sklearn.base import BaseEstimator, MultiOutputMixin, RegressorMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from jaxgmm import priors
-from jaxgmm.calculus.algebra import regress
+from jaxgmm.distributions._operations import regress
 from jaxgmm.host_arrays import unmasked
 from jaxgmm.sklearn import checks
 from jaxgmm.sklearn.gaussian import GaussianMixture

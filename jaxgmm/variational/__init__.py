@@ -1,8 +1,14 @@
 """The Bayesian mixture: a variational posterior of weights, means and covariances, and its evidence bound."""
 
-from jaxgmm.variational.ascent import VariationalFit as VariationalFit
-from jaxgmm.variational.ascent import fit_variational as fit_variational
-from jaxgmm.variational.bound import expected as expected
-from jaxgmm.variational.model import VariationalPosterior as VariationalPosterior
-from jaxgmm.variational.model import VariationalPrior as VariationalPrior
-from jaxgmm.variational.model import variational_prior as variational_prior
+from jaxgmm.variational._ascent import VariationalFit, fit_variational
+from jaxgmm.variational._bound import expected
+from jaxgmm.variational._model import VariationalPosterior, VariationalPrior, variational_prior
+
+__all__ = [
+    "VariationalFit",
+    "VariationalPosterior",
+    "VariationalPrior",
+    "expected",
+    "fit_variational",
+    "variational_prior",
+]

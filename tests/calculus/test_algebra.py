@@ -11,7 +11,7 @@ import pytest
 from scipy import integrate, linalg, optimize, stats
 
 import jaxgmm
-from jaxgmm.calculus.transport import squared_bures
+from jaxgmm.distributions._wasserstein import squared_bures
 from tests.conftest import dense
 
 RNG = np.random.default_rng(0)

@@ -11,7 +11,7 @@ from scipy.optimize import linear_sum_assignment
 
 import jaxgmm
 from jaxgmm import Status
-from jaxgmm.calculus.bootstrap import divergences, match
+from jaxgmm.inference._bootstrap import divergences, match
 from tests.conftest import overlapping, start_from, x64
 
 pytestmark = pytest.mark.slow

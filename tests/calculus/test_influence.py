@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import jaxgmm
-from jaxgmm.calculus.curvature import entries
+from jaxgmm.inference._local_coordinates import entries
 from tests.conftest import overlapping, start_from, x64
 
 pytestmark = pytest.mark.slow

@@ -10,8 +10,8 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import jaxgmm
-from jaxgmm.calculus.curvature import entries
 from jaxgmm.components import Family
+from jaxgmm.inference._local_coordinates import entries
 from tests.conftest import dense, overlapping, start_from, x64
 
 pytestmark = pytest.mark.slow  # compilation, of many programs

@@ -9,9 +9,9 @@ import pytest
 
 import jaxgmm
 from jaxgmm.density import posterior
-from jaxgmm.init import nearest
+from jaxgmm.init._starts import nearest
 from jaxgmm.kernels.exact import accumulate
-from jaxgmm.search.alike import alike, as_seen_by, factors
+from jaxgmm.selection._dense_view import alike, as_seen_by, factors
 from tests.conftest import every_name_at_a_cost, overlapping, start_from
 
 N = 200

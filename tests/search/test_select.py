@@ -12,10 +12,10 @@ import pytest
 import jaxgmm
 from jaxgmm import Status
 from jaxgmm.components import get_family
-from jaxgmm.search.folds import assign
-from jaxgmm.search.lanes import settings_of
-from jaxgmm.search.parallel import side_by_side
-from jaxgmm.search.spurious import MAX_RATIO, limits, spurious, total_for
+from jaxgmm.selection._cross_validation import assign
+from jaxgmm.selection._programs import settings_of
+from jaxgmm.selection._spurious import MAX_RATIO, limits, spurious, total_for
+from jaxgmm.selection._threads import side_by_side
 from tests.conftest import overlapping
 
 N = 200
@@ -111,7 +111,7 @@ def test_failed_and_spurious_cells_are_marked_and_do_not_win():
     assert "collapsed" in failures[0][2]
     assert failures[1][2] == "spurious: few samples"
 
-    from jaxgmm.search.select import _best_row
+    from jaxgmm.selection._grid import _best_row
 
     winner = _best_row(table, "bic")
     assert (winner["covariance_type"], winner["n_components"]) == ("diag", 3)

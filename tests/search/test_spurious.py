@@ -11,8 +11,8 @@ import jaxgmm
 from jaxgmm import Spurious
 from jaxgmm.components import get_family
 from jaxgmm.components.covariance.base import Collapse
-from jaxgmm.search.select import STRUCTURES
-from jaxgmm.search.spurious import limits, spurious, total_factor, total_for
+from jaxgmm.selection._grid import STRUCTURES
+from jaxgmm.selection._spurious import limits, spurious, total_factor, total_for
 
 D = 3
 FEATURES = np.array([1.0, 10.0, 1e4])  # standard deviations of the data

@@ -11,11 +11,11 @@ import jaxgmm
 from jaxgmm import FitResult, Spurious, Status
 from jaxgmm.em_map import frame, maximise
 from jaxgmm.params import translate
-from jaxgmm.search import going_on
-from jaxgmm.search.field import Field, _rank
-from jaxgmm.search.moves import draw_exchange, draw_move, overlap, split_merge
-from jaxgmm.search.spurious import describe, spurious, total_factor
-from jaxgmm.search.tournament import Tournament, plan
+from jaxgmm.selection import _continuation as continuation
+from jaxgmm.selection._candidates import Field, _rank
+from jaxgmm.selection._search import Tournament, plan
+from jaxgmm.selection._split_merge import draw_exchange, draw_move, overlap, split_merge
+from jaxgmm.selection._spurious import describe, spurious, total_factor
 from tests.conftest import overlapping
 
 N, D, K = 240, 2, 5
@@ -188,7 +188,7 @@ def test_a_search_that_finds_only_spurious_optima_goes_on(double, monkeypatch):
         return plain(self, params, steps)
 
     monkeypatch.setattr(Tournament, "advance", advance)
-    monkeypatch.setattr(going_on, "MORE", 0)
+    monkeypatch.setattr(continuation, "MORE", 0)
     before = jaxgmm.fit_best(jax.random.key(0), x, 3, budget=budget)
     assert Spurious(int(before.flags)) & Spurious.FEW
     first = sum(spent)
@@ -209,7 +209,7 @@ def test_only_the_sizes_that_are_spurious_go_on(double, monkeypatch):
     x, sizes = with_a_trap(0), (1, 2, 3)
     options = {"covariance_types": ("full",), "budget": 100}
     after = jaxgmm.select(jax.random.key(0), x, sizes, **options)
-    monkeypatch.setattr(going_on, "MORE", 0)
+    monkeypatch.setattr(continuation, "MORE", 0)
     before = jaxgmm.select(jax.random.key(0), x, sizes, **options)
     assert [bool(row["spurious"]) for row in before.table] == [False, False, True]
     assert [row["spurious"] for row in after.table] == [""] * 3

@@ -20,7 +20,7 @@ from jaxgmm import priors, units, validate
 from jaxgmm.components.covariance.base import Family
 from jaxgmm.density import posterior
 from jaxgmm.em_map import Frame, frame, reference_params, with_prior
-from jaxgmm.init import Init, metric, nearest, seeds, start, ward, widened
+from jaxgmm.init._starts import Init, metric, nearest, seeds, start, ward, widened
 from jaxgmm.kernels.blocked_sum import block_rows, in_range, sum_rows
 from jaxgmm.kernels.exact import Moments, accumulate
 from jaxgmm.kernels.linalg import einsum
@@ -29,9 +29,9 @@ from jaxgmm.loop import run
 from jaxgmm.params import GMMParams, translate
 from jaxgmm.priors import Prior
 from jaxgmm.result import FitResult
-from jaxgmm.search.alike import Factors, as_seen_by, factors
-from jaxgmm.search.moves import Move, draw_exchange, overlap, split_merge
-from jaxgmm.search.spurious import Limits, spurious, total_factor
+from jaxgmm.selection._dense_view import Factors, as_seen_by, factors
+from jaxgmm.selection._split_merge import Move, draw_exchange, overlap, split_merge
+from jaxgmm.selection._spurious import Limits, spurious, total_factor
 
 DENSE = 64  # features up to which mixtures of any structure are compared as full ones
 

@@ -13,16 +13,16 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from jaxgmm import validate
-from jaxgmm.calculus.curvature import Entries, entries
-from jaxgmm.calculus.information import ConfidenceIntervals
 from jaxgmm.density import inputs, sample
+from jaxgmm.inference._information import ConfidenceIntervals
+from jaxgmm.inference._local_coordinates import Entries, entries
 from jaxgmm.kernels.blocked_sum import block_rows
 from jaxgmm.kernels.linalg import cholesky, einsum, lower_inverse
 from jaxgmm.kernels.programs import jit
 from jaxgmm.loop import MAX_ITER, REG_COVAR, run
 from jaxgmm.params import GMMParams, take
 from jaxgmm.result import FitResult
-from jaxgmm.search.criteria import failed
+from jaxgmm.selection._criteria import failed
 
 KINDS = ("nonparametric", "parametric", "weighted")
 _TOL = 1e-2  # of a standard error: how far from its optimum a refit may stop

@@ -21,9 +21,9 @@ from jaxgmm.kernels.linalg import embed_diagonal, epsilon
 from jaxgmm.kernels.manual_axes import varying_like
 from jaxgmm.kernels.programs import jit
 from jaxgmm.solvers.squarem import Status
-from jaxgmm.variational import model
-from jaxgmm.variational.bound import evidence_bound, expected
-from jaxgmm.variational.model import VariationalPosterior, VariationalPrior, root
+from jaxgmm.variational import _model as model
+from jaxgmm.variational._bound import evidence_bound, expected
+from jaxgmm.variational._model import VariationalPosterior, VariationalPrior, root
 
 TOL = 1e-3
 MAX_ITER = 1000

@@ -21,18 +21,18 @@ from jax.typing import ArrayLike
 from jaxgmm import display, priors, units, validate
 from jaxgmm.components.covariance.base import Family
 from jaxgmm.components.covariance.registry import get_family
-from jaxgmm.init import WIDEN, Init, check_init
+from jaxgmm.init._starts import WIDEN, Init, check_init
 from jaxgmm.kernels.blocked_sum import block_rows
 from jaxgmm.loop import HISTORY_SIZE, MAX_ITER, REG_COVAR, TOL
 from jaxgmm.params import GMMParams, scale_like
 from jaxgmm.priors import Prior
 from jaxgmm.result import FitResult
-from jaxgmm.search import lanes
-from jaxgmm.search.alike import Factors, alike
-from jaxgmm.search.criteria import has_failed
-from jaxgmm.search.field import Field, arrays, best_of
-from jaxgmm.search.going_on import go_on
-from jaxgmm.search.spurious import MAX_RATIO, describe, limits, total_for
+from jaxgmm.selection import _programs as programs
+from jaxgmm.selection._candidates import Field, arrays, best_of
+from jaxgmm.selection._continuation import go_on
+from jaxgmm.selection._criteria import has_failed
+from jaxgmm.selection._dense_view import Factors, alike
+from jaxgmm.selection._spurious import MAX_RATIO, describe, limits, total_for
 
 BUDGET = 2000
 _WIDTH = 3  # lanes for each number of components in one call, and finalists
@@ -101,7 +101,7 @@ class Tournament:
 
     def __init__(
         self,
-        settings: lanes.Settings,
+        settings: programs.Settings,
         family: Family,
         sizes: Sequence[int],
         init: Init,
@@ -120,13 +120,13 @@ class Tournament:
             limits=limits(family, n_features, bounded), total=total_for(family, settings.total)
         )
         # Only the finalists' last stage has a derivative: where a fit began does not matter to it.
-        self.frozen: lanes.Settings = jax.lax.stop_gradient(settings)
+        self.frozen: programs.Settings = jax.lax.stop_gradient(settings)
         self.sizes = np.asarray(sizes, np.int32)
         self.n_components = max(sizes)
         scale_like(family, self.n_components, n_features)
         self.block_size = block_rows(n_samples, self.n_components, n_features, _WIDTH * len(sizes))
         self.history_size = history_size
-        self.unit, self.reference = lanes.reference(
+        self.unit, self.reference = programs.reference(
             self.frozen.surveyed, family=family, n_components=self.n_components
         )
         self.n_steps: Any = np.zeros(len(sizes), np.int32)
@@ -141,7 +141,7 @@ class Tournament:
         if self.init not in ("kmeans++", "kmeans"):
 
             def chunk(keys: Array) -> GMMParams:
-                return lanes.start_anyhow(
+                return programs.start_anyhow(
                     keys, active, self.frozen, default=self.default, family=self.family, init=self.init,
                     n_components=self.n_components, block_size=self.block_size,
                 )  # fmt: skip
@@ -150,16 +150,16 @@ class Tournament:
             return together
 
         def draw(keys: Array) -> Array:
-            return lanes.seed(keys, self.unit, self.frozen, n_components=self.n_components, init=self.init)
+            return programs.seed(keys, self.unit, self.frozen, n_components=self.n_components, init=self.init)
 
         def place(places: Array) -> GMMParams:
             begin, scale = self._at(places)
-            moments = lanes.partition(alike(begin, scale), self.frozen, block_size=self.block_size)
+            moments = programs.partition(alike(begin, scale), self.frozen, block_size=self.block_size)
             return self._settle(begin, scale, moments, WIDEN)
 
         places = self._over(draw, keys)
         if self.with_ward:
-            one = lanes.ward_places(self.sizes, self.unit, self.frozen, n_components=self.n_components)
+            one = programs.ward_places(self.sizes, self.unit, self.frozen, n_components=self.n_components)
             xp = arrays((places, one))
             places = xp.concatenate([xp.asarray(one)[:, None], places[:, 1:]], 1)
         together = self._over(place, self._chunks(places))
@@ -172,12 +172,12 @@ class Tournament:
         active = np.repeat(self.sizes, _WIDTH)
 
         def chunk(batch: GMMParams) -> Field:
-            result, factors = lanes.advance(
+            result, factors = programs.advance(
                 batch, active, s, tol, max_iter, default=self.default, block_size=self.block_size,
                 history_size=self.history_size,
             )  # fmt: skip
             p = result.params
-            flags = lanes.flags_of(p.log_weights, p.means, factors, self.frozen)
+            flags = programs.flags_of(p.log_weights, p.means, factors, self.frozen)
             return Field(result, flags, factors)
 
         field: Field = self._over(chunk, self._chunks(params))
@@ -195,13 +195,13 @@ class Tournament:
             lambda a: xp.repeat(a[:, 0], _WIDTH, axis=0), (field.results.params, field.factors)
         )
         # Every lane's own: as many products again, and one more shape that is not compiled.
-        closeness = lanes.overlaps(alike(*best), self.frozen, block_size=self.block_size)
+        closeness = programs.overlaps(alike(*best), self.frozen, block_size=self.block_size)
 
         def chunk(inputs: tuple[Array, Array, Array]) -> GMMParams:
             keys, donors, change = inputs
             (origin, scale), near = jax.tree.map(lambda a: xp.asarray(a)[donors], (best, closeness))
-            drawn = lanes.draw_moves(keys, origin.log_weights, near, change, n_features=origin.n_features)
-            moments = lanes.rearrange(drawn, alike(origin, scale), self.frozen, block_size=self.block_size)
+            drawn = programs.draw_moves(keys, origin.log_weights, near, change, n_features=origin.n_features)
+            moments = programs.rearrange(drawn, alike(origin, scale), self.frozen, block_size=self.block_size)
             moved = self._settle(origin, scale, moments, 0)
             pick = arrays((drawn, moved))
             possible = pick.asarray(drawn.possible)
@@ -225,7 +225,7 @@ class Tournament:
         unit, shift, begin = jax.tree.map(xp.asarray, (self.unit, self.frozen.surveyed.shift, self.reference))
         on = np.arange(self.n_components)[None, :] < np.repeat(self.sizes, _WIDTH)[:, None]
         scale = None
-        if len(unit) <= lanes.DENSE:
+        if len(unit) <= programs.DENSE:
             each = xp.broadcast_to(unit[None, :], (self.n_components, len(unit)))
             identity = np.eye(len(unit), dtype=unit.dtype)[None]
             scale = Factors(
@@ -239,7 +239,7 @@ class Tournament:
         """An M-step of one program's lanes."""
         active = np.repeat(self.sizes, _WIDTH)
         wider = np.asarray(share, self.settings.x.dtype)
-        return lanes.settle(params, scale, moments, active, wider, self.frozen, default=self.default)
+        return programs.settle(params, scale, moments, active, wider, self.frozen, default=self.default)
 
     def _donors(self, n_exchanges: int, n: int) -> tuple[Any, Any]:
         """For n programs, the lane that each lane's move begins from, and the change of size: (n, lanes)."""
@@ -399,7 +399,7 @@ def fit_best(
       halving; Ueda, Nakano, Ghahramani & Hinton (2000) for split–merge moves.
     """
     family = get_family(covariance_type)
-    settings, unit = lanes.settings_of(
+    settings, unit = programs.settings_of(
         X, sample_weight, tol, max_iter, reg_covar, accelerate, max_ratio, (family,),
         in_units_of_x=isinstance(prior, Prior) or callable(init),
     )  # fmt: skip

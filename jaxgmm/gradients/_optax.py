@@ -14,8 +14,8 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from jaxgmm import em_map, validate
-from jaxgmm.calculus.unrolled import status_of
 from jaxgmm.density import check_mixture, inputs, posterior, score
+from jaxgmm.gradients._unrolled import status_of
 from jaxgmm.kernels.blocked_sum import block_rows, in_range, sum_rows
 from jaxgmm.kernels.manual_axes import varying_like
 from jaxgmm.kernels.programs import jit

@@ -13,9 +13,9 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jaxgmm import validate
-from jaxgmm.calculus.curvature import Inverse, Local, entries, jacobian, scores, tangent_rows
-from jaxgmm.calculus.information import examine, warn
 from jaxgmm.density import inputs, joint, posterior
+from jaxgmm.inference._information import examine, warn
+from jaxgmm.inference._local_coordinates import Inverse, Local, entries, jacobian, scores, tangent_rows
 from jaxgmm.kernels.blocked_sum import block_rows, map_rows
 from jaxgmm.kernels.linalg import PRECISION
 from jaxgmm.kernels.programs import jit

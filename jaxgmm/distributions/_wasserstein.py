@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from jaxgmm.calculus.algebra import check_pair, factors, safe_sqrt
+from jaxgmm.distributions._operations import check_pair, factors, safe_sqrt
 from jaxgmm.kernels.linalg import einsum, svd
 from jaxgmm.kernels.programs import jit
 from jaxgmm.params import GMMParams

@@ -69,7 +69,7 @@ def describe(flags: int) -> str:
     """The flags in words, joined by commas; empty for 0.
 
     Example:
-      >>> from jaxgmm.search.spurious import Spurious, describe
+      >>> from jaxgmm.selection._spurious import Spurious, describe
       >>> describe(Spurious.FEW | Spurious.TWINS)
       'few samples, twins'
     """

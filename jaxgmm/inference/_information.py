@@ -13,7 +13,8 @@ from jax.scipy.special import ndtri
 from jax.typing import ArrayLike
 
 from jaxgmm import validate
-from jaxgmm.calculus.curvature import (
+from jaxgmm.density import inputs
+from jaxgmm.inference._local_coordinates import (
     Curvature,
     Entries,
     Inverse,
@@ -25,7 +26,6 @@ from jaxgmm.calculus.curvature import (
     root,
     survey,
 )
-from jaxgmm.density import inputs
 from jaxgmm.kernels.linalg import einsum
 from jaxgmm.kernels.programs import jit
 from jaxgmm.params import GMMParams, active

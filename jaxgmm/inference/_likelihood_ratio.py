@@ -11,18 +11,18 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jaxgmm import validate
-from jaxgmm.calculus.bootstrap import lane_map, lanes_at_once
 from jaxgmm.components.covariance.base import Family
 from jaxgmm.components.covariance.registry import get_family
 from jaxgmm.density import sample
-from jaxgmm.init import Init, check_init
+from jaxgmm.inference._bootstrap import lane_map, lanes_at_once
+from jaxgmm.init._starts import Init, check_init
 from jaxgmm.kernels.blocked_sum import block_rows
 from jaxgmm.kernels.programs import jit
 from jaxgmm.loop import MAX_ITER, REG_COVAR, TOL
 from jaxgmm.params import GMMParams
 from jaxgmm.result import FitResult
-from jaxgmm.search.criteria import failed
-from jaxgmm.search.restarts import fit_components
+from jaxgmm.selection._criteria import failed
+from jaxgmm.selection._restarts import fit_components
 
 
 @functools.partial(

@@ -18,7 +18,8 @@ from jaxgmm import units, validate
 from jaxgmm.components.covariance.base import Family
 from jaxgmm.em import m_step
 from jaxgmm.em_map import Frame, maximise, reference_params, weighted_m_step, without_empty
-from jaxgmm.hierarchy import partitions
+from jaxgmm.init._kmeans import distinct_rows, least, lloyd, plusplus, random_simplex
+from jaxgmm.init._ward import partitions
 from jaxgmm.kernels.blocked_sum import in_range
 from jaxgmm.kernels.exact import Moments, accumulate
 from jaxgmm.kernels.linalg import einsum
@@ -27,7 +28,6 @@ from jaxgmm.kernels.programs import jit
 from jaxgmm.loop import REG_COVAR
 from jaxgmm.params import GMMParams, translate
 from jaxgmm.priors import Prior
-from jaxgmm.seeding import distinct_rows, least, lloyd, plusplus, random_simplex
 
 Init = str | Callable[..., GMMParams]
 

@@ -14,7 +14,7 @@ from jaxgmm.components.covariance.tied import tied
 from jaxgmm.density import log_normaliser
 from jaxgmm.kernels.exact import Moments
 from jaxgmm.params import GMMParams
-from jaxgmm.variational.model import VariationalPosterior, VariationalPrior, without_data
+from jaxgmm.variational._model import VariationalPosterior, VariationalPrior, without_data
 
 LOG_2 = float(np.log(2))
 LOG_PI = float(np.log(np.pi))

@@ -15,7 +15,7 @@ from jaxgmm import priors, units, validate
 from jaxgmm.components.covariance.base import Family
 from jaxgmm.components.covariance.registry import get_family
 from jaxgmm.em_map import frame, with_prior
-from jaxgmm.init import Init, check_init, start
+from jaxgmm.init._starts import Init, check_init, start
 from jaxgmm.kernels import quadratic
 from jaxgmm.kernels.exact import rows_for
 from jaxgmm.kernels.programs import jit
@@ -23,7 +23,7 @@ from jaxgmm.loop import HISTORY_SIZE, MAX_ITER, REG_COVAR, TOL, concurrency, run
 from jaxgmm.params import GMMParams, scale_like
 from jaxgmm.priors import Prior
 from jaxgmm.result import FitResult
-from jaxgmm.search.criteria import best
+from jaxgmm.selection._criteria import best
 
 
 @functools.partial(

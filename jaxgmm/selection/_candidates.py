@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxgmm import validate
 from jaxgmm.result import FitResult
-from jaxgmm.search.criteria import has_failed
+from jaxgmm.selection._criteria import has_failed
 
 
 class Field(NamedTuple):

@@ -13,7 +13,7 @@ from jaxgmm.density import log_prob
 from jaxgmm.kernels.programs import jit
 from jaxgmm.loop import run
 from jaxgmm.params import GMMParams
-from jaxgmm.search.lanes import Settings, prior_for
+from jaxgmm.selection._programs import Settings, prior_for
 
 
 def assign(key: Array, n_samples: int, n_folds: int) -> Array:

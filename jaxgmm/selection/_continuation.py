@@ -10,8 +10,8 @@ import numpy as np
 from jax import Array
 
 from jaxgmm import validate
-from jaxgmm.search.criteria import has_failed
-from jaxgmm.search.field import Field, best_of
+from jaxgmm.selection._candidates import Field, best_of
+from jaxgmm.selection._criteria import has_failed
 
 MORE = 3  # times that a search goes on
 

@@ -15,18 +15,18 @@ from jaxgmm import priors, units, validate
 from jaxgmm.components.covariance.base import Family, free_parameters
 from jaxgmm.components.covariance.registry import ALIASES, FAMILIES, get_family
 from jaxgmm.display import Table, as_html
-from jaxgmm.init import Init, check_init
+from jaxgmm.init._starts import Init, check_init
 from jaxgmm.loop import MAX_ITER, REG_COVAR, TOL
 from jaxgmm.params import GMMParams, active
 from jaxgmm.priors import Prior
 from jaxgmm.result import FitResult
-from jaxgmm.search.alike import alike
-from jaxgmm.search.criteria import REMEDIES
-from jaxgmm.search.folds import held_out
-from jaxgmm.search.lanes import certainty, settings_of
-from jaxgmm.search.parallel import side_by_side
-from jaxgmm.search.spurious import MAX_RATIO, describe
-from jaxgmm.search.tournament import BestFit, Tournament
+from jaxgmm.selection._criteria import REMEDIES
+from jaxgmm.selection._cross_validation import held_out
+from jaxgmm.selection._dense_view import alike
+from jaxgmm.selection._programs import certainty, settings_of
+from jaxgmm.selection._search import BestFit, Tournament
+from jaxgmm.selection._spurious import MAX_RATIO, describe
+from jaxgmm.selection._threads import side_by_side
 from jaxgmm.solvers.squarem import Status
 
 BUDGET = 1000

@@ -1,0 +1,25 @@
+"""Mixtures as distributions: marginals, conditionals, regression, divergences, distances."""
+
+from jaxgmm.distributions._operations import (
+    MonteCarlo,
+    Regression,
+    condition,
+    entropy_bounds,
+    kl_divergence,
+    l2_distance,
+    marginal,
+    regress,
+)
+from jaxgmm.distributions._wasserstein import wasserstein
+
+__all__ = [
+    "MonteCarlo",
+    "Regression",
+    "condition",
+    "entropy_bounds",
+    "kl_divergence",
+    "l2_distance",
+    "marginal",
+    "regress",
+    "wasserstein",
+]

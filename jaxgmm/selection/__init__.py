@@ -1,0 +1,25 @@
+"""Many starts, several numbers of components, criteria, and the choice among structures."""
+
+from jaxgmm.selection._criteria import aic, best, bic, check, failed, icl, n_parameters
+from jaxgmm.selection._grid import STRUCTURES, Selection, select
+from jaxgmm.selection._restarts import fit_components, fit_restarts
+from jaxgmm.selection._search import BestFit, fit_best
+from jaxgmm.selection._spurious import Spurious
+
+__all__ = [
+    "STRUCTURES",
+    "BestFit",
+    "Selection",
+    "Spurious",
+    "aic",
+    "best",
+    "bic",
+    "check",
+    "failed",
+    "fit_best",
+    "fit_components",
+    "fit_restarts",
+    "icl",
+    "n_parameters",
+    "select",
+]
