@@ -66,7 +66,7 @@ def main():
         if n < 1:
             continue
         X, fitted = problem(args, n)
-        report = jaxgmm.fit_diagnostics(fitted.params, X)
+        report = jaxgmm.inference.fit_diagnostics(fitted.params, X)
         print(
             f"N={n}: {jaxgmm.Status(int(fitted.status)).name} after {int(fitted.n_iter)} steps, "
             f"rate {float(report.rate):.4f}, {int(report.n_products)} products for a random right-hand side"
@@ -85,7 +85,7 @@ def main():
         if unroll:
 
             def unrolled(X, params=params):
-                return total(jaxgmm.fit_unrolled(params, X, 400).params)
+                return total(jaxgmm.gradients.fit_unrolled(params, X, 400).params)
 
             program = jax.jit(jax.grad(unrolled)).lower(X).compile()
             row("gradient of 400 unrolled steps", cpu_time(program, X), step, program, X)

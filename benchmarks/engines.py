@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxgmm
-from jaxgmm.engines import DaskEngine, LocalEngine, SparkEngine, fit_engine
+from jaxgmm.parallel.engines import DaskEngine, LocalEngine, SparkEngine, fit_engine
 
 N, D, K, STEPS = 200_000, 8, 8, 20
 NAMES = [f"x{j}" for j in range(D)]

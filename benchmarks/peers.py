@@ -55,7 +55,7 @@ class Jaxgmm:
         import jaxgmm
 
         if jax.config.jax_platforms == "cpu":
-            jaxgmm.use_cores()
+            jaxgmm.parallel.use_cores()
         self.jax, self.jaxgmm = jax, jaxgmm
         self.x = jnp.asarray(x)
         self.start = jaxgmm.make_params(weights, means, cov, kind)

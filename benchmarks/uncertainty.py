@@ -46,10 +46,12 @@ def errors(n_replicates, **_):
     print(f"\nStandard errors / bootstrap standard errors, N = {N_SAMPLES}, {n_replicates} refits")
     print(f"{'kind':>10} {'bootstrap':>14} {'median ratio':>13} {'median |ratio - 1|':>19} {'failed':>7}")
     for bootstrap in ("nonparametric", "weighted", "parametric"):
-        refits = jaxgmm.bootstrap(jax.random.key(1), params, X, n_replicates=n_replicates, kind=bootstrap)
+        refits = jaxgmm.inference.bootstrap(
+            jax.random.key(1), params, X, n_replicates=n_replicates, kind=bootstrap
+        )
         refitted = refits.standard_errors()
         for kind in ("observed", "sandwich"):
-            direct = jaxgmm.standard_errors(params, X, kind=kind)
+            direct = jaxgmm.inference.standard_errors(params, X, kind=kind)
             ratio = np.concatenate(
                 [np.ravel(np.asarray(getattr(direct, f)) / np.asarray(getattr(refitted, f))) for f in FIELDS]
             )
@@ -67,7 +69,7 @@ def coverage(n_data, **_):
         def one(key):
             X, _ = jaxgmm.sample(key, params, N_SAMPLES)
             fitted = jaxgmm.fit(params, X, reg_covar=0.0, history_size=1)
-            intervals = jaxgmm.confidence_intervals(fitted.params, X, kind=kind)
+            intervals = jaxgmm.inference.confidence_intervals(fitted.params, X, kind=kind)
             inside = jax.tree.map(
                 lambda low, true, high: (low <= true) & (true <= high),
                 intervals.lower, entries(params), intervals.upper,
@@ -107,12 +109,12 @@ def leave_one_out(**_):
         return np.concatenate([np.asarray(getattr(e, f)).reshape(N_SAMPLES, -1) for f in FIELDS], axis=1)
 
     base = flat(jax.tree.map(lambda a: jnp.broadcast_to(a, (N_SAMPLES, *a.shape)), entries(params)))
-    direct = jaxgmm.standard_errors(params, X)
+    direct = jaxgmm.inference.standard_errors(params, X)
     unit = np.concatenate([np.asarray(getattr(direct, f)).ravel() for f in FIELDS])
     real_params, real_log_prob = refits()
     real = (flat(jax.vmap(entries)(real_params)) - base) / unit
-    loo = jaxgmm.leave_one_out(params, X, rows=rows)
-    linear = -flat(jaxgmm.influence(params, X)) / unit
+    loo = jaxgmm.inference.leave_one_out(params, X, rows=rows)
+    linear = -flat(jaxgmm.inference.influence(params, X)) / unit
     newton = (flat(jax.vmap(entries)(loo.params)) - base) / unit
     before = np.asarray(jaxgmm.log_prob(params, X))
     fall = np.asarray(real_log_prob) - before
@@ -146,7 +148,9 @@ def ratio(n_tests, **_):
         for key in jax.random.split(jax.random.key(3), n_tests):
             key_data, key_test = jax.random.split(key)
             X, _ = jaxgmm.sample(key_data, params, 200)
-            test = jaxgmm.bootstrap_likelihood_ratio(key_test, X, 1, n_replicates=39, n_init=3, tol=1e-4)
+            test = jaxgmm.inference.bootstrap_likelihood_ratio(
+                key_test, X, 1, n_replicates=39, n_init=3, tol=1e-4
+            )
             p_values.append(float(test.p_value))
         p = np.array(p_values)
         share = [100 * (p <= level).mean() for level in (0.05, 0.25)]
@@ -180,7 +184,9 @@ def clock(n_replicates, **_):
 
     def ours(key, **options):
         wall, used = time.perf_counter(), time.process_time()
-        refits = jax.block_until_ready(jaxgmm.bootstrap(key, params, X, n_replicates=n_replicates, **options))
+        refits = jax.block_until_ready(
+            jaxgmm.inference.bootstrap(key, params, X, n_replicates=n_replicates, **options)
+        )
         return time.perf_counter() - wall, time.process_time() - used, refits
 
     print(

@@ -1,86 +1,127 @@
 """jaxgmm: Gaussian mixtures as pure functions of JAX, that jit, vmap and differentiate, right in float32."""
 
-from jaxgmm import components as components
-from jaxgmm import params as params
-from jaxgmm.components.covariance.base import Family as Family
-from jaxgmm.density import component_log_prob as component_log_prob
-from jaxgmm.density import e_step as e_step
-from jaxgmm.density import elbo as elbo
-from jaxgmm.density import log_prob as log_prob
-from jaxgmm.density import predict as predict
-from jaxgmm.density import responsibilities as responsibilities
-from jaxgmm.density import sample as sample
-from jaxgmm.density import score as score
-from jaxgmm.distributions._operations import MonteCarlo as MonteCarlo
-from jaxgmm.distributions._operations import Regression as Regression
-from jaxgmm.distributions._operations import condition as condition
-from jaxgmm.distributions._operations import entropy_bounds as entropy_bounds
-from jaxgmm.distributions._operations import kl_divergence as kl_divergence
-from jaxgmm.distributions._operations import l2_distance as l2_distance
-from jaxgmm.distributions._operations import marginal as marginal
-from jaxgmm.distributions._operations import regress as regress
-from jaxgmm.distributions._wasserstein import wasserstein as wasserstein
-from jaxgmm.em import em_step as em_step
-from jaxgmm.em import fit as fit
-from jaxgmm.em import m_step as m_step
-from jaxgmm.gradients._optax import constrained as constrained
-from jaxgmm.gradients._optax import fit_gradient as fit_gradient
-from jaxgmm.gradients._optax import negative_log_likelihood as negative_log_likelihood
-from jaxgmm.gradients._optax import unconstrained as unconstrained
-from jaxgmm.gradients._unrolled import fit_unrolled as fit_unrolled
-from jaxgmm.inference._bootstrap import bootstrap as bootstrap
-from jaxgmm.inference._diagnostics import FitDiagnostics as FitDiagnostics
-from jaxgmm.inference._diagnostics import convergence_rate as convergence_rate
-from jaxgmm.inference._diagnostics import fit_diagnostics as fit_diagnostics
-from jaxgmm.inference._influence import influence as influence
-from jaxgmm.inference._influence import leave_one_out as leave_one_out
-from jaxgmm.inference._information import confidence_intervals as confidence_intervals
-from jaxgmm.inference._information import information as information
-from jaxgmm.inference._information import standard_errors as standard_errors
-from jaxgmm.inference._information import takeuchi as takeuchi
-from jaxgmm.inference._likelihood_ratio import bootstrap_likelihood_ratio as bootstrap_likelihood_ratio
-from jaxgmm.init._starts import from_responsibilities as from_responsibilities
-from jaxgmm.init._starts import kmeans as kmeans
-from jaxgmm.init._starts import kmeans_plusplus as kmeans_plusplus
-from jaxgmm.init._starts import random_points as random_points
-from jaxgmm.init._starts import random_resp as random_resp
-from jaxgmm.init._ward import hierarchical_labels as hierarchical_labels
-from jaxgmm.io import load as load
-from jaxgmm.io import save as save
-from jaxgmm.kernels.exact import Moments as Moments
-from jaxgmm.params import GMMParams as GMMParams
-from jaxgmm.params import make_params as make_params
-from jaxgmm.priors import Prior as Prior
-from jaxgmm.priors import default_prior as default_prior
-from jaxgmm.priors import log_prior as log_prior
-from jaxgmm.result import FitResult as FitResult
-from jaxgmm.scale.checkpoint import Checkpoint as Checkpoint
-from jaxgmm.scale.sources import open_source as open_source
-from jaxgmm.scale.stepwise import StepwiseState as StepwiseState
-from jaxgmm.scale.stepwise import fit_stepwise as fit_stepwise
-from jaxgmm.scale.stepwise import stepwise_init as stepwise_init
-from jaxgmm.scale.stepwise import stepwise_step as stepwise_step
-from jaxgmm.scale.stream import fit_stream as fit_stream
-from jaxgmm.selection._criteria import aic as aic
-from jaxgmm.selection._criteria import best as best
-from jaxgmm.selection._criteria import bic as bic
-from jaxgmm.selection._criteria import check as check
-from jaxgmm.selection._criteria import icl as icl
-from jaxgmm.selection._criteria import n_parameters as n_parameters
-from jaxgmm.selection._grid import Selection as Selection
-from jaxgmm.selection._grid import select as select
-from jaxgmm.selection._restarts import fit_components as fit_components
-from jaxgmm.selection._restarts import fit_restarts as fit_restarts
-from jaxgmm.selection._search import BestFit as BestFit
-from jaxgmm.selection._search import fit_best as fit_best
-from jaxgmm.selection._spurious import Spurious as Spurious
-from jaxgmm.sharded import fit_sharded as fit_sharded
-from jaxgmm.sharded import use_cores as use_cores
-from jaxgmm.solvers.squarem import Status as Status
-from jaxgmm.summary import Summary as Summary
-from jaxgmm.summary import summary as summary
-from jaxgmm.variational._ascent import VariationalFit as VariationalFit
-from jaxgmm.variational._ascent import fit_variational as fit_variational
-from jaxgmm.variational._model import VariationalPosterior as VariationalPosterior
-from jaxgmm.variational._model import VariationalPrior as VariationalPrior
-from jaxgmm.variational._model import variational_prior as variational_prior
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from jaxgmm import (
+    components,
+    distributions,
+    em,
+    gradients,
+    inference,
+    init,
+    mixture,
+    outofcore,
+    parallel,
+    selection,
+    variational,
+)
+from jaxgmm._summary import Summary, summary
+from jaxgmm._version import __version__
+from jaxgmm.density import (
+    component_log_prob,
+    e_step,
+    elbo,
+    log_prob,
+    predict,
+    responsibilities,
+    sample,
+    score,
+)
+from jaxgmm.em import em_step, fit, m_step
+from jaxgmm.gradients import fit_gradient
+from jaxgmm.io import load, save
+from jaxgmm.kernels.exact import Moments
+from jaxgmm.mixture import GMMParams, make_params
+from jaxgmm.outofcore import fit_stream
+from jaxgmm.parallel._sharded import fit_sharded
+from jaxgmm.priors import Prior, default_prior, log_prior
+from jaxgmm.result import FitResult
+from jaxgmm.selection import (
+    Selection,
+    aic,
+    best,
+    bic,
+    check,
+    fit_best,
+    fit_components,
+    fit_restarts,
+    icl,
+    n_parameters,
+    select,
+)
+from jaxgmm.solvers.squarem import Status
+from jaxgmm.variational import fit_variational
+
+if TYPE_CHECKING:
+    from jaxgmm import interchange, plot, sklearn
+
+__all__ = [
+    "FitResult",
+    "GMMParams",
+    "Moments",
+    "Prior",
+    "Selection",
+    "Status",
+    "Summary",
+    "__version__",
+    "aic",
+    "best",
+    "bic",
+    "check",
+    "component_log_prob",
+    "components",
+    "default_prior",
+    "distributions",
+    "e_step",
+    "elbo",
+    "em",
+    "em_step",
+    "fit",
+    "fit_best",
+    "fit_components",
+    "fit_gradient",
+    "fit_restarts",
+    "fit_sharded",
+    "fit_stream",
+    "fit_variational",
+    "gradients",
+    "icl",
+    "inference",
+    "init",
+    "interchange",
+    "load",
+    "log_prior",
+    "log_prob",
+    "m_step",
+    "make_params",
+    "mixture",
+    "n_parameters",
+    "outofcore",
+    "parallel",
+    "plot",
+    "predict",
+    "responsibilities",
+    "sample",
+    "save",
+    "score",
+    "select",
+    "selection",
+    "sklearn",
+    "summary",
+    "variational",
+]
+
+_INTERFACES = ("interchange", "plot", "sklearn")  # imported when they are asked for: each needs an extra
+
+
+def __getattr__(name: str) -> Any:
+    if name in _INTERFACES:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -10,10 +10,10 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from jaxgmm import validate
+from jaxgmm import _validate as validate
 from jaxgmm.kernels.blocked_sum import block_rows, map_rows
 from jaxgmm.kernels.programs import jit
-from jaxgmm.params import GMMParams, scale_like
+from jaxgmm.mixture import GMMParams, scale_like
 
 # Residuals beyond 2**40 are scaled down before they are squared: float32 overflows at 2**64 squared.
 _FAR = float(2.0**40)

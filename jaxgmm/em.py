@@ -12,7 +12,9 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxgmm import priors, sharded, units, validate
+from jaxgmm import _units as units
+from jaxgmm import _validate as validate
+from jaxgmm import priors
 from jaxgmm.components.covariance.base import Family
 from jaxgmm.components.covariance.registry import get_family
 from jaxgmm.density import e_step as e_step
@@ -23,7 +25,8 @@ from jaxgmm.kernels.blocked_sum import AxisName, rows_over
 from jaxgmm.kernels.exact import Moments, accumulate, rows_for
 from jaxgmm.kernels.programs import jit
 from jaxgmm.loop import HISTORY_SIZE, MAX_ITER, REG_COVAR, TOL, run
-from jaxgmm.params import GMMParams, scale_like, translate
+from jaxgmm.mixture import GMMParams, scale_like, translate
+from jaxgmm.parallel import _sharded as sharded
 from jaxgmm.priors import Prior
 from jaxgmm.result import FitResult
 

@@ -17,7 +17,7 @@ from jaxgmm.kernels.blocked_sum import AxisName, rows_over
 from jaxgmm.kernels.exact import Moments, accumulate, location_and_variance
 from jaxgmm.kernels.linalg import epsilon, inverted_once
 from jaxgmm.kernels.manual_axes import varying_like
-from jaxgmm.params import GMMParams, has_component_axis
+from jaxgmm.mixture import GMMParams, has_component_axis
 from jaxgmm.solvers import implicit
 
 

@@ -17,7 +17,7 @@ from jaxgmm.kernels import quadratic
 from jaxgmm.kernels.blocked_sum import AxisName, block_rows, rows_over, sum_rows
 from jaxgmm.kernels.exact import accumulate
 from jaxgmm.kernels.manual_axes import varying_like
-from jaxgmm.params import GMMParams, translate
+from jaxgmm.mixture import GMMParams, translate
 from jaxgmm.priors import Prior
 from jaxgmm.result import FitResult
 from jaxgmm.solvers import batched, squarem

@@ -16,14 +16,14 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxgmm import validate
+from jaxgmm import _validate as validate
+from jaxgmm._prior_parts import prior_parts
 from jaxgmm.components.covariance.base import Family
 from jaxgmm.components.covariance.registry import get_family
 from jaxgmm.kernels.blocked_sum import in_range, sum_rows
 from jaxgmm.kernels.linalg import embed_diagonal, epsilon, safe_cholesky
 from jaxgmm.kernels.programs import jit
-from jaxgmm.params import GMMParams, scale_like
-from jaxgmm.prior_parts import prior_parts
+from jaxgmm.mixture import GMMParams, scale_like
 
 STRENGTH = 0.01
 

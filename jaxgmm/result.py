@@ -11,8 +11,8 @@ import jax
 import numpy as np
 from jax import Array
 
-from jaxgmm import display
-from jaxgmm.params import GMMParams, components, kind
+from jaxgmm import _display as display
+from jaxgmm.mixture import GMMParams, components, kind
 from jaxgmm.solvers.squarem import Status
 
 

@@ -90,8 +90,10 @@ SINGLE = {
     "test_one_process_alone_fits_as_fit_does",
 }
 LONG_EXAMPLES = (
-    "search",
-    "calculus",
+    "selection",
+    "inference",
+    "gradients",
+    "distributions",
     "components.covariance.factor",
     "components.covariance.registry",
     "plot.history",
@@ -304,7 +306,7 @@ def given(family, cov):
 def takes_rows(family, scale, n_components, n_features):
     """For each array of a scale, whether its leading axis is the components'."""
     one, other = (
-        jax.tree.leaves(jaxgmm.params.scale_like(family, k, n_features))
+        jax.tree.leaves(jaxgmm.mixture.scale_like(family, k, n_features))
         for k in (n_components, n_components + 1)
     )
     return [a.shape != b.shape for a, b in zip(one, other, strict=True)]

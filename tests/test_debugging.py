@@ -54,8 +54,8 @@ HEALTHY = {
     "steps": steps,
     "fit_restarts": lambda: jaxgmm.fit_restarts(KEY, X, 3, n_init=3, max_iter=20),
     "fit_components": lambda: jaxgmm.fit_components(KEY, X, range(1, 3), n_init=2, max_iter=20),
-    "unrolled": lambda: jaxgmm.fit_unrolled(start(), X, 3),
-    "stepwise": lambda: jaxgmm.stepwise_step(jaxgmm.stepwise_init(start()), X),
+    "unrolled": lambda: jaxgmm.gradients.fit_unrolled(start(), X, 3),
+    "stepwise": lambda: jaxgmm.outofcore.stepwise_step(jaxgmm.outofcore.stepwise_init(start()), X),
     "variational": lambda: jaxgmm.fit_variational(jaxgmm.e_step(start(), X)[0], X, max_iter=20),
     "gradient": lambda: jax.grad(loss)(jnp.asarray(X)),
 }

@@ -404,7 +404,7 @@ def test_a_switched_off_component_stays_off_and_finite(start, x, dtype):
     assert result.status == Status.CONVERGED
     assert result.params.log_weights[1] == -np.inf
     assert all(np.isfinite(a).all() for a in jax.tree.leaves((result.params.means, result.params.scale)))
-    alone = jaxgmm.fit(jaxgmm.params.active(off), x)
+    alone = jaxgmm.fit(jaxgmm.mixture.active(off), x)
     np.testing.assert_allclose(result.log_likelihood, alone.log_likelihood, atol=1e-6)
 
 

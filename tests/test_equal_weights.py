@@ -114,39 +114,41 @@ def test_every_count_of_free_parameters_is_the_same(double):
     np.testing.assert_allclose(row["aic"], deviance + 12, atol=1e-3)
     mixture = GaussianMixture.from_params(params)
     np.testing.assert_allclose(mixture.bic(PAIR), jaxgmm.bic(params, PAIR), rtol=1e-9)
-    assert jaxgmm.information(params, PAIR).observed.shape == (6, 6)
+    assert jaxgmm.inference.information(params, PAIR).observed.shape == (6, 6)
 
 
 def test_weights_that_are_held_equal_are_known_exactly(double):
     params = fitted()
-    info = jaxgmm.information(params, PAIR)
+    info = jaxgmm.inference.information(params, PAIR)
     # Of the same mixture with free weights, the part of the means and variances.
     free = dataclasses.replace(params, family=get_family("spherical"))
-    rest = jaxgmm.information(free, PAIR)
+    rest = jaxgmm.inference.information(free, PAIR)
     np.testing.assert_allclose(info.observed, rest.observed[1:, 1:], rtol=1e-9, atol=1e-9)
     np.testing.assert_allclose(info.score, rest.score[1:], atol=1e-6)
     assert float(info.distance) < 1e-6  # the optimum with equal weights, and none with free ones
     assert float(rest.distance) > 1
     inverse = np.linalg.inv(info.observed)
     for kind, spread in {"observed": inverse, "sandwich": inverse @ info.opg @ inverse}.items():
-        errors = jaxgmm.standard_errors(params, PAIR, kind=kind)
+        errors = jaxgmm.inference.standard_errors(params, PAIR, kind=kind)
         np.testing.assert_array_equal(errors.weights, 0)
         np.testing.assert_allclose(errors.means.ravel(), np.sqrt(np.diag(spread)[:4]), rtol=1e-8)
-    intervals = jaxgmm.confidence_intervals(params, PAIR)
+    intervals = jaxgmm.inference.confidence_intervals(params, PAIR)
     for end in (intervals.lower, intervals.upper):
         np.testing.assert_array_equal(end.weights, params.weights)
-    np.testing.assert_array_equal(jaxgmm.influence(params, PAIR).weights, 0)
-    loo = jaxgmm.leave_one_out(params, PAIR, rows=[0])
+    np.testing.assert_array_equal(jaxgmm.inference.influence(params, PAIR).weights, 0)
+    loo = jaxgmm.inference.leave_one_out(params, PAIR, rows=[0])
     np.testing.assert_allclose(loo.params.weights, 0.5, rtol=1e-12)
     # The trace of two 6 × 6 matrices: about as many as there are free parameters.
-    penalty = (float(jaxgmm.takeuchi(params, PAIR)) + 2 * 120 * float(jaxgmm.score(params, PAIR))) / 2
+    penalty = (
+        float(jaxgmm.inference.takeuchi(params, PAIR)) + 2 * 120 * float(jaxgmm.score(params, PAIR))
+    ) / 2
     np.testing.assert_allclose(penalty, np.trace(np.linalg.solve(info.observed, info.opg)), rtol=1e-9)
 
 
 def test_leaving_a_row_out_is_a_refit_with_equal_weights(double):
     params = fitted()
     rows = np.argsort(jaxgmm.log_prob(params, PAIR))[:2]
-    loo = jaxgmm.leave_one_out(params, PAIR, rows=rows)
+    loo = jaxgmm.inference.leave_one_out(params, PAIR, rows=rows)
     for i, row in enumerate(rows):
         refit = jaxgmm.fit(params, PAIR, np.arange(120) != row, tol=1e-10, reg_covar=0.0).params
         moved = np.linalg.norm(refit.means - params.means)
@@ -161,9 +163,9 @@ def test_a_fit_by_gradient_and_fixed_steps_keep_the_weights_equal(double):
     assert found.status == Status.CONVERGED
     np.testing.assert_allclose(found.params.weights, 0.5, rtol=1e-12)
     np.testing.assert_allclose(found.params.means, params.means, rtol=1e-4)
-    theta = jaxgmm.unconstrained(uneven)
+    theta = jaxgmm.gradients.unconstrained(uneven)
     assert sum(a.size for a in jax.tree.leaves(theta)) == jaxgmm.n_parameters(uneven)
-    np.testing.assert_allclose(jaxgmm.constrained(theta, uneven).weights, 0.5, rtol=1e-12)
-    once = jaxgmm.fit_unrolled(uneven, PAIR, 1).params
+    np.testing.assert_allclose(jaxgmm.gradients.constrained(theta, uneven).weights, 0.5, rtol=1e-12)
+    once = jaxgmm.gradients.fit_unrolled(uneven, PAIR, 1).params
     np.testing.assert_allclose(once.means, jaxgmm.em_step(start, PAIR)[0].means, rtol=1e-12)
-    np.testing.assert_allclose(jaxgmm.stepwise_init(uneven).params.weights, 0.5, rtol=1e-12)
+    np.testing.assert_allclose(jaxgmm.outofcore.stepwise_init(uneven).params.weights, 0.5, rtol=1e-12)

@@ -38,7 +38,7 @@ def test_partitions_are_scipys_ward(double):
 def test_labels_are_those_of_scaled_data_whatever_the_units(dtype):
     tree = linkage(scaled(X), "ward")
     for data in (X, X * np.array([512.0, 1.0, 2.0**-9]) + np.array([1.0, 50.0, 0.0])):
-        table = jaxgmm.hierarchical_labels(data.astype(dtype), K)
+        table = jaxgmm.init.hierarchical_labels(data.astype(dtype), K)
         assert table.shape == (K, N)
         assert table.dtype == np.int32
         for k in range(1, K + 1):
@@ -48,14 +48,14 @@ def test_labels_are_those_of_scaled_data_whatever_the_units(dtype):
 def test_integer_weights_are_repetition_and_rows_of_weight_zero_have_no_say(double):
     counts = np.random.default_rng(0).integers(0, 4, size=N)
     repeated = np.repeat(np.arange(N), counts)
-    weighted = np.asarray(jaxgmm.hierarchical_labels(X, K, counts))
-    table = np.asarray(jaxgmm.hierarchical_labels(X[repeated], K))
+    weighted = np.asarray(jaxgmm.init.hierarchical_labels(X, K, counts))
+    table = np.asarray(jaxgmm.init.hierarchical_labels(X[repeated], K))
     for k in range(K):
         assert same_partition(weighted[k][repeated], table[k])
     moved = X.copy()
     moved[counts == 0] = 1e6
     np.testing.assert_array_equal(
-        jaxgmm.hierarchical_labels(moved, K, counts)[:, counts > 0], weighted[:, counts > 0]
+        jaxgmm.init.hierarchical_labels(moved, K, counts)[:, counts > 0], weighted[:, counts > 0]
     )
 
 
@@ -65,7 +65,7 @@ def test_of_many_rows_a_sample_is_agglomerated_and_the_others_join_it(dtype):
     x = corners[labels] + np.random.default_rng(0).normal(size=(900, 2))
     w = np.where(np.arange(900) % 7 == 0, 0.0, 1.0)
     x[w == 0] += 1e4
-    table = jaxgmm.hierarchical_labels(x.astype(dtype), 4, w.astype(dtype), max_rows=100)
+    table = jaxgmm.init.hierarchical_labels(x.astype(dtype), 4, w.astype(dtype), max_rows=100)
     assert same_partition(np.asarray(table[2])[w > 0], labels[w > 0])
     assert set(np.asarray(table[3]).tolist()) == {0, 1, 2, 3}
     assert (np.asarray(table[0]) == 0).all()
@@ -74,7 +74,7 @@ def test_of_many_rows_a_sample_is_agglomerated_and_the_others_join_it(dtype):
 @pytest.mark.parametrize("rows", [1, 2])
 def test_few_and_equal_points(rows, dtype):
     x = np.full((rows, 2), 3.0, dtype)
-    table = np.asarray(jaxgmm.hierarchical_labels(x, rows))
+    table = np.asarray(jaxgmm.init.hierarchical_labels(x, rows))
     assert [sorted(set(t)) for t in table] == [list(range(k + 1)) for k in range(rows)]
 
 
@@ -84,8 +84,8 @@ def test_a_fit_from_it_is_the_fit_from_its_partition_and_needs_no_key():
     options = {"init": "hierarchical", "n_init": 1, "max_iter": 2, "tol": 0.0}
     a, b = (jaxgmm.fit_restarts(jax.random.key(s), x, 3, **options) for s in (0, 1))
     jax.tree.map(np.testing.assert_array_equal, a.params, b.params)
-    resp = jax.nn.one_hot(jaxgmm.hierarchical_labels(x, 3)[2], 3)
-    start = jaxgmm.from_responsibilities(np.asarray(resp), x)
+    resp = jax.nn.one_hot(jaxgmm.init.hierarchical_labels(x, 3)[2], 3)
+    start = jaxgmm.init.from_responsibilities(np.asarray(resp), x)
     by_hand = jaxgmm.fit(start, x, max_iter=2, tol=0.0)
     # The start of a search is a little wider than the partition's own moments.
     np.testing.assert_allclose(a.params.means[0], by_hand.params.means, atol=0.05)

@@ -10,6 +10,7 @@ import pytest
 import jaxgmm
 from jaxgmm.components import FAMILIES
 from jaxgmm.em_map import frame
+from jaxgmm.init import kmeans, random_resp
 from jaxgmm.init._starts import start
 from tests.conftest import overlapping
 
@@ -20,10 +21,10 @@ LABELS = np.arange(N) % K
 NAMES = ["kmeans++", "kmeans", "random_points", "random_resp"]
 
 SEEDERS = {
-    "kmeans_plusplus": jaxgmm.kmeans_plusplus,
-    "kmeans": jaxgmm.kmeans,
-    "random_points": jaxgmm.random_points,
-    "random_resp": jaxgmm.random_resp,
+    "kmeans_plusplus": jaxgmm.init.kmeans_plusplus,
+    "kmeans": kmeans,
+    "random_points": jaxgmm.init.random_points,
+    "random_resp": random_resp,
 }
 each = pytest.mark.parametrize("seeder", SEEDERS)
 seeds_only = pytest.mark.parametrize("seeder", ["kmeans_plusplus", "random_points"])
@@ -169,7 +170,7 @@ def test_kmeanspp_draws_by_squared_distance():
 def test_kmeans_ends_where_every_centre_is_the_mean_of_its_cluster(dtype):
     X, w = together(), weights()
     for seed in range(5):
-        centres = np.asarray(jaxgmm.kmeans(jax.random.key(seed), *cast(dtype, X), K, *cast(dtype, w)), float)
+        centres = np.asarray(kmeans(jax.random.key(seed), *cast(dtype, X), K, *cast(dtype, w)), float)
         nearest = squared_distances(X, centres).argmin(1)
         for k in range(K):
             mine = nearest == k
@@ -185,7 +186,7 @@ def test_kmeans_lowers_the_potential_of_its_seeds():
         key = jax.random.key(seed)
         potential = [
             (w * squared_distances(X, np.asarray(seeder(key, *arguments[0], K, *arguments[1]))).min(1)).sum()
-            for seeder in (jaxgmm.kmeans, jaxgmm.kmeans_plusplus)
+            for seeder in (kmeans, jaxgmm.init.kmeans_plusplus)
         ]
         assert potential[0] < 0.95 * potential[1]
 
@@ -195,9 +196,9 @@ def test_kmeans_with_integer_weights_is_kmeans_on_repeated_rows():
     repeated = np.repeat(X, w.astype(int), axis=0)
     labels = np.repeat(LABELS, w.astype(int))
     means = np.stack([repeated[labels == k].mean(0) for k in range(K)])
-    weighted = jaxgmm.kmeans(jax.random.key(0), *cast(np.float32, X), K, *cast(np.float32, w))
+    weighted = kmeans(jax.random.key(0), *cast(np.float32, X), K, *cast(np.float32, w))
     np.testing.assert_allclose(in_order(weighted), in_order(means), rtol=1e-5, atol=1e-5)
-    again = jaxgmm.kmeans(jax.random.key(0), *cast(np.float32, repeated), K)
+    again = kmeans(jax.random.key(0), *cast(np.float32, repeated), K)
     np.testing.assert_allclose(in_order(again), in_order(means), rtol=1e-5, atol=1e-5)
 
 
@@ -220,7 +221,7 @@ def test_fewer_distinct_points_than_components_still_give_seeds(n_distinct, dtyp
         seeds = many(seeder, *cast(dtype, X, np.ones(N)))
         for one in seeds[:50]:
             np.testing.assert_allclose(np.unique(one, axis=0), np.unique(X, axis=0), rtol=1e-6)
-    resp = jaxgmm.random_resp(jax.random.key(0), *cast(dtype, X), K)
+    resp = random_resp(jax.random.key(0), *cast(dtype, X), K)
     assert np.isfinite(resp).all()
 
 
@@ -234,7 +235,7 @@ def test_an_offset_in_float32_hides_no_cluster(offset):
 
 
 def test_random_resp_are_uniform_on_the_simplex(dtype):
-    resp = np.asarray(jaxgmm.random_resp(jax.random.key(0), jnp.zeros((20_000, D), dtype), 3), np.float64)
+    resp = np.asarray(random_resp(jax.random.key(0), jnp.zeros((20_000, D), dtype), 3), np.float64)
     np.testing.assert_allclose(resp.sum(1), 1, rtol=4 * np.finfo(dtype).eps)
     assert (resp > 0).all()
     # Dirichlet(1, 1, 1): mean 1/3, second moments 2/12 and 1/12; the means of 20000 are known to 0.002.
@@ -246,7 +247,7 @@ def test_from_responsibilities_is_the_m_step(name, dtype):
     X, w = cast(dtype, together(), weights())
     resp = np.random.default_rng(0).dirichlet(np.ones(K), size=N).astype(dtype)
     options = {"covariance_type": name, "sample_weight": w, "reg_covar": 1e-3}
-    a = jaxgmm.from_responsibilities(resp, X, **options)
+    a = jaxgmm.init.from_responsibilities(resp, X, **options)
     b = jaxgmm.m_step(resp, X, **options)
     assert a.family == b.family
     jax.tree.map(np.testing.assert_array_equal, a, b)
@@ -255,7 +256,7 @@ def test_from_responsibilities_is_the_m_step(name, dtype):
 def test_a_partition_gives_the_clusters_own_moments(double):
     X = apart()
     for kind in (float, int, bool):
-        params = jaxgmm.from_responsibilities(np.eye(K)[LABELS].astype(kind), X, reg_covar=0)
+        params = jaxgmm.init.from_responsibilities(np.eye(K)[LABELS].astype(kind), X, reg_covar=0)
         for k in range(K):
             mine = X[k == LABELS]
             np.testing.assert_allclose(params.means[k], mine.mean(0), rtol=1e-12)

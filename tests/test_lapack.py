@@ -37,25 +37,27 @@ ENTRY_POINTS = {
     ),
     "fit_variational": lambda x: jaxgmm.fit_variational(RESP, x, max_iter=2),
     "fit_gradient": lambda x: jaxgmm.fit_gradient(START, x, optax.sgd(0.1), n_steps=2),
-    "fit_unrolled": lambda x: jaxgmm.fit_unrolled(START, x, n_steps=2),
+    "fit_unrolled": lambda x: jaxgmm.gradients.fit_unrolled(START, x, n_steps=2),
     "grad of fit": jax.grad(lambda x: jaxgmm.fit(START, x, max_iter=2).params.means.sum()),
-    "hierarchical_labels": lambda x: jaxgmm.hierarchical_labels(x, K),
-    "bootstrap": lambda x: jaxgmm.bootstrap(KEY, START, x, n_replicates=4, max_iter=2),
+    "hierarchical_labels": lambda x: jaxgmm.init.hierarchical_labels(x, K),
+    "bootstrap": lambda x: jaxgmm.inference.bootstrap(KEY, START, x, n_replicates=4, max_iter=2),
     "sample": lambda x: jaxgmm.sample(KEY, START, 50),
-    "kl_divergence": lambda x: jaxgmm.kl_divergence(KEY, START, moved(x), n_samples=50),
-    "l2_distance": lambda x: jaxgmm.l2_distance(START, moved(x)),
-    "condition": jax.vmap(lambda row: jaxgmm.condition(START, (0, 1), row[:2])),
-    "marginal": lambda x: jaxgmm.marginal(moved(x), (0, 1)),
+    "kl_divergence": lambda x: jaxgmm.distributions.kl_divergence(KEY, START, moved(x), n_samples=50),
+    "l2_distance": lambda x: jaxgmm.distributions.l2_distance(START, moved(x)),
+    "condition": jax.vmap(lambda row: jaxgmm.distributions.condition(START, (0, 1), row[:2])),
+    "marginal": lambda x: jaxgmm.distributions.marginal(moved(x), (0, 1)),
     "squared_bures": lambda x: squared_bures(START, moved(x)),
-    "standard_errors": lambda x: several(jaxgmm.standard_errors, x),
-    "influence": lambda x: several(lambda p, x: jaxgmm.influence(p, x, function=lambda q: q.means), x),
-    "leave_one_out": lambda x: several(jaxgmm.leave_one_out, x),
+    "standard_errors": lambda x: several(jaxgmm.inference.standard_errors, x),
+    "influence": lambda x: several(
+        lambda p, x: jaxgmm.inference.influence(p, x, function=lambda q: q.means), x
+    ),
+    "leave_one_out": lambda x: several(jaxgmm.inference.leave_one_out, x),
     "spurious flags": lambda x: flags(x),
 }
 
 
 def moved(x):
-    return jaxgmm.params.translate(START, x[0])
+    return jaxgmm.mixture.translate(START, x[0])
 
 
 def several(function, x):

@@ -83,7 +83,7 @@ def test_conditionals(X, params):
     expected = MEANS[:, 1:] + np.einsum("kde,nke->nkd", slopes, X[:, None, :1] - MEANS[:, :1])
 
     def of_row(x):
-        return jaxgmm.condition(params, (0,), x[:1]).means
+        return jaxgmm.distributions.condition(params, (0,), x[:1]).means
 
     found, total = jax.jit(lambda x: (jax.vmap(of_row)(x), jax.vmap(of_row)(x).sum(0)))(X)
     np.testing.assert_allclose(found, expected, rtol=1e-11, atol=1e-12)
@@ -96,7 +96,7 @@ def test_influence(X):
     expected = (X - X.mean(0)) / len(X)
 
     def of_rows(x):
-        return jaxgmm.influence(one, x, function=lambda p: p.means[0])
+        return jaxgmm.inference.influence(one, x, function=lambda p: p.means[0])
 
     for found in (of_rows(X), jax.jit(of_rows)(X)):
         np.testing.assert_allclose(found, expected, rtol=1e-7, atol=1e-12)

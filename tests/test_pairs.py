@@ -9,10 +9,10 @@ import pytest
 
 import jaxgmm
 from jaxgmm import Status, loop
-from jaxgmm.engines import blocks
 from jaxgmm.kernels import exact, sparse
 from jaxgmm.kernels.exact import accumulate
-from jaxgmm.scale import passes
+from jaxgmm.outofcore import _streaming_statistics as streaming_statistics
+from jaxgmm.parallel.engines import _blocks as blocks
 from tests.conftest import costly
 
 N, D, K, BLOCK = 500, 4, 3, 16
@@ -152,7 +152,7 @@ def many(params, x):
 
 def one_pass(module):
     def measured(params, x):
-        rest = (None, jnp.ones(())) if module is passes else ()
+        rest = (None, jnp.ones(())) if module is streaming_statistics else ()
         return module._moments(
             params, x, jnp.ones(N, x.dtype), jnp.zeros(D, x.dtype), *rest, block_size=BLOCK
         )
@@ -160,7 +160,7 @@ def one_pass(module):
     return measured
 
 
-@pytest.mark.parametrize("fit", [run, many, one_pass(passes), one_pass(blocks)])
+@pytest.mark.parametrize("fit", [run, many, one_pass(streaming_statistics), one_pass(blocks)])
 def test_what_is_not_differentiated_takes_them(fit, monkeypatch):
     taken, by_pairs = [], sparse.sums
     monkeypatch.setattr(sparse, "sums", lambda *a: taken.append(None) or by_pairs(*a))

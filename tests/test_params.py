@@ -5,7 +5,7 @@ import pytest
 
 import jaxgmm
 from jaxgmm.components import FAMILIES
-from jaxgmm.params import active, translate
+from jaxgmm.mixture import active, translate
 from tests.conftest import CORE, every_name, given
 
 SHAPES = {"full": (2, 3, 3), "tied": (3, 3), "diag": (2, 3), "spherical": (2,)}

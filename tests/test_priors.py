@@ -60,7 +60,7 @@ def test_fits_of_mclust(mclust, double, data, model, k):
     prior = dataclasses.replace(prior, **changes)
     # Three columns also for two components: both share a program, and no prior counts what is off.
     options = {"reg_covar": 0.0, "prior": prior}
-    start = jaxgmm.from_responsibilities(np.eye(3)[labels], x, covariance_type=name, **options)
+    start = jaxgmm.init.from_responsibilities(np.eye(3)[labels], x, covariance_type=name, **options)
     result = jaxgmm.check(jaxgmm.fit(start, x, tol=1e-9, **options))
     assert abs(float(result.log_likelihood) * len(x) - reference["loglik"]) < 1e-5
     np.testing.assert_allclose(result.params.weights[:k], reference["parameters"]["pro"], atol=1e-5)
@@ -318,7 +318,7 @@ def test_no_prior_revives_a_component_that_is_off(name, dtype):
     assert result.status == Status.CONVERGED
     assert result.params.log_weights[1] == -np.inf
     np.testing.assert_array_equal(result.params.means[1], start.means[1])
-    alone = jaxgmm.params.active(result.params)
+    alone = jaxgmm.mixture.active(result.params)
     np.testing.assert_allclose(
         jaxgmm.log_prior(alone, prior), jaxgmm.log_prior(result.params, prior), rtol=1e-5
     )

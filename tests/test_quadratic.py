@@ -13,7 +13,7 @@ from jaxgmm.components import FAMILIES, factor
 from jaxgmm.em_map import frame
 from jaxgmm.kernels import quadratic
 from jaxgmm.kernels.exact import accumulate
-from jaxgmm.params import translate
+from jaxgmm.mixture import translate
 from tests.conftest import (
     NAMES,
     QUICK,
@@ -161,7 +161,7 @@ def test_components_too_far_apart_for_it_are_fitted_all_the_same(monkeypatch):
     monkeypatch.setattr(quadratic, "_LARGE", 0)
     rng = np.random.default_rng(1)
     x = (np.repeat(np.array([[0.0], [1e3], [1e5]]), 100, 0) + rng.normal(size=(300, 2))).astype(np.float32)
-    start = jaxgmm.from_responsibilities(np.eye(3, dtype=np.float32)[np.repeat(np.arange(3), 100)], x)
+    start = jaxgmm.init.from_responsibilities(np.eye(3, dtype=np.float32)[np.repeat(np.arange(3), 100)], x)
     expected = jaxgmm.fit(start, x, kernel="whitened")
     result = jaxgmm.fit(start, x)
     assert result.status == expected.status

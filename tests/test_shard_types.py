@@ -11,7 +11,7 @@ import sys
 import jax, jax.numpy as jnp, numpy as np
 import optax
 import jaxgmm
-jaxgmm.use_cores(2)
+jaxgmm.parallel.use_cores(2)
 from jax.sharding import NamedSharding, PartitionSpec as P
 from tests.conftest import overlapping, start_from
 
@@ -33,7 +33,7 @@ CALLS = {
 KEY = jax.random.key(0)
 OTHERS = {
     "hierarchical": lambda _, x: jaxgmm.fit_restarts(KEY, x, 2, init="hierarchical", n_init=1, max_iter=9),
-    "fit_unrolled": lambda p, x: jaxgmm.fit_unrolled(p, x, n_steps=5),
+    "fit_unrolled": lambda p, x: jaxgmm.gradients.fit_unrolled(p, x, n_steps=5),
     "fit_gradient": lambda p, x: jaxgmm.fit_gradient(p, x, optax.adam(1e-2), n_steps=5, key=KEY),
     "fit_variational": lambda p, x: jaxgmm.fit_variational(jaxgmm.e_step(p, x)[0], x),
     **{name: lambda _, x, q=q: jaxgmm.fit(q, x, max_iter=20) for name, q in STRUCTURES.items()},

@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 
 import jaxgmm
-from jaxgmm import sharded
+from jaxgmm.parallel import _sharded as sharded
 from tests.conftest import NAMES, costly, overlapping, start_from
 
 PROGRAM = """
 import functools, json, sys
 import jaxgmm
-jaxgmm.use_cores(4)
+jaxgmm.parallel.use_cores(4)
 import jax, jax.numpy as jnp, numpy as np
 jax.config.update("jax_enable_x64", True)
-from jaxgmm import sharded
+from jaxgmm.parallel import _sharded as sharded
 from tests.conftest import overlapping, start_from
 
 X, labels = overlapping(301, 3, 3, seed=2)
@@ -188,17 +188,17 @@ def test_arguments_that_do_not_fit_say_so():
     with pytest.raises(ValueError, match="share a leading axis"):
         jaxgmm.fit_sharded(dataclasses.replace(torn, log_weights=torn.log_weights[0]), X, mesh=mesh)
     with pytest.raises(ValueError, match="n_cores"):
-        jaxgmm.use_cores(0)
+        jaxgmm.parallel.use_cores(0)
     if jax.local_device_count("cpu") != 64:
         with pytest.raises(RuntimeError, match="comes too late"):
-            jaxgmm.use_cores(64)
-    assert jaxgmm.use_cores(jax.local_device_count("cpu")) == jax.local_device_count("cpu")
+            jaxgmm.parallel.use_cores(64)
+    assert jaxgmm.parallel.use_cores(jax.local_device_count("cpu")) == jax.local_device_count("cpu")
     assert sharded.over_cores(params, jnp.asarray(X), None) is None
 
 
 MANY_FEATURES = """
 import jaxgmm
-jaxgmm.use_cores(2)
+jaxgmm.parallel.use_cores(2)
 import jax, jax.numpy as jnp, numpy as np
 
 rng = np.random.default_rng(0)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import jaxgmm
-from jaxgmm import display
+from jaxgmm import _display as display
 from jaxgmm.selection._search import BestFit
 from jaxgmm.selection._spurious import Spurious
 from tests.conftest import overlapping, start_from

@@ -12,7 +12,8 @@ import pytest
 import scipy.sparse
 
 import jaxgmm
-from jaxgmm.engines import LocalEngine, fit_engine
+from jaxgmm.init import from_responsibilities
+from jaxgmm.parallel.engines import LocalEngine, fit_engine
 from tests.conftest import x64
 
 N, D, K = 8, 2, 2
@@ -63,7 +64,7 @@ OF_PARAMS = {
 }
 OF_RESP = {
     "m_step": lambda X, **o: jaxgmm.m_step(RESP, X, covariance_type=QUICK, **o),
-    "from_responsibilities": lambda X, **o: jaxgmm.from_responsibilities(RESP, X, covariance_type=QUICK, **o),
+    "from_responsibilities": lambda X, **o: from_responsibilities(RESP, X, covariance_type=QUICK, **o),
 }
 OF_KEY = {
     "fit_restarts": lambda X, n=K, **o: jaxgmm.fit_restarts(
@@ -72,10 +73,10 @@ OF_KEY = {
     "fit_components": lambda X, n=K, **o: jaxgmm.fit_components(
         key(), X, (n,), n_init=1, covariance_type=QUICK, **o
     ),
-    "kmeans_plusplus": lambda X, n=K, **o: jaxgmm.kmeans_plusplus(key(), X, n, **o),
-    "kmeans": lambda X, n=K, **o: jaxgmm.kmeans(key(), X, n, **o),
-    "random_points": lambda X, n=K, **o: jaxgmm.random_points(key(), X, n, **o),
-    "random_resp": lambda X, n=K, **o: jaxgmm.random_resp(key(), X, n, **o),
+    "kmeans_plusplus": lambda X, n=K, **o: jaxgmm.init.kmeans_plusplus(key(), X, n, **o),
+    "kmeans": lambda X, n=K, **o: jaxgmm.init.kmeans(key(), X, n, **o),
+    "random_points": lambda X, n=K, **o: jaxgmm.init.random_points(key(), X, n, **o),
+    "random_resp": lambda X, n=K, **o: jaxgmm.init.random_resp(key(), X, n, **o),
 }
 OF_X = OF_PARAMS | OF_RESP | OF_KEY
 UNWEIGHTED = {"e_step", "log_prob", "component_log_prob", "responsibilities", "predict"}
@@ -211,10 +212,10 @@ def test_integers_bools_lists_and_numpy_give_the_numbers_of_floats(call):
 def test_narrow_floats_become_float32_under_x64_and_the_rest_float64(kind):
     with x64(True):
         narrow = jnp.asarray(WHOLE, kind)
-        assert jaxgmm.random_points(key(), narrow, K).dtype == np.float32
+        assert jaxgmm.init.random_points(key(), narrow, K).dtype == np.float32
         assert jaxgmm.m_step(RESP, narrow, covariance_type=QUICK).means.dtype == np.float32
         for wide in (WHOLE, WHOLE > 2, WHOLE.astype(np.float64), WHOLE.tolist()):
-            assert jaxgmm.random_points(key(), wide, K).dtype == np.float64
+            assert jaxgmm.init.random_points(key(), wide, K).dtype == np.float64
             assert jaxgmm.m_step(RESP, wide, covariance_type=QUICK).means.dtype == np.float64
 
 
@@ -312,7 +313,7 @@ def test_numbers_of_components_that_are_not_sensible_are_refused(call, refuses):
 
 
 def test_numpy_integers_are_numbers_of_components():
-    assert jaxgmm.kmeans(key(), WHOLE, np.int64(K)).shape == (K, D)
+    assert jaxgmm.init.kmeans(key(), WHOLE, np.int64(K)).shape == (K, D)
     results = jaxgmm.fit_components(key(), WHOLE, np.array([K]), n_init=1, covariance_type=QUICK)
     assert results.params.means.shape == (1, K, D)
 
@@ -333,7 +334,7 @@ def test_counts_must_be_positive_ints(value, refuses):
     error = ValueError if type(value) is int else TypeError
     refuses(error, ["n_init"], lambda: jaxgmm.fit_restarts(key(), WHOLE, K, n_init=value))
     refuses(error, ["n_init"], lambda: jaxgmm.fit_components(key(), WHOLE, (1, K), n_init=value))
-    refuses(error, ["max_iter"], lambda: jaxgmm.kmeans(key(), WHOLE, K, max_iter=value))
+    refuses(error, ["max_iter"], lambda: jaxgmm.init.kmeans(key(), WHOLE, K, max_iter=value))
     refuses(error, ["n_samples"], lambda: jaxgmm.sample(key(), some_params(), value))
 
 
@@ -354,10 +355,10 @@ def test_anything_but_one_key_is_refused(bad, refuses):
     for call in (
         lambda: jaxgmm.fit_restarts(value, WHOLE, K),
         lambda: jaxgmm.fit_components(value, WHOLE, (K,)),
-        lambda: jaxgmm.kmeans_plusplus(value, WHOLE, K),
-        lambda: jaxgmm.kmeans(value, WHOLE, K),
-        lambda: jaxgmm.random_points(value, WHOLE, K),
-        lambda: jaxgmm.random_resp(value, WHOLE, K),
+        lambda: jaxgmm.init.kmeans_plusplus(value, WHOLE, K),
+        lambda: jaxgmm.init.kmeans(value, WHOLE, K),
+        lambda: jaxgmm.init.random_points(value, WHOLE, K),
+        lambda: jaxgmm.init.random_resp(value, WHOLE, K),
         lambda: jaxgmm.sample(value, some_params(), 5),
     ):
         refuses(TypeError, ["key", "jax.random.key(0)"], call)
@@ -366,16 +367,16 @@ def test_anything_but_one_key_is_refused(bad, refuses):
 def test_a_raw_key_is_the_typed_one():
     raw = jax.random.PRNGKey(0)
     np.testing.assert_array_equal(
-        jaxgmm.random_points(raw, WHOLE, K), jaxgmm.random_points(jax.random.key(0), WHOLE, K)
+        jaxgmm.init.random_points(raw, WHOLE, K), jaxgmm.init.random_points(jax.random.key(0), WHOLE, K)
     )
     np.testing.assert_array_equal(
-        jaxgmm.random_points(np.asarray(raw), WHOLE, K), jaxgmm.random_points(raw, WHOLE, K)
+        jaxgmm.init.random_points(np.asarray(raw), WHOLE, K), jaxgmm.init.random_points(raw, WHOLE, K)
     )
 
 
 TAKE_A_FAMILY = {
     "m_step": lambda f: jaxgmm.m_step(RESP, WHOLE, covariance_type=f),
-    "from_responsibilities": lambda f: jaxgmm.from_responsibilities(RESP, WHOLE, covariance_type=f),
+    "from_responsibilities": lambda f: from_responsibilities(RESP, WHOLE, covariance_type=f),
     "fit_restarts": lambda f: jaxgmm.fit_restarts(key(), WHOLE, K, covariance_type=f),
     "fit_components": lambda f: jaxgmm.fit_components(key(), WHOLE, (K,), covariance_type=f),
     "make_params": lambda f: jaxgmm.make_params([0.5, 0.5], MEANS, EYE, f),
@@ -691,7 +692,7 @@ def test_responsibilities_must_sum_to_one_where_a_row_counts():
     with pytest.raises(ValueError, match=r"row 3 sums to 0\.5"):
         jaxgmm.m_step(resp, WHOLE)
     with pytest.raises(ValueError, match=r"row 3 sums to 0\.5"):
-        jaxgmm.from_responsibilities(resp, WHOLE)
+        from_responsibilities(resp, WHOLE)
     for dtype in (jnp.float16, jnp.bfloat16):
         jaxgmm.m_step(jnp.asarray(RESP, dtype), WHOLE)  # their sums are off by the rounding of the dtype
     weight = (np.arange(N) != 3).astype(float)
@@ -702,4 +703,4 @@ def test_responsibilities_must_sum_to_one_where_a_row_counts():
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_a_condition_must_be_finite(value):
     with pytest.raises(ValueError, match="values must be finite"):
-        jaxgmm.condition(ONE, (0,), [value])
+        jaxgmm.distributions.condition(ONE, (0,), [value])

@@ -37,7 +37,9 @@ def fit(resp, x, dtype, name, **options):
     prior = options.pop("prior", None)
     if prior is None:
         stick_breaking = options.pop("stick_breaking", True)
-        prior = jaxgmm.variational_prior(x.astype(dtype), resp.shape[1], name, stick_breaking=stick_breaking)
+        prior = jaxgmm.variational.variational_prior(
+            x.astype(dtype), resp.shape[1], name, stick_breaking=stick_breaking
+        )
     return jaxgmm.fit_variational(
         resp.astype(dtype), x.astype(dtype), prior=prior, covariance_type=name, **options
     )
@@ -78,7 +80,7 @@ def of_labels(labels, k, prior):
 @single
 def test_with_one_component_the_bound_is_the_log_evidence(name, dtype):
     x = X[:40] + 50
-    prior = jaxgmm.variational_prior(
+    prior = jaxgmm.variational.variational_prior(
         x, 1, name, stick_breaking=False, mean_precision=0.3, dof=5.5, mean=np.full(4, 49.0)
     )
     result = fit(np.ones((40, 1)), x, dtype, name, prior=prior)
@@ -95,7 +97,7 @@ def test_with_one_component_the_bound_is_the_log_evidence(name, dtype):
 @pytest.mark.slow
 def test_the_evidence_of_the_normal_wishart_model_in_closed_form(double):
     n, d = X.shape
-    prior = jaxgmm.variational_prior(X, 1, stick_breaking=False)
+    prior = jaxgmm.variational.variational_prior(X, 1, stick_breaking=False)
 
     def log_z(dof, scale):
         return multigammaln(dof / 2, d) + dof * d / 2 * np.log(2) - dof / 2 * np.linalg.slogdet(scale)[1]
@@ -113,7 +115,7 @@ def test_where_labels_are_certain_the_bound_is_the_evidence_with_them(name, stic
     rng = np.random.default_rng(1)
     labels = np.repeat([0, 1, 2], [10, 6, 4])
     x = np.array([[0.0, 0], [1e4, 0], [0, 1e4]])[labels] + rng.normal(size=(20, 2))
-    prior = jaxgmm.variational_prior(
+    prior = jaxgmm.variational.variational_prior(
         x, 3, name, stick_breaking=stick_breaking, concentration=0.7, mean_precision=1e-3,
         covariance={"full": 2 * np.eye(2), "diag": np.ones(2), "spherical": 1.5}[name],
     )  # fmt: skip
@@ -127,7 +129,7 @@ def test_for_tied_covariances_as_well(double):
     rng = np.random.default_rng(1)
     labels = np.repeat([0, 1, 2], [10, 6, 4])
     x = np.array([[0.0, 0], [1e4, 0], [0, 1e4]])[labels] + rng.normal(size=(20, 2))
-    prior = jaxgmm.variational_prior(
+    prior = jaxgmm.variational.variational_prior(
         x, 3, "tied", stick_breaking=False, mean_precision=1e-3, covariance=2 * np.eye(2)
     )
     result = fit(np.eye(3)[labels], x, double, "tied", prior=prior)
@@ -148,7 +150,7 @@ def test_for_tied_covariances_as_well(double):
 @pytest.mark.parametrize("name", ["full", pytest.param("spherical", marks=pytest.mark.slow)])
 def test_the_bound_is_below_the_evidence_summed_over_all_labels(name, stick_breaking, double):
     x = np.random.default_rng(0).normal(size=(6, 2)) * 2
-    prior = jaxgmm.variational_prior(x, 2, name, stick_breaking=stick_breaking)
+    prior = jaxgmm.variational.variational_prior(x, 2, name, stick_breaking=stick_breaking)
     labellings = [np.array(z) for z in itertools.product(range(2), repeat=6)]
     # Every row is in one of the two components.
     assert_allclose(logsumexp([of_labels(z, 2, prior) for z in labellings]), 0, atol=1e-12)
@@ -186,7 +188,7 @@ def test_the_posterior_is_scikit_learns(name, stick_breaking, double):
         weight_concentration_prior_type="dirichlet_process" if stick_breaking else "dirichlet_distribution",
     ).fit(X)  # fmt: skip
     start = sklearn.cluster.KMeans(5, n_init=1, random_state=0).fit(X).labels_
-    prior = jaxgmm.variational_prior(X, 5, name, stick_breaking=stick_breaking)
+    prior = jaxgmm.variational.variational_prior(X, 5, name, stick_breaking=stick_breaking)
     prior = dataclasses.replace(prior, last_stick_free=True)
     ours = fit(np.eye(5)[start], X, double, name, prior=prior, tol=1e-6)
     q = ours.posterior
@@ -208,8 +210,8 @@ def test_the_posterior_is_scikit_learns(name, stick_breaking, double):
 @pytest.mark.parametrize("name", TYPES)
 def test_weights_are_as_good_as_repetition(name, dtype):
     counts = np.random.default_rng(0).integers(0, 3, size=150)
-    prior = jaxgmm.variational_prior(X, 5, name, counts)
-    again = jaxgmm.variational_prior(np.repeat(X, counts, axis=0), 5, name)
+    prior = jaxgmm.variational.variational_prior(X, 5, name, counts)
+    again = jaxgmm.variational.variational_prior(np.repeat(X, counts, axis=0), 5, name)
     jax.tree.map(lambda a, b: assert_allclose(a, b, rtol=1e-4, atol=1e-5), prior, again)
     by_weight = fit(RESP, X, dtype, name, prior=prior, sample_weight=counts, max_iter=10, tol=0)
     rows = np.repeat(np.arange(150), counts)
@@ -222,7 +224,7 @@ def test_weights_are_as_good_as_repetition(name, dtype):
 @pytest.mark.slow
 def test_it_vmaps_over_starts_and_stops_each_by_itself():
     x = X.astype(np.float32)
-    prior = jaxgmm.variational_prior(x, 5)
+    prior = jaxgmm.variational.variational_prior(x, 5)
     starts = np.stack([np.roll(RESP, i, axis=0) for i in range(3)]).astype(np.float32)
 
     def run(resp):
@@ -266,16 +268,16 @@ def test_an_offset_changes_nothing_but_the_means(dtype):
     ],
 )
 def test_a_prior_that_does_not_fit_is_named(change, words):
-    prior = dataclasses.replace(jaxgmm.variational_prior(X, 5), **change)
+    prior = dataclasses.replace(jaxgmm.variational.variational_prior(X, 5), **change)
     with pytest.raises(ValueError, match=words):
         fit(RESP, X, np.float32, "full", prior=prior)
 
 
 def test_what_it_has_no_prior_for_is_refused():
     with pytest.raises(ValueError, match="must be one of 'full', 'tied', 'diag', 'spherical'"):
-        jaxgmm.variational_prior(X, 5, "VVE")
+        jaxgmm.variational.variational_prior(X, 5, "VVE")
     with pytest.raises(TypeError, match="strength"):
-        jaxgmm.variational_prior(X, 5, strength=1.0)
+        jaxgmm.variational.variational_prior(X, 5, strength=1.0)
     with pytest.raises(TypeError, match="VariationalPrior"):
         jaxgmm.fit_variational(RESP, X, prior=jaxgmm.default_prior(X, 5))
     assert [f.name for f in FAMILIES] == ["full", "tied", "diag", "spherical"]
@@ -288,7 +290,7 @@ def test_nothing_traced_compiles_anew():
     x = X.astype(np.float32)
     sizes = set()
     for i in range(3):
-        prior = jaxgmm.variational_prior(x, 5, concentration=0.1 + i, mean_precision=1.0 + i)
+        prior = jaxgmm.variational.variational_prior(x, 5, concentration=0.1 + i, mean_precision=1.0 + i)
         jaxgmm.fit_variational(
             RESP.astype(np.float32), x, prior=prior, tol=10.0**-i, max_iter=5 + i, reg_covar=0.1 * i
         )

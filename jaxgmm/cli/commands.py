@@ -29,7 +29,7 @@ from jaxgmm.loop import MAX_ITER, REG_COVAR, TOL
 from jaxgmm.selection._grid import BUDGET, FOLDS
 
 if TYPE_CHECKING:
-    from jaxgmm.params import GMMParams
+    from jaxgmm.mixture import GMMParams
 
 _PICTURES = (".png", ".pdf", ".svg")
 _ROWS_AT_ONCE = 1 << 17
@@ -359,7 +359,7 @@ def _load(model: str) -> tuple[GMMParams, list[str] | None]:
         raise UserError(f"{model}: no such file")
     from jaxgmm.cli.fitting import set_up_jax
     from jaxgmm.io import load, load_columns
-    from jaxgmm.params import active
+    from jaxgmm.mixture import active
 
     set_up_jax()
     try:

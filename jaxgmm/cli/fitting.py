@@ -86,7 +86,7 @@ def fit_structure(
     import jax.numpy as jnp
 
     import jaxgmm
-    from jaxgmm.params import active
+    from jaxgmm.mixture import active
 
     # What float32 would lose at a large offset is taken off in float64, and given back to the means below.
     dtype = np.dtype(options["dtype"])

@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from jaxgmm._display import STATUS, mixture_table
 from jaxgmm.cli.fitting import Cell
-from jaxgmm.display import STATUS, mixture_table
 
 _LEFT_OUT = {"cv": "left out, each fold in its turn", "heldout": "of the fold that was left out"}
 

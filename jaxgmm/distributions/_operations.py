@@ -17,7 +17,7 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from jaxgmm import validate
+from jaxgmm import _validate as validate
 from jaxgmm.components.covariance.diagonal import diag, spherical
 from jaxgmm.components.covariance.full import full
 from jaxgmm.components.covariance.tied import tied
@@ -25,7 +25,7 @@ from jaxgmm.density import check_mixture, log_prob, sample
 from jaxgmm.kernels.blocked_sum import block_rows, map_rows
 from jaxgmm.kernels.linalg import cholesky, einsum, lower_inverse, triangular_factor
 from jaxgmm.kernels.programs import jit
-from jaxgmm.params import GMMParams
+from jaxgmm.mixture import GMMParams
 
 
 class Regression(NamedTuple):
@@ -86,7 +86,7 @@ def marginal(params: GMMParams, features: Sequence[int] | int) -> GMMParams:
     Example:
       >>> import jaxgmm
       >>> params = jaxgmm.make_params([1.0], [[1.0, 2.0]], [[[4.0, 1.0], [1.0, 9.0]]])
-      >>> jaxgmm.marginal(params, [1]).covariances.tolist()
+      >>> jaxgmm.distributions.marginal(params, [1]).covariances.tolist()
       [[[9.0...]]]
 
     References:
@@ -156,7 +156,7 @@ def condition(params: GMMParams, features: Sequence[int] | int, values: ArrayLik
     Example:
       >>> import jaxgmm
       >>> params = jaxgmm.make_params([1.0], [[0.0, 0.0]], [[[1.0, 0.5], [0.5, 1.0]]])
-      >>> jaxgmm.condition(params, [0], [2.0]).means.tolist()
+      >>> jaxgmm.distributions.condition(params, [0], [2.0]).means.tolist()
       [[1.0...]]
 
     References:
@@ -217,7 +217,7 @@ def regress(params: GMMParams, X_observed: ArrayLike, features: Sequence[int] | 
     Example:
       >>> import jaxgmm
       >>> params = jaxgmm.make_params([1.0], [[0.0, 0.0]], [[[1.0, 0.5], [0.5, 1.0]]])
-      >>> jaxgmm.regress(params, [[2.0], [-2.0]], [0]).mean.round(3).tolist()
+      >>> jaxgmm.distributions.regress(params, [[2.0], [-2.0]], [0]).mean.round(3).tolist()
       [[1.0], [-1.0]]
 
     References:
@@ -255,7 +255,7 @@ def entropy_bounds(params: GMMParams) -> tuple[Array, Array]:
     Example:
       >>> import jaxgmm
       >>> params = jaxgmm.make_params([1.0], [[0.0]], [1.0], "spherical")
-      >>> [round(float(b), 3) for b in jaxgmm.entropy_bounds(params)]  # the entropy is 1.419
+      >>> [round(float(b), 3) for b in jaxgmm.distributions.entropy_bounds(params)]  # the entropy is 1.419
       [1.266, 1.419]
 
     References:
@@ -311,7 +311,7 @@ def l2_distance(p: GMMParams, q: GMMParams) -> Array:
     Example:
       >>> import jaxgmm
       >>> p = jaxgmm.make_params([1.0], [[0.0]], [1.0], "spherical")
-      >>> float(jaxgmm.l2_distance(p, p))
+      >>> float(jaxgmm.distributions.l2_distance(p, p))
       0.0
 
     References:
@@ -360,7 +360,7 @@ def kl_divergence(key: Array, p: GMMParams, q: GMMParams, n_samples: int = 10_00
       >>> import jax, jaxgmm
       >>> p = jaxgmm.make_params([1.0], [[0.0]], [1.0], "spherical")
       >>> q = jaxgmm.make_params([1.0], [[1.0]], [1.0], "spherical")
-      >>> estimate = jaxgmm.kl_divergence(jax.random.key(0), p, q)  # exactly ½
+      >>> estimate = jaxgmm.distributions.kl_divergence(jax.random.key(0), p, q)  # exactly ½
       >>> bool(abs(estimate.value - 0.5) < 5 * estimate.standard_error)
       True
 

@@ -12,7 +12,7 @@ from jax import Array, lax
 from jaxgmm.distributions._operations import check_pair, factors, safe_sqrt
 from jaxgmm.kernels.linalg import einsum, svd
 from jaxgmm.kernels.programs import jit
-from jaxgmm.params import GMMParams
+from jaxgmm.mixture import GMMParams
 
 
 def _solver() -> Any:
@@ -100,7 +100,7 @@ def wasserstein(p: GMMParams, q: GMMParams) -> Array:
       >>> import jaxgmm
       >>> p = jaxgmm.make_params([1.0], [[0.0]], [1.0], "spherical")
       >>> q = jaxgmm.make_params([1.0], [[3.0]], [25.0], "spherical")
-      >>> float(jaxgmm.wasserstein(p, q))  # (3² + (5 − 1)²)^½
+      >>> float(jaxgmm.distributions.wasserstein(p, q))  # (3² + (5 − 1)²)^½
       5.0
 
     References:

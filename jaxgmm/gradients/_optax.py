@@ -13,14 +13,15 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from jaxgmm import em_map, validate
+from jaxgmm import _validate as validate
+from jaxgmm import em_map
 from jaxgmm.density import check_mixture, inputs, posterior, score
 from jaxgmm.gradients._unrolled import status_of
 from jaxgmm.kernels.blocked_sum import block_rows, in_range, sum_rows
 from jaxgmm.kernels.manual_axes import varying_like
 from jaxgmm.kernels.programs import jit
 from jaxgmm.loop import REG_COVAR, TOL
-from jaxgmm.params import GMMParams, translate
+from jaxgmm.mixture import GMMParams, translate
 from jaxgmm.result import FitResult
 from jaxgmm.solvers.squarem import Status
 
@@ -45,7 +46,7 @@ def unconstrained(params: GMMParams) -> dict[str, Any]:
     Example:
       >>> import jax, jaxgmm
       >>> params = jaxgmm.make_params([0.5, 0.5], [[-1.0], [1.0]], [1.0, 4.0], "spherical")
-      >>> theta = jaxgmm.unconstrained(params)
+      >>> theta = jaxgmm.gradients.unconstrained(params)
       >>> theta["scale"].round(3).tolist()
       [0.0, 0.693...]
     """
@@ -75,8 +76,8 @@ def constrained(theta: dict[str, Any], params: GMMParams) -> GMMParams:
     Example:
       >>> import jaxgmm
       >>> params = jaxgmm.make_params([0.5, 0.5], [[-1.0], [1.0]], [1.0, 4.0], "spherical")
-      >>> theta = jaxgmm.unconstrained(params)
-      >>> jaxgmm.constrained(theta, params).covariances.round(4).tolist()
+      >>> theta = jaxgmm.gradients.unconstrained(params)
+      >>> jaxgmm.gradients.constrained(theta, params).covariances.round(4).tolist()
       [[[1.0]], [[4.0]]]
     """
     from_free = params.family.from_unconstrained
@@ -105,10 +106,10 @@ def negative_log_likelihood(
     Example:
       >>> import jax, jaxgmm
       >>> params = jaxgmm.make_params([1.0], [[0.0]], [1.0], "spherical")
-      >>> theta = jaxgmm.unconstrained(params)
-      >>> round(float(jaxgmm.negative_log_likelihood(theta, params, [[1.0], [3.0]])), 3)
+      >>> theta = jaxgmm.gradients.unconstrained(params)
+      >>> round(float(jaxgmm.gradients.negative_log_likelihood(theta, params, [[1.0], [3.0]])), 3)
       3.419
-      >>> slope = jax.grad(jaxgmm.negative_log_likelihood)(theta, params, [[1.0], [3.0]])
+      >>> slope = jax.grad(jaxgmm.gradients.negative_log_likelihood)(theta, params, [[1.0], [3.0]])
       >>> slope["means"].tolist()  # the mean wants to go up
       [[-2.0]]
     """

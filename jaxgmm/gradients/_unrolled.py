@@ -9,13 +9,14 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from jaxgmm import em_map, priors, validate
+from jaxgmm import _validate as validate
+from jaxgmm import em_map, priors
 from jaxgmm.density import inputs
 from jaxgmm.kernels.exact import accumulate, rows_for
 from jaxgmm.kernels.manual_axes import varying_like
 from jaxgmm.kernels.programs import jit
 from jaxgmm.loop import REG_COVAR, TOL
-from jaxgmm.params import GMMParams, translate
+from jaxgmm.mixture import GMMParams, translate
 from jaxgmm.priors import Prior
 from jaxgmm.result import FitResult
 from jaxgmm.solvers.implicit import Evaluation
@@ -121,8 +122,8 @@ def fit_unrolled(
       >>> import jax, jaxgmm
       >>> start = jaxgmm.make_params([0.5, 0.5], [[-1.0], [1.0]], [1.0, 1.0], "spherical")
       >>> X = jax.numpy.array([[-2.0], [-1.5], [1.0], [2.0]])
-      >>> result = jaxgmm.fit_unrolled(start, X, 5)
-      >>> gradient = jax.grad(lambda p: jaxgmm.fit_unrolled(p, X, 5).log_likelihood)(start)
+      >>> result = jaxgmm.gradients.fit_unrolled(start, X, 5)
+      >>> gradient = jax.grad(lambda p: jaxgmm.gradients.fit_unrolled(p, X, 5).log_likelihood)(start)
       >>> gradient.means.shape
       (2, 1)
     """

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from jaxgmm import validate
+from jaxgmm import _validate as validate
 from jaxgmm.density import inputs, sample
 from jaxgmm.inference._information import ConfidenceIntervals
 from jaxgmm.inference._local_coordinates import Entries, entries
@@ -20,7 +20,7 @@ from jaxgmm.kernels.blocked_sum import block_rows
 from jaxgmm.kernels.linalg import cholesky, einsum, lower_inverse
 from jaxgmm.kernels.programs import jit
 from jaxgmm.loop import MAX_ITER, REG_COVAR, run
-from jaxgmm.params import GMMParams, take
+from jaxgmm.mixture import GMMParams, take
 from jaxgmm.result import FitResult
 from jaxgmm.selection._criteria import failed
 
@@ -230,7 +230,7 @@ def bootstrap(
       >>> truth = jaxgmm.make_params([1.0], [[0.0]], [1.0], "spherical")
       >>> X, _ = jaxgmm.sample(jax.random.key(0), truth, 400)
       >>> params = jaxgmm.fit(truth, X).params
-      >>> refits = jaxgmm.bootstrap(jax.random.key(1), params, X, n_replicates=100)
+      >>> refits = jaxgmm.inference.bootstrap(jax.random.key(1), params, X, n_replicates=100)
       >>> bool(abs(refits.standard_errors().means[0, 0] / 0.05 - 1) < 0.25)  # σ/√n
       True
 

@@ -11,13 +11,14 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxgmm import em_map, priors, validate
+from jaxgmm import _validate as validate
+from jaxgmm import em_map, priors
 from jaxgmm.density import inputs
 from jaxgmm.kernels.blocked_sum import block_rows
 from jaxgmm.kernels.linalg import epsilon
 from jaxgmm.kernels.programs import jit
 from jaxgmm.loop import REG_COVAR
-from jaxgmm.params import GMMParams, translate
+from jaxgmm.mixture import GMMParams, translate
 from jaxgmm.priors import Prior
 from jaxgmm.solvers import implicit
 from jaxgmm.solvers.krylov import spectral_radius
@@ -130,7 +131,7 @@ def convergence_rate(
       >>> truth = jaxgmm.make_params([0.5, 0.5], [[-4.0], [4.0]], [1.0, 1.0], "spherical")
       >>> X, _ = jaxgmm.sample(jax.random.key(0), truth, 500)
       >>> result = jaxgmm.fit(truth, X)
-      >>> bool(jaxgmm.convergence_rate(result.params, X) < 0.1)  # well separated: EM is quick
+      >>> bool(jaxgmm.inference.convergence_rate(result.params, X) < 0.1)  # well separated: EM is quick
       True
 
     References:
@@ -168,7 +169,7 @@ def fit_diagnostics(
       >>> import jax, jaxgmm
       >>> truth = jaxgmm.make_params([0.5, 0.5], [[-4.0], [4.0]], [1.0, 1.0], "spherical")
       >>> X, _ = jaxgmm.sample(jax.random.key(0), truth, 500)
-      >>> report = jaxgmm.fit_diagnostics(jaxgmm.fit(truth, X).params, X)
+      >>> report = jaxgmm.inference.fit_diagnostics(jaxgmm.fit(truth, X).params, X)
       >>> bool(report.identified), bool(report.residual < 1e-3)
       (True, True)
 

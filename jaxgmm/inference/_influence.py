@@ -12,14 +12,14 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxgmm import validate
+from jaxgmm import _validate as validate
 from jaxgmm.density import inputs, joint, posterior
 from jaxgmm.inference._information import examine, warn
 from jaxgmm.inference._local_coordinates import Inverse, Local, entries, jacobian, scores, tangent_rows
 from jaxgmm.kernels.blocked_sum import block_rows, map_rows
 from jaxgmm.kernels.linalg import PRECISION
 from jaxgmm.kernels.programs import jit
-from jaxgmm.params import GMMParams, translate
+from jaxgmm.mixture import GMMParams, translate
 
 # Of conjugate gradients for (H − w h)⁻¹, in which h mixes as many directions as components share x.
 _ROUNDS = 6
@@ -105,9 +105,9 @@ def influence(
       >>> import jaxgmm
       >>> params = jaxgmm.make_params([1.0], [[2.0]], [1.0], "spherical")
       >>> X = [[1.0], [1.0], [3.0], [3.0]]
-      >>> jaxgmm.influence(params, X).means[:, 0, 0].tolist()  # (x − μ) / n
+      >>> jaxgmm.inference.influence(params, X).means[:, 0, 0].tolist()  # (x − μ) / n
       [-0.25, -0.25, 0.25, 0.25]
-      >>> jaxgmm.influence(params, X, function=lambda p: p.means.sum()).tolist()
+      >>> jaxgmm.inference.influence(params, X, function=lambda p: p.means.sum()).tolist()
       [-0.25, -0.25, 0.25, 0.25]
 
     References:
@@ -239,7 +239,7 @@ def leave_one_out(
       >>> import jaxgmm
       >>> params = jaxgmm.make_params([1.0], [[2.0]], [1.0], "spherical")
       >>> X = [[1.0], [1.0], [3.0], [3.0]] * 25
-      >>> loo = jaxgmm.leave_one_out(params, X, rows=[0])
+      >>> loo = jaxgmm.inference.leave_one_out(params, X, rows=[0])
       >>> round(float(loo.params.means[0, 0, 0]), 3)  # the mean of the other 99
       2.010
       >>> bool((loo.log_prob < jaxgmm.log_prob(params, X)).all())

@@ -12,7 +12,7 @@ from jax import Array
 from jax.scipy.special import ndtri
 from jax.typing import ArrayLike
 
-from jaxgmm import validate
+from jaxgmm import _validate as validate
 from jaxgmm.density import inputs
 from jaxgmm.inference._local_coordinates import (
     Curvature,
@@ -28,7 +28,7 @@ from jaxgmm.inference._local_coordinates import (
 )
 from jaxgmm.kernels.linalg import einsum
 from jaxgmm.kernels.programs import jit
-from jaxgmm.params import GMMParams, active
+from jaxgmm.mixture import GMMParams, active
 
 KINDS = ("observed", "sandwich")
 _FAR = 1.0  # standard errors from the optimum, beyond which an eager call warns
@@ -164,7 +164,7 @@ def information(params: GMMParams, X: ArrayLike, sample_weight: ArrayLike | None
     Example:
       >>> import jaxgmm
       >>> params = jaxgmm.make_params([1.0], [[1.0]], [1.0], "spherical")
-      >>> info = jaxgmm.information(params, [[0.0], [2.0]])
+      >>> info = jaxgmm.inference.information(params, [[0.0], [2.0]])
       >>> info.observed.round(4).tolist()  # of the mean n/σ², of log σ 2n
       [[2.0, 0.0], [0.0, 4.0]]
 
@@ -227,7 +227,7 @@ def standard_errors(
     Example:
       >>> import jaxgmm
       >>> params = jaxgmm.make_params([1.0], [[1.0]], [1.0], "spherical")
-      >>> errors = jaxgmm.standard_errors(params, [[0.0], [2.0]])
+      >>> errors = jaxgmm.inference.standard_errors(params, [[0.0], [2.0]])
       >>> errors.means.round(4).tolist(), errors.covariances.round(4).tolist()  # σ/√n, σ² √(2/n)
       ([[0.7071]], [[[1.0]]])
 
@@ -295,7 +295,7 @@ def confidence_intervals(
     Example:
       >>> import jaxgmm
       >>> params = jaxgmm.make_params([1.0], [[1.0]], [1.0], "spherical")
-      >>> intervals = jaxgmm.confidence_intervals(params, [[0.0], [2.0]])
+      >>> intervals = jaxgmm.inference.confidence_intervals(params, [[0.0], [2.0]])
       >>> round(float(intervals.lower.means[0, 0]), 3), round(float(intervals.upper.means[0, 0]), 3)
       (-0.386, 2.386)
 
@@ -339,7 +339,7 @@ def takeuchi(params: GMMParams, X: ArrayLike, sample_weight: ArrayLike | None = 
       >>> truth = jaxgmm.make_params([1.0], [[0.0]], [1.0], "spherical")
       >>> X, _ = jaxgmm.sample(jax.random.key(0), truth, 1000)
       >>> params = jaxgmm.fit(truth, X).params
-      >>> bool(abs(jaxgmm.takeuchi(params, X) - jaxgmm.aic(params, X)) < 1)
+      >>> bool(abs(jaxgmm.inference.takeuchi(params, X) - jaxgmm.aic(params, X)) < 1)
       True
 
     References:

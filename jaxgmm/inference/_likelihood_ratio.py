@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxgmm import validate
+from jaxgmm import _validate as validate
 from jaxgmm.components.covariance.base import Family
 from jaxgmm.components.covariance.registry import get_family
 from jaxgmm.density import sample
@@ -19,7 +19,7 @@ from jaxgmm.init._starts import Init, check_init
 from jaxgmm.kernels.blocked_sum import block_rows
 from jaxgmm.kernels.programs import jit
 from jaxgmm.loop import MAX_ITER, REG_COVAR, TOL
-from jaxgmm.params import GMMParams
+from jaxgmm.mixture import GMMParams
 from jaxgmm.result import FitResult
 from jaxgmm.selection._criteria import failed
 from jaxgmm.selection._restarts import fit_components
@@ -132,7 +132,7 @@ def bootstrap_likelihood_ratio(
       >>> import jax, jaxgmm
       >>> truth = jaxgmm.make_params([0.5, 0.5], [[-3.0], [3.0]], [1.0, 1.0], "spherical")
       >>> X, _ = jaxgmm.sample(jax.random.key(0), truth, 200)
-      >>> test = jaxgmm.bootstrap_likelihood_ratio(
+      >>> test = jaxgmm.inference.bootstrap_likelihood_ratio(
       ...     jax.random.key(1), X, 1, covariance_type="spherical", n_replicates=19, n_init=2
       ... )
       >>> round(float(test.p_value), 2)  # one component will not do

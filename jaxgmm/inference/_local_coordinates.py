@@ -26,7 +26,7 @@ from jaxgmm.kernels.linalg import (
     lower_inverse,
     triangular_factor,
 )
-from jaxgmm.params import GMMParams, translate
+from jaxgmm.mixture import GMMParams, translate
 
 
 @functools.partial(

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from jaxgmm import units, validate
+from jaxgmm import _units as units
+from jaxgmm import _validate as validate
 from jaxgmm.components.covariance.base import Family
 from jaxgmm.em import m_step
 from jaxgmm.em_map import Frame, maximise, reference_params, weighted_m_step, without_empty
@@ -26,7 +27,7 @@ from jaxgmm.kernels.linalg import einsum
 from jaxgmm.kernels.manual_axes import varying_like
 from jaxgmm.kernels.programs import jit
 from jaxgmm.loop import REG_COVAR
-from jaxgmm.params import GMMParams, translate
+from jaxgmm.mixture import GMMParams, translate
 from jaxgmm.priors import Prior
 
 Init = str | Callable[..., GMMParams]
@@ -77,7 +78,7 @@ def kmeans_plusplus(
     Example:
       >>> import jax, jax.numpy as jnp, jaxgmm
       >>> X = jnp.array([[0.0], [0.1], [9.0], [9.1]])
-      >>> seeds = jaxgmm.kmeans_plusplus(jax.random.key(0), X, 2)
+      >>> seeds = jaxgmm.init.kmeans_plusplus(jax.random.key(0), X, 2)
       >>> bool(jnp.abs(seeds[0] - seeds[1]) > 8)
       True
 
@@ -113,7 +114,7 @@ def kmeans(
     Example:
       >>> import jax, jax.numpy as jnp, jaxgmm
       >>> X = jnp.array([[0.0], [2.0], [8.0], [10.0]])
-      >>> sorted(jaxgmm.kmeans(jax.random.key(0), X, 2)[:, 0].tolist())
+      >>> sorted(jaxgmm.init.kmeans(jax.random.key(0), X, 2)[:, 0].tolist())
       [1.0, 9.0]
 
     References:
@@ -144,7 +145,7 @@ def random_points(
 
     Example:
       >>> import jax, jaxgmm
-      >>> points = jaxgmm.random_points(jax.random.key(0), [[1.0], [2.0], [3.0]], 2, [1.0, 0.0, 1.0])
+      >>> points = jaxgmm.init.random_points(jax.random.key(0), [[1.0], [2.0], [3.0]], 2, [1.0, 0.0, 1.0])
       >>> sorted(points[:, 0].tolist())
       [1.0, 3.0]
     """
@@ -166,7 +167,7 @@ def random_resp(key: Array, X: ArrayLike, n_components: int, sample_weight: Arra
 
     Example:
       >>> import jax, jaxgmm
-      >>> resp = jaxgmm.random_resp(jax.random.key(0), [[1.0], [2.0], [3.0]], 2)
+      >>> resp = jaxgmm.init.random_resp(jax.random.key(0), [[1.0], [2.0], [3.0]], 2)
       >>> resp.shape
       (3, 2)
     """
@@ -199,7 +200,7 @@ def from_responsibilities(
     Example:
       >>> import jax, jaxgmm
       >>> resp = jax.nn.one_hot(jax.numpy.array([0, 0, 1, 1]), 2)
-      >>> jaxgmm.from_responsibilities(resp, [[0.0], [2.0], [7.0], [9.0]]).means.tolist()
+      >>> jaxgmm.init.from_responsibilities(resp, [[0.0], [2.0], [7.0], [9.0]]).means.tolist()
       [[1.0], [8.0]]
     """
     return m_step(

@@ -10,7 +10,8 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from jaxgmm import units, validate
+from jaxgmm import _units as units
+from jaxgmm import _validate as validate
 from jaxgmm.kernels.blocked_sum import in_range, map_rows
 from jaxgmm.kernels.exact import location_and_variance
 from jaxgmm.kernels.linalg import einsum, epsilon, svd
@@ -162,7 +163,7 @@ def hierarchical_labels(
 
     Example:
       >>> import jaxgmm
-      >>> jaxgmm.hierarchical_labels([[0.0], [1.0], [9.0], [11.0]], 3).tolist()
+      >>> jaxgmm.init.hierarchical_labels([[0.0], [1.0], [9.0], [11.0]], 3).tolist()
       [[0, 0, 0, 0], [0, 0, 1, 1], [0, 0, 1, 2]]
 
     References:

@@ -20,7 +20,7 @@ from jaxgmm.components.covariance.diagonal import diag
 from jaxgmm.components.covariance.full import full
 from jaxgmm.density import check_mixture
 from jaxgmm.kernels.linalg import triangular_factor
-from jaxgmm.params import GMMParams
+from jaxgmm.mixture import GMMParams
 
 
 def to_numpyro(params: GMMParams) -> Any:

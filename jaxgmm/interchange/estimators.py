@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from jaxgmm import validate
+from jaxgmm import _validate as validate
 from jaxgmm.components.covariance.full import full
 from jaxgmm.components.covariance.registry import FAMILIES
 from jaxgmm.density import check_mixture
-from jaxgmm.params import GMMParams, active
+from jaxgmm.mixture import GMMParams, active
 
 if TYPE_CHECKING:
     from sklearn.mixture import GaussianMixture
@@ -45,7 +45,7 @@ def from_sklearn(estimator: Any) -> GMMParams:
       [0.5, 0.5]
     """
     try:
-        from jaxgmm.sklearn.attributes import log, scale_from_cholesky, to_device
+        from jaxgmm.sklearn._conversion import log, scale_from_cholesky, to_device
     except ImportError as error:
         raise ImportError(_EXTRA.format(error)) from error
     if hasattr(estimator, "to_params"):
@@ -105,7 +105,7 @@ def to_sklearn(params: GMMParams) -> GaussianMixture:
     try:
         from sklearn.mixture import GaussianMixture
 
-        from jaxgmm.sklearn.attributes import SHAPED, host, lower_factors, shapes_of
+        from jaxgmm.sklearn._conversion import SHAPED, host, lower_factors, shapes_of
     except ImportError as error:
         raise ImportError(_EXTRA.format(error)) from error
     check_mixture(params)

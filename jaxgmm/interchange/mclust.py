@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from jaxgmm import validate
+from jaxgmm import _validate as validate
 from jaxgmm.components.covariance.base import Family
 from jaxgmm.components.covariance.registry import ALIASES, FAMILIES, get_family
 from jaxgmm.density import check_mixture
-from jaxgmm.params import GMMParams, active, make_params
+from jaxgmm.mixture import GMMParams, active, make_params
 
 Host = np.ndarray[Any, Any]
 

@@ -29,7 +29,7 @@ from jaxgmm.components.covariance.base import Family
 from jaxgmm.components.covariance.registry import get_family
 from jaxgmm.io.archive import read_arrays, write_arrays
 from jaxgmm.io.atomic import atomic_write
-from jaxgmm.params import GMMParams
+from jaxgmm.mixture import GMMParams
 
 Array = np.ndarray[Any, Any]
 
@@ -52,7 +52,7 @@ def save(
     Args:
       path: where to write; an existing file is replaced.
       params: one mixture, log_weights (K,) and means (K, D), float32 or float64; `load` gives back the same
-        bits. Switched-off components (``log_weights = -inf``) are kept; `jaxgmm.params.active` drops them.
+        bits. Switched-off components (``log_weights = -inf``) are kept; `jaxgmm.mixture.active` drops them.
       columns: names of the D features, for `load_columns`.
       family: needed only where ``params.family`` is a record of your own: the same record, to confirm that
         you will hand it to `load` too. A file holds arrays, never functions.

@@ -16,7 +16,7 @@ from jaxgmm.density import log_constants, shares_of
 from jaxgmm.kernels import sparse
 from jaxgmm.kernels.blocked_sum import block_rows, in_range, sum_own_rows, sum_rows
 from jaxgmm.kernels.linalg import einsum, epsilon, outlived, transposed
-from jaxgmm.params import GMMParams
+from jaxgmm.mixture import GMMParams
 
 
 @functools.partial(

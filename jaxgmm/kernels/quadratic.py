@@ -15,13 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from jaxgmm import validate
+from jaxgmm import _validate as validate
 from jaxgmm.components.covariance.base import Family
 from jaxgmm.density import log_constants, shares_of
 from jaxgmm.kernels.blocked_sum import sum_rows
 from jaxgmm.kernels.exact import Moments, location_and_variance, scatter, without_junk
 from jaxgmm.kernels.linalg import einsum, epsilon, lower_inverse, outlived, safe_cholesky
-from jaxgmm.params import GMMParams
+from jaxgmm.mixture import GMMParams
 
 _LARGE = 1 << 22  # N · K · D from which the second kernel's compilation pays
 _MOST_FEATURES = 64

@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from jaxgmm.params import GMMParams
+from jaxgmm.mixture import GMMParams
 from jaxgmm.plot.picture import Picture
 from jaxgmm.plot.style import MARKERS, SMALL, TEXT, new_figure, tidy
 

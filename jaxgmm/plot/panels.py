@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.gridspec import GridSpec
 
-from jaxgmm.params import GMMParams
+from jaxgmm.mixture import GMMParams
 from jaxgmm.plot.criteria import plot_criteria
 from jaxgmm.plot.picture import Picture
 from jaxgmm.plot.style import SMALL, TEXT, new_figure

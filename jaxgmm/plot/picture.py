@@ -10,9 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Ellipse, Patch
 
+from jaxgmm._host_arrays import host_array, unmasked
 from jaxgmm.density import predict
-from jaxgmm.host_arrays import host_array, unmasked
-from jaxgmm.params import GMMParams, active
+from jaxgmm.mixture import GMMParams, active
 from jaxgmm.plot.style import GREYS, HALO, PALETTE, STYLES, tidy
 
 Array = np.ndarray[Any, Any]

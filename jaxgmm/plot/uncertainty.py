@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from jaxgmm.density import responsibilities
-from jaxgmm.params import GMMParams, active
+from jaxgmm.mixture import GMMParams, active
 from jaxgmm.plot.picture import Picture
 from jaxgmm.plot.style import SMALL, TEXT, new_figure, tidy
 

@@ -1,6 +1,6 @@
 """Many starts, several numbers of components, criteria, and the choice among structures."""
 
-from jaxgmm.selection._criteria import aic, best, bic, check, failed, icl, n_parameters
+from jaxgmm.selection._criteria import aic, best, bic, check, icl, n_parameters
 from jaxgmm.selection._grid import STRUCTURES, Selection, select
 from jaxgmm.selection._restarts import fit_components, fit_restarts
 from jaxgmm.selection._search import BestFit, fit_best
@@ -15,7 +15,6 @@ __all__ = [
     "best",
     "bic",
     "check",
-    "failed",
     "fit_best",
     "fit_components",
     "fit_restarts",

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgmm import validate
+from jaxgmm import _validate as validate
 from jaxgmm.result import FitResult
 from jaxgmm.selection._criteria import has_failed
 

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax import Array
 
-from jaxgmm import validate
+from jaxgmm import _validate as validate
 from jaxgmm.selection._candidates import Field, best_of
 from jaxgmm.selection._criteria import has_failed
 

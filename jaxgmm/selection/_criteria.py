@@ -11,10 +11,10 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxgmm import validate
+from jaxgmm import _validate as validate
 from jaxgmm.components.covariance.base import free_parameters
 from jaxgmm.density import e_step, score
-from jaxgmm.params import GMMParams
+from jaxgmm.mixture import GMMParams
 from jaxgmm.result import FitResult
 from jaxgmm.solvers.squarem import Status
 

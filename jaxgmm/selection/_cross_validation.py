@@ -12,7 +12,7 @@ from jax import Array
 from jaxgmm.density import log_prob
 from jaxgmm.kernels.programs import jit
 from jaxgmm.loop import run
-from jaxgmm.params import GMMParams
+from jaxgmm.mixture import GMMParams
 from jaxgmm.selection._programs import Settings, prior_for
 
 

@@ -13,7 +13,7 @@ from jaxgmm.components.covariance.base import Family
 from jaxgmm.components.covariance.full import full
 from jaxgmm.kernels.exact import Moments
 from jaxgmm.kernels.linalg import einsum
-from jaxgmm.params import GMMParams
+from jaxgmm.mixture import GMMParams
 
 
 class Factors(NamedTuple):

@@ -11,13 +11,15 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxgmm import priors, units, validate
+from jaxgmm import _units as units
+from jaxgmm import _validate as validate
+from jaxgmm import priors
+from jaxgmm._display import Table, as_html
 from jaxgmm.components.covariance.base import Family, free_parameters
 from jaxgmm.components.covariance.registry import ALIASES, FAMILIES, get_family
-from jaxgmm.display import Table, as_html
 from jaxgmm.init._starts import Init, check_init
 from jaxgmm.loop import MAX_ITER, REG_COVAR, TOL
-from jaxgmm.params import GMMParams, active
+from jaxgmm.mixture import GMMParams, active
 from jaxgmm.priors import Prior
 from jaxgmm.result import FitResult
 from jaxgmm.selection._criteria import REMEDIES

@@ -16,7 +16,9 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxgmm import priors, units, validate
+from jaxgmm import _units as units
+from jaxgmm import _validate as validate
+from jaxgmm import priors
 from jaxgmm.components.covariance.base import Family
 from jaxgmm.density import posterior
 from jaxgmm.em_map import Frame, frame, reference_params, with_prior
@@ -26,7 +28,7 @@ from jaxgmm.kernels.exact import Moments, accumulate
 from jaxgmm.kernels.linalg import einsum
 from jaxgmm.kernels.programs import jit
 from jaxgmm.loop import run
-from jaxgmm.params import GMMParams, translate
+from jaxgmm.mixture import GMMParams, translate
 from jaxgmm.priors import Prior
 from jaxgmm.result import FitResult
 from jaxgmm.selection._dense_view import Factors, as_seen_by, factors

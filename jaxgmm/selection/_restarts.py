@@ -11,7 +11,9 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from jaxgmm import priors, units, validate
+from jaxgmm import _units as units
+from jaxgmm import _validate as validate
+from jaxgmm import priors
 from jaxgmm.components.covariance.base import Family
 from jaxgmm.components.covariance.registry import get_family
 from jaxgmm.em_map import frame, with_prior
@@ -20,7 +22,7 @@ from jaxgmm.kernels import quadratic
 from jaxgmm.kernels.exact import rows_for
 from jaxgmm.kernels.programs import jit
 from jaxgmm.loop import HISTORY_SIZE, MAX_ITER, REG_COVAR, TOL, concurrency, run_many
-from jaxgmm.params import GMMParams, scale_like
+from jaxgmm.mixture import GMMParams, scale_like
 from jaxgmm.priors import Prior
 from jaxgmm.result import FitResult
 from jaxgmm.selection._criteria import best

@@ -18,13 +18,16 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxgmm import display, priors, units, validate
+from jaxgmm import _display as display
+from jaxgmm import _units as units
+from jaxgmm import _validate as validate
+from jaxgmm import priors
 from jaxgmm.components.covariance.base import Family
 from jaxgmm.components.covariance.registry import get_family
 from jaxgmm.init._starts import WIDEN, Init, check_init
 from jaxgmm.kernels.blocked_sum import block_rows
 from jaxgmm.loop import HISTORY_SIZE, MAX_ITER, REG_COVAR, TOL
-from jaxgmm.params import GMMParams, scale_like
+from jaxgmm.mixture import GMMParams, scale_like
 from jaxgmm.priors import Prior
 from jaxgmm.result import FitResult
 from jaxgmm.selection import _programs as programs

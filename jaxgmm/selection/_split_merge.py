@@ -11,7 +11,7 @@ from jax import Array
 from jaxgmm.density import posterior
 from jaxgmm.kernels.blocked_sum import in_range, sum_rows
 from jaxgmm.kernels.exact import Moments, accumulate
-from jaxgmm.params import GMMParams, translate
+from jaxgmm.mixture import GMMParams, translate
 
 
 def overlap(params: GMMParams, x: Array, w: Array | None, block_size: int) -> Array:

@@ -35,12 +35,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from jaxgmm import validate
+from jaxgmm import _validate as validate
 from jaxgmm.components.covariance.base import Family
 from jaxgmm.components.covariance.full import full
 from jaxgmm.kernels.exact import accumulate, location_and_variance
 from jaxgmm.kernels.linalg import cholesky, eigvalsh, einsum, lower_inverse
-from jaxgmm.params import GMMParams
+from jaxgmm.mixture import GMMParams
 
 MAX_RATIO = 1e5  # of eigenvalues, relative to the covariance of all the data
 _TWIN = 0.1  # two components closer than this in Fisher length are one

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from jaxgmm import validate
+from jaxgmm import _validate as validate
 from jaxgmm.components.covariance.base import Family
 from jaxgmm.components.covariance.diagonal import diag, spherical
 from jaxgmm.components.covariance.tied import tied
@@ -230,7 +230,7 @@ def fit_variational(
     Example:
       >>> import jax, jaxgmm
       >>> X = jax.random.normal(jax.random.key(0), (300, 2))
-      >>> resp = jaxgmm.random_resp(jax.random.key(1), X, 3)
+      >>> resp = jaxgmm.init.random_resp(jax.random.key(1), X, 3)
       >>> fit = jaxgmm.fit_variational(resp, X)
       >>> jaxgmm.Status(int(fit.status)).name
       'CONVERGED'

@@ -13,7 +13,7 @@ from jaxgmm.components.covariance.diagonal import diag, spherical
 from jaxgmm.components.covariance.tied import tied
 from jaxgmm.density import log_normaliser
 from jaxgmm.kernels.exact import Moments
-from jaxgmm.params import GMMParams
+from jaxgmm.mixture import GMMParams
 from jaxgmm.variational._model import VariationalPosterior, VariationalPrior, without_data
 
 LOG_2 = float(np.log(2))

@@ -12,7 +12,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxgmm import validate
+from jaxgmm import _validate as validate
 from jaxgmm.components.covariance.base import Family
 from jaxgmm.components.covariance.diagonal import diag, spherical
 from jaxgmm.components.covariance.full import full
@@ -21,7 +21,7 @@ from jaxgmm.components.covariance.tied import tied
 from jaxgmm.kernels.exact import location_and_variance, scatter
 from jaxgmm.kernels.linalg import epsilon, safe_cholesky
 from jaxgmm.kernels.programs import jit
-from jaxgmm.params import GMMParams
+from jaxgmm.mixture import GMMParams
 
 FAMILIES = (full, tied, diag, spherical)
 
@@ -159,7 +159,7 @@ def variational_prior(
 
     Example:
       >>> import jaxgmm
-      >>> prior = jaxgmm.variational_prior([[0.0], [2.0]], 4, "spherical", mean_precision=0.5)
+      >>> prior = jaxgmm.variational.variational_prior([[0.0], [2.0]], 4, "spherical", mean_precision=0.5)
       >>> prior.mean.tolist(), float(prior.covariance), float(prior.concentration)
       ([1.0], 2.0, 0.25)
     """

@@ -49,7 +49,7 @@ def density(params, x):
 @pytest.mark.parametrize("closed", CLOSED)
 def test_marginals_are_rows_and_columns_and_keep_a_closed_family(closed, double):
     p = mixture(closed)
-    m = jaxgmm.marginal(p, [2, 0])
+    m = jaxgmm.distributions.marginal(p, [2, 0])
     assert m.family is p.family
     w, mu, cov = dense(p)
     got = dense(m)
@@ -61,19 +61,21 @@ def test_marginals_are_rows_and_columns_and_keep_a_closed_family(closed, double)
 def test_the_joint_is_the_marginal_times_the_conditional(name, double):
     p = padded(mixture()) if name == "full" else mixture(name)
     x = RNG.normal(size=(5, 3))
-    conditional = jax.vmap(lambda v: jaxgmm.condition(p, [1, -3], v))(jnp.asarray(x[:, [1, 0]]))
+    conditional = jax.vmap(lambda v: jaxgmm.distributions.condition(p, [1, -3], v))(jnp.asarray(x[:, [1, 0]]))
     rest = jax.vmap(lambda c, v: jaxgmm.log_prob(c, v[None, None])[0])(conditional, jnp.asarray(x[:, 2]))
     np.testing.assert_allclose(
-        jaxgmm.log_prob(p, x), jaxgmm.log_prob(jaxgmm.marginal(p, [1, 0]), x[:, [1, 0]]) + rest, rtol=1e-10
+        jaxgmm.log_prob(p, x),
+        jaxgmm.log_prob(jaxgmm.distributions.marginal(p, [1, 0]), x[:, [1, 0]]) + rest,
+        rtol=1e-10,
     )
 
 
 def test_regression_is_the_conditionals_moments(double):
     p = padded(mixture())
     x = RNG.normal(size=(4, 1))
-    got = jaxgmm.regress(p, x, [1])
+    got = jaxgmm.distributions.regress(p, x, [1])
     for i in range(4):
-        w, mu, cov = dense(jaxgmm.condition(p, 1, x[i]))
+        w, mu, cov = dense(jaxgmm.distributions.condition(p, 1, x[i]))
         mean = w @ mu
         np.testing.assert_allclose(got.mean[i], mean, rtol=1e-10)
         second = np.einsum("k,kde->de", w, cov + mu[:, :, None] * mu[:, None, :])
@@ -88,14 +90,14 @@ def test_conditioning_in_float32_keeps_small_variances():
     p = dataclasses.replace(
         jaxgmm.make_params([1.0], [[0.0, 0.0]], np.eye(2, dtype=np.float32)[None]), scale=jnp.asarray(lower)
     )
-    got = jaxgmm.condition(p, [1], [2.0])
+    got = jaxgmm.distributions.condition(p, [1], [2.0])
     expected = 1 - 1 / cov[0, 1, 1]
     np.testing.assert_allclose(got.covariances[0, 0, 0], expected, rtol=1e-3)
 
 
 def test_far_away_a_conditional_is_still_a_mixture():
     p = mixture("spherical", dtype=np.float32)
-    got = jaxgmm.condition(p, [0], [1e15])
+    got = jaxgmm.distributions.condition(p, [0], [1e15])
     assert np.isfinite(got.means).all()
     np.testing.assert_allclose(got.weights.sum(), 1, rtol=1e-6)
 
@@ -105,10 +107,10 @@ def test_entropy_lies_between_its_bounds(double):
     grid = np.linspace(-15, 15, 20001)
     values = density(p, grid[:, None])
     entropy = integrate.trapezoid(-values * np.log(np.maximum(values, 1e-300)), grid)
-    lower, upper = jaxgmm.entropy_bounds(p)
+    lower, upper = jaxgmm.distributions.entropy_bounds(p)
     assert lower < entropy < upper
     one = jaxgmm.make_params([1.0], [[0.5]], [[[4.0]]])
-    lower, upper = jaxgmm.entropy_bounds(one)
+    lower, upper = jaxgmm.distributions.entropy_bounds(one)
     np.testing.assert_allclose(upper, 0.5 * np.log(2 * np.pi * np.e * 4))
     np.testing.assert_allclose(lower, np.log(2 * np.sqrt(4 * np.pi)))
 
@@ -117,9 +119,11 @@ def test_l2_distance_is_the_integral(double):
     p, q = padded(mixture(D=1, seed=1)), mixture("spherical", D=1, K=2, seed=2)
     grid = np.linspace(-20, 20, 40001)[:, None]
     square = integrate.trapezoid((density(p, grid) - density(q, grid)) ** 2, grid[:, 0])
-    np.testing.assert_allclose(jaxgmm.l2_distance(p, q), np.sqrt(square), rtol=1e-8)
-    assert jaxgmm.l2_distance(p, p) < 1e-7
-    gradient = jax.grad(lambda m: jaxgmm.l2_distance(dataclasses.replace(p, means=m), p))(p.means)
+    np.testing.assert_allclose(jaxgmm.distributions.l2_distance(p, q), np.sqrt(square), rtol=1e-8)
+    assert jaxgmm.distributions.l2_distance(p, p) < 1e-7
+    gradient = jax.grad(lambda m: jaxgmm.distributions.l2_distance(dataclasses.replace(p, means=m), p))(
+        p.means
+    )
     assert np.isfinite(gradient).all()
 
 
@@ -133,7 +137,7 @@ def test_kl_divergence_and_its_gradient(double):
         return (jnp.exp(a) * (a - b)).sum() * (grid[1, 0] - grid[0, 0])
 
     def estimate(p, q, seed=0):
-        return jaxgmm.kl_divergence(jax.random.key(seed), p, q, 20_000)
+        return jaxgmm.distributions.kl_divergence(jax.random.key(seed), p, q, 20_000)
 
     got = estimate(p, q)
     assert abs(got.value - exact(p, q)) < 4 * got.standard_error
@@ -179,7 +183,7 @@ def test_kl_divergence_and_its_gradient_are_calibrated(double):
     @functools.partial(jax.vmap, in_axes=(0, None, None))
     def estimates(key, p, q):
         def value(p, q):
-            got = jaxgmm.kl_divergence(key, p, q, DRAWN)
+            got = jaxgmm.distributions.kl_divergence(key, p, q, DRAWN)
             return got.value, got.standard_error
 
         return jax.value_and_grad(value, argnums=(0, 1), has_aux=True)(p, q)
@@ -205,12 +209,12 @@ def test_kl_divergence_of_near_and_of_distant_mixtures_in_float32():
     for by in (1e-2, 1.0, 30.0, 1e10):
         p, q = pair(by)
         found, slope = jax.value_and_grad(
-            lambda q, p=p: jaxgmm.kl_divergence(jax.random.key(0), p, q, DRAWN).value
+            lambda q, p=p: jaxgmm.distributions.kl_divergence(jax.random.key(0), p, q, DRAWN).value
         )(q)
         np.testing.assert_allclose(found, by**2 / 2, rtol=0.1)  # of which the first is 5e-5
         np.testing.assert_allclose(slope.means[0, 0], by, rtol=0.2)
     with pytest.raises(ValueError, match="n_samples must be at least 4"):
-        jaxgmm.kl_divergence(jax.random.key(0), p, q, 3)
+        jaxgmm.distributions.kl_divergence(jax.random.key(0), p, q, 3)
 
 
 def test_the_bures_distance_is_the_textbooks(double):
@@ -232,15 +236,15 @@ def test_wasserstein_is_the_linear_programmes_optimum_and_its_gradient_is_right(
     cost = np.asarray(squared_bures(p, q))
     equal = np.vstack([np.kron(np.eye(3), np.ones(3)), np.kron(np.ones(3), np.eye(3))])
     best = optimize.linprog(cost.ravel(), A_eq=equal, b_eq=np.r_[p.weights, q.weights])
-    np.testing.assert_allclose(jaxgmm.wasserstein(p, q), np.sqrt(best.fun), rtol=1e-8)
-    np.testing.assert_allclose(jaxgmm.wasserstein(p, padded(p)), 0, atol=1e-7)
+    np.testing.assert_allclose(jaxgmm.distributions.wasserstein(p, q), np.sqrt(best.fun), rtol=1e-8)
+    np.testing.assert_allclose(jaxgmm.distributions.wasserstein(p, padded(p)), 0, atol=1e-7)
 
     def value(t):
         moved = jaxgmm.make_params(
             jax.nn.softmax(p.log_weights + t * jnp.array([0.5, -1.0, 0.2])), p.means + t * jnp.sin(p.means),
             p.covariances * (1 + t),
         )  # fmt: skip
-        return jaxgmm.wasserstein(moved, q)
+        return jaxgmm.distributions.wasserstein(moved, q)
 
     h = 1e-5
     np.testing.assert_allclose(jax.grad(value)(0.1), (value(0.1 + h) - value(0.1 - h)) / (2 * h), rtol=1e-6)
@@ -251,9 +255,9 @@ def test_wasserstein_is_the_linear_programmes_optimum_and_its_gradient_is_right(
 def test_distances_of_equal_mixtures_in_float32_are_rounding_with_finite_gradients():
     p = mixture(dtype=np.float32)
     far = dataclasses.replace(p, means=p.means + 1e3)
-    assert jaxgmm.wasserstein(far, far) < 1e-5
-    np.testing.assert_allclose(jaxgmm.wasserstein(p, far), np.sqrt(3) * 1e3, rtol=1e-5)
-    gradient = jax.grad(lambda a: jaxgmm.wasserstein(a, p))(p)
+    assert jaxgmm.distributions.wasserstein(far, far) < 1e-5
+    np.testing.assert_allclose(jaxgmm.distributions.wasserstein(p, far), np.sqrt(3) * 1e3, rtol=1e-5)
+    gradient = jax.grad(lambda a: jaxgmm.distributions.wasserstein(a, p))(p)
     assert all(np.isfinite(a).all() for a in jax.tree.leaves(gradient))
 
 
@@ -261,21 +265,21 @@ def test_without_the_extra_the_error_names_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "ot", None)
     p = mixture(dtype=np.float32)
     with pytest.raises(ImportError, match=r"jaxgmm\[transport\]"):
-        jaxgmm.wasserstein(p, p)
+        jaxgmm.distributions.wasserstein(p, p)
 
 
 def test_bad_features_and_values_are_named():
     p = mixture(dtype=np.float32)
     for features in ([0, 0], [3], [], [-4]):
         with pytest.raises(ValueError, match="features"):
-            jaxgmm.marginal(p, features)
+            jaxgmm.distributions.marginal(p, features)
     with pytest.raises(TypeError, match="features"):
-        jaxgmm.marginal(p, [0.5])
+        jaxgmm.distributions.marginal(p, [0.5])
     with pytest.raises(ValueError, match="values must have shape"):
-        jaxgmm.condition(p, [0, 1], [1.0])
+        jaxgmm.distributions.condition(p, [0, 1], [1.0])
     with pytest.raises(ValueError, match="not observed"):
-        jaxgmm.condition(p, [0, 1, 2], [1.0, 1.0, 1.0])
+        jaxgmm.distributions.condition(p, [0, 1, 2], [1.0, 1.0, 1.0])
     with pytest.raises(ValueError, match="X_observed"):
-        jaxgmm.regress(p, [[1.0, 2.0]], [0])
+        jaxgmm.distributions.regress(p, [[1.0, 2.0]], [0])
     with pytest.raises(ValueError, match="same features"):
-        jaxgmm.l2_distance(p, mixture(D=2, dtype=np.float32))
+        jaxgmm.distributions.l2_distance(p, mixture(D=2, dtype=np.float32))

@@ -33,7 +33,7 @@ def three():
 def refits():
     params, X = three()
     with x64(True):
-        return jaxgmm.bootstrap(jax.random.key(1), params, X)
+        return jaxgmm.inference.bootstrap(jax.random.key(1), params, X)
 
 
 def test_standard_errors_are_those_of_400_refits(double):
@@ -42,7 +42,7 @@ def test_standard_errors_are_those_of_400_refits(double):
     refitted = refits().standard_errors()
     assert refits().usable.all()
     for kind in ("observed", "sandwich"):
-        direct = jaxgmm.standard_errors(params, X, kind=kind)
+        direct = jaxgmm.inference.standard_errors(params, X, kind=kind)
         ratio = [np.ravel(np.asarray(getattr(direct, f)) / np.asarray(getattr(refitted, f))) for f in FIELDS]
         ratio = np.concatenate(ratio)
         assert np.median(np.abs(ratio - 1)) < 0.1
@@ -93,7 +93,7 @@ def test_each_kind_on_one_component_in_float32(kind):
     inside = x[w > 0, 0]
     params = jaxgmm.make_params([1.0], [[inside.mean()]], [inside.var()], "spherical")
     given = None if kind == "parametric" else w
-    r = jaxgmm.bootstrap(jax.random.key(2), params, x, given, n_replicates=200, kind=kind)
+    r = jaxgmm.inference.bootstrap(jax.random.key(2), params, x, given, n_replicates=200, kind=kind)
     assert r.usable.all()
     assert r.params.means.dtype == np.float32
     # A standard deviation of 200 draws is 5 % uncertain; four of these.
@@ -151,13 +151,13 @@ def test_what_does_not_fit_is_refused(double):
     params, X = three()
     key = jax.random.key(0)
     with pytest.raises(ValueError, match=r"kind must be one of \[.*\]; got 'jackknife'"):
-        jaxgmm.bootstrap(key, params, X, kind="jackknife")
+        jaxgmm.inference.bootstrap(key, params, X, kind="jackknife")
     with pytest.raises(ValueError, match="sample_weight must be None for kind='parametric'"):
-        jaxgmm.bootstrap(key, params, X, np.ones(len(X)), kind="parametric")
+        jaxgmm.inference.bootstrap(key, params, X, np.ones(len(X)), kind="parametric")
     with pytest.raises(ValueError, match="batch_size must be at least 1; got 0"):
-        jaxgmm.bootstrap(key, params, X, batch_size=0)
+        jaxgmm.inference.bootstrap(key, params, X, batch_size=0)
     with pytest.raises(ValueError, match="n_components must not exceed n_samples = 799; got 800"):
-        jaxgmm.bootstrap_likelihood_ratio(key, X, 800)
+        jaxgmm.inference.bootstrap_likelihood_ratio(key, X, 800)
 
 
 @pytest.mark.parametrize("n_groups", [1, 2])
@@ -166,7 +166,7 @@ def test_the_likelihood_ratio_tells_two_groups_from_one(n_groups):
     x = np.random.default_rng(0).normal(size=(120, 1)).astype(np.float32)
     if n_groups == 2:
         x[:60] += 6
-    test = jaxgmm.bootstrap_likelihood_ratio(
+    test = jaxgmm.inference.bootstrap_likelihood_ratio(
         jax.random.key(1), x, 1, covariance_type="spherical", n_replicates=19, n_init=2
     )
     assert test.null.shape == (19,)

@@ -29,18 +29,20 @@ def padded(params):
 
 def test_free_coordinates_and_back(name, double):
     params = start_from(X, LABELS, name, double)
-    theta = jaxgmm.unconstrained(params)
-    for a, b in zip(dense(jaxgmm.constrained(theta, params)), dense(params), strict=True):
+    theta = jaxgmm.gradients.unconstrained(params)
+    for a, b in zip(dense(jaxgmm.gradients.constrained(theta, params)), dense(params), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-12)
     moved = jax.tree.map(lambda a: a + 3.0, theta)
-    assert np.linalg.eigvalsh(dense(jaxgmm.constrained(moved, params))[2]).min() > 0
-    value = jaxgmm.negative_log_likelihood(theta, params, X, WEIGHTS)
+    assert np.linalg.eigvalsh(dense(jaxgmm.gradients.constrained(moved, params))[2]).min() > 0
+    value = jaxgmm.gradients.negative_log_likelihood(theta, params, X, WEIGHTS)
     np.testing.assert_allclose(value, -jaxgmm.score(params, X, WEIGHTS), rtol=1e-12)
 
 
 def test_a_switched_off_component_stays_off_in_free_coordinates(double):
     params = padded(start_from(X, LABELS, "full", double))
-    slope = jax.grad(jaxgmm.negative_log_likelihood)(jaxgmm.unconstrained(params), params, X)
+    slope = jax.grad(jaxgmm.gradients.negative_log_likelihood)(
+        jaxgmm.gradients.unconstrained(params), params, X
+    )
     assert all(np.isfinite(a).all() for a in jax.tree.leaves(slope))
     assert slope["logits"][-1] == 0
     got = jaxgmm.fit_gradient(params, X, ADAM, n_steps=5).params
@@ -100,7 +102,7 @@ def test_a_diverging_fit_keeps_its_last_finite_parameters_and_says_so():
 
 def test_unrolled_steps_are_em_steps(name, double):
     start = start_from(X, LABELS, name, double)
-    got = jaxgmm.fit_unrolled(start, X, 3, WEIGHTS)
+    got = jaxgmm.gradients.fit_unrolled(start, X, 3, WEIGHTS)
     params, history = start, []
     for _ in range(3):
         params, _ = jaxgmm.em_step(params, X, WEIGHTS)
@@ -121,7 +123,7 @@ PRIOR = jaxgmm.Prior(
 
 def test_unrolled_steps_with_a_prior_are_em_steps_with_it(double):
     start = start_from(X, LABELS, "full", double)
-    got = jaxgmm.fit_unrolled(start, X, 3, WEIGHTS, prior=PRIOR)
+    got = jaxgmm.gradients.fit_unrolled(start, X, 3, WEIGHTS, prior=PRIOR)
     params = start
     for _ in range(3):
         params, _ = jaxgmm.em_step(params, X, WEIGHTS, prior=PRIOR)
@@ -132,7 +134,7 @@ def test_unrolled_steps_with_a_prior_are_em_steps_with_it(double):
     climbed = likelihood + jaxgmm.log_prior(params, PRIOR) / WEIGHTS.sum()
     np.testing.assert_allclose(got.objective, climbed, rtol=1e-10)
     with pytest.raises(TypeError, match=r"prior must be a jaxgmm.Prior.*got 'default'"):
-        jaxgmm.fit_unrolled(start, X, 3, prior="default")
+        jaxgmm.gradients.fit_unrolled(start, X, 3, prior="default")
 
 
 def test_unrolled_steps_are_differentiable_in_every_number_of_a_prior(double):
@@ -143,7 +145,7 @@ def test_unrolled_steps_are_differentiable_in_every_number_of_a_prior(double):
     @jax.jit
     def value(t):
         prior = jax.tree.map(lambda a, b: a + t * b, PRIOR, along)
-        r = jaxgmm.fit_unrolled(start, X, 3, WEIGHTS, prior=prior)
+        r = jaxgmm.gradients.fit_unrolled(start, X, 3, WEIGHTS, prior=prior)
         return jnp.sin(r.params.means).sum() + r.params.covariances.sum() + r.objective
 
     h = 1e-5
@@ -157,7 +159,7 @@ def test_unrolled_derivatives_also_in_the_start(double):
 
     def value(t):
         moved = dataclasses.replace(start, means=start.means + t * jnp.array([[1.0, 0.0], [0.0, -1.0]]))
-        r = jaxgmm.fit_unrolled(moved, jnp.asarray(X) * (1 + t), 4, jnp.asarray(WEIGHTS) + t)
+        r = jaxgmm.gradients.fit_unrolled(moved, jnp.asarray(X) * (1 + t), 4, jnp.asarray(WEIGHTS) + t)
         return jnp.sin(r.params.means).sum() + r.params.covariances.sum() + r.log_likelihood
 
     h = 1e-5
@@ -171,16 +173,16 @@ def test_unrolled_derivatives_also_in_the_start(double):
 def test_many_unrolled_steps_have_the_fits_derivative(double):
     start = start_from(X, LABELS, "diag", double)
     x = jnp.asarray(X)
-    unrolled = jax.grad(lambda x: jaxgmm.fit_unrolled(start, x, 300).params.means[0].sum())(x)
+    unrolled = jax.grad(lambda x: jaxgmm.gradients.fit_unrolled(start, x, 300).params.means[0].sum())(x)
     implicit = jax.grad(lambda x: jaxgmm.fit(start, x, tol=1e-12).params.means[0].sum())(x)
     np.testing.assert_allclose(implicit, unrolled, rtol=1e-7, atol=1e-10)
-    assert jaxgmm.fit_unrolled(start, x, 300).status == Status.CONVERGED
+    assert jaxgmm.gradients.fit_unrolled(start, x, 300).status == Status.CONVERGED
 
 
 def test_the_rate_is_that_of_plain_em(name, double):
     start = start_from(X, LABELS, name, double)
     fit = jaxgmm.fit(start, X, WEIGHTS, tol=1e-12, max_iter=5000)
-    rate = float(jaxgmm.convergence_rate(fit.params, X, WEIGHTS))
+    rate = float(jaxgmm.inference.convergence_rate(fit.params, X, WEIGHTS))
     # Errors of plain EM from a start nearby, once the slowest mode is left alone.
     path = [start_from(X, LABELS, name, double)]
     for _ in range(40):
@@ -189,7 +191,7 @@ def test_the_rate_is_that_of_plain_em(name, double):
     # Far above rounding, about 1e-14, and as late as can be: of the faster modes 3 % are left at 3e-10.
     seen = [b / a for a, b in itertools.pairwise(gaps) if b > 5e-12]
     np.testing.assert_allclose(rate, seen[-1], rtol=0.02)
-    report = jaxgmm.fit_diagnostics(fit.params, X, WEIGHTS)
+    report = jaxgmm.inference.fit_diagnostics(fit.params, X, WEIGHTS)
     np.testing.assert_allclose(report.rate, rate)
     assert report.identified
     assert report.residual < 1e-10
@@ -203,7 +205,10 @@ def test_a_rate_in_other_units_is_the_same(double):
     units = np.array([1e-4, 1e3])
     scaled = start_from(X * units, LABELS, "full", double)
     other = jaxgmm.fit(scaled, X * units, tol=1e-12, reg_covar=0.0)
-    a, b = (jaxgmm.fit_diagnostics(p.params, x, reg_covar=0.0) for p, x in ((fit, X), (other, X * units)))
+    a, b = (
+        jaxgmm.inference.fit_diagnostics(p.params, x, reg_covar=0.0)
+        for p, x in ((fit, X), (other, X * units))
+    )
     np.testing.assert_allclose(a.rate, b.rate, rtol=1e-6)
     assert b.residual < 1e-10
 
@@ -213,7 +218,7 @@ def test_twin_components_are_not_identified(dtype):
     twins = jax.tree.map(lambda a: jnp.concatenate([a, a]), one)
     twins = dataclasses.replace(twins, log_weights=jnp.log(jnp.asarray([0.3, 0.7], dtype)))
     fit = jaxgmm.fit(twins, X.astype(dtype))
-    report = jaxgmm.fit_diagnostics(fit.params, X.astype(dtype))
+    report = jaxgmm.inference.fit_diagnostics(fit.params, X.astype(dtype))
     assert not report.identified
     # Two components where one would do are a saddle point, or flat at best.
     assert report.rate > 1 - 1e-3

@@ -34,7 +34,7 @@ def test_influence_is_the_derivative_of_the_fit_by_its_weights(double):
     derivative = jax.jit(
         lambda w: jax.jvp(lambda w: entries(jaxgmm.fit(params, X, w, **TIGHT).params), (w,), (along,))[1]
     )(jnp.asarray(WEIGHTS))
-    got = jaxgmm.influence(params, X, WEIGHTS)
+    got = jaxgmm.inference.influence(params, X, WEIGHTS)
     for field in FIELDS:
         expected = getattr(derivative, field)
         moved = np.tensordot(along, getattr(got, field), axes=1)
@@ -43,12 +43,12 @@ def test_influence_is_the_derivative_of_the_fit_by_its_weights(double):
 
 def test_a_function_of_few_numbers_has_the_same_influences(double):
     params = fitted("full")
-    whole = jaxgmm.influence(params, X, WEIGHTS)
+    whole = jaxgmm.inference.influence(params, X, WEIGHTS)
 
     def distance(p):
         return {"gap": p.means[0] - p.means[1], "odds": p.log_weights[0] - p.log_weights[1]}
 
-    few = jaxgmm.influence(params, X, WEIGHTS, function=distance)
+    few = jaxgmm.inference.influence(params, X, WEIGHTS, function=distance)
     np.testing.assert_allclose(few["gap"], whole.means[:, 0] - whole.means[:, 1], rtol=1e-9, atol=1e-12)
     w = params.weights
     odds = whole.weights[:, 0] / w[0] - whole.weights[:, 1] / w[1]
@@ -59,8 +59,8 @@ def test_weighted_influences_sum_to_nothing_and_blocks_do_not_show(double):
     x = np.tile(X, (20, 1))
     params = fitted("full")
     w = np.tile(WEIGHTS, 20)
-    got = jaxgmm.influence(params, x, w)
-    small = jaxgmm.influence(params, X, WEIGHTS)
+    got = jaxgmm.inference.influence(params, x, w)
+    small = jaxgmm.inference.influence(params, X, WEIGHTS)
     for field in FIELDS:
         a, b = np.asarray(getattr(got, field)), np.asarray(getattr(small, field))
         assert np.abs(np.tensordot(w, a, axes=1)).max() < 1e-8
@@ -89,8 +89,8 @@ def test_leaving_one_out_is_what_a_refit_gives(double):
     params = fitted("full")
     rows = np.arange(0, len(X), 10)
     real, log_prob = refits(params, rows)
-    loo = jaxgmm.leave_one_out(params, X, WEIGHTS, rows=rows)
-    errors = jaxgmm.standard_errors(params, X, WEIGHTS)
+    loo = jaxgmm.inference.leave_one_out(params, X, WEIGHTS, rows=rows)
+    errors = jaxgmm.inference.standard_errors(params, X, WEIGHTS)
     unit = flat(errors, 1)
     base = flat(entries(params), 1)
     moved, guessed = ((flat(jax.vmap(entries)(p), len(rows)) - base) / unit for p in (real, loo.params))
@@ -101,7 +101,7 @@ def test_leaving_one_out_is_what_a_refit_gives(double):
     assert np.median(np.abs(fall / (np.asarray(log_prob) - before) - 1)) < 0.02
     assert (fall < 0).all()
     # By the influence function: the same to first order.
-    linear = -WEIGHTS[rows, None] * flat(jaxgmm.influence(params, X, WEIGHTS), len(X))[rows] / unit
+    linear = -WEIGHTS[rows, None] * flat(jaxgmm.inference.influence(params, X, WEIGHTS), len(X))[rows] / unit
     assert np.median(np.linalg.norm(linear - moved, axis=1) / np.linalg.norm(moved, axis=1)) < 0.04
 
 
@@ -114,7 +114,7 @@ def test_one_component_without_a_row_is_found_exactly(double, name):
     w = np.random.default_rng(1).uniform(0.5, 1.5, size=100)
     whole = np.ones((100, 1))
     params = jaxgmm.m_step(whole, x, covariance_type=name, sample_weight=w, reg_covar=0.0)
-    loo = jaxgmm.leave_one_out(params, x, w, rows=[0, 5])
+    loo = jaxgmm.inference.leave_one_out(params, x, w, rows=[0, 5])
     for i, row in enumerate([0, 5]):
         real = jaxgmm.m_step(
             whole, x, covariance_type=name, sample_weight=np.where(np.arange(100) == row, 0, w), reg_covar=0.0
@@ -128,11 +128,11 @@ def test_one_component_without_a_row_is_found_exactly(double, name):
 @pytest.mark.slow
 def test_the_most_influential_rows_are_nearer_to_refits_than_the_influence_function(double):
     params = fitted("full")
-    influence = flat(jaxgmm.influence(params, X, WEIGHTS), len(X))
-    unit = flat(jaxgmm.standard_errors(params, X, WEIGHTS), 1)
+    influence = flat(jaxgmm.inference.influence(params, X, WEIGHTS), len(X))
+    unit = flat(jaxgmm.inference.standard_errors(params, X, WEIGHTS), 1)
     rows = np.argsort(-np.linalg.norm(WEIGHTS[:, None] * influence / unit, axis=1))[:12]
     base = flat(entries(params), 1)
-    loo = jaxgmm.leave_one_out(params, X, WEIGHTS, rows=rows)
+    loo = jaxgmm.inference.leave_one_out(params, X, WEIGHTS, rows=rows)
     moved, guessed = (
         (flat(jax.vmap(entries)(p), len(rows)) - base) / unit for p in (refits(params, rows)[0], loo.params)
     )
@@ -146,10 +146,10 @@ def test_the_most_influential_rows_are_nearer_to_refits_than_the_influence_funct
 
 def test_leverages_sum_to_takeuchis_penalty(double):
     params = fitted("full")
-    loo = jaxgmm.leave_one_out(params, X, WEIGHTS)
+    loo = jaxgmm.inference.leave_one_out(params, X, WEIGHTS)
     # With s_i = −∇ log p and B = Σ w² s sᵀ, tr(H⁻¹ B) weighs each leverage once more.
     total = float((WEIGHTS * jaxgmm.log_prob(params, X)).sum())
-    penalty = (float(jaxgmm.takeuchi(params, X, WEIGHTS)) + 2 * total) / 2
+    penalty = (float(jaxgmm.inference.takeuchi(params, X, WEIGHTS)) + 2 * total) / 2
     np.testing.assert_allclose((WEIGHTS * loo.leverage).sum(), penalty, rtol=1e-9)
     assert loo.params is None
     assert loo.valid
@@ -158,9 +158,9 @@ def test_leverages_sum_to_takeuchis_penalty(double):
 def test_float32_is_near_float64():
     params = fitted("full")
     with x64(True):
-        expected = jaxgmm.influence(params, X, WEIGHTS)
+        expected = jaxgmm.inference.influence(params, X, WEIGHTS)
     narrow = jax.tree.map(lambda a: jnp.asarray(np.asarray(a), np.float32), params)
-    got = jaxgmm.influence(narrow, X.astype(np.float32), WEIGHTS.astype(np.float32))
+    got = jaxgmm.inference.influence(narrow, X.astype(np.float32), WEIGHTS.astype(np.float32))
     for field in FIELDS:
         a, b = (np.asarray(getattr(i, field), float) for i in (got, expected))
         np.testing.assert_allclose(a, b, atol=1e-4 * np.abs(b).max())
@@ -171,12 +171,12 @@ def test_failures_are_nan_and_arguments_are_checked(double):
     twins = jax.tree.map(lambda a: jnp.concatenate([a[:1], a[:1]]), params)
     twins = dataclasses.replace(twins, log_weights=jnp.full(2, -np.log(2)))
     with pytest.warns(RuntimeWarning, match="not positive definite"):
-        assert all(np.isnan(a).all() for a in jax.tree.leaves(jaxgmm.influence(twins, X, WEIGHTS)))
+        assert all(np.isnan(a).all() for a in jax.tree.leaves(jaxgmm.inference.influence(twins, X, WEIGHTS)))
     with pytest.warns(RuntimeWarning, match="not positive definite"):
-        assert np.isnan(jaxgmm.leave_one_out(twins, X, WEIGHTS).log_prob).all()
+        assert np.isnan(jaxgmm.inference.leave_one_out(twins, X, WEIGHTS).log_prob).all()
     with pytest.raises(TypeError, match="function must take GMMParams; got int"):
-        jaxgmm.influence(params, X, function=3)
+        jaxgmm.inference.influence(params, X, function=3)
     with pytest.raises(ValueError, match="rows must be from 0 to 299; got 0 to 300"):
-        jaxgmm.leave_one_out(params, X, rows=[0, 300])
+        jaxgmm.inference.leave_one_out(params, X, rows=[0, 300])
     with pytest.raises(TypeError, match="rows must be a sequence of row indices"):
-        jaxgmm.leave_one_out(params, X, rows=[0.5])
+        jaxgmm.inference.leave_one_out(params, X, rows=[0.5])

@@ -46,7 +46,7 @@ def test_one_component_has_the_textbooks_standard_errors(double):
     x = X * np.array([1.0, 30.0]) + np.array([5.0, 1e4])
     cov = np.cov(x.T, bias=True)
     params = jaxgmm.make_params(np.ones(1), x.mean(0)[None], cov[None])
-    errors = jaxgmm.standard_errors(params, x)
+    errors = jaxgmm.inference.standard_errors(params, x)
     np.testing.assert_array_equal(errors.weights, 0)
     variances = np.diag(cov)
     np.testing.assert_allclose(errors.means[0], np.sqrt(variances / len(x)), rtol=1e-8)
@@ -55,7 +55,7 @@ def test_one_component_has_the_textbooks_standard_errors(double):
     assert errors.valid
     assert errors.distance < 1e-6
     # The weight of the only component is certain.
-    intervals = jaxgmm.confidence_intervals(params, x)
+    intervals = jaxgmm.inference.confidence_intervals(params, x)
     np.testing.assert_array_equal([intervals.lower.weights, intervals.upper.weights], 1)
 
 
@@ -77,7 +77,7 @@ def test_information_is_the_hessian_in_the_documented_coordinates(name, double):
         means = phi[k - 1 : k - 1 + k * d].reshape(k, d)
         return jaxgmm.log_prob(jaxgmm.GMMParams(jax.nn.log_softmax(logits), means, scale, params.family), X)
 
-    info = jaxgmm.information(params, X, WEIGHTS)
+    info = jaxgmm.inference.information(params, X, WEIGHTS)
     assert info.observed.shape == (jaxgmm.n_parameters(params),) * 2
     observed = -jax.jit(jax.hessian(lambda phi: (WEIGHTS * log_prob(phi)).sum()))(start)
     scores = np.asarray(jax.jit(jax.jacfwd(log_prob))(start))
@@ -92,7 +92,7 @@ def test_information_is_the_hessian_in_the_documented_coordinates(name, double):
 
 def test_standard_errors_follow_from_the_information_by_the_delta_method(double):
     params = fitted("full")
-    info = jaxgmm.information(params, X, ONES)
+    info = jaxgmm.inference.information(params, X, ONES)
     k, d = params.means.shape
     free, unravel = ravel_pytree(params.family.to_unconstrained(params.scale))
 
@@ -103,7 +103,7 @@ def test_standard_errors_follow_from_the_information_by_the_delta_method(double)
     sandwich = inverse @ info.opg @ inverse
     derivative = np.asarray(jax.jacfwd(covariances)(free)).reshape(k * d * d, -1)
     for kind, v in {"observed": inverse, "sandwich": sandwich}.items():
-        errors = jaxgmm.standard_errors(params, X, kind=kind)
+        errors = jaxgmm.inference.standard_errors(params, X, kind=kind)
         np.testing.assert_allclose(
             errors.means.ravel(), np.sqrt(np.diag(v)[k - 1 : k - 1 + k * d]), rtol=1e-8
         )
@@ -119,13 +119,13 @@ def test_weights_are_counts_for_the_information_but_not_for_the_sandwich(double)
     half = len(X) // 2
     twice = np.r_[np.full(half, 2.0), np.zeros(half)]
     with pytest.warns(RuntimeWarning, match="standard errors away"):
-        by_weight = jaxgmm.standard_errors(params, X, twice)
+        by_weight = jaxgmm.inference.standard_errors(params, X, twice)
     with pytest.warns(RuntimeWarning, match="standard errors away"):
-        by_rows = jaxgmm.standard_errors(params, np.tile(X[:half], (2, 1)), ONES)
+        by_rows = jaxgmm.inference.standard_errors(params, np.tile(X[:half], (2, 1)), ONES)
     same(by_weight, by_rows, rtol=1e-9)
     # Multiplying all weights is like more samples for one, and says nothing new for the other.
     by, more = (
-        {k: jaxgmm.standard_errors(params, X, w, kind=k).means for k in ("observed", "sandwich")}
+        {k: jaxgmm.inference.standard_errors(params, X, w, kind=k).means for k in ("observed", "sandwich")}
         for w in (WEIGHTS, 4 * WEIGHTS)
     )
     np.testing.assert_allclose(more["observed"], by["observed"] / 2, rtol=1e-9)
@@ -138,19 +138,25 @@ def test_rows_of_weight_zero_do_not_count_whatever_they_hold(double):
     x[7], w[7] = 1e200, 0
     other = X.copy()
     other[7] = 0
-    same(jaxgmm.standard_errors(params, x, w), jaxgmm.standard_errors(params, other, w), rtol=1e-10)
+    same(
+        jaxgmm.inference.standard_errors(params, x, w),
+        jaxgmm.inference.standard_errors(params, other, w),
+        rtol=1e-10,
+    )
 
 
 def test_units_and_offsets_do_not_matter_in_float32():
     """With the data 1e3 widths from the origin, where a float32 rounds them to 1e-4 widths."""
     params = fitted("full")
     with x64(True):
-        expected = jaxgmm.standard_errors(params, X, ONES)
+        expected = jaxgmm.inference.standard_errors(params, X, ONES)
     by, to = np.array([1e-3, 1e2]), np.array([1.0, 1e5])
     weights, means, covariances = dense(params)
     parts = (weights, means * by + to, covariances * np.outer(by, by))
     there = jaxgmm.make_params(*(a.astype(np.float32) for a in parts))
-    errors = jaxgmm.standard_errors(there, (X * by + to).astype(np.float32), ONES.astype(np.float32))
+    errors = jaxgmm.inference.standard_errors(
+        there, (X * by + to).astype(np.float32), ONES.astype(np.float32)
+    )
     assert errors.means.dtype == np.float32
     np.testing.assert_allclose(errors.weights, expected.weights, rtol=1e-3)
     np.testing.assert_allclose(np.asarray(errors.means) / by, expected.means, rtol=1e-3)
@@ -161,8 +167,10 @@ def test_units_and_offsets_do_not_matter_in_float32():
 def test_blocks_of_rows_add_up(double):
     x = 2 * np.random.default_rng(3).normal(size=(6000, 1))
     params = jaxgmm.make_params([0.4, 0.6], [[-1.0], [1.0]], [1.0, 2.0], "spherical")
-    whole = jaxgmm.information(params, x)  # in three blocks of 2048 rows, of which two overlap
-    parts = [jaxgmm.information(params, p) for p in (x[:2000], x[2000:4000], x[4000:])]  # one block each
+    whole = jaxgmm.inference.information(params, x)  # in three blocks of 2048 rows, of which two overlap
+    parts = [
+        jaxgmm.inference.information(params, p) for p in (x[:2000], x[2000:4000], x[4000:])
+    ]  # one block each
     for field in ("observed", "opg", "score"):
         total = sum(getattr(p, field) for p in parts)
         np.testing.assert_allclose(getattr(whole, field), total, rtol=1e-10, atol=1e-8)
@@ -177,24 +185,24 @@ def test_a_mixture_without_positive_information_gives_nan_and_says_so(double, ki
     else:
         params = dataclasses.replace(params, means=params.means[::-1] * 2)
     with pytest.warns(RuntimeWarning, match="not positive definite"):
-        errors = jaxgmm.standard_errors(params, X, ONES)
+        errors = jaxgmm.inference.standard_errors(params, X, ONES)
     assert not errors.valid
     assert all(np.isnan(getattr(errors, f)).all() for f in FIELDS)
     with pytest.warns(RuntimeWarning, match="not positive definite"):
-        intervals = jaxgmm.confidence_intervals(params, X, ONES)
+        intervals = jaxgmm.inference.confidence_intervals(params, X, ONES)
     assert not intervals.valid
     assert all(np.isnan(a).all() for a in jax.tree.leaves((intervals.lower, intervals.upper)))
     with pytest.warns(RuntimeWarning, match="not positive definite"):
-        assert np.isnan(jaxgmm.takeuchi(params, X, ONES))
-    assert not jaxgmm.information(params, X, ONES).valid
+        assert np.isnan(jaxgmm.inference.takeuchi(params, X, ONES))
+    assert not jaxgmm.inference.information(params, X, ONES).valid
 
 
 def test_a_mixture_beside_the_maximum_is_told_how_far_it_is(double):
     params = fitted("full")
-    errors = jaxgmm.standard_errors(params, X, ONES)
+    errors = jaxgmm.inference.standard_errors(params, X, ONES)
     moved = dataclasses.replace(params, means=params.means.at[0, 0].add(1.5 * errors.means[0, 0]))
     with pytest.warns(RuntimeWarning, match="standard errors away"):
-        beside = jaxgmm.standard_errors(moved, X, ONES)
+        beside = jaxgmm.inference.standard_errors(moved, X, ONES)
     assert beside.valid
     # No nearer than that entry alone tells, and farther in so far as the others would follow it.
     assert 1.4 < beside.distance < 4
@@ -203,17 +211,17 @@ def test_a_mixture_beside_the_maximum_is_told_how_far_it_is(double):
 def test_switched_off_components_change_nothing_else(double):
     params = fitted("full")
     off = padded(params)
-    errors, expected = (jaxgmm.standard_errors(p, X, ONES) for p in (off, params))
+    errors, expected = (jaxgmm.inference.standard_errors(p, X, ONES) for p in (off, params))
     np.testing.assert_allclose(errors.weights, np.r_[expected.weights, 0], rtol=1e-9)
     np.testing.assert_allclose(errors.means[:2], expected.means, rtol=1e-9)
     np.testing.assert_allclose(errors.covariances[:2], expected.covariances, rtol=1e-9)
     assert np.isnan(errors.means[2]).all()
     assert np.isnan(errors.covariances[2]).all()
-    alone = jaxgmm.information(params, X, ONES)
-    dropped = jaxgmm.information(off, X, ONES)
+    alone = jaxgmm.inference.information(params, X, ONES)
+    dropped = jaxgmm.inference.information(off, X, ONES)
     np.testing.assert_allclose(dropped.observed, alone.observed, rtol=1e-12)
     # Inside jit they cannot be told, and have zeros. Logits are measured against the last that is on.
-    kept = jax.jit(jaxgmm.information)(off, X, ONES)
+    kept = jax.jit(jaxgmm.inference.information)(off, X, ONES)
     rows = np.flatnonzero(np.diag(kept.observed))
     assert kept.observed.shape == (17, 17)
     np.testing.assert_allclose(np.asarray(kept.observed)[np.ix_(rows, rows)], alone.observed, rtol=1e-8)
@@ -223,8 +231,8 @@ def test_switched_off_components_change_nothing_else(double):
 def test_vmap_is_the_loop_and_nothing_warns_inside(double):
     params = fitted("full")
     weights = np.stack([ONES, WEIGHTS, np.where(X[:, 0] > X[:, 0].mean(), ONES, 0.01)])
-    together = jax.vmap(lambda w: jaxgmm.standard_errors(params, X, w))(weights)
-    alone = jaxgmm.standard_errors(params, X, ONES)
+    together = jax.vmap(lambda w: jaxgmm.inference.standard_errors(params, X, w))(weights)
+    alone = jaxgmm.inference.standard_errors(params, X, ONES)
     same(jax.tree.map(lambda a: a[0], together), alone, rtol=1e-9)
 
 
@@ -234,7 +242,7 @@ def test_standard_errors_are_differentiable(double):
     def value(by):
         x = jnp.asarray(X) * by
         params = jaxgmm.make_params(jnp.ones(1), x.mean(0)[None], x.var(0)[None], "diag")
-        return jaxgmm.standard_errors(params, x).means.sum()
+        return jaxgmm.inference.standard_errors(params, x).means.sum()
 
     size, slope = jax.value_and_grad(value)(1.0)
     np.testing.assert_allclose(slope, size, rtol=1e-9)
@@ -242,9 +250,9 @@ def test_standard_errors_are_differentiable(double):
 
 def test_intervals_are_symmetric_on_their_own_scales(double):
     params = fitted("full")
-    errors = jaxgmm.standard_errors(params, X, ONES)
+    errors = jaxgmm.inference.standard_errors(params, X, ONES)
     z = 1.6448536269514722
-    intervals = jaxgmm.confidence_intervals(params, X, ONES, level=0.9)
+    intervals = jaxgmm.inference.confidence_intervals(params, X, ONES, level=0.9)
     low, high = intervals.lower, intervals.upper
     np.testing.assert_allclose(high.means - params.means, z * errors.means, rtol=1e-9)
     np.testing.assert_allclose(params.means - low.means, z * errors.means, rtol=1e-9)
@@ -272,7 +280,7 @@ def test_intervals_cover(double):
         def one(key):
             x, _ = jaxgmm.sample(key, truth, 400)
             params = jaxgmm.fit(truth, x, reg_covar=0.0, history_size=1).params
-            intervals = jaxgmm.confidence_intervals(params, x)
+            intervals = jaxgmm.inference.confidence_intervals(params, x)
             return jax.tree.map(
                 lambda low, true, high: (low <= true) & (true <= high),
                 intervals.lower, entries(truth), intervals.upper,
@@ -288,20 +296,22 @@ def test_intervals_cover(double):
 
 def test_takeuchi_penalises_by_the_trace(double):
     params = fitted("full", weighted=True)
-    info = jaxgmm.information(params, X, WEIGHTS)
+    info = jaxgmm.inference.information(params, X, WEIGHTS)
     total = float((WEIGHTS * jaxgmm.log_prob(params, X)).sum())
     penalty = np.trace(np.linalg.solve(info.observed, info.opg))
-    np.testing.assert_allclose(jaxgmm.takeuchi(params, X, WEIGHTS), -2 * total + 2 * penalty, rtol=1e-10)
+    np.testing.assert_allclose(
+        jaxgmm.inference.takeuchi(params, X, WEIGHTS), -2 * total + 2 * penalty, rtol=1e-10
+    )
 
 
 def test_what_does_not_fit_is_refused(double):
     params = fitted("full")
     with pytest.raises(ValueError, match=r"kind must be one of \['observed', 'sandwich'\]; got 'robust'"):
-        jaxgmm.standard_errors(params, X, kind="robust")
+        jaxgmm.inference.standard_errors(params, X, kind="robust")
     with pytest.raises(ValueError, match="level must be strictly between 0 and 1; got 95"):
-        jaxgmm.confidence_intervals(params, X, level=95)
+        jaxgmm.inference.confidence_intervals(params, X, level=95)
     with pytest.raises(ValueError, match="X must have the 2 features"):
-        jaxgmm.information(params, X[:, :1])
+        jaxgmm.inference.information(params, X[:, :1])
     fields = {**params.family._asdict(), "name": "mine", "to_unconstrained": None}
     with pytest.raises(ValueError, match="'mine' has no free coordinates"):
-        jaxgmm.standard_errors(dataclasses.replace(params, family=Family(**fields)), X)
+        jaxgmm.inference.standard_errors(dataclasses.replace(params, family=Family(**fields)), X)

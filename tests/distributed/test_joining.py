@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 
 import jaxgmm
-import jaxgmm.distributed
-from jaxgmm.distributed import Stopped, exchange, fit_distributed, initialize, joining, together
-from jaxgmm.distributed.parts import expand, share_out
+import jaxgmm.parallel.processes
+from jaxgmm.parallel.processes import Stopped, fit_distributed, initialize, together
+from jaxgmm.parallel.processes import _collectives as collectives
+from jaxgmm.parallel.processes import _initialize as joining
+from jaxgmm.parallel.processes._partition import expand, share_out
 from tests.conftest import overlapping, start_from
 
 X, LABELS = overlapping(300, 2, 3, seed=6)
@@ -127,7 +129,7 @@ def test_sigterm_keeps_the_state_of_the_step_before(tmp_path):
     with pytest.raises(Stopped, match="kept in the checkpoint") as stopped, together():
         fit_distributed(start, x, checkpoint=path, progress=tell, **STEPS)
     assert stopped.value.code == 143
-    assert not exchange.signal.listening
+    assert not collectives.signal.listening
     straight = fit_distributed(start, x, **STEPS)
     told = []
     resumed = fit_distributed(start, x, checkpoint=path, progress=lambda p: told.append(p.n_iter), **STEPS)
@@ -141,11 +143,13 @@ def test_what_is_wrong_is_said_of_the_process():
     torn = X.astype(np.float32)
     torn[5, 1] = np.nan
     start = start_from(X, LABELS, "full", np.float32)
-    with pytest.raises(jaxgmm.distributed.ProcessError, match="process 0 of 1: array 0, row 5, column 1"):
+    with pytest.raises(
+        jaxgmm.parallel.processes.ProcessError, match="process 0 of 1: array 0, row 5, column 1"
+    ):
         fit_distributed(start, torn)
-    with pytest.raises(jaxgmm.distributed.ProcessError, match="must have the 2 features"):
+    with pytest.raises(jaxgmm.parallel.processes.ProcessError, match="must have the 2 features"):
         fit_distributed(start, X[:, :1])
-    with pytest.raises(jaxgmm.distributed.ProcessError, match="dtype must be float32"):
+    with pytest.raises(jaxgmm.parallel.processes.ProcessError, match="dtype must be float32"):
         fit_distributed(start, X, dtype="int32")
 
 
@@ -154,7 +158,14 @@ def test_the_command_line_starts_processes_and_ends_with_their_status(tmp_path):
     for i, (a, b) in enumerate([(0, 200), (200, 300)]):
         np.save(tmp_path / f"part{i}.npy", X[a:b])
     model, kept = tmp_path / "model.npz", tmp_path / "kept.npz"
-    command = [sys.executable, "-m", "jaxgmm.distributed", "fit", "--parts", str(tmp_path / "part*.npy")]
+    command = [
+        sys.executable,
+        "-m",
+        "jaxgmm.parallel.processes",
+        "fit",
+        "--parts",
+        str(tmp_path / "part*.npy"),
+    ]
     root = os.path.dirname(os.path.dirname(jaxgmm.__file__))
 
     def run(*words):

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 import jaxgmm
-from jaxgmm.distributed import EXIT_FAILED
-from jaxgmm.distributed.launching import free_port
+from jaxgmm.parallel.processes import EXIT_FAILED
+from jaxgmm.parallel.processes._launcher import free_port
 from tests.conftest import overlapping, start_from, x64
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
@@ -28,7 +28,7 @@ PROGRAM = """
 import os, sys, time
 import jax, numpy as np
 import jaxgmm
-from jaxgmm.distributed import fit_distributed, initialize, together
+from jaxgmm.parallel.processes import fit_distributed, initialize, together
 
 index, port, folder, mode, heartbeat = sys.argv[1:]
 index, comes = int(index), 5 if mode == "alone" else 60
@@ -43,7 +43,8 @@ def progress(p):
 with together():
     initialize(f"localhost:{port}", 2, index, heartbeat=int(heartbeat), initialization=comes)
     start = jaxgmm.load(f"{folder}/start.npz")
-    checkpoint = jaxgmm.Checkpoint(f"{folder}/{mode if mode == 'fast' else 'kept'}.npz", every_iterations=5)
+    path = f"{folder}/{mode if mode == 'fast' else 'kept'}.npz"
+    checkpoint = jaxgmm.outofcore.Checkpoint(path, every_iterations=5)
     result = fit_distributed(
         start, f"{folder}/part{index}.npy", tol=0.0, max_iter=STEPS, checkpoint=checkpoint,
         progress=progress,
@@ -206,7 +207,7 @@ FAULTS = """
 import json, sys
 import jax, numpy as np
 import jaxgmm
-from jaxgmm.distributed import ProcessError, fit_distributed, initialize, together
+from jaxgmm.parallel.processes import ProcessError, fit_distributed, initialize, together
 
 index, port, folder = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 jax.config.update("jax_enable_x64", True)
@@ -269,10 +270,10 @@ MESH = """
 import sys
 import jax, numpy as np
 import jaxgmm
-from jaxgmm.distributed import initialize, over_processes, together
+from jaxgmm.parallel.processes import initialize, over_processes, together
 
 index, port, folder = int(sys.argv[1]), *sys.argv[2:4]
-jaxgmm.use_cores(index + 1)
+jaxgmm.parallel.use_cores(index + 1)
 jax.config.update("jax_enable_x64", True)
 with together():
     initialize(f"localhost:{port}", 2, index, heartbeat=30, initialization=60)
@@ -312,7 +313,8 @@ def test_fit_sharded_runs_over_the_devices_of_two_processes(folder):
 SUMS = """
 import sys
 import jax, numpy as np
-from jaxgmm.distributed import exchange, initialize, together
+from jaxgmm.parallel.processes import initialize, together
+from jaxgmm.parallel.processes import _collectives as collectives
 
 index, port, folder = int(sys.argv[1]), *sys.argv[2:4]
 with together():
@@ -320,10 +322,10 @@ with together():
     for n in (1, 2, 1001):
         own = np.random.default_rng(index).normal(size=n) * 10.0 ** index
         for at_once in (1 << 16, 0):
-            exchange._AT_ONCE = at_once
-            total = exchange.sum_floats(own, b"12345678", "unlike")
+            collectives._AT_ONCE = at_once
+            total = collectives.sum_floats(own, b"12345678", "unlike")
             np.save(f"{folder}/sum-{n}-{at_once}-{index}.npy", total)
-    exchange.sum_floats(own, bytes([index % 2] * 8), "unlike")
+    collectives.sum_floats(own, bytes([index % 2] * 8), "unlike")
 """
 
 

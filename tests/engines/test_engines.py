@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 import jaxgmm
-from jaxgmm.engines import DaskEngine, LocalEngine, SparkEngine, fit_engine
-from jaxgmm.engines.blocks import Fault, moments_block, over, survey_block
+from jaxgmm.parallel.engines import DaskEngine, LocalEngine, SparkEngine, fit_engine
+from jaxgmm.parallel.engines._blocks import Fault, moments_block, over, survey_block
 from tests.conftest import overlapping, start_from
 
 N, D, K = 2600, 2, 3
@@ -151,7 +151,7 @@ def test_faults_count_the_rows_of_a_part_and_survive_the_way_back():
 
 
 def test_a_block_compiles_two_programs_however_long_it_is():
-    from jaxgmm.engines import blocks
+    from jaxgmm.parallel.engines import _blocks as blocks
 
     params = jax.device_get(start(np.float32))
     shift = np.zeros(D, np.float32)

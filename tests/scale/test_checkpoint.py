@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 import jaxgmm
-from jaxgmm import validate
+from jaxgmm import _validate as validate
 from jaxgmm.kernels.exact import accumulate
-from jaxgmm.scale import checkpoint, outer
-from jaxgmm.scale.checkpoint import Checkpoint
+from jaxgmm.outofcore import _checkpoint as checkpoint
+from jaxgmm.outofcore import _host_em as host_em
+from jaxgmm.outofcore._checkpoint import Checkpoint
 from jaxgmm.solvers.squarem import RUNNING
 from tests.conftest import overlapping, start_from
 
@@ -29,7 +30,7 @@ class Fit:
     def __init__(self, *, max_iter=30, tol=1e-4, source="a", prior=None, seed=0, history_size=8, rows=X):
         self.params = start_from(rows, np.roll(LABELS[: len(rows)], seed), "full", np.float32)
         wide = rows.astype(np.float64)
-        self.survey = outer.Survey(len(rows), float(len(rows)), wide.mean(0), wide.var(0))
+        self.survey = host_em.Survey(len(rows), float(len(rows)), wide.mean(0), wide.var(0))
         self.numbers = validate.iteration(tol, max_iter, 1e-6, True, jnp.float32)
         self.frame = self.survey.frame(self.numbers[2], prior, self.params)
         self.rows = jnp.asarray(rows)
@@ -42,7 +43,7 @@ class Fit:
 
     def climb(self, state=None, after=None):
         state = self.settings.like if state is None else state
-        return outer.climb(state, self.frame, self.numbers, self.moments, after)
+        return host_em.climb(state, self.frame, self.numbers, self.moments, after)
 
 
 def equal(a, b):

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import jaxgmm
-from jaxgmm.scale.passes import survey
-from jaxgmm.scale.reading import ReadAhead
+from jaxgmm.outofcore._prefetch import ReadAhead
+from jaxgmm.outofcore._streaming_statistics import survey
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(60, 3)).astype(np.float32)
@@ -79,15 +79,17 @@ def test_files_give_their_rows_and_weights(tmp_path, suffix):
     paths = write(tmp_path, suffix, [(X[i:j], W[i:j]) for i, j in CUTS])
     weight = 3 if suffix == ".npy" else "w"
     for given in (paths, str(tmp_path), str(tmp_path / f"part*{suffix}"), tmp_path):
-        source = jaxgmm.open_source(given, weight_column=weight)
+        source = jaxgmm.outofcore.open_source(given, weight_column=weight)
         places = same(source, X, W)
         assert source.n_samples == 60
     # A piece's place is that of its first row in its own part.
     assert {part for part, _ in places} == set(paths)
     assert (paths[1], 0) in places
     some = [2, 0] if suffix == ".npy" else ["c", "a"]
-    same(jaxgmm.open_source(paths, columns=some), X[:, [2, 0]], None)
-    assert jaxgmm.open_source(paths, columns=some).columns == (None if suffix == ".npy" else ("c", "a"))
+    same(jaxgmm.outofcore.open_source(paths, columns=some), X[:, [2, 0]], None)
+    assert jaxgmm.outofcore.open_source(paths, columns=some).columns == (
+        None if suffix == ".npy" else ("c", "a")
+    )
     parts = source.describe()["parts"]
     assert [p["name"] for p in parts] == [os.path.basename(p) for p in paths]
 
@@ -99,31 +101,31 @@ def test_zarr_arrays(tmp_path):
     array[:] = X
     for given in (path, zarr.open_array(path, mode="r")):
         for size in (7, 25, 100):
-            got, _, places = rows(jaxgmm.open_source(given), size)
+            got, _, places = rows(jaxgmm.outofcore.open_source(given), size)
             np.testing.assert_array_equal(got, X)
             assert places[0][1] == 0
     with pytest.raises(OSError, match=r"nothing.zarr: not a Zarr array|no such file"):
-        jaxgmm.open_source(str(tmp_path / "nothing.zarr"))
+        jaxgmm.outofcore.open_source(str(tmp_path / "nothing.zarr"))
 
 
 def test_what_is_already_in_memory():
     parts = [X[i:j] for i, j in CUTS]
     pairs = [(X[i:j], W[i:j]) for i, j in CUTS]
-    same(jaxgmm.open_source(X), X, None)
-    same(jaxgmm.open_source(jnp.asarray(X)), X, None)
-    same(jaxgmm.open_source((X, W)), X, W)
-    same(jaxgmm.open_source(parts), X, None)
-    same(jaxgmm.open_source(pairs), X, W)
-    same(jaxgmm.open_source(lambda: iter(pairs)), X, W)
-    same(jaxgmm.open_source(np.column_stack([X, W]), weight_column=-1), X, W)
-    source = jaxgmm.open_source(X)
-    assert jaxgmm.open_source(source) is source
+    same(jaxgmm.outofcore.open_source(X), X, None)
+    same(jaxgmm.outofcore.open_source(jnp.asarray(X)), X, None)
+    same(jaxgmm.outofcore.open_source((X, W)), X, W)
+    same(jaxgmm.outofcore.open_source(parts), X, None)
+    same(jaxgmm.outofcore.open_source(pairs), X, W)
+    same(jaxgmm.outofcore.open_source(lambda: iter(pairs)), X, W)
+    same(jaxgmm.outofcore.open_source(np.column_stack([X, W]), weight_column=-1), X, W)
+    source = jaxgmm.outofcore.open_source(X)
+    assert jaxgmm.outofcore.open_source(source) is source
 
 
 def test_arrow_data_in_memory():
     source = arrow().dataset.dataset(table(X, W))
-    same(jaxgmm.open_source(source, weight_column="w"), X, W)
-    same(jaxgmm.open_source(table(X)), X, None)
+    same(jaxgmm.outofcore.open_source(source, weight_column="w"), X, W)
+    same(jaxgmm.outofcore.open_source(table(X)), X, None)
 
 
 @pytest.mark.parametrize("dtype", ["<f8", ">f4", "<f2", "<i4", "|u1", "|b1"])
@@ -131,13 +133,13 @@ def test_arrow_data_in_memory():
 def test_npy_files_of_every_type_and_order(tmp_path, dtype, order):
     x = np.asarray(np.abs(X * 9), np.dtype(dtype), order=order)
     np.save(tmp_path / "x.npy", x)
-    source = jaxgmm.open_source(tmp_path / "x.npy")
+    source = jaxgmm.outofcore.open_source(tmp_path / "x.npy")
     same(source, x, None)
     assert source.wide == (dtype not in (">f4", "<f2"))
 
 
 def test_chunks_are_of_one_shape_whatever_the_parts(tmp_path):
-    source = jaxgmm.open_source([(X[i:j], W[i:j]) for i, j in CUTS])
+    source = jaxgmm.outofcore.open_source([(X[i:j], W[i:j]) for i, j in CUTS])
     x, w, found = [], [], []
     with ReadAhead(source, 8, np.dtype(np.float32)) as chunks:
         for chunk in chunks:
@@ -161,7 +163,7 @@ def test_the_thread_ends_with_whoever_reads():
         def chunks(self, size):
             try:
                 while True:
-                    yield jaxgmm.scale.chunks.Piece(X[:size], None, "x", 0)
+                    yield jaxgmm.outofcore._source.Piece(X[:size], None, "x", 0)
             finally:
                 closed.append(True)
 
@@ -179,7 +181,7 @@ def test_what_goes_wrong_in_the_thread_is_raised_by_the_reader():
         raise OSError(errno.EIO, "the disk is gone")
 
     before = threading.active_count()
-    source = jaxgmm.open_source(broken)
+    source = jaxgmm.outofcore.open_source(broken)
     with pytest.raises(OSError, match="the disk is gone"):
         survey(source, 8, np.dtype(np.float32))
     assert threading.active_count() == before
@@ -192,7 +194,7 @@ class TestParts:
     def opened(self, tmp_path, suffix, spoil):
         paths = write(tmp_path, suffix, [(X[i:j], None) for i, j in CUTS])
         spoil(paths[1])
-        return jaxgmm.open_source(paths)
+        return jaxgmm.outofcore.open_source(paths)
 
     def test_an_empty_one(self, tmp_path, suffix):
         def spoil(path):
@@ -245,7 +247,7 @@ class TestParts:
         paths = write(tmp_path, suffix, [(x[i:j], None) for i, j in CUTS])
         column = "column 1" if suffix == ".npy" else "column 'b'"
         with pytest.raises(ValueError, match=rf"part2{suffix}, row 23, {column}: must be finite .*; got nan"):
-            survey(jaxgmm.open_source(paths), 8, np.dtype(np.float32))
+            survey(jaxgmm.outofcore.open_source(paths), 8, np.dtype(np.float32))
 
     def test_one_that_is_not_there(self, tmp_path, suffix):
         with pytest.raises(FileNotFoundError, match=rf"part1{suffix}: no such file"):
@@ -256,15 +258,15 @@ def test_columns_of_text_are_refused_by_name(tmp_path):
     pa = arrow()
     pa.parquet.write_table(pa.table({"a": [1.0, 2.0], "name": ["x", "y"]}), tmp_path / "x.parquet")
     with pytest.raises(ValueError, match=r"x.parquet: column 'name' is of type string"):
-        jaxgmm.open_source(tmp_path / "x.parquet")
-    same(jaxgmm.open_source(tmp_path / "x.parquet", columns=["a"]), np.array([[1.0], [2.0]]), None)
+        jaxgmm.outofcore.open_source(tmp_path / "x.parquet")
+    same(jaxgmm.outofcore.open_source(tmp_path / "x.parquet", columns=["a"]), np.array([[1.0], [2.0]]), None)
 
 
 def test_a_missing_value_is_named(tmp_path):
     pa = arrow()
     pa.parquet.write_table(pa.table({"a": [1.0, None, 3.0]}), tmp_path / "x.parquet")
     with pytest.raises(ValueError, match=r"x.parquet, row 1, column 'a': .*got nan, as a missing value is"):
-        survey(jaxgmm.open_source(tmp_path / "x.parquet"), 8, np.dtype(np.float32))
+        survey(jaxgmm.outofcore.open_source(tmp_path / "x.parquet"), 8, np.dtype(np.float32))
 
 
 def test_weights_are_checked():
@@ -274,16 +276,16 @@ def test_weights_are_checked():
         with pytest.raises(
             ValueError, match="array 0, row 30: sample weights must be finite and not negative"
         ):
-            survey(jaxgmm.open_source((X, w)), 8, np.dtype(np.float32))
+            survey(jaxgmm.outofcore.open_source((X, w)), 8, np.dtype(np.float32))
     with pytest.raises(ValueError, match="must not be zero everywhere"):
-        survey(jaxgmm.open_source((X, 0 * W)), 8, np.dtype(np.float32))
+        survey(jaxgmm.outofcore.open_source((X, 0 * W)), 8, np.dtype(np.float32))
 
 
 def test_numbers_too_large_for_the_dtype_are_named():
     x = X.astype(np.float64)
     x[40, 2] = 1e200
     with pytest.raises(ValueError, match="array 0, row 40, column 2: must be finite in float32; got inf"):
-        survey(jaxgmm.open_source(x), 8, np.dtype(np.float32))
+        survey(jaxgmm.outofcore.open_source(x), 8, np.dtype(np.float32))
 
 
 @pytest.mark.parametrize(
@@ -308,8 +310,8 @@ def test_numbers_too_large_for_the_dtype_are_named():
 )  # fmt: skip
 def test_other_things_are_refused(given, kind, said):
     def go():
-        rows(jaxgmm.open_source(given))
-        rows(jaxgmm.open_source(given))
+        rows(jaxgmm.outofcore.open_source(given))
+        rows(jaxgmm.outofcore.open_source(given))
 
     if kind is None:
         go()
@@ -320,13 +322,13 @@ def test_other_things_are_refused(given, kind, said):
 
 def test_columns_are_checked():
     with pytest.raises(ValueError, match="columns must lie between -3 and 2; got 3"):
-        jaxgmm.open_source(X, columns=[3])
+        jaxgmm.outofcore.open_source(X, columns=[3])
     with pytest.raises(ValueError, match="weight_column 1 is one of the columns"):
-        jaxgmm.open_source(X, columns=[0, 1], weight_column=1)
+        jaxgmm.outofcore.open_source(X, columns=[0, 1], weight_column=1)
     with pytest.raises(ValueError, match="each once"):
-        jaxgmm.open_source(X, columns=[0, 0])
+        jaxgmm.outofcore.open_source(X, columns=[0, 0])
     with pytest.raises(TypeError, match="must be ints"):
-        jaxgmm.open_source(X, columns=["a"])
+        jaxgmm.outofcore.open_source(X, columns=["a"])
 
 
 @pytest.mark.parametrize("library", ["pandas", "polars"])
@@ -334,12 +336,12 @@ def test_a_data_frame_is_opened_by_the_names_of_its_columns(library):
     frames = pytest.importorskip(library, reason="the extra test has it")
     x = np.random.default_rng(0).normal(size=(7, 3))
     frame = frames.DataFrame({"a": x[:, 0], "flag": x[:, 1] > 0, "c": x[:, 1], "w": np.arange(7.0)})
-    source = jaxgmm.open_source(frame, columns=["c", "a"], weight_column="w")
+    source = jaxgmm.outofcore.open_source(frame, columns=["c", "a"], weight_column="w")
     assert (source.columns, source.n_samples, source.n_features) == (("c", "a"), 7, 2)
     pieces = list(source.chunks(4))
     np.testing.assert_array_equal(np.concatenate([p.rows for p in pieces]), x[:, [1, 0]])
     np.testing.assert_array_equal(np.concatenate([p.weight for p in pieces]), np.arange(7.0))
-    assert jaxgmm.open_source(frame).columns == ("a", "flag", "c", "w")
+    assert jaxgmm.outofcore.open_source(frame).columns == ("a", "flag", "c", "w")
     for bad, words in (({"columns": "z"}, "no column 'z'"), ({"columns": ["a", "a"]}, "each once")):
         with pytest.raises(ValueError, match=words):
-            jaxgmm.open_source(frame, **bad)
+            jaxgmm.outofcore.open_source(frame, **bad)

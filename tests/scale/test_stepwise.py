@@ -9,7 +9,7 @@ import pytest
 
 import jaxgmm
 from jaxgmm.kernels.exact import accumulate
-from jaxgmm.scale import rebase
+from jaxgmm.outofcore import _change_of_reference as change_of_reference
 from tests.conftest import CORE, costly, dense, overlapping, start_from
 
 X, LABELS = overlapping(8000, 2, 3, seed=4)
@@ -26,45 +26,49 @@ def away():
 @pytest.mark.slow
 def test_one_pass_comes_near_the_optimum(away):
     start, best = away, jaxgmm.fit(away, X + 20, tol=1e-4, kernel="whitened")
-    state = jaxgmm.fit_stepwise(start, X + 20, chunk_size=N)
+    state = jaxgmm.outofcore.fit_stepwise(start, X + 20, chunk_size=N)
     assert int(state.n_steps) == 20
     begun, ended = float(jaxgmm.score(start, X + 20)), float(jaxgmm.score(state.params, X + 20))
     optimum = float(best.log_likelihood)
     assert ended > optimum - 0.1 * (optimum - begun)
-    more = jaxgmm.fit_stepwise(start, X + 20, chunk_size=N, n_passes=5)
+    more = jaxgmm.outofcore.fit_stepwise(start, X + 20, chunk_size=N, n_passes=5)
     assert optimum - float(jaxgmm.score(more.params, X + 20)) < 0.5 * (optimum - ended) + 1e-4
     np.testing.assert_allclose(state.log_likelihood, ended, atol=0.1)
 
 
 def test_a_state_goes_on_where_it_was(away):
-    whole = jaxgmm.fit_stepwise(away, X + 20, chunk_size=N)
-    half = jaxgmm.fit_stepwise(away, X[:4000] + 20, chunk_size=N)
-    jax.tree.map(np.testing.assert_array_equal, whole, jaxgmm.fit_stepwise(half, X[4000:] + 20, chunk_size=N))
+    whole = jaxgmm.outofcore.fit_stepwise(away, X + 20, chunk_size=N)
+    half = jaxgmm.outofcore.fit_stepwise(away, X[:4000] + 20, chunk_size=N)
+    jax.tree.map(
+        np.testing.assert_array_equal, whole, jaxgmm.outofcore.fit_stepwise(half, X[4000:] + 20, chunk_size=N)
+    )
     # By steps, and from an iterator that can be read only once.
-    state = jaxgmm.stepwise_init(away)
+    state = jaxgmm.outofcore.stepwise_init(away)
     for i in range(0, 4000, N):
-        state = jaxgmm.stepwise_step(state, X[i : i + N] + 20)
+        state = jaxgmm.outofcore.stepwise_step(state, X[i : i + N] + 20)
     np.testing.assert_allclose(state.params.means, half.params.means, rtol=1e-5)
-    once = jaxgmm.fit_stepwise(away, (X[i : i + 100] + 20 for i in range(0, 4000, 100)), chunk_size=N)
+    once = jaxgmm.outofcore.fit_stepwise(
+        away, (X[i : i + 100] + 20 for i in range(0, 4000, 100)), chunk_size=N
+    )
     jax.tree.map(np.testing.assert_array_equal, half, once)
 
 
 def test_it_scans(away):
     blocks = (X[:4000] + 20).reshape(10, N, 2)
-    start = jaxgmm.stepwise_init(away)
-    state, _ = jax.jit(lambda s, b: jax.lax.scan(lambda s, x: (jaxgmm.stepwise_step(s, x), None), s, b))(
-        start, jnp.asarray(blocks)
-    )
-    step = jaxgmm.fit_stepwise(away, X[:4000] + 20, chunk_size=N)
+    start = jaxgmm.outofcore.stepwise_init(away)
+    state, _ = jax.jit(
+        lambda s, b: jax.lax.scan(lambda s, x: (jaxgmm.outofcore.stepwise_step(s, x), None), s, b)
+    )(start, jnp.asarray(blocks))
+    step = jaxgmm.outofcore.fit_stepwise(away, X[:4000] + 20, chunk_size=N)
     np.testing.assert_allclose(state.params.means, step.params.means, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["full", *(costly(n, quick=[]) for n in ("tied", "VEV"))])
 def test_a_step_of_size_one_is_an_em_step(double, name):
     start = start_from(X[:N], LABELS[:N], name, np.float64)
-    state = jaxgmm.stepwise_init(start, reg_covar=0.0)
+    state = jaxgmm.outofcore.stepwise_init(start, reg_covar=0.0)
     # (0 + 1)^(−1) = 1: all of the past is forgotten.
-    state = jaxgmm.stepwise_step(state, X[:N].astype(np.float64), decay=1.0, delay=1.0)
+    state = jaxgmm.outofcore.stepwise_step(state, X[:N].astype(np.float64), decay=1.0, delay=1.0)
     wanted, _ = jaxgmm.em_step(start, X[:N].astype(np.float64), reg_covar=0.0)
     for a, b in zip(dense(state.params), dense(wanted), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9)
@@ -82,7 +86,7 @@ def test_a_step_of_size_one_is_an_em_step(double, name):
 def test_what_a_mixture_expects_of_itself_changes_nothing(double, name):
     params = start_from(X[:N], LABELS[:N], name, np.float64)
     new, length = jaxgmm.em_map.maximise(
-        params, rebase.expected(params, params.weights), jnp.zeros(2, jnp.float64)
+        params, change_of_reference.expected(params, params.weights), jnp.zeros(2, jnp.float64)
     )
     assert float(length) < 1e-20
     for a, b in zip(dense(params), dense(new), strict=True):
@@ -90,25 +94,25 @@ def test_what_a_mixture_expects_of_itself_changes_nothing(double, name):
 
 
 def test_a_component_without_rows_keeps_its_shape(away):
-    state = jaxgmm.stepwise_init(away)
+    state = jaxgmm.outofcore.stepwise_init(away)
     far = dataclasses.replace(away, means=away.means.at[2].set(jnp.asarray([500.0, 500.0])))
-    state = jaxgmm.stepwise_init(far)
+    state = jaxgmm.outofcore.stepwise_init(far)
     for i in range(150):
-        state = jaxgmm.stepwise_step(state, X[(i % 20) * N : (i % 20 + 1) * N] + 20, decay=0.51)
+        state = jaxgmm.outofcore.stepwise_step(state, X[(i % 20) * N : (i % 20 + 1) * N] + 20, decay=0.51)
     assert float(state.params.weights[2]) < 1e-6
     np.testing.assert_allclose(state.params.means[2], [500, 500], rtol=1e-4)
     np.testing.assert_allclose(state.params.covariances[2], far.covariances[2], rtol=1e-2)
 
 
 def test_rows_that_cannot_be_learnt_from_change_nothing_under_jit(away):
-    state = jaxgmm.stepwise_init(away)
+    state = jaxgmm.outofcore.stepwise_init(away)
     bad = jnp.full((N, 2), jnp.nan, jnp.float32)
-    after = jax.jit(jaxgmm.stepwise_step)(state, bad)
+    after = jax.jit(jaxgmm.outofcore.stepwise_step)(state, bad)
     jax.tree.map(np.testing.assert_array_equal, state, after)
     with pytest.raises(ValueError, match="X must be finite"):
-        jaxgmm.stepwise_step(state, bad)
+        jaxgmm.outofcore.stepwise_step(state, bad)
     with pytest.raises(ValueError, match="array 1, row 0, column 0: must be finite"):
-        jaxgmm.fit_stepwise(state, [X, np.asarray(bad)], chunk_size=N)
+        jaxgmm.outofcore.fit_stepwise(state, [X, np.asarray(bad)], chunk_size=N)
 
 
 def test_arguments_are_checked(away):
@@ -122,14 +126,14 @@ def test_arguments_are_checked(away):
         ({"reg_covar": -1}, ValueError, "reg_covar must be"),
     ]:
         with pytest.raises(kind, match=said):
-            jaxgmm.fit_stepwise(start, X, **wrong)
+            jaxgmm.outofcore.fit_stepwise(start, X, **wrong)
     with pytest.raises(TypeError, match="can be read once"):
-        jaxgmm.fit_stepwise(start, iter([X]), n_passes=2)
+        jaxgmm.outofcore.fit_stepwise(start, iter([X]), n_passes=2)
     with pytest.raises(TypeError, match="state must be a StepwiseState"):
-        jaxgmm.stepwise_step(start, X)
+        jaxgmm.outofcore.stepwise_step(start, X)
     Y = np.column_stack([X, X[:, :1] * 2 + X[:, 1:] ** 2])
     with pytest.raises(ValueError, match=r"stepwise EM needs .* 'factor\(1\)' keeps others"):
-        jaxgmm.stepwise_init(start_from(Y[:N], LABELS[:N], "factor(1)", np.float32))
+        jaxgmm.outofcore.stepwise_init(start_from(Y[:N], LABELS[:N], "factor(1)", np.float32))
 
 
 PRIOR = jaxgmm.Prior(
@@ -143,8 +147,8 @@ def test_a_step_of_size_one_is_an_em_step_under_the_same_prior(double):
     x = X[:N].astype(np.float64) + 20
     w = np.linspace(0.5, 3.0, N)
     start = start_from(x, LABELS[:N], "full", np.float64)
-    state = jaxgmm.stepwise_init(start, reg_covar=0.0, prior=PRIOR)
-    state = jaxgmm.stepwise_step(state, x, w, decay=1.0, delay=1.0)
+    state = jaxgmm.outofcore.stepwise_init(start, reg_covar=0.0, prior=PRIOR)
+    state = jaxgmm.outofcore.stepwise_step(state, x, w, decay=1.0, delay=1.0)
     wanted, _ = jaxgmm.em_step(start, x, w, reg_covar=0.0, prior=PRIOR)
     for a, b in zip(dense(state.params), dense(wanted), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9)
@@ -156,7 +160,7 @@ def test_passes_over_the_same_rows_come_near_the_fit_with_a_prior(away):
     best = jaxgmm.fit(away, x, tol=1e-4, prior=PRIOR, kernel="whitened").params
     plain = jaxgmm.fit(away, x, tol=1e-4, kernel="whitened").params
     # 0.15 was measured; the last steps of size 80^(−0.6) = 0.07 leave noise of some of their own length.
-    state = jaxgmm.fit_stepwise(away, x, chunk_size=N, n_passes=8, prior=PRIOR)
+    state = jaxgmm.outofcore.fit_stepwise(away, x, chunk_size=N, n_passes=8, prior=PRIOR)
     assert float(state.seen) == 4000  # each row once, in however many passes
     found = state.params
 
@@ -165,8 +169,8 @@ def test_passes_over_the_same_rows_come_near_the_fit_with_a_prior(away):
 
     assert apart(found, best) < 0.25 * apart(plain, best)
     # It goes on with the prior that it has, and takes no second one.
-    assert jaxgmm.stepwise_step(state, x[:N]).prior is not None
+    assert jaxgmm.outofcore.stepwise_step(state, x[:N]).prior is not None
     with pytest.raises(ValueError, match="prior must be None where params is a StepwiseState"):
-        jaxgmm.fit_stepwise(state, x, prior=PRIOR)
+        jaxgmm.outofcore.fit_stepwise(state, x, prior=PRIOR)
     with pytest.raises(ValueError, match=r"prior\.mean must have shape"):
-        jaxgmm.stepwise_init(away, prior=dataclasses.replace(PRIOR, mean=np.zeros(3)))
+        jaxgmm.outofcore.stepwise_init(away, prior=dataclasses.replace(PRIOR, mean=np.zeros(3)))

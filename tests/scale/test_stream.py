@@ -13,9 +13,11 @@ import pytest
 
 import jaxgmm
 from jaxgmm.kernels.exact import accumulate
-from jaxgmm.scale import passes, progress, rebase
-from jaxgmm.scale.chunks import Piece
-from jaxgmm.scale.outer import Survey
+from jaxgmm.outofcore import _change_of_reference as change_of_reference
+from jaxgmm.outofcore import _progress as progress
+from jaxgmm.outofcore import _streaming_statistics as streaming_statistics
+from jaxgmm.outofcore._host_em import Survey
+from jaxgmm.outofcore._source import Piece
 from tests.conftest import CORE, costly, dense, overlapping, start_from, x64
 
 X, LABELS = overlapping(1300, 3, 3, seed=1)
@@ -121,7 +123,7 @@ def test_sums_over_many_rows_are_right(single, rows, times):
     def summed(times):
         survey = Survey(times * rows, float(times * rows), np.zeros(3), np.ones(3))
         frame = survey.frame(jnp.asarray(1e-6, jnp.float32), None, start)
-        return passes.Passes(Long(times), survey, rows, np.dtype("f4")).moments(start, frame)
+        return streaming_statistics.Passes(Long(times), survey, rows, np.dtype("f4")).moments(start, frame)
 
     many = summed(times)
     with x64(True):
@@ -155,7 +157,7 @@ def test_an_interrupted_fit_goes_on_where_it_was(single, tmp_path):
     path = tmp_path / "fit.npz"
     never = Dying(-1, fail)
     whole = jaxgmm.fit_stream(start, never, **CHUNKS)
-    kept = jaxgmm.Checkpoint(path, every_iterations=2)
+    kept = jaxgmm.outofcore.Checkpoint(path, every_iterations=2)
     with pytest.raises(OSError, match="the disk is gone"):
         jaxgmm.fit_stream(start, Dying(7, fail), checkpoint=kept, **CHUNKS)
     # Pass 1 is the survey, 2 … 6 were steps: the file holds step 4.
@@ -185,7 +187,7 @@ from tests.conftest import start_from
 import numpy as np
 
 source = Dying(int(sys.argv[2]), lambda: os.kill(os.getpid(), signal.SIGKILL))
-checkpoint = jaxgmm.Checkpoint(sys.argv[1], every_iterations=1)
+checkpoint = jaxgmm.outofcore.Checkpoint(sys.argv[1], every_iterations=1)
 result = jaxgmm.fit_stream(start_from(X, LABELS, "full", np.float32), source, checkpoint=checkpoint, **CHUNKS)
 jaxgmm.save(sys.argv[3], result.params)
 """
@@ -209,7 +211,7 @@ def test_a_fit_that_is_killed_ends_with_the_same_bits(tmp_path):
 def test_data_that_go_wrong_leave_the_last_checkpoint(single, tmp_path):
     start = single[0]
     path = tmp_path / "fit.npz"
-    kept = jaxgmm.Checkpoint(path, every_iterations=1)
+    kept = jaxgmm.outofcore.Checkpoint(path, every_iterations=1)
     rows = parts(dtype=np.float32)
 
     def spoil():
@@ -283,7 +285,7 @@ def test_moments_about_other_parameters_are_those_summed_about_them(double, name
     second, about_first = jaxgmm.em_step(first, X, W)
     resp = jnp.asarray(jaxgmm.responsibilities(first, X))
     wanted = accumulate(second, jnp.asarray(X), jnp.asarray(W), resp=resp, block_size=1300)
-    got = rebase.rebase(about_first, first, second)
+    got = change_of_reference.rebase(about_first, first, second)
     for field in ("weight", "first", "second"):
         np.testing.assert_allclose(getattr(got, field), getattr(wanted, field), rtol=1e-9, atol=1e-8)
 
@@ -321,11 +323,11 @@ def test_on_a_terminal_one_line_is_written_over(monkeypatch):
 
 def test_the_number_of_chunks_and_of_parts_compiles_nothing(single):
     jaxgmm.fit_stream(single[0], parts(dtype=np.float32), **CHUNKS)
-    before = passes._moments._cache_size()
+    before = streaming_statistics._moments._cache_size()
     x = X.astype(np.float32)
     jaxgmm.fit_stream(single[0], [x[:500], x[500:512], x[512:900]], **CHUNKS)
     jaxgmm.fit_stream(single[0], x, **CHUNKS)
-    assert passes._moments._cache_size() == before
+    assert streaming_statistics._moments._cache_size() == before
 
 
 def test_arguments_are_checked(single, tmp_path):

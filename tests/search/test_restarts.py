@@ -175,7 +175,7 @@ def test_a_padded_fit_is_the_fit_without_padding(k, name, double):
     assert one.status == alone.status == Status.CONVERGED
     assert abs(int(one.n_iter) - int(alone.n_iter)) <= 3  # accelerated as much
     np.testing.assert_allclose(one.log_likelihood, alone.log_likelihood, rtol=0, atol=1e-10)
-    active = jaxgmm.params.active(one.params)
+    active = jaxgmm.mixture.active(one.params)
     assert active.n_components == k
     np.testing.assert_allclose(active.weights, alone.params.weights, atol=1e-5)
     np.testing.assert_allclose(active.means, alone.params.means, atol=1e-4)
@@ -202,7 +202,7 @@ def test_padding_stays_off_with_finite_arrays_and_gradients(name, double):
 def test_padding_says_nothing_of_the_data(name, double):
     k = 3
     params = lane(padded(name).params, SIZES.index(k))
-    alone = jaxgmm.params.active(params)
+    alone = jaxgmm.mixture.active(params)
     np.testing.assert_allclose(jaxgmm.log_prob(params, X), jaxgmm.log_prob(alone, X), rtol=1e-12)
     assert (jaxgmm.responsibilities(params, X)[:, k:] == 0).all()
     assert int(jaxgmm.predict(params, X).max()) < k

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 import jaxgmm
-from jaxgmm import Spurious
 from jaxgmm.components import get_family
 from jaxgmm.components.covariance.base import Collapse
+from jaxgmm.selection import Spurious
 from jaxgmm.selection._grid import STRUCTURES
 from jaxgmm.selection._spurious import limits, spurious, total_factor, total_for
 

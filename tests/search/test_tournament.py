@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 import jaxgmm
-from jaxgmm import FitResult, Spurious, Status
+from jaxgmm import FitResult, Status
 from jaxgmm.em_map import frame, maximise
-from jaxgmm.params import translate
+from jaxgmm.mixture import translate
+from jaxgmm.selection import Spurious
 from jaxgmm.selection import _continuation as continuation
 from jaxgmm.selection._candidates import Field, _rank
 from jaxgmm.selection._search import Tournament, plan

@@ -87,7 +87,7 @@ def test_weights_are_as_good_as_repetition():
 def test_the_evidence_bound_of_one_component_is_the_evidence(double):
     """scikit-learn's last stick has a free length, and part of the weight is in no component."""
     mixture = BayesianGaussianMixture(reg_covar=0, random_state=0).fit(IRIS)
-    exact = predictive(IRIS, "full", jaxgmm.variational_prior(IRIS, 1))
+    exact = predictive(IRIS, "full", jaxgmm.variational.variational_prior(IRIS, 1))
     assert_allclose(mixture.evidence_bound_, exact, rtol=1e-10)
     # ∫ v^150 dv over v ~ Beta(1, 1) is what the other bound has beside it.
     assert_allclose(mixture.lower_bound_, exact - np.log(151), rtol=1e-10)
@@ -111,7 +111,7 @@ def test_it_is_the_functional_fit(double):
     settings = {"n_components": 3, "random_state": 0, "max_iter": 300, "reg_covar": 0}
     mixture = BayesianGaussianMixture(**settings).fit(IRIS)
     labels = sklearn.cluster.KMeans(3, n_init=1, random_state=0).fit(IRIS).labels_
-    prior = dataclasses.replace(jaxgmm.variational_prior(IRIS, 3), last_stick_free=True)
+    prior = dataclasses.replace(jaxgmm.variational.variational_prior(IRIS, 3), last_stick_free=True)
     result = jaxgmm.fit_variational(np.eye(3)[labels], IRIS, prior=prior)
     assert_allclose(mixture.lower_bound_, float(result.bound), rtol=1e-9)
     assert_allclose(mixture.means_, result.posterior.means, rtol=1e-7)

@@ -15,9 +15,9 @@ from sklearn.exceptions import ConvergenceWarning, NotFittedError
 import jaxgmm
 from jaxgmm.components import FAMILIES
 from jaxgmm.sklearn import GaussianMixture
-from jaxgmm.sklearn.attributes import SHAPED
-from jaxgmm.sklearn.climbing import climb
-from jaxgmm.sklearn.rows import padded_length
+from jaxgmm.sklearn._conversion import SHAPED
+from jaxgmm.sklearn._data import padded_length
+from jaxgmm.sklearn._em_loop import climb
 from tests.conftest import CORE, costly
 
 IRIS = datasets.load_iris().data
@@ -225,10 +225,10 @@ def test_auto_finds_at_least_what_restarts_find():
 
 
 def test_a_failed_start_is_passed_over_if_another_does_not_fail(monkeypatch):
-    from jaxgmm.sklearn import starting
-    from jaxgmm.sklearn.attributes import CollapsedError
+    from jaxgmm.sklearn import _init as init
+    from jaxgmm.sklearn._conversion import CollapsedError
 
-    whole, failing = starting.m_step, {1, 2}  # of the calls: the first start, in float32 and in float64
+    whole, failing = init.m_step, {1, 2}  # of the calls: the first start, in float32 and in float64
     calls = []
 
     def sometimes(*args):
@@ -237,7 +237,7 @@ def test_a_failed_start_is_passed_over_if_another_does_not_fail(monkeypatch):
             raise CollapsedError
         return whole(*args)
 
-    monkeypatch.setattr(starting, "m_step", sometimes)
+    monkeypatch.setattr(init, "m_step", sometimes)
     assert GaussianMixture(3, n_init=2, random_state=0).fit(IRIS).converged_
     calls.clear()
     failing.add(3)

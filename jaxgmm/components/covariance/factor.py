@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from jaxgmm import validate
+from jaxgmm import _validate as validate
 from jaxgmm.components.covariance.base import Collapse, Family
 from jaxgmm.components.covariance.full import SQRT_HALF
 from jaxgmm.kernels.linalg import (

@@ -1,0 +1,140 @@
+"""Mixtures in words and columns: what the tables at a prompt, in a notebook and on the command line share.
+
+Nothing here computes with JAX or knows its transformations: `look` gives an array that can be shown, or None.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+
+# A status, by its name, in words.
+STATUS = {
+    "CONVERGED": "converged",
+    "MAX_ITER": "max. steps",
+    "NONFINITE": "not finite",
+    "DECREASED": "decreased",
+    "DEGENERATE": "degenerate",
+}
+_SHOWN = 1 << 16  # numbers in the largest array that is fetched from a device only to be printed
+_WIDTH = 100  # columns of a terminal
+
+
+class Table(NamedTuple):
+    """Text in cells: a heading for each column, and rows that start with a label."""
+
+    head: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    note: str = ""  # what was left out
+
+
+def look(a: Any) -> Array | None:
+    """An array's numbers where they can be had at once: not of a traced, deleted, remote or large one."""
+    if isinstance(a, jax.core.Tracer) or not isinstance(a, jax.Array | np.ndarray | np.generic):
+        return None
+    if a.size > _SHOWN or not np.issubdtype(a.dtype, np.number):
+        return None
+    if isinstance(a, jax.Array) and (a.is_deleted() or not a.is_fully_addressable):
+        return None
+    return np.asarray(a)
+
+
+def means_and_widths(means: Sequence[float], widths: Sequence[float]) -> list[tuple[str, str]]:
+    """Means and standard deviations of a feature, to the third significant digit of the smallest.
+
+    Example:
+      >>> from jaxgmm._display import means_and_widths
+      >>> means_and_widths([2.0364, 54.479], [0.26275, 5.8])
+      [('2.036', '0.263'), ('54.479', '5.800')]
+    """
+    least = min((w for w in widths if 0 < w < math.inf), default=1.0)
+    decimals = max(0, 2 - math.floor(math.log10(least)))
+    if decimals > 8 or not max(map(abs, [*means, *widths])) < 1e9:
+        return [(f"{mean:.9g}", f"{width:.2e}") for mean, width in zip(means, widths, strict=True)]
+    return [
+        (f"{mean:.{decimals}f}", f"{width:.{decimals}f}") for mean, width in zip(means, widths, strict=True)
+    ]
+
+
+def mixture_table(
+    weights: Array,
+    means: Array,
+    widths: Array,
+    columns: Sequence[str] | None = None,
+    *,
+    counts: Array | None = None,
+    most: tuple[int, int] = (12, 20),
+    sign: str = "±",
+) -> Table:
+    """A mixture's components side by side: weights (K,), and means ± standard deviations (K, D).
+
+    `counts` (K,) are samples for each component; of more than `most` components or features the first are
+    shown, and the table's note says so.
+    """
+    n_components, n_features = means.shape
+    k, d = min(n_components, most[0]), min(n_features, most[1])
+    names = [f"x{j}" for j in range(n_features)] if columns is None else [str(name) for name in columns]
+    rows = [("weight", *(f"{w:.4f}" for w in weights[:k]))]
+    if counts is not None:
+        rows.append(("samples", *(f"{n:.1f}" for n in counts[:k])))
+    for j in range(d):
+        cells = means_and_widths(means[:k, j].tolist(), widths[:k, j].tolist())
+        rows.append((names[j], *(f"{m} {sign} {s}" for m, s in cells)))
+    left_out = [(n_components - k, "components"), (n_features - d, "features")]
+    note = " and ".join(f"{n} more {what}" for n, what in left_out if n)
+    return Table(("component", *map(str, range(k))), tuple(rows), f"… {note}" if note else "")
+
+
+def as_text(table: Table, width: int = _WIDTH) -> str:
+    """The table for a terminal: a rule under the heading, what is wider than `width` in several parts."""
+    columns = list(zip(table.head, *table.rows, strict=True))
+    lengths = [max(map(len, column)) for column in columns]
+    parts: list[list[int]] = [[]]
+    for i in range(1, len(columns)):
+        if parts[-1] and lengths[0] + sum(2 + lengths[j] for j in (*parts[-1], i)) > width:
+            parts.append([])
+        parts[-1].append(i)
+    blocks = []
+    for part in parts:
+        lines = [
+            f"{row[0]:<{lengths[0]}}" + "".join(f"  {row[i]:>{lengths[i]}}" for i in part)
+            for row in (table.head, *table.rows)
+        ]
+        lines.insert(1, "─" * max(map(len, lines)))
+        blocks.append("\n".join(line.rstrip() for line in lines))
+    return "\n\n".join(blocks) + (f"\n{table.note}" if table.note else "")
+
+
+def as_html(table: Table, caption: str = "", marked: tuple[int, int] | None = None) -> str:
+    """The table for a notebook: no colours of its own, so that it is legible on dark and on light.
+
+    `marked` is the row and the column of a cell to set in bold.
+    """
+
+    def cell(tag: str, text: str, left: bool, bold: bool = False) -> str:
+        style = "text-align:left" if left else "text-align:right;font-variant-numeric:tabular-nums"
+        inner = html.escape(text)
+        return f'<{tag} style="{style}">{f"<b>{inner}</b>" if bold else inner}</{tag}>'
+
+    lines = ["<table>"]
+    if caption:
+        lines.append(f'<caption style="text-align:left">{html.escape(caption)}</caption>')
+    head = "".join(cell("th", text, i == 0) for i, text in enumerate(table.head))
+    lines.append(f"<thead><tr>{head}</tr></thead>")
+    lines.append("<tbody>")
+    for r, row in enumerate(table.rows):
+        cells = "".join(
+            cell("td" if i else "th", text, i == 0, (r, i) == marked) for i, text in enumerate(row)
+        )
+        lines.append(f"<tr>{cells}</tr>")
+    lines.append("</tbody></table>")
+    if table.note:
+        lines.append(f"<p>{html.escape(table.note)}</p>")
+    return "\n".join(lines)

@@ -1,0 +1,150 @@
+"""`summary`: what a fit found, for people, as text in a terminal and as tables in a notebook."""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jax.typing import ArrayLike
+
+from jaxgmm import _validate as validate
+from jaxgmm._display import Table, as_html, as_text
+from jaxgmm.density import e_step
+from jaxgmm.mixture import GMMParams, components, kind
+from jaxgmm.result import FitResult, ending, in_words
+from jaxgmm.selection._criteria import REMEDIES, n_parameters
+from jaxgmm.selection._grid import Selection
+from jaxgmm.solvers.squarem import Status
+
+_MOST = (100, 100)  # components and features
+_LANES = 50
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Summary:
+    """Lines and tables, in order; it prints as text, and a notebook shows it as HTML.
+
+    Attributes:
+      parts: paragraphs of text, and a `jaxgmm.display.Table` for each table.
+    """
+
+    parts: tuple[str | Table, ...]
+
+    def __str__(self) -> str:
+        """Paragraphs and tables, with a blank line between them."""
+        return "\n\n".join(as_text(part) if isinstance(part, Table) else part for part in self.parts)
+
+    def __repr__(self) -> str:
+        """The text: what one wants to see at a prompt."""
+        return str(self)
+
+    def _repr_html_(self) -> str:
+        return "\n".join(
+            as_html(part) if isinstance(part, Table) else f"<pre>{html.escape(part)}</pre>"
+            for part in self.parts
+        )
+
+
+def summary(
+    fit: GMMParams | FitResult | Selection,
+    X: ArrayLike | None = None,
+    columns: Sequence[str] | None = None,
+    sample_weight: ArrayLike | None = None,
+) -> Summary:
+    """What was fitted: weights, means ± standard deviations, how the fit ended, and what it says of data.
+
+    Args:
+      fit: a mixture; a `FitResult`, of several fits too; or a `Selection`, of which the best is summed up.
+      X: (N, D) data to evaluate, or None. With them come the number of samples of each component, Σ_n r_nk,
+        the log-likelihood, AIC, BIC and ICL.
+      columns: names of the D features; None for those of X, if it is a data frame, or x0, x1, ….
+      sample_weight: (N,) counts of the samples of X, or None for ones.
+
+    Returns:
+      A `Summary`: print it, or let a notebook show it. Concrete fits only, outside `jit`.
+
+    Raises:
+      TypeError: for anything else, or what is being traced.
+      ValueError: for a batch of mixtures without their results, names that are not D, data that do not fit,
+        or data with a batch of fits.
+
+    Example:
+      >>> import jaxgmm
+      >>> params = jaxgmm.make_params([0.25, 0.75], [[0.0, 5.0], [3.0, 1.0]], [1.0, 4.0], "spherical")
+      >>> print(jaxgmm.summary(params, columns=["height", "width"]))
+      spherical, K = 2, D = 2, float32: 7 free parameters
+      <BLANKLINE>
+      component            0            1
+      ───────────────────────────────────
+      weight          0.2500       0.7500
+      height     0.00 ± 1.00  3.00 ± 2.00
+      width      5.00 ± 1.00  1.00 ± 2.00
+    """
+    if isinstance(fit, Selection):
+        if fit.best is None:
+            return Summary((str(fit),))
+        return Summary((str(fit), *summary(fit.best, X, columns, sample_weight).parts))
+    params = fit.params if isinstance(fit, FitResult) else fit
+    if not isinstance(params, GMMParams):
+        raise TypeError(f"summary takes GMMParams, a FitResult or a Selection; got {type(fit).__name__}")
+    if not validate.is_concrete(fit):
+        raise TypeError("summary needs a concrete fit; call it outside jit and vmap")
+    if columns is None:
+        columns = getattr(X, "columns", None)
+    if columns is not None:
+        columns = [str(name) for name in columns]
+        if len(columns) != params.n_features:
+            raise ValueError(f"columns must name the {params.n_features} features; got {len(columns)} names")
+    if isinstance(fit, FitResult) and np.ndim(fit.status):
+        if X is not None:
+            raise ValueError("X is for one fit, and these are several: take one with jaxgmm.best(results)")
+        return _several(fit)
+    validate.single_mixture(params.log_weights, params.means, params.scale)
+    parts: list[str | Table] = [f"{kind(params)}: {n_parameters(params)} free parameters"]
+    if isinstance(fit, FitResult):
+        parts[0] = f"{parts[0]}\n{_ended(fit)}"
+    counts, said = (None, None) if X is None else _evaluated(params, X, sample_weight)
+    table = components(params, columns, counts, _MOST)
+    parts.append("The mixture is too large to be shown." if table is None else table)
+    if said is not None:
+        parts.append(said)
+    return Summary(tuple(parts))
+
+
+def _ended(fit: FitResult) -> str:
+    said = ", ".join([*ending(fit), *fit._remarks()])
+    status = int(fit.status)
+    return said if status not in REMEDIES else f"{said}\nThe fit {REMEDIES[Status(status)]}."
+
+
+def _evaluated(params: GMMParams, X: ArrayLike, sample_weight: ArrayLike | None) -> tuple[Any, str]:
+    """Samples of each component (K,), and a line of the criteria; summed in float64 on the host."""
+    x = validate.data(X, n_features=params.n_features)
+    weight = validate.weight(sample_weight, x)
+    resp, log_prob = (np.asarray(a, float) for a in e_step(params, x))
+    w = np.ones(len(log_prob)) if weight is None else np.asarray(weight, float)
+    n, total, free = w.sum(), w @ log_prob, n_parameters(params)
+    bic = -2 * total + free * np.log(n)
+    with np.errstate(divide="ignore"):
+        unsure = -2 * (w @ np.log(resp.max(1)))
+    what = f"{len(log_prob)} samples" + ("" if weight is None else f" of weight {n:.6g}")
+    return w @ resp, (
+        f"On {what}: log-likelihood {total:.6g} ({total / n:.4f} per sample)\n"
+        f"AIC {-2 * total + 2 * free:.1f}   BIC {bic:.1f}   ICL {bic + unsure:.1f}   (smaller is better)"
+    )
+
+
+def _several(fit: FitResult) -> Summary:
+    """A table of lanes."""
+    lanes = list(np.ndindex(np.shape(fit.status)))
+    status, steps, values = (np.asarray(a) for a in (fit.status, fit.n_iter, fit.log_likelihood))
+    rows = tuple(
+        (", ".join(map(str, i)), f"{values[i]:.4f}", str(steps[i]), in_words(status[i]))
+        for i in lanes[:_LANES]
+    )
+    left_out = f"… {len(lanes) - _LANES} more" if len(lanes) > _LANES else ""
+    said = f"{kind(fit.params)}\n{', '.join(ending(fit))}\nOne of them: jaxgmm.best(results)."
+    return Summary((said, Table(("fit", "log-lik.", "EM steps", "ended"), rows, left_out)))

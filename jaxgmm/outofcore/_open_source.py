@@ -1,0 +1,200 @@
+"""Opening what data are given as: arrays, files, data sets, and whatever gives arrays."""
+
+from __future__ import annotations
+
+import glob
+import itertools
+import os
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxgmm._host_arrays import host_array, is_frame, library
+from jaxgmm.outofcore._columnar import FORMATS, Tables, Zarr
+from jaxgmm.outofcore._npy import Npy
+from jaxgmm.outofcore._source import Arrays, Selection, Source, check_features
+
+_SUFFIXES = (".npy", *FORMATS, ".zarr")
+
+
+def open_source(source: Any, columns: Any = None, weight_column: Any = None) -> Source:
+    """Open data for fits that do not hold them in memory: a `Source`, whose rows are read again in each pass.
+
+    Args:
+      source: one of
+        an array (N, D), or a pair of such an array and weights (N,);
+        the path of a file, by its suffix: .npy; .parquet or .pq, .arrow or .feather (extra `arrow`); .zarr
+        (extra `zarr`); a directory of such files, which are taken in the order of their names; a pattern,
+        such as "parts/*.npy"; or a list of paths;
+        a pandas or Polars data frame, a `pyarrow.dataset.Dataset`, a `pyarrow.Table` or a `zarr.Array`;
+        an iterable of arrays (n, D), or of pairs of an array and weights (n,), that can be gone through
+        again, such as a list; or a function without arguments that returns a fresh one each time;
+        or a `Source`, which is returned as it is.
+      columns: which columns are features: names for tables, numbers for arrays. None for all.
+      weight_column: which column holds sample weights, in the same way; or None.
+
+    Returns:
+      A Source: n_features, n_samples (None where it is not known), columns, and `chunks`.
+
+    Raises:
+      ValueError: for a part that is empty, cut short, or has other columns than the first; it is named.
+      OSError: for a file that cannot be read.
+      ImportError: where an extra is not installed.
+      TypeError: for anything else than these.
+
+    Example:
+      >>> import jaxgmm, numpy as np, os, tempfile
+      >>> folder = tempfile.mkdtemp()
+      >>> for i in range(3):
+      ...     np.save(os.path.join(folder, f"part{i}.npy"), np.ones((10 + i, 2)))
+      >>> source = jaxgmm.outofcore.open_source(folder)
+      >>> source.n_samples, source.n_features
+      (33, 2)
+    """
+    if isinstance(source, str | os.PathLike):
+        return _files(_expand(os.fspath(source)), columns, weight_column)
+    if isinstance(source, np.ndarray | jax.Array):
+        return _arrays(lambda: [source], columns, weight_column, np.shape(source)[:1])
+    if isinstance(source, tuple) and len(source) == 2 and all(_is_array(a) for a in source):
+        return _arrays(lambda: [source], columns, weight_column, np.shape(source[0])[:1])
+    module = library(source)
+    if module == "pyarrow":
+        return _arrow(source, columns, weight_column)
+    if module == "zarr" and hasattr(source, "chunks") and hasattr(source, "shape"):
+        return Zarr(source, columns, weight_column)
+    if isinstance(source, Source) and not isinstance(source, type):
+        if columns is not None or weight_column is not None:
+            raise ValueError("columns and weight_column are chosen when a source is opened; this one is open")
+        return source
+    if is_frame(source):
+        return _frame(source, columns, weight_column)
+    if callable(source):
+        return _arrays(_fresh(source), columns, weight_column)
+    if isinstance(source, list | tuple) and source and all(isinstance(p, str | os.PathLike) for p in source):
+        return _files([os.fspath(p) for p in source], columns, weight_column)
+    if isinstance(source, Iterator):
+        raise TypeError(
+            f"source must be something to go through again in every pass; a {type(source).__name__} can be "
+            "read once. Give a function that returns a fresh one"
+        )
+    if isinstance(source, Iterable) and not isinstance(source, bytes | dict):
+        if isinstance(source, list | tuple):
+            for item in source:
+                if not _is_array(item[0] if isinstance(item, tuple) and item else item):
+                    raise TypeError(
+                        "source must be an array, or a list of arrays, of pairs of arrays or of paths; got a "
+                        f"{type(source).__name__} that holds a {type(item).__name__}"
+                    )
+        return _arrays(lambda: source, columns, weight_column)
+    raise TypeError(
+        f"source must be an array, a path, a list of either, a data set, or a function that returns arrays; "
+        f"got {type(source).__name__}"
+    )
+
+
+def _frame(frame: Any, columns: Any, weight_column: Any) -> Source:
+    """A data frame in memory; its columns are chosen by name."""
+    names = list(frame.columns)
+    if columns is None:
+        wanted = [c for c in names if c != weight_column]
+    else:
+        wanted = [columns] if isinstance(columns, str) else list(columns)
+    chosen = wanted if weight_column is None else [*wanted, weight_column]
+    for column in chosen:
+        if column not in names:
+            raise ValueError(f"source: the data frame has no column {column!r}; it has {names}")
+    check_features(wanted, weight_column)
+    table = host_array(frame[chosen], "source")
+    x = table[:, : len(wanted)]
+    pair = x if weight_column is None else (x, table[:, len(wanted)])
+    opened = Arrays(lambda: [pair], lambda n: Selection(None, None), len(x))
+    opened.columns = tuple(str(c) for c in wanted)
+    return opened
+
+
+def once(given: Iterator[Any]) -> Callable[[], Iterable[Any]]:
+    """Of an iterator, what `open_source` takes; its arrays can be read in one pass only."""
+    first = list(itertools.islice(given, 1))
+    # Opening looks at the first array.
+    turns = iter([first, itertools.chain(first, given)])
+    return lambda: next(turns, [])
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, np.ndarray | jax.Array)
+
+
+def _arrays(
+    restart: Callable[[], Iterable[Any]], columns: Any, weight_column: Any, shape: tuple[int, ...] = ()
+) -> Source:
+    return Arrays(
+        restart, lambda n: Selection.of(columns, weight_column, n), shape[0] if len(shape) == 1 else None
+    )
+
+
+def _fresh(function: Callable[[], Any]) -> Callable[[], Iterable[Any]]:
+    last: list[Any] = [None]
+
+    def restart() -> Iterable[Any]:
+        given = function()
+        if not isinstance(given, Iterable) or _is_array(given):
+            raise TypeError(f"source() must return an iterable of arrays; it returned {type(given).__name__}")
+        if isinstance(given, Iterator) and given is last[0]:
+            raise TypeError("source() must return a fresh iterable each time; it returned the same iterator")
+        last[0] = given
+        return given
+
+    return restart
+
+
+def _arrow(source: Any, columns: Any, weight_column: Any) -> Source:
+    import pyarrow
+    import pyarrow.dataset
+
+    if isinstance(source, pyarrow.Table):
+        source = pyarrow.dataset.dataset(source)
+    if not isinstance(source, pyarrow.dataset.Dataset):
+        raise TypeError(
+            f"source must be a pyarrow Table or Dataset, which can be read again; got {type(source).__name__}"
+        )
+    return Tables(source, columns, weight_column)
+
+
+def _suffix(path: str) -> str:
+    return os.path.splitext(path.rstrip("/"))[1].lower()
+
+
+def _expand(path: str) -> list[str]:
+    """The files that a path stands for."""
+    if os.path.isdir(path) and _suffix(path) != ".zarr":
+        names = sorted(n for n in os.listdir(path) if not n.startswith((".", "_")))
+        found = [os.path.join(path, n) for n in names if _suffix(n) in _SUFFIXES]
+        if not found:
+            raise ValueError(f"{path}: the directory holds no file that ends in {', '.join(_SUFFIXES)}")
+        return found
+    if not os.path.lexists(path) and glob.has_magic(path):
+        found = sorted(glob.glob(path))
+        if not found:
+            raise FileNotFoundError(f"{path}: no file has such a name")
+        return found
+    return [path]
+
+
+def _files(paths: list[str], columns: Any, weight_column: Any) -> Source:
+    for path in paths:
+        if _suffix(path) not in _SUFFIXES:
+            raise ValueError(f"{path}: cannot tell the format; the name must end in {', '.join(_SUFFIXES)}")
+        if not os.path.lexists(path):
+            raise FileNotFoundError(f"{path}: no such file")
+    suffixes = {_suffix(path) for path in paths}
+    if len({FORMATS.get(s, s) for s in suffixes}) > 1:
+        raise ValueError(f"source: its parts must be of one format; got {', '.join(sorted(suffixes))}")
+    if ".npy" in suffixes:
+        return Npy(paths, columns, weight_column)
+    if ".zarr" in suffixes:
+        if len(paths) > 1:
+            raise ValueError(f"source: one Zarr array at a time; got {', '.join(paths[:3])}")
+        return Zarr(paths[0], columns, weight_column)
+    return Tables(paths, columns, weight_column)

@@ -1,0 +1,188 @@
+"""What a fit reads its data from when they are not one array: rows in pieces, again in every pass."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+
+from jaxgmm._host_arrays import unmasked
+
+
+class Piece(NamedTuple):
+    """Some rows that lie together. The arrays may be written over once the next piece is asked for."""
+
+    rows: np.ndarray  # (n, D)  real numbers of any type
+    weight: np.ndarray | None  # (n,)
+    part: str  # what the part of the data that holds them is called in messages
+    first: int  # which row of that part is the first of them, from 0
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Rows of data that can be read any number of times, in the same order.
+
+    Attributes:
+      n_features: D.
+      n_samples: N where it is known without reading, else None.
+      columns: names of the features, or None.
+      wide: whether the numbers need float64 to be told apart.
+    """
+
+    n_features: int
+    n_samples: int | None
+    columns: tuple[str, ...] | None
+    wide: bool
+
+    def describe(self) -> dict[str, Any]:
+        """What tells these data from others, for checkpoints: text, numbers, and lists and dicts of these."""
+        ...
+
+    def chunks(self, rows: int) -> Iterator[Piece]:
+        """All rows from the first to the last, in pieces of at most `rows`."""
+        ...
+
+
+def is_wide(dtype: np.dtype) -> bool:
+    """Whether numbers of that type become float64 where JAX allows it, as in `validate.floating`."""
+    return dtype.kind != "f" or dtype.itemsize > 4
+
+
+def check_numbers(dtype: np.dtype, where: str) -> None:
+    """Raise unless a type holds real numbers."""
+    if dtype.kind not in "fiub":
+        raise ValueError(f"{where}: must hold real numbers; got dtype {dtype}")
+
+
+def check_shape(shape: tuple[int, ...], where: str) -> None:
+    """Raise unless it is (rows, columns), with at least one of each."""
+    if len(shape) != 2:
+        hint = "; a single feature is X[:, None]" if len(shape) == 1 else ""
+        raise ValueError(f"{where}: must be 2-D (rows, columns); its shape is {shape}{hint}")
+    if shape[0] == 0:
+        raise ValueError(f"{where}: an empty part, of shape {shape}; leave it out")
+    if shape[1] == 0:
+        raise ValueError(f"{where}: has no columns; its shape is {shape}")
+
+
+def positions(columns: Any, n_columns: int, name: str) -> list[int]:
+    """Columns of an array by number, from 0; negative ones count from the end."""
+    chosen = [columns] if isinstance(columns, int | np.integer) else list(columns)
+    for c in chosen:
+        if isinstance(c, bool) or not isinstance(c, int | np.integer):
+            raise TypeError(f"{name} of an array without names must be ints; got {c!r}")
+        if not -n_columns <= c < n_columns:
+            raise ValueError(f"{name} must lie between {-n_columns} and {n_columns - 1}; got {int(c)}")
+    return [int(c) % n_columns for c in chosen]
+
+
+class Selection(NamedTuple):
+    """Which columns of an array are features, None for all, and which one holds the weights, if any."""
+
+    features: list[int] | None
+    weight: int | None
+
+    @staticmethod
+    def of(columns: Any, weight_column: Any, n_columns: int) -> Selection:
+        """From what a user gives."""
+        weight = None if weight_column is None else positions(weight_column, n_columns, "weight_column")[0]
+        if columns is None and weight is None:
+            return Selection(None, None)
+        if columns is None:
+            features = [j for j in range(n_columns) if j != weight]
+        else:
+            features = positions(columns, n_columns, "columns")
+        check_features(features, weight)
+        return Selection(features, weight)
+
+    def n_features(self, n_columns: int) -> int:
+        """How many are features."""
+        return n_columns if self.features is None else len(self.features)
+
+    def split(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """Features and weights of rows (n, columns)."""
+        if self.features is None:
+            return rows, None
+        return rows[:, self.features], None if self.weight is None else rows[:, self.weight]
+
+
+def check_features(features: Sequence[Any], weight: Any) -> None:
+    """Raise unless there are some, each once, and the weights are none of them."""
+    if not features or len(set(features)) < len(features):
+        raise ValueError(f"columns must name at least one column, each once; got {list(features)}")
+    if weight is not None and weight in features:
+        raise ValueError(f"weight_column {weight!r} is one of the columns too")
+
+
+class Arrays:
+    """Arrays in memory, or whatever gives arrays afresh each time it is asked.
+
+    Args:
+      restart: gives a fresh iterable of arrays (n, D), or of pairs of such an array and weights (n,).
+      selection: makes of a number of columns which of them to take.
+      n_samples: where it is known.
+    """
+
+    def __init__(
+        self,
+        restart: Callable[[], Iterable[Any]],
+        selection: Callable[[int], Selection],
+        n_samples: int | None = None,
+    ) -> None:
+        self._restart = restart
+        self.n_samples = n_samples
+        self.columns: tuple[str, ...] | None = None
+        self._selection = Selection(None, None)
+        first = next(self._parts(), None)
+        if first is None:
+            raise ValueError("source must give at least one array; it gave none")
+        self._n_columns = first[0].shape[1]
+        self._selection = selection(self._n_columns)
+        self.n_features = self._selection.n_features(self._n_columns)
+        self.wide = is_wide(first[0].dtype)
+
+    def describe(self) -> dict[str, Any]:
+        """Numbers alone: the survey of the data tells them from others."""
+        return {"kind": "arrays", "n_columns": self._n_columns, "columns": self._selection.features}
+
+    def chunks(self, rows: int) -> Iterator[Piece]:
+        """As `Source` says."""
+        for i, (x, w) in enumerate(self._parts()):
+            name = f"array {i}"
+            if x.shape[1] != self._n_columns:
+                raise ValueError(f"{name}: has {x.shape[1]} columns; array 0 has {self._n_columns}")
+            for first in range(0, x.shape[0], rows):
+                piece, weight = self._selection.split(x[first : first + rows])
+                yield Piece(piece, weight if w is None else w[first : first + rows], name, first)
+
+    def _parts(self) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+        for i, item in enumerate(self._restart()):
+            pair = item if isinstance(item, tuple) else (item, None)
+            if len(pair) != 2:
+                raise ValueError(
+                    f"array {i}: must be an array or a pair (X, weights); got {len(pair)} things"
+                )
+            x = np.asarray(unmasked(pair[0], f"array {i}"))
+            check_numbers(x.dtype, f"array {i}")
+            check_shape(x.shape, f"array {i}")
+            w = None if pair[1] is None else np.asarray(unmasked(pair[1], f"array {i}, weights"))
+            if w is not None and w.shape != x.shape[:1]:
+                raise ValueError(f"array {i}: its weights must have shape {x.shape[:1]}; got {w.shape}")
+            if w is not None:
+                check_numbers(w.dtype, f"array {i}, weights")
+            yield x, w
+
+
+def identity(path: str) -> dict[str, Any]:
+    """What tells a file from one that has taken its place: name, size and time of the last change."""
+    status = os.stat(path)
+    return {"name": os.path.basename(path), "bytes": status.st_size, "modified": status.st_mtime_ns}
+
+
+def unchanged(path: str, before: dict[str, Any]) -> None:
+    """Raise where a file is no longer what it was when it was opened."""
+    now = {**before, **identity(path)}
+    if now != before:
+        raise ValueError(f"{path}: has changed since it was opened; a fit reads its data again in every pass")

@@ -1,0 +1,204 @@
+"""`fit_stream`: exact EM on data that need not fit into memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from jaxgmm import _validate as validate
+from jaxgmm import priors
+from jaxgmm.density import check_mixture
+from jaxgmm.em_map import Frame
+from jaxgmm.kernels import quadratic
+from jaxgmm.loop import HISTORY_SIZE, MAX_ITER, REG_COVAR, TOL
+from jaxgmm.mixture import GMMParams
+from jaxgmm.outofcore import _checkpoint as checkpoints
+from jaxgmm.outofcore import _host_em as host_em
+from jaxgmm.outofcore._checkpoint import Checkpoint, Settings
+from jaxgmm.outofcore._incremental import sweeps
+from jaxgmm.outofcore._open_source import open_source
+from jaxgmm.outofcore._progress import Reporter
+from jaxgmm.outofcore._source import Source
+from jaxgmm.outofcore._streaming_statistics import Passes, chunk_rows, survey
+from jaxgmm.priors import Prior
+from jaxgmm.result import FitResult
+from jaxgmm.solvers import squarem
+from jaxgmm.solvers.squarem import State, Status
+
+_PHASES = {"whitened": ("whitened",), "quadratic": ("quadratic",), "auto": ("quadratic", "whitened")}
+
+
+def fit_stream(
+    params: GMMParams,
+    source: Any,
+    *,
+    columns: Any = None,
+    weight_column: Any = None,
+    tol: ArrayLike = TOL,
+    max_iter: int = MAX_ITER,
+    reg_covar: ArrayLike = REG_COVAR,
+    prior: Prior | None = None,
+    accelerate: bool = True,
+    kernel: str = "auto",
+    incremental: bool = False,
+    chunk_size: int | None = None,
+    dtype: Any = None,
+    history_size: int = HISTORY_SIZE,
+    checkpoint: Checkpoint | str | None = None,
+    progress: bool | Callable[..., Any] | None = None,
+) -> FitResult:
+    """`fit` out of core: the same EM on data that are read from disk again in every step.
+
+    A first pass checks every row and finds where the data are; from then on each step is one pass. A thread
+    reads ahead while the device works. Memory does not grow with the data.
+
+    Args:
+      params: where to start, as in `fit`.
+      source: the data: an array, paths, a data set, a function that returns arrays, or anything else that
+        `open_source` takes.
+      columns: which columns are features, as in `open_source`.
+      weight_column: which column holds sample weights, as in `open_source`.
+      tol: as in `fit`.
+      max_iter: as in `fit`; a step is a pass.
+      reg_covar: as in `fit`.
+      prior: as in `fit`.
+      accelerate: as in `fit`.
+      kernel: as in `fit`.
+      incremental: begin with sweeps of incremental EM, which take an M-step after each of up to 64 parts of
+        the data: fewer passes far from the answer. Passes over all rows then decide, as without it.
+      chunk_size: rows that are worked on at once; None chooses. Sums over rows are made in float64 from chunk
+        to chunk, and compensated within one.
+      dtype: float32 or float64; None follows the data as `fit` does.
+      history_size: as in `fit`.
+      checkpoint: a `Checkpoint` or the path of one, from which the fit is taken up if it is there.
+      progress: True for a line on stderr, with an estimate of the time left; or a function that is called
+        with a `jaxgmm.outofcore._progress.Progress` after each step.
+
+    Returns:
+      FitResult, as `fit` gives it for all rows as one array, to rounding. It has no derivatives.
+
+    Raises:
+      ValueError: for data that are not finite, an empty part, a part with other columns or that has changed:
+        the message names part and row, and the last checkpoint is as it was. For a checkpoint of other data
+        or settings, and as in `fit`.
+      OSError: for a part that cannot be read, or a checkpoint that cannot be written.
+      TypeError: for arguments of other kinds.
+
+    Example:
+      >>> import jaxgmm, numpy as np
+      >>> rng = np.random.default_rng(0)
+      >>> parts = [rng.normal(rng.choice([-4.0, 4.0], (n, 1))) for n in (700, 300, 1000)]
+      >>> start = jaxgmm.make_params([0.5, 0.5], [[-1.0], [1.0]], [1.0, 1.0], "spherical")
+      >>> result = jaxgmm.fit_stream(start, parts)
+      >>> jaxgmm.Status(int(result.status)).name
+      'CONVERGED'
+
+    References:
+      Neal & Hinton (1998), A view of the EM algorithm that justifies incremental, sparse, and other variants.
+    """
+    report = Reporter(progress)
+    kept = checkpoints.check(checkpoint)
+    check_mixture(params)
+    data = open_source(source, columns, weight_column)
+    kind = _dtype(dtype, data)
+    family, shape = params.family, params.means.shape
+    if data.n_features != shape[1]:
+        raise ValueError(
+            f"source must have the {shape[1]} features of params; it has {data.n_features}"
+            + ("" if data.columns is None else f": {', '.join(data.columns)}")
+        )
+    start = jax.tree.map(lambda a: jnp.asarray(a, kind), params)
+    numbers = validate.iteration(tol, max_iter, reg_covar, accelerate, kind)
+    checked = None if prior is None else priors.check(prior, family, shape, kind)
+    history_size = validate.count(history_size, "history_size", 0)
+    rows = chunk_rows(data.n_samples, shape[1], kind)
+    if chunk_size is not None:
+        rows = validate.count(chunk_size, "chunk_size", 1)
+    if not isinstance(incremental, bool | np.bool_):
+        raise TypeError(f"incremental must be True or False; got {incremental!r}")
+    sweeping = sweeps(family) if incremental else None
+    # Of a source of unknown length it cannot be known beforehand whether the quadratic kernel will pay.
+    known = 1 << 62 if data.n_samples is None else data.n_samples
+    raw = quadratic.choose(kernel, family, known, *shape) != "whitened"
+
+    try:
+        surveyed = survey(data, rows, kind, covariance=raw, watch=report.watch)
+        f = surveyed.frame(numbers[2], checked, start)
+        phases = _PHASES[quadratic.choose(kernel, family, surveyed.n_samples, *shape)]
+        settings = checkpoints.settings(
+            start, surveyed, f, numbers, checked, history_size,
+            {**data.describe(), "kernel": "+".join(phases), "chunk_size": rows, "incremental": incremental},
+        )  # fmt: skip
+        passes = Passes(data, surveyed, rows, kind, report.watch)
+        state, phase = settings.like, 0
+        loaded = None if kept is None else kept.load_with(settings)
+        if loaded is not None:
+            state, phase = loaded[0], int(loaded[1].get("phase", np.asarray(0)))
+        report.surveyed(surveyed.n_samples, int(numbers[1]), state)
+        if loaded is None and sweeping is not None:
+            state = sweeping(state, f, passes, int(numbers[1]), lambda s: report.step(s, float(numbers[0])))
+        state = _climb(state, phase, phases, f, surveyed, settings, numbers, passes, kept, report)
+        return host_em.result(state, f, surveyed.total_weight, lambda p: passes.moments(p, f))
+    finally:
+        report.end()
+
+
+def _dtype(dtype: Any, source: Source) -> np.dtype:
+    if dtype is None:
+        return np.dtype(jnp.result_type(float) if source.wide else np.float32)
+    if dtype not in (np.float32, np.float64, "float32", "float64", np.dtype("f4"), np.dtype("f8")):
+        raise TypeError(f"dtype must be float32, float64 or None; got {dtype!r}")
+    if np.dtype(dtype) == np.float64 and jnp.result_type(float) != np.float64:
+        raise ValueError("dtype float64 needs 64-bit JAX: jax.config.update('jax_enable_x64', True)")
+    return np.dtype(dtype)
+
+
+def _climb(
+    state: State,
+    phase: int,
+    phases: tuple[str, ...],
+    f: Frame,
+    surveyed: host_em.Survey,
+    settings: Settings,
+    numbers: host_em.Numbers,
+    passes: Passes,
+    kept: Checkpoint | None,
+    report: Reporter,
+) -> State:
+    """The kernels in turn, as `loop` has them."""
+    kind = settings.like.point.family.quadratic
+    latest = [state]
+
+    def save(s: State) -> None:
+        if kept is not None:
+            kept.save(s, settings, {"phase": np.asarray(phase)})
+
+    def after(s: State) -> None:
+        latest[0] = s
+        report.step(s, float(numbers[0]))
+        if kept is not None and kept.due(s):
+            save(s)
+
+    while True:
+        own = f
+        if phases[phase] == "quadratic" and kind is not None:
+            own = f._replace(quadratic=surveyed.coordinates(f, kind))
+
+        def moments_of(p: GMMParams, own: Frame = own) -> Any:
+            return passes.moments(p, own)
+
+        try:
+            state = host_em.climb(state, own, numbers, moments_of, after)
+        except KeyboardInterrupt:
+            save(latest[0])
+            raise
+        if phase + 1 == len(phases):
+            return state
+        phase += 1
+        sound = int(state.status) in (Status.CONVERGED, Status.MAX_ITER)
+        state = squarem.onward(state) if sound else settings.like

@@ -1,0 +1,218 @@
+"""Passes over a source: its survey, and the `Moments` of all its rows, in memory that does not grow."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxgmm.em_map import Frame
+from jaxgmm.kernels import quadratic
+from jaxgmm.kernels.blocked_sum import block_rows
+from jaxgmm.kernels.exact import Moments, accumulate, rows_for
+from jaxgmm.kernels.programs import jit
+from jaxgmm.mixture import GMMParams
+from jaxgmm.outofcore._host_em import Survey
+from jaxgmm.outofcore._prefetch import Chunk, ReadAhead
+from jaxgmm.outofcore._source import Source
+
+_BYTES = {"cpu": 1 << 23}  # of a chunk
+_ACCELERATOR_BYTES = 1 << 26
+_TILE = 4096  # rows that are surveyed at once
+
+Watch = Callable[[int], Any]  # told how many rows of a pass are done
+
+
+def chunk_rows(n_samples: int | None, n_features: int, dtype: np.dtype) -> int:
+    """Rows that are worked on at once: a power of two, or all there are."""
+    numbers = _BYTES.get(jax.default_backend(), _ACCELERATOR_BYTES) // dtype.itemsize
+    rows = 1 << max(numbers // n_features, 1).bit_length() - 1
+    return rows if n_samples is None else min(rows, n_samples)
+
+
+def survey(
+    source: Source, rows: int, dtype: np.dtype, *, covariance: bool = False, watch: Watch | None = None
+) -> Survey:
+    """The first pass: what `Survey` holds, with every row and weight checked.
+
+    Raises:
+      ValueError: for a number that is not finite in `dtype` or a negative weight, with part, row and column;
+        for weights that are zero everywhere.
+    """
+    total: Survey | None = None
+    done = 0
+    with ReadAhead(source, rows, dtype) as chunks:
+        for chunk in chunks:
+            for start in range(0, chunk.n, _TILE):
+                x = chunk.x[start : min(start + _TILE, chunk.n)]
+                w = chunk.w[start : min(start + _TILE, chunk.n)]
+                if not (np.isfinite(x).all() and np.isfinite(w).all() and (w >= 0).all()):
+                    check(chunk, source)
+                one = Survey.of(x, w, covariance=covariance)
+                total = one if total is None else total + one
+            done += chunk.n
+            chunks.release(chunk)
+            if watch is not None:
+                watch(done)
+    if total is None:
+        raise ValueError("source must give at least one row; it gave none")
+    if not total.total_weight > 0:
+        raise ValueError("the sample weights must not be zero everywhere: no sample would be left")
+    return total
+
+
+def check(chunk: Chunk, source: Source) -> None:
+    """Raise where a row of a chunk is not finite, or its weight is not finite or negative."""
+    x, w = chunk.x[: chunk.n], chunk.w[: chunk.n]
+    bad = ~np.isfinite(x)
+    heavy = ~(np.isfinite(w) & (w >= 0))
+    if not bad.any() and not heavy.any():
+        return
+    row = int(np.argmax(bad.any(1) | heavy))
+    part, at = chunk.place(row)
+    if heavy[row]:
+        raise ValueError(
+            f"{part}, row {at}: sample weights must be finite and not negative; got {w[row]}. A weight of 0 "
+            "leaves a row out"
+        )
+    column = int(np.argmax(bad[row]))
+    name = f"column {column}" if source.columns is None else f"column {source.columns[column]!r}"
+    missing = ", as a missing value is" if source.columns is not None and np.isnan(x[row, column]) else ""
+    raise ValueError(
+        f"{part}, row {at}, {name}: must be finite in {x.dtype}; got {x[row, column]}{missing}. Drop or "
+        "impute such rows, or scale the data, before the fit"
+    )
+
+
+@functools.partial(jit, static_argnames=("block_size",))
+def _moments(
+    params: GMMParams,
+    x: Array,
+    w: Array,
+    shift: Array,
+    c: quadratic.Coordinates | None,
+    share: Array,
+    *,
+    block_size: int,
+) -> Moments:
+    if c is None:
+        return accumulate(params, x, w, shift=shift, by_pairs=True, block_size=block_size)
+    # What the kernel subtracts from a total over all rows it subtracts from each chunk's share.
+    own = c._replace(total=c.total * share)
+    return quadratic.accumulate(params, x, w, own, shift=shift, block_size=block_size)
+
+
+class Passes:
+    """The moments of all rows of a source, or of the rows of each chunk.
+
+    Args:
+      source: the rows.
+      surveyed: what the first pass has found; a later pass that finds other rows raises.
+      rows: of a chunk.
+      dtype: of the chunks.
+      watch: told how many rows of a pass are done.
+    """
+
+    def __init__(
+        self, source: Source, surveyed: Survey, rows: int, dtype: np.dtype, watch: Watch | None = None
+    ) -> None:
+        self.source, self.surveyed, self.rows, self.dtype = source, surveyed, rows, dtype
+        self.n_chunks = -(-surveyed.n_samples // rows)
+        self._watch = watch
+
+    def moments(self, params: GMMParams, f: Frame) -> Moments:
+        """Of all rows about `params`, whose means are relative to `f.shift`; by the kernel that f has.
+
+        Chunks are added in float64 on the host; within a chunk the sum is compensated.
+        """
+        total: list[np.ndarray] = []
+
+        def add(_: int, leaves: list[np.ndarray]) -> None:
+            if not total:
+                total.extend(np.asarray(leaf, np.float64) for leaf in leaves)
+                return
+            for i, leaf in enumerate(leaves):
+                total[i] = total[i] + leaf
+
+        structure = self.each(lambda _: params, f, add)
+        leaves = [jnp.asarray(t, self.dtype) for t in total]
+        all_of_them: Moments = jax.tree.unflatten(structure, leaves)
+        return all_of_them
+
+    def each(
+        self,
+        params_of: Callable[[int], GMMParams],
+        f: Frame,
+        take: Callable[[int, list[np.ndarray]], Any],
+        *,
+        ahead: bool = True,
+    ) -> Any:
+        """Hand the moments of one chunk after another, as a list of arrays, to `take`.
+
+        Args:
+          params_of: what chunk i is to be about; asked before `take` has had chunk i − 1, unless not `ahead`.
+          f: the frame.
+          take: called with i and the moments of chunk i.
+          ahead: have the device begin a chunk before the one before it is taken.
+
+        Returns:
+          The structure of `Moments` whose leaves `take` was given.
+        """
+        structure: Any = None
+        waiting: tuple[int, Chunk, Moments] | None = None
+        done, weight = 0, 0.0
+
+        def finish(index: int, chunk: Chunk, moments: Moments, chunks: ReadAhead) -> Any:
+            leaves, structure = jax.tree.flatten(moments)
+            host = [np.asarray(leaf) for leaf in jax.device_get(leaves)]
+            if not np.isfinite(host[-2]).all():  # its log-likelihood
+                check(chunk, self.source)
+            chunks.release(chunk)
+            take(index, host)
+            return structure
+
+        with ReadAhead(self.source, self.rows, self.dtype) as chunks:
+            for index, chunk in enumerate(chunks):
+                done += chunk.n
+                own = float(chunk.w[: chunk.n].sum(dtype=np.float64))
+                weight += own
+                moments = self._start(params_of(index), chunk, own, f)
+                if waiting is not None:
+                    finish(*waiting, chunks)
+                    waiting = None
+                if ahead:
+                    waiting = (index, chunk, moments)
+                else:
+                    structure = finish(index, chunk, moments, chunks)
+                if self._watch is not None:
+                    self._watch(done)
+            if waiting is not None:
+                structure = finish(*waiting, chunks)
+        expected = self.surveyed
+        if done != expected.n_samples or abs(weight / expected.total_weight - 1) > 1e-9:
+            raise ValueError(
+                f"the source gave {done} rows of total weight {weight:.9g} in this pass, and "
+                f"{expected.n_samples} rows of {expected.total_weight:.9g} in the first: it must give the "
+                "same rows each time"
+            )
+        return structure
+
+    def _start(self, params: GMMParams, chunk: Chunk, weight: float, f: Frame) -> Moments:
+        share = jnp.asarray(weight / self.surveyed.total_weight, self.dtype)
+        x, w = jax.device_put((chunk.x, chunk.w))
+        return _moments(
+            params, x, w, f.shift, f.quadratic, share, block_size=self._block(params, f.quadratic is not None)
+        )
+
+    def _block(self, params: GMMParams, features: bool) -> int:
+        k, d = params.means.shape
+        kind = params.family.quadratic
+        if not features or kind is None:
+            return rows_for(params.family, self.rows, k, d)
+        # Features and responsibilities of a block, twice over: as they are and as they are multiplied.
+        return block_rows(self.rows, quadratic.n_features_of(kind, d) + k, 2)

@@ -1,0 +1,168 @@
+"""The program of a fit over a mesh: the loop inside `shard_map`, its derivative outside.
+
+A derivative in reverse mode gives every device a part of a cotangent. A linear solve inside `shard_map` would
+see that part, and take as many turns as suit it; outside there is one solve, of the products of all rows.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+from jax import Array, lax
+from jax.sharding import Mesh, PartitionSpec
+
+from jaxgmm import em_map, priors
+from jaxgmm.em_map import Frame, coordinates, evaluate, with_prior
+from jaxgmm.kernels.blocked_sum import rows_over
+from jaxgmm.kernels.programs import jit
+from jaxgmm.loop import run, run_many
+from jaxgmm.mixture import GMMParams, translate
+from jaxgmm.priors import Prior
+from jaxgmm.result import FitResult
+from jaxgmm.solvers.implicit import Derivative, Evaluation, with_derivative
+from jaxgmm.solvers.squarem import Status
+
+shard_map: Any
+try:
+    shard_map = functools.partial(jax.shard_map, check_vma=False)
+except AttributeError:  # before JAX 0.6
+    from jax.experimental.shard_map import shard_map as _older
+
+    shard_map = functools.partial(_older, check_rep=False)
+
+Numbers = tuple[Array, Array, Array, Array]  # tol, max_iter, reg_covar, accelerate
+
+
+class How(NamedTuple):
+    """What is static about a fit over a mesh."""
+
+    mesh: Mesh
+    axis_name: str
+    restarts_axis: str | None
+    block_size: int
+    history_size: int
+    unconverged: str
+    kernel: str
+
+
+def lanes_over(axis: str | None) -> PartitionSpec:
+    """How several starts are divided: over an axis, or not at all."""
+    return PartitionSpec() if axis is None else PartitionSpec(axis)
+
+
+Ends = tuple[GMMParams, Array, Array]  # a fit's params, log_likelihood and objective
+
+
+def _found(
+    how: How, params: GMMParams, x: Array, w: Array, numbers: Numbers, prior: Prior | None
+) -> FitResult:
+    many = params.means.ndim == 3
+
+    def part(params: GMMParams, x: Array, w: Array, numbers: Numbers, prior: Prior | None) -> FitResult:
+        options: dict[str, Any] = {
+            "block_size": how.block_size,
+            "history_size": how.history_size,
+            "kernel": how.kernel,
+            "axis_name": how.axis_name,
+        }
+        if many:
+            # Devices that have other lanes may take more turns: they share no sum with these.
+            return run_many(params, x, w, *numbers, lambda lane: prior, **options)
+        return run(params, x, w, *numbers, prior, **options)
+
+    rows, everywhere, lanes = PartitionSpec(how.axis_name), PartitionSpec(), lanes_over(how.restarts_axis)
+    mapped = shard_map(
+        part, mesh=how.mesh, in_specs=(lanes, rows, rows, everywhere, everywhere), out_specs=lanes
+    )
+    result: FitResult = mapped(params, x, w, numbers, prior)
+    return result
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _with_derivative(
+    how: How, ends: Ends, status: Array, x: Array, w: Array, numbers: Numbers, prior: Prior | None
+) -> Ends:
+    """What a fit found as it is, with the derivative that the implicit function theorem gives."""
+    return ends
+
+
+@_with_derivative.defjvp
+def _tangents(how: How, primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Ends, Ends]:
+    # Through itself, so that a second derivative sees that the ends depend on the data.
+    ends = _with_derivative(how, *primals)
+    _, status, x, w, numbers, prior = primals
+    params, many = ends[0], ends[0].means.ndim == 3
+    rows, everywhere = PartitionSpec(how.axis_name), PartitionSpec()
+    family, shape = params.family, params.means.shape[-2:]
+
+    def over_all(function: Any, *specs: PartitionSpec) -> Any:
+        return shard_map(function, mesh=how.mesh, in_specs=specs, out_specs=everywhere)
+
+    def surveyed(x: Array, w: Array, reg_covar: Array) -> Frame:
+        with rows_over(how.axis_name):
+            return em_map.frame(x, w, reg_covar)
+
+    def step(point: GMMParams, data: tuple[Array, Array, Frame]) -> Evaluation:
+        def own(point: GMMParams, x: Array, w: Array, f: Frame) -> Evaluation:
+            return evaluate(how.block_size, point, (x, w, f), axis_name=how.axis_name)
+
+        found: Evaluation = over_all(own, everywhere, rows, rows, everywhere)(point, *data)
+        return found
+
+    derivative = Derivative(coordinates(family), how.unconverged, symmetric=family.to_natural is not None)
+
+    def of(x: Array, w: Array, reg_covar: Array, prior: Prior | None) -> Ends:
+        f = over_all(surveyed, rows, rows, everywhere)(x, w, reg_covar)
+        f = with_prior(f, prior, family, shape)
+
+        def one(params: GMMParams, report: Array, status: Array) -> Ends:
+            point = lax.stop_gradient(translate(params, -f.shift))
+            converged = status == Status.CONVERGED
+            point, report = with_derivative(step, derivative, point, report, converged, (x, w, f))
+            objective = report
+            if f.prior is not None:
+                objective = report + priors.log_density(point, f.prior)[0] / w.sum()
+            return translate(point, f.shift), report, objective
+
+        ended = (*lax.stop_gradient((params, ends[1])), status)
+        return jax.vmap(one)(*ended) if many else one(*ended)
+
+    _, dots = jax.jvp(of, (x, w, numbers[2], prior), (*tangents[2:4], tangents[4][2], tangents[5]))
+    return ends, dots
+
+
+@functools.partial(
+    jit,
+    static_argnames=(
+        "mesh",
+        "axis_name",
+        "restarts_axis",
+        "block_size",
+        "history_size",
+        "unconverged",
+        "kernel",
+    ),
+)
+def fit_parts(
+    params: GMMParams,
+    x: Array,
+    w: Array,
+    numbers: Numbers,
+    prior: Prior | None,
+    *,
+    mesh: Mesh,
+    axis_name: str,
+    restarts_axis: str | None = None,
+    block_size: int,
+    history_size: int,
+    unconverged: str,
+    kernel: str,
+) -> FitResult:
+    """A fit, or several, of rows divided over an axis of a mesh; `w` is 0 where a row does not count."""
+    how = How(mesh, axis_name, restarts_axis, block_size, history_size, unconverged, kernel)
+    found = _found(how, *lax.stop_gradient((params, x, w, numbers, prior)))
+    ends = found.params, found.log_likelihood, found.objective
+    fitted, log_likelihood, objective = _with_derivative(how, ends, found.status, x, w, numbers, prior)
+    return FitResult(fitted, log_likelihood, objective, found.n_iter, found.status, found.history)

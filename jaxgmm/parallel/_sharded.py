@@ -1,0 +1,293 @@
+"""One fit over several devices: the rows are divided among them, and only `Moments` travel."""
+
+from __future__ import annotations
+
+import functools
+import os
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.typing import ArrayLike
+
+from jaxgmm import _validate as validate
+from jaxgmm import priors
+from jaxgmm.density import check_mixture, inputs
+from jaxgmm.kernels import quadratic
+from jaxgmm.kernels.exact import rows_for
+from jaxgmm.kernels.programs import is_concrete
+from jaxgmm.loop import HISTORY_SIZE, MAX_ITER, REG_COVAR, TOL, concurrency
+from jaxgmm.mixture import GMMParams
+from jaxgmm.parallel._shard_program import Numbers, fit_parts, lanes_over
+from jaxgmm.priors import Prior
+from jaxgmm.result import FitResult
+
+AXIS = "rows"
+_PAYS = 1 << 22  # N · K · D from which dividing the rows among the cores of a CPU is worth the copy
+
+
+def use_cores(n_cores: int | None = None) -> int:
+    """Have JAX's CPU backend show every core as a device of its own; `fit` then uses all of them.
+
+    XLA's own threads keep little more than one core busy with EM. To be called before anything is computed,
+    because JAX looks at its devices once. The searches, many small fits, are not divided.
+
+    Args:
+      n_cores: how many; None for as many as this process may run on.
+
+    Returns:
+      How many it asked for.
+
+    Raises:
+      RuntimeError: where JAX has already met its devices, and they are another number.
+      ValueError, TypeError: for n_cores below 1, or not an integer.
+
+    Example:
+      >>> import jaxgmm
+      >>> jaxgmm.parallel.use_cores(1)
+      1
+    """
+    n = _available() if n_cores is None else validate.count(n_cores, "n_cores", 1)
+    try:
+        jax.config.update("jax_num_cpu_devices", n)
+    except RuntimeError:
+        if jax.local_device_count("cpu") != n:
+            raise RuntimeError(
+                f"use_cores({n}) comes too late: JAX has met its devices, "
+                f"{jax.local_device_count('cpu')} of the CPU. Call it before anything is computed."
+            ) from None
+    return n
+
+
+def _available() -> int:
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
+
+
+@functools.cache
+def _cores() -> Mesh:
+    """The cores of this process, where JAX shows them as devices."""
+    return Mesh(np.asarray(jax.local_devices(backend="cpu")), (AXIS,))
+
+
+def over_cores(params: GMMParams, x: Any, w: Any, *rest: Any) -> Mesh | None:
+    """The mesh to divide this fit over, if it is large, on a CPU that shows several cores, and not traced."""
+    if not is_concrete(params, x, w, *rest) or jax.default_backend() != "cpu":
+        return None
+    if x.size * params.n_components < _PAYS or len(jax.local_devices(backend="cpu")) < 2:
+        return None
+    return _cores() if len(x.sharding.device_set) == 1 else None
+
+
+def axis_of(mesh: Mesh, axis_name: str | None) -> str:
+    """The axis of a mesh that rows are divided over: its first where none is named."""
+    axis: str = mesh.axis_names[0] if axis_name is None else axis_name
+    if axis not in mesh.axis_names:
+        raise ValueError(f"axis_name {axis!r} is not an axis of the mesh, whose are {list(mesh.axis_names)}")
+    return axis
+
+
+def divide(x: Array, w: Array | None, mesh: Mesh, axis_name: str) -> tuple[Array, Array]:
+    """Rows and weights divided over an axis of a mesh; what is there twice has weight 0 the second time."""
+    n, parts = x.shape[0], mesh.shape[axis_name]
+    sharding = NamedSharding(mesh, PartitionSpec(axis_name))
+    weight = jnp.ones(n, x.dtype) if w is None else w
+    if n % parts == 0:
+        return _put(x, sharding), _put(weight, sharding)
+    rows = -(-n // parts)
+    if not is_concrete(x, weight):
+        # Where derivatives are taken the rows cannot be looked at; each is taken by its number.
+        own_parts = [part_of(i * rows, rows, np.ones(n, bool)) for i in range(parts)]
+        index = np.concatenate([start + np.arange(rows, dtype=np.int32) for start, _ in own_parts])
+        new = jnp.asarray(np.concatenate([w for _, w in own_parts]))
+        weight = jnp.where(new, weight[index], jnp.zeros((), weight.dtype))
+        return jax.device_put(x[index], sharding), jax.device_put(weight, sharding)
+    host, weights = np.asarray(x), np.asarray(weight)
+
+    def begins(index: Any) -> int:
+        return index[0].start or 0
+
+    def own(index: Any) -> np.ndarray:
+        start, _ = part_of(begins(index), rows, weights)
+        return host[start : start + rows]
+
+    shape = (rows * parts, *x.shape[1:])
+    return (
+        jax.make_array_from_callback(shape, sharding, own),
+        jax.make_array_from_callback(
+            shape[:1], sharding, lambda index: part_of(begins(index), rows, weights)[1]
+        ),
+    )
+
+
+def _put(tree: Any, sharding: NamedSharding) -> Any:
+    """Arrays divided as they should be; where devices are another process's, that puts its part there."""
+    if sharding.is_fully_addressable:
+        return jax.device_put(tree, sharding)
+
+    def put(a: Any) -> Array:
+        if isinstance(a, Array) and not a.is_fully_addressable:
+            return jax.device_put(a, sharding)
+        host = np.asarray(a)
+        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+    return jax.tree.map(put, tree)
+
+
+def part_of(first: int, rows: int, weights: np.ndarray) -> tuple[int, np.ndarray]:
+    """Where the part of `rows` rows from `first` on begins, so as to lie within all of them; and its weights.
+
+    A part that would end beyond them begins earlier, with weight 0 for the rows of the part before.
+    """
+    start = min(first, len(weights) - rows)
+    own = weights[start : start + rows].copy()
+    own[: first - start] = 0
+    return start, own
+
+
+def fit_divided(
+    params: GMMParams,
+    x: Array,
+    w: Array | None,
+    numbers: Numbers,
+    prior: Prior | None,
+    *,
+    mesh: Mesh,
+    axis_name: str = AXIS,
+    restarts_axis: str | None = None,
+    block_size: int,
+    history_size: int,
+    unconverged: str,
+    kernel: str,
+) -> FitResult:
+    """`fit_sharded` of checked arguments; its result lies on every device of the mesh."""
+    numbers, prior = _put((numbers, prior), NamedSharding(mesh, PartitionSpec()))
+    n_lanes = params.means.shape[0] if restarts_axis is not None else 0
+    if restarts_axis is not None and (over := -n_lanes % mesh.shape[restarts_axis]):
+        params = jax.tree.map(lambda a: jnp.concatenate([a, jnp.repeat(a[-1:], over, axis=0)]), params)
+    params = _put(params, NamedSharding(mesh, lanes_over(restarts_axis)))
+    result = fit_parts(
+        params, *divide(x, w, mesh, axis_name), numbers, prior, mesh=mesh, axis_name=axis_name,
+        restarts_axis=restarts_axis, block_size=block_size, history_size=history_size,
+        unconverged=unconverged, kernel=kernel,
+    )  # fmt: skip
+    if params.means.shape[0] == n_lanes or restarts_axis is None:
+        return result
+    return jax.tree.map(lambda a: a[:n_lanes], result)
+
+
+def fit_sharded(
+    params: GMMParams,
+    X: ArrayLike,
+    sample_weight: ArrayLike | None = None,
+    *,
+    mesh: Mesh,
+    axis_name: str | None = None,
+    restarts_axis: str | None = None,
+    tol: ArrayLike = TOL,
+    max_iter: int | Array = MAX_ITER,
+    reg_covar: ArrayLike = REG_COVAR,
+    prior: Prior | None = None,
+    accelerate: bool | Array = True,
+    block_size: int | None = None,
+    history_size: int = HISTORY_SIZE,
+    unconverged_gradient: str = "nan",
+    kernel: str = "auto",
+) -> FitResult:
+    """`fit` with the rows of X divided over the devices of a mesh, the loop inside `shard_map`.
+
+    In each EM step one sum of `Moments` over the devices is all that is communicated.
+
+    Args:
+      params: where to start, as in `fit`; or several starts, with a leading axis R.
+      X: (N, D); N need not divide by the number of devices. Over several processes an array that is divided
+        already, as `jaxgmm.parallel.processes.over_processes` makes it of each one's own rows.
+      sample_weight: (N,) or None for ones.
+      mesh: a `jax.sharding.Mesh` of this process's devices, or of those of all processes, which then all
+        call this.
+      axis_name: the mesh's axis to divide the rows over; None for its first. Over other axes all is repeated.
+      restarts_axis: the mesh's axis to divide several starts over; R need not divide. None has every device
+        take all of them.
+      tol: as in `fit`, as is the rest.
+      max_iter: as in `fit`.
+      reg_covar: as in `fit`.
+      prior: as in `fit`.
+      accelerate: as in `fit`.
+      block_size: rows per block on each device.
+      history_size: as in `fit`.
+      unconverged_gradient: as in `fit`.
+      kernel: as in `fit`.
+
+    Returns:
+      FitResult, on every device of the mesh; equal to that of `fit` to rounding. Of several starts with a
+      leading axis, divided as they are: `best(results)` picks one. Its derivatives are those of `fit`.
+
+    Raises:
+      ValueError, TypeError: as in `fit`, and for an axis that the mesh does not have.
+
+    Example:
+      >>> import jax, jaxgmm
+      >>> X = jax.random.normal(jax.random.key(0), (1001, 2))
+      >>> start = jaxgmm.make_params([0.5, 0.5], [[-1.0, 0.0], [1.0, 0.0]], [1.0, 1.0], "spherical")
+      >>> mesh = jax.sharding.Mesh(jax.devices(), ("rows",))
+      >>> jaxgmm.fit_sharded(start, X, mesh=mesh, max_iter=5).params.means.shape
+      (2, 2)
+    """
+    many = isinstance(params, GMMParams) and params.means.ndim == 3
+    params, x = _starts(params, X) if many else inputs(params, X)
+    w = validate.weight(sample_weight, x)
+    axis = axis_of(mesh, axis_name)
+    if restarts_axis is not None:
+        if restarts_axis not in mesh.axis_names or restarts_axis == axis:
+            raise ValueError(
+                f"restarts_axis must be an axis of the mesh, {list(mesh.axis_names)}, other than that of the "
+                f"rows, {axis!r}; got {restarts_axis!r}"
+            )
+        if not many:
+            raise ValueError(
+                f"restarts_axis={restarts_axis!r} is for several starts: params with a leading axis; got one"
+            )
+    if x.shape[0] < mesh.shape[axis]:
+        raise ValueError(
+            f"X {x.shape} has fewer rows than the mesh has devices ({mesh.shape[axis]}); use `fit`"
+        )
+    shape = params.means.shape[-2:]
+    n_lanes = params.means.shape[0] if many else 1
+    n_lanes = -(-n_lanes // (1 if restarts_axis is None else mesh.shape[restarts_axis]))
+    rows = -(-x.shape[0] // mesh.shape[axis])
+    if block_size is None:
+        width = concurrency(n_lanes, rows, shape[0] * shape[1])
+        block = rows_for(params.family, rows, shape[0], shape[1], width)
+    else:
+        block = min(validate.count(block_size, "block_size", 1), rows)
+    return fit_divided(
+        params,
+        x,
+        w,
+        validate.iteration(tol, max_iter, reg_covar, accelerate, x.dtype),
+        None if prior is None else priors.check(prior, params.family, shape, x.dtype),
+        mesh=mesh,
+        axis_name=axis,
+        restarts_axis=restarts_axis,
+        block_size=block,
+        history_size=validate.count(history_size, "history_size", 0),
+        unconverged=validate.choice(unconverged_gradient, "unconverged_gradient", ("nan", "warn", "ignore")),
+        kernel=quadratic.choose(kernel, params.family, x.shape[0], n_lanes * shape[0], shape[1]),
+    )
+
+
+def _starts(params: GMMParams, X: ArrayLike) -> tuple[GMMParams, Array]:
+    """Several checked mixtures, with a leading axis, and the data, both in the data's dtype."""
+    n_lanes = params.means.shape[0]
+    lengths = {leaf.shape[0] if leaf.ndim else 0 for leaf in jax.tree.leaves(params)}
+    if lengths != {n_lanes} or not n_lanes:
+        raise ValueError(
+            f"the arrays of several params must share a leading axis; theirs are {sorted(lengths)}"
+        )
+    x = validate.data(X, n_features=params.n_features)
+    for lane in range(n_lanes if is_concrete(params) else 0):
+        check_mixture(jax.tree.map(lambda a, lane=lane: a[lane], params))
+    return jax.tree.map(lambda a: jnp.asarray(a, x.dtype), params), x

@@ -1,0 +1,215 @@
+"""Spark: the partitions of a data frame, mapped as Arrow batches."""
+
+from __future__ import annotations
+
+import functools
+import operator
+import pickle
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxgmm.parallel.engines import _blocks as blocks
+from jaxgmm.parallel.engines._blocks import Outcome
+
+
+def _columns(batch: Any) -> np.ndarray:
+    """A record batch (n, D) as numbers: a null is NaN."""
+    columns = [column.to_numpy(zero_copy_only=False) for column in batch.columns]
+    wide = np.result_type(*columns)
+    matrix = np.empty((batch.num_rows, len(columns)), wide, order="C")
+    for j, column in enumerate(columns):
+        matrix[:, j] = column
+    return matrix
+
+
+def _gathered(batches: Iterator[Any], weighted: bool) -> Iterator[tuple[Any, Any]]:
+    """Blocks of whole batches, long enough to be worth a call each."""
+    held: list[np.ndarray] = []
+    for batch in batches:
+        if batch.num_rows:
+            held.append(_columns(batch))
+        if sum(map(len, held)) >= blocks.ROWS:
+            yield _split(held, weighted)
+            held = []
+    if held:
+        yield _split(held, weighted)
+
+
+def _split(held: list[np.ndarray], weighted: bool) -> tuple[Any, Any]:
+    rows = held[0] if len(held) == 1 else np.concatenate(held)
+    return (rows[:, :-1], np.ascontiguousarray(rows[:, -1])) if weighted else (rows, None)
+
+
+def _partition() -> int:
+    from pyspark import TaskContext
+
+    context = TaskContext.get()
+    return 0 if context is None else int(context.partitionId())
+
+
+def _sum(
+    function: Callable[..., Any], broadcast: tuple[Any, ...], pairs: Iterator[tuple[Any, Any]]
+) -> Outcome:
+    """What a task makes of the blocks of its partition."""
+    blocks.settle()
+    part = _partition()
+    return blocks.over(function, pairs, broadcast, part, f"partition {part}")
+
+
+def _mapped(
+    function: Callable[..., Any], broadcast: tuple[Any, ...], weighted: bool
+) -> Callable[[Iterator[Any]], Iterator[Any]]:
+    """From the batches of a partition to one row, with their sum in it."""
+
+    def run(batches: Iterator[Any]) -> Iterator[Any]:
+        import pyarrow
+
+        outcome = pickle.dumps(_sum(function, broadcast, _gathered(batches, weighted)))
+        yield pyarrow.record_batch([pyarrow.array([outcome], pyarrow.binary())], names=["sums"])
+
+    return run
+
+
+def _packed(weighted: bool) -> Callable[[Iterator[Any]], Iterator[Any]]:
+    """From the batches of a partition to rows that each hold one block, as bytes."""
+
+    def run(batches: Iterator[Any]) -> Iterator[Any]:
+        import pyarrow
+
+        for pair in _gathered(batches, weighted):
+            row = pyarrow.array([pickle.dumps(pair, protocol=5)], pyarrow.binary())
+            yield pyarrow.record_batch([row], names=["block"])
+
+    return run
+
+
+def _unpacked(
+    function: Callable[..., Any], broadcast: tuple[Any, ...], rows: Iterator[Any]
+) -> Iterator[Outcome]:
+    yield _sum(function, broadcast, (pickle.loads(row) for row in rows))
+
+
+def _memory_and_disk() -> Any:
+    from pyspark import StorageLevel
+
+    return StorageLevel.MEMORY_AND_DISK
+
+
+class SparkEngine:
+    """An engine of a Spark data frame (extra `spark`): one row of sums for each partition and EM step.
+
+    Rows never leave their partition. The first pass turns each partition into arrays (`mapInArrow`), which
+    Spark keeps, in memory or where that is short on disk, until `close()` or the end of a `with` block; so
+    the data frame itself need not be cached. The sums of the partitions are added by the driver, in the
+    partitions' order. A task that Spark runs again gives the same bits; a partition that it has to make again
+    does so if it then holds the same rows in the same order, as those of files do. jaxgmm must be installed
+    where the workers run. How often a task is tried is Spark's `spark.task.maxFailures`; in local mode it is
+    once, unless the master is such as `local[2,4]`.
+
+    Args:
+      dataframe: a `pyspark.sql.DataFrame`.
+      columns: those to fit, in the order of the features; None for all but the weights.
+      weight_column: the column that holds the sample weights, or None for ones.
+      keep: False to read the data frame anew in every step instead; that is slower, and all that Spark
+        Connect can do.
+
+    Raises:
+      ImportError: where PySpark or PyArrow is not installed.
+      TypeError, ValueError: for what is not a data frame, or columns that it does not have or that are not
+        numbers.
+
+    Example:
+      With a session, `fit_engine(start, SparkEngine(spark.read.parquet("data/").cache(), ["x", "y"]))`.
+    """
+
+    def __init__(
+        self,
+        dataframe: Any,
+        columns: Sequence[str] | None = None,
+        weight_column: str | None = None,
+        *,
+        keep: bool = True,
+    ) -> None:
+        try:
+            import pyarrow  # noqa: F401
+            import pyspark  # noqa: F401
+        except ModuleNotFoundError as error:
+            raise ImportError(f"SparkEngine needs {error.name}: pip install 'jaxgmm[spark]'") from error
+        if not hasattr(dataframe, "mapInArrow"):
+            raise TypeError(f"dataframe must be a pyspark.sql.DataFrame; got {type(dataframe).__name__}")
+        known = list(dataframe.columns)
+        wanted = [c for c in known if c != weight_column] if columns is None else list(columns)
+        weights = [] if weight_column is None else [weight_column]
+        missing = [c for c in [*wanted, *weights] if c not in known]
+        if missing:
+            raise ValueError(f"the data frame has no column {missing[0]!r}; it has {known}")
+        if not wanted:
+            raise ValueError("columns must name at least one feature; got none")
+        types = dict(dataframe.dtypes)
+        numeric = ("tinyint", "smallint", "int", "bigint", "float", "double")
+        other = [c for c in [*wanted, *weights] if types[c] not in numeric]
+        if other:
+            raise ValueError(
+                f"column {other[0]!r} holds {types[other[0]]}; cast it to double, or leave it out of columns"
+            )
+        self._weighted = weight_column is not None
+        self._source = dataframe
+        from pyspark.sql.functions import col
+
+        # A name may have a dot in it, which mapInArrow does not know what to make of.
+        quoted = ["`" + c.replace("`", "``") + "`" for c in [*wanted, *weights]]
+        self._frame = dataframe.select(*(col(c).alias(f"c{j}") for j, c in enumerate(quoted)))
+
+        self._keep = keep
+        self._kept: Any = None
+
+    def map_reduce(self, function: Callable[..., Any], *broadcast: Any) -> Any:
+        """As `Engine.map_reduce`."""
+        outcomes: list[Outcome]
+        if self._keep:
+            if self._kept is None:
+                packed = self._frame.mapInArrow(_packed(self._weighted), "block binary")
+                self._kept = packed.rdd.map(operator.itemgetter(0)).persist(_memory_and_disk())
+            summed = functools.partial(_unpacked, function, broadcast)
+            # Not through SQL, whose planner takes longer over a step than the step does.
+            outcomes = self._kept.mapPartitions(summed).collect()
+        else:
+            mapped = _mapped(function, broadcast, self._weighted)
+            rows = self._frame.mapInArrow(mapped, "sums binary").collect()
+            outcomes = [pickle.loads(row[0]) for row in rows]
+        outcome = functools.reduce(operator.add, outcomes, Outcome())
+        if outcome.problem is not None:
+            raise ValueError(f"{self._file(*outcome.place) if outcome.place else ''}{outcome.problem}")
+        return outcome.total
+
+    def close(self) -> None:
+        """Have Spark forget the arrays that it keeps; they are made again if they are needed again."""
+        if self._kept is not None:
+            self._kept.unpersist()
+            self._kept = None
+
+    def __enter__(self) -> SparkEngine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _file(self, part: int, row: int | None) -> str:
+        """The file that a row of a partition comes from, in words, where Spark knows one."""
+        from pyspark.sql import functions
+
+        at = 0 if row is None else row
+
+        def find(batches: Iterator[Any]) -> Iterator[Any]:
+            import pyarrow
+
+            seen = 0
+            for batch in batches:
+                if _partition() == part and seen <= at < seen + batch.num_rows:
+                    yield pyarrow.record_batch([batch.column(0).slice(at - seen, 1)], names=["file"])
+                seen += batch.num_rows
+
+        found = self._source.select(functions.input_file_name()).mapInArrow(find, "file string").collect()
+        return f"{found[0][0]}, in " if found and found[0][0] else ""

@@ -1,0 +1,273 @@
+"""`fit_distributed`: EM over the data of many processes, each of which reads its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from jaxgmm import _validate as validate
+from jaxgmm import priors
+from jaxgmm.density import check_mixture
+from jaxgmm.em_map import Frame
+from jaxgmm.kernels.exact import Moments
+from jaxgmm.loop import HISTORY_SIZE, MAX_ITER, REG_COVAR, TOL
+from jaxgmm.mixture import GMMParams
+from jaxgmm.outofcore import _checkpoint as checkpoints
+from jaxgmm.outofcore import _host_driver as host_driver
+from jaxgmm.outofcore._checkpoint import Checkpoint, Settings
+from jaxgmm.outofcore._host_driver import Interruption
+from jaxgmm.outofcore._host_em import Survey
+from jaxgmm.outofcore._open_source import open_source
+from jaxgmm.outofcore._progress import Reporter
+from jaxgmm.outofcore._source import Source
+from jaxgmm.outofcore._streaming_statistics import Passes, chunk_rows, survey
+from jaxgmm.parallel.processes import _collectives as collectives
+from jaxgmm.parallel.processes._collectives import agreed, digest, gather, gather_floats, sum_floats
+from jaxgmm.parallel.processes._shutdown import Stopped
+from jaxgmm.priors import Prior
+from jaxgmm.result import FitResult
+from jaxgmm.solvers.squarem import State
+
+
+class _Kept:
+    """A checkpoint that process 0 reads and writes, for all of them.
+
+    Where it cannot be written, the next exchange tells everyone.
+    """
+
+    def __init__(self, checkpoint: Checkpoint | None) -> None:
+        self._own = checkpoint if jax.process_index() == 0 else None
+        self._problem: OSError | None = None
+        self.path = None if checkpoint is None else checkpoint.path
+
+    def check(self) -> None:
+        """Raise where the checkpoint could not be written."""
+        if self._problem is not None:
+            raise self._problem
+
+    def load(self, settings: Settings) -> State | None:
+        if self.path is None:
+            return None
+        state = agreed(lambda: None if self._own is None else self._own.load(settings))
+        like, structure = jax.tree.flatten(settings.like)
+        own = like if state is None else jax.tree.leaves(state)
+        first = gather(bytes([state is not None]) + b"".join(np.asarray(a).tobytes() for a in own))[0]
+        if not first[0]:
+            return None
+        leaves, at = [], 1
+        for a in like:
+            size = a.size * a.dtype.itemsize
+            leaves.append(jnp.asarray(np.frombuffer(first[at : at + size], a.dtype).reshape(a.shape)))
+            at += size
+        restored: State = jax.tree.unflatten(structure, leaves)
+        return restored
+
+    def due(self, state: State) -> bool:
+        return self._own is not None and self._own.due(state)
+
+    def save(self, state: State, settings: Settings) -> None:
+        if self._own is not None:
+            try:
+                self._own.save(state, settings)
+            except OSError as error:
+                self._problem = error
+
+
+def total_survey(local: Survey) -> Survey:
+    """The survey of all processes from that of each."""
+    own = np.concatenate([[local.n_samples, local.total_weight], local.mean, local.variance])
+    total = Survey(0, 0.0, np.zeros_like(local.mean), np.zeros_like(local.variance))
+    for a in gather_floats(own):
+        mean, variance = np.split(a[2:], 2)
+        total = total + Survey(int(a[0]), float(a[1]), mean, variance)
+    return total
+
+
+def _kind(source: Source, dtype: Any) -> np.dtype:
+    """The fit's dtype: that of the widest data of all processes."""
+    wide = any(b == b"\1" for b in gather(bytes([bool(source.wide)])))
+    if dtype is None:
+        return np.dtype(jnp.result_type(float) if wide else np.float32)
+    return np.dtype(dtype)
+
+
+def fit_distributed(
+    params: GMMParams,
+    source: Any,
+    *,
+    columns: Any = None,
+    weight_column: Any = None,
+    tol: ArrayLike = TOL,
+    max_iter: int = MAX_ITER,
+    reg_covar: ArrayLike = REG_COVAR,
+    prior: Prior | None = None,
+    accelerate: bool = True,
+    chunk_size: int | None = None,
+    dtype: Any = None,
+    history_size: int = HISTORY_SIZE,
+    checkpoint: Checkpoint | str | None = None,
+    progress: bool | Callable[..., Any] | None = None,
+) -> FitResult:
+    """`fit` of the data of all processes of a run, each of which reads its own part, of any length.
+
+    Called by every process, with its own source and otherwise the same arguments. Each EM step is one pass of
+    each process over its part; only `Moments` are sent, and added in float64 in the processes' order, so that
+    all of them hold the same numbers, and a run that is repeated gives the same bits. With one process it is
+    `fit_stream` by the whitened kernel.
+
+    What is wrong with the data of one process is told to all of them before anyone waits. For what else can
+    happen to a process, call this within `together()`.
+
+    Args:
+      params: where to start, as in `fit`, the same in every process.
+      source: this process's part, whatever `open_source` takes.
+      columns: as in `open_source`.
+      weight_column: as in `open_source`.
+      tol: as in `fit`.
+      max_iter: as in `fit`; a step is a pass.
+      reg_covar: as in `fit`.
+      prior: as in `fit`.
+      accelerate: as in `fit`.
+      chunk_size: as in `fit_stream`.
+      dtype: float32 or float64; None for float64 if the data of any process need it, and JAX allows it.
+      history_size: as in `fit`.
+      checkpoint: None, a `Checkpoint` or the path of one, which process 0 reads and writes. The same bits
+        come of as many processes with the same parts; of others the same to rounding.
+      progress: as in `fit_stream`, on process 0.
+
+    Returns:
+      FitResult, the same in every process.
+
+    Raises:
+      ProcessError: in every process, where something is wrong in one of them: data that are not sound, a file
+        that cannot be read, arguments that do not fit, or a checkpoint of another fit; the message names the
+        process, and the part and row.
+      LostProcessError: where another process has ended, or cannot be reached.
+      Stopped: within `together()`, on SIGTERM to any of them, once the state is kept. A `SystemExit`.
+
+    Example:
+      >>> import jaxgmm, numpy as np
+      >>> from jaxgmm.parallel.processes import fit_distributed
+      >>> X = np.random.default_rng(0).normal(size=(500, 2)).astype("float32")
+      >>> start = jaxgmm.make_params([0.5, 0.5], [[-1.0, 0.0], [1.0, 0.0]], [1.0, 1.0], "spherical")
+      >>> fit_distributed(start, X, max_iter=5).params.means.shape
+      (2, 2)
+    """
+    states = _Kept(None)
+    collectives.signal.listening = True
+    try:
+        report, kept, data = agreed(
+            lambda: _opened(params, source, columns, weight_column, dtype, checkpoint, progress)
+        )
+        states = _Kept(kept)
+        kind = _kind(data, dtype)
+        family, shape = params.family, params.means.shape
+
+        def watch(rows: int) -> None:
+            report.watch(rows)
+            if collectives.signal.asked:
+                raise Interruption
+
+        def surveyed() -> tuple[Any, ...]:
+            begin = jax.tree.map(lambda a: jnp.asarray(a, kind), params)
+            numbers = validate.iteration(tol, max_iter, reg_covar, accelerate, kind)
+            checked = None if prior is None else priors.check(prior, family, shape, kind)
+            size = validate.count(history_size, "history_size", 0)
+            rows = chunk_rows(data.n_samples, shape[1], kind)
+            if chunk_size is not None:
+                rows = validate.count(chunk_size, "chunk_size", 1)
+            return (
+                begin,
+                numbers,
+                checked,
+                size,
+                Passes(data, survey(data, rows, kind, watch=watch), rows, kind, watch),
+            )
+
+        begin, numbers, checked, size, passes = agreed(surveyed)
+        collectives.same(
+            digest(begin, family.name.encode(), numbers, checked, np.asarray(size)),
+            "the processes of a fit must be given the same params and settings, and these were not",
+        )
+        result = host_driver.fit(
+            begin,
+            total_survey(passes.surveyed),
+            lambda point, f: _moments(point, f, passes, states),
+            numbers,
+            checked,
+            history_size=size,
+            source={"kind": "distributed"},
+            kept=states,
+            report=report,
+        )
+        agreed(states.check)
+        return result
+    except Interruption:
+        collectives.signal.answered = True
+        agreed(states.check)
+        kept_where = "" if states.path is None else f"; the state is kept in the checkpoint {states.path}"
+        raise Stopped(f"stopped by SIGTERM{kept_where}", agreed=True) from None
+    finally:
+        collectives.signal.listening = False
+
+
+def _opened(
+    params: GMMParams,
+    source: Any,
+    columns: Any,
+    weight_column: Any,
+    dtype: Any,
+    checkpoint: Any,
+    progress: Any,
+) -> tuple[Reporter, Checkpoint | None, Source]:
+    """What can be checked without reading."""
+    report = Reporter(progress if jax.process_index() == 0 else None)
+    kept = checkpoints.check(checkpoint)
+    check_mixture(params)
+    data = open_source(source, columns, weight_column)
+    if data.n_features != params.n_features:
+        names = "" if data.columns is None else f": {', '.join(data.columns)}"
+        raise ValueError(
+            f"source must have the {params.n_features} features of params; it has {data.n_features}{names}"
+        )
+    if dtype not in (None, np.float32, np.float64, "float32", "float64"):
+        raise TypeError(f"dtype must be float32, float64 or None; got {dtype!r}")
+    if dtype in (np.float64, "float64") and jnp.result_type(float) != np.float64:
+        raise ValueError("dtype float64 needs 64-bit JAX: jax.config.update('jax_enable_x64', True)")
+    return report, kept, data
+
+
+def _moments(point: GMMParams, f: Frame, passes: Passes, states: _Kept) -> Moments:
+    """Of the rows of all processes, by a pass of each over its own."""
+
+    def own() -> np.ndarray:
+        states.check()
+        sums: list[np.ndarray] = []
+
+        def add(_: int, leaves: list[np.ndarray]) -> None:
+            flat = np.concatenate([np.asarray(a, np.float64).ravel() for a in leaves])
+            sums[:] = [flat if not sums else sums[0] + flat]
+
+        passes.each(lambda _: point, f, add)
+        return sums[0]
+
+    # The processes' bits are the same unless their processors or versions of JAX are not; and then one of
+    # them might take another turn than the others, and wait for them.
+    total = sum_floats(
+        agreed(own),
+        digest(point)[:6] + b"\0\0",  # a float64 that is no NaN
+        "the processes have come to different parameters by rounding: run them on processors of one kind, "
+        "with one version of JAX",
+    )
+    like, structure = jax.tree.flatten(jax.eval_shape(Moments.zero, point))
+    leaves, at = [], 0
+    for a in like:
+        leaves.append(jnp.asarray(total[at : at + a.size].reshape(a.shape), a.dtype))
+        at += a.size
+    moments: Moments = jax.tree.unflatten(structure, leaves)
+    return moments

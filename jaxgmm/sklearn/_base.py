@@ -1,0 +1,356 @@
+"""What the mixture estimators have in common: fits from several starts, evaluating, drawing samples."""
+
+from __future__ import annotations
+
+import abc
+import time
+import warnings
+from typing import Any, ClassVar, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from sklearn.base import BaseEstimator, DensityMixin
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from jaxgmm.components.covariance.base import Family
+from jaxgmm.components.covariance.diagonal import diag, spherical
+from jaxgmm.components.covariance.full import full
+from jaxgmm.components.covariance.registry import get_family
+from jaxgmm.density import posterior_of
+from jaxgmm.kernels.programs import in_float64
+from jaxgmm.mixture import GMMParams
+from jaxgmm.sklearn import _checks as checks
+from jaxgmm.sklearn._conversion import (
+    MARGIN,
+    SHAPED,
+    CollapsedError,
+    scale_from_cholesky,
+    shapes_of,
+    to_device,
+)
+from jaxgmm.sklearn._data import (
+    Host,
+    Rows,
+    check_weight,
+    compute_dtype,
+    fits_float32,
+    load,
+    padded_length,
+    shifted,
+)
+from jaxgmm.sklearn._em_loop import CHUNK
+from jaxgmm.sklearn._init import INIT_PARAMS
+
+_EVALUATED = 1 << 16  # rows evaluated at a time
+
+
+class Trial(NamedTuple):
+    """One fit from one start, as it ended."""
+
+    state: Any
+    bound: float
+    bounds: list[float]
+    converged: bool
+
+
+class BaseMixture(DensityMixin, BaseEstimator, metaclass=abc.ABCMeta):
+    """The common part of the estimators; theirs are a start, a compiled loop, and the fitted attributes."""
+
+    _constraints: ClassVar[dict[str, checks.Check]] = {
+        "n_components": checks.integer(1),
+        "tol": checks.number(),
+        "reg_covar": checks.number(),
+        "max_iter": checks.integer(0),
+        "n_init": checks.integer(1),
+        "init_params": checks.option(*INIT_PARAMS),
+        "warm_start": checks.FLAG,
+        "verbose": checks.VERBOSE,
+        "verbose_interval": checks.integer(1),
+    }
+
+    # What an estimator must have.
+
+    @abc.abstractmethod
+    def _given(self, X: Host, sample_weight: Host | None) -> Any:
+        """What the parameters say about the start, or of the prior, checked against the data."""
+
+    @abc.abstractmethod
+    def _begin(self, rows: Rows, X: Host, random_state: Any, given: Any) -> Any:
+        """A state to start from."""
+
+    @abc.abstractmethod
+    def _resume(self, rows: Rows) -> Any:
+        """The state of the fitted attributes."""
+
+    @abc.abstractmethod
+    def _advance(self, state: Any, rows: Rows, bound: float, limit: int) -> Any:
+        """Up to `limit` iterations; a record with what `Climb` has."""
+
+    @abc.abstractmethod
+    def _keep(self, state: Any, rows: Rows, dtype: Any) -> None:
+        """Set the fitted attributes."""
+
+    @abc.abstractmethod
+    def _mixture(self) -> tuple[Host, Host, Any, Any]:
+        """log_weights (K,), means (K, D), scale and family, float64; the weights need not sum to 1."""
+
+    # Fitting.
+
+    def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> BaseMixture:
+        """Fit the mixture, n_init times, and keep the fit of the highest bound.
+
+        Args:
+          X: array-like or data frame (n_samples, n_features).
+          y: ignored.
+          sample_weight: array-like (n_samples,) or None for ones; a weight of 0 leaves the sample out.
+
+        Returns:
+          The estimator itself.
+        """
+        self._fit(X, sample_weight)
+        return self
+
+    def fit_predict(self, X: Any, y: Any = None, sample_weight: Any = None) -> Host:
+        """Fit as `fit` does, and label the same data, (n_samples,); equal to fit(X).predict(X)."""
+        data = self._fit(X, sample_weight)
+        return self._evaluated(data)[0].argmax(1)
+
+    def _fit(self, X: Any, sample_weight: Any) -> Host:
+        checks.check_parameters(self, self._constraints)
+        random_state = check_random_state(self.random_state)
+        data: Host = validate_data(
+            self, checks.table(X), dtype=[np.float64, np.float32], ensure_min_samples=2
+        )
+        self._fit_data(data, check_weight(sample_weight, data), random_state)
+        return data
+
+    def _fit_data(self, data: Host, weight: Host | None, random_state: Any) -> None:
+        """Fit validated data."""
+        if len(data) < self.n_components:
+            raise ValueError(
+                f"Expected n_samples >= n_components but got n_components = {self.n_components}, "
+                f"n_samples = {len(data)}"
+            )
+        given = self._given(data, weight)
+        drawn = random_state.get_state()
+        if compute_dtype(data.dtype) == np.float64 or fits_float32(data, weight):
+            rows = load(data, weight)
+            try:
+                self._search(rows, data, random_state, given, data.dtype)
+                return
+            except CollapsedError:
+                if rows.x.dtype == np.float64:
+                    raise
+        # What float32 cannot tell from a point, float64 can: sentinel values, outliers far away.
+        random_state.set_state(drawn)
+        with in_float64():
+            double = data.astype(np.float64)
+            self._search(load(double, weight), double, random_state, given, data.dtype)
+
+    def _search(self, rows: Rows, X: Host, random_state: Any, given: Any, dtype: Any) -> None:
+        """The best of several trials, into the attributes, in a dtype."""
+        warm = self.warm_start and hasattr(self, "converged_")
+        if warm and self.means_.shape != (self.n_components, X.shape[1]):
+            raise ValueError(
+                f"warm_start goes on from means_ of shape {self.means_.shape}; got n_components = "
+                f"{self.n_components} and {X.shape[1]} features. Set warm_start=False to begin anew."
+            )
+        best: Trial | None = None
+        failure: CollapsedError | None = None
+        for trial in range(1 if warm else self.n_init):
+            try:
+                tried = self._try(trial, rows, X, None if warm else random_state, given)
+            except CollapsedError as error:
+                if rows.x.dtype != np.float64:
+                    raise  # it may be the best of them in float64
+                failure = error
+                continue
+            if best is None or tried.bound > best.bound:
+                best = tried
+        if best is None:
+            assert failure is not None
+            raise failure
+        if not best.converged and self.max_iter > 0:
+            warnings.warn(
+                "Best performing initialization did not converge. Try different init parameters, or increase "
+                "max_iter, tol, or check for degenerate data.",
+                ConvergenceWarning,
+                stacklevel=4,
+            )
+        self._take(best, rows, dtype, len(best.bounds))
+
+    def _take(self, trial: Trial, rows: Rows, dtype: Any, n_iter: int) -> None:
+        """Set everything that a fit says of itself."""
+        self._keep(trial.state, rows, dtype)
+        self.converged_ = trial.converged
+        self.n_iter_ = n_iter
+        self.lower_bound_ = trial.bound
+        self.lower_bounds_ = trial.bounds
+
+    def _try(self, trial: int, rows: Rows, X: Host, random_state: Any, given: Any) -> Trial:
+        """One fit, from a start that `random_state` draws, or from the attributes if it is None."""
+        began = before = time.perf_counter()
+        if self.verbose:
+            print(f"Initialization {trial}")
+        if random_state is None:
+            state, bound = self._resume(rows), float(self.lower_bound_)
+        else:
+            state, bound = self._begin(rows, X, random_state, given), -np.inf
+        bounds: list[float] = []
+        converged = False
+        while len(bounds) < self.max_iter and not converged:
+            step = CHUNK
+            if self.verbose:
+                step = min(CHUNK, self.verbose_interval - len(bounds) % self.verbose_interval)
+            climbed = self._advance(state, rows, bound, min(step, self.max_iter - len(bounds)))
+            if not climbed.sound:
+                raise CollapsedError
+            new = [float(b) for b in np.asarray(climbed.bounds)[: int(climbed.n_iter)]]
+            previous = ([bound, *new])[-2]
+            bounds += new
+            state, bound, converged = climbed.params, new[-1], bool(climbed.converged)
+            if self.verbose and len(bounds) % self.verbose_interval == 0:
+                now = time.perf_counter()
+                told = f"\t time lapse {now - before:.5f}s\t ll change {bound - previous:.5f}"
+                print(f"  Iteration {len(bounds)}" + (told if self.verbose >= 2 else ""))
+                before = now
+        if self.verbose and self.max_iter > 0:
+            seconds = time.perf_counter() - began
+            told = f" time lapse {seconds:.5f}s\t lower bound {bound:.5f}." if self.verbose >= 2 else ""
+            print(f"Initialization {'converged' if converged else 'did not converge'}.{told}")
+        return Trial(state, bound if self.max_iter else -np.inf, bounds, converged)
+
+    # The attributes.
+
+    def _set(
+        self,
+        weights: Host,
+        means: Host,
+        scale: Any,
+        lower: Host | None,
+        family: Family,
+        offset: Host,
+        dtype: Any,
+    ) -> None:
+        with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+            shapes = shapes_of(family, scale, lower)
+        # Of extreme scale, float32 data have covariances that only float64 can hold.
+        info = np.finfo(dtype)
+        if any(not info.tiny <= np.abs(a).max() <= info.max for a in shapes):
+            dtype = np.float64
+        self.weights_ = (weights / weights.sum()).astype(dtype)
+        self.means_ = (means + offset).astype(dtype)
+        self.covariances_, self.precisions_, self.precisions_cholesky_ = (a.astype(dtype) for a in shapes)
+        self._family = family
+        # What the attributes do not determine to the last digit, of structures that scikit-learn has not.
+        self._scale = None if family in SHAPED else scale
+
+    def _structure(self) -> Family:
+        """The fitted structure; of an estimator whose attributes were set by hand, the parameter's."""
+        return getattr(self, "_family", None) or get_family(self.covariance_type)
+
+    def _sampled_factors(self) -> Host:
+        k, d = self.means_.shape
+        cholesky = np.asarray(self.precisions_cholesky_, np.float64)
+        if self._structure() == diag:
+            return 1 / cholesky
+        if self._structure() == spherical:
+            return np.broadcast_to(1 / cholesky[:, None], (k, d))
+        lower: Host = scale_from_cholesky(full, cholesky)
+        return np.broadcast_to(lower, (k, d, d))
+
+    # Evaluating.
+
+    def _params(self, dtype: Any, offset: Host) -> GMMParams:
+        """The fitted mixture for data less an offset."""
+        log_weights, means, scale, family = self._mixture()
+        return to_device(log_weights, means - offset, scale, family, dtype)
+
+    def _evaluated(self, X: Host) -> tuple[Host, Host]:
+        """Responsibilities (N, K) and log-densities (N,) of validated data, in its dtype."""
+        dtype = compute_dtype(X.dtype)
+        means = np.asarray(self.means_, np.float64)
+        offset = np.zeros(means.shape[1]) if dtype == np.float64 else np.asarray(self.weights_) @ means
+        if dtype != np.float64 and not (self._is_wide(means - offset) and fits_float32(X)):
+            with in_float64():
+                resp, log_prob = self._evaluated(X.astype(np.float64))
+            return resp.astype(X.dtype), log_prob.astype(X.dtype)
+        params = self._params(dtype, offset)
+        resp, log_prob = np.empty((len(X), len(means)), X.dtype), np.empty(len(X), X.dtype)
+        for first in range(0, len(X), _EVALUATED):
+            block = X[first : first + _EVALUATED]
+            padded = jnp.asarray(shifted(block, offset, dtype, padded_length(len(block))))
+            r, p = posterior_of(params, padded)
+            resp[first : first + len(block)] = np.asarray(r)[: len(block)]
+            log_prob[first : first + len(block)] = np.asarray(p)[: len(block)]
+        return resp, log_prob
+
+    def _is_wide(self, means: Host) -> bool:
+        """Whether float32 residuals from the means (K, D) have digits left at the scale of the components."""
+        factors = np.asarray(self.precisions_cholesky_, np.float64)
+        if self._structure() not in (diag, spherical):
+            factors = np.linalg.norm(factors, axis=-1)  # the square roots of the diagonals of the precisions
+        factors = factors.reshape(-1, factors.shape[-1] if self._structure() != spherical else 1)
+        return bool((factors * np.abs(means) * (MARGIN * float(np.finfo(np.float32).eps)) < 1).all())
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "means_")
+
+    def _new(self, X: Any) -> Host:
+        check_is_fitted(self)
+        data: Host = validate_data(self, checks.table(X), reset=False, dtype=[np.float64, np.float32])
+        return data
+
+    def score_samples(self, X: Any) -> Host:
+        """The log-density of each sample, (n_samples,)."""
+        return self._evaluated(self._new(X))[1]
+
+    def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
+        """The mean log-density per sample, or per unit of sample weight.
+
+        Args:
+          X: array-like (n_samples, n_features).
+          y: ignored.
+          sample_weight: array-like (n_samples,) or None for ones.
+        """
+        data = self._new(X)
+        values = self._evaluated(data)[1]
+        return float(np.average(values, weights=check_weight(sample_weight, data)))
+
+    def predict(self, X: Any) -> Host:
+        """The label of each sample, (n_samples,): the component of the largest responsibility."""
+        return self._evaluated(self._new(X))[0].argmax(1)
+
+    def predict_proba(self, X: Any) -> Host:
+        """Responsibilities, (n_samples, n_components); rows sum to 1."""
+        return self._evaluated(self._new(X))[0]
+
+    def sample(self, n_samples: int = 1) -> tuple[Host, Host]:
+        """Draw from the fitted mixture, component by component.
+
+        Returns:
+          X (n_samples, n_features) float64, and the components (n_samples,) that its rows came from.
+
+        Raises:
+          ValueError: for n_samples < 1.
+        """
+        check_is_fitted(self)
+        if isinstance(n_samples, bool) or not isinstance(n_samples, int | np.integer):
+            raise TypeError(f"n_samples must be an int; got {n_samples!r} of type {type(n_samples).__name__}")
+        if n_samples < 1:
+            raise ValueError(
+                f"Invalid value for 'n_samples': {n_samples} . The sampling requires at least one sample."
+            )
+        rng = check_random_state(self.random_state)
+        weights = np.asarray(self.weights_, np.float64)
+        counts = rng.multinomial(n_samples, weights / weights.sum())
+        labels = np.repeat(np.arange(len(counts)), counts)
+        X = np.empty((n_samples, self.means_.shape[1]))
+        factors = self._sampled_factors()
+        for k, count in enumerate(counts):
+            z = rng.standard_normal((count, X.shape[1]))
+            coloured = z @ factors[k].T if factors.ndim == 3 else z * factors[k]
+            X[labels == k] = self.means_[k] + coloured
+        return X, labels

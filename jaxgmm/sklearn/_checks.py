@@ -1,0 +1,136 @@
+"""Hyperparameters checked when an estimator is fitted, in scikit-learn's words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+from sklearn.utils import check_array
+
+from jaxgmm import _host_arrays as host_arrays
+from jaxgmm.components.covariance.base import Family
+from jaxgmm.components.covariance.diagonal import diag, spherical
+from jaxgmm.sklearn._conversion import SHAPED
+from jaxgmm.sklearn._data import Host
+
+Check = tuple[Callable[[Any], bool], str]
+
+
+def integer(minimum: int) -> Check:
+    """An int ≥ minimum."""
+    return (
+        lambda v: isinstance(v, Integral) and not isinstance(v, bool) and int(v) >= minimum,
+        f"an int in the range [{minimum}, inf)",
+    )
+
+
+def number(*, positive: bool = False, none: bool = False) -> Check:
+    """A finite real number ≥ 0, or > 0; None too, if that is said."""
+    opening = "(" if positive else "["
+
+    def holds(v: Any) -> bool:
+        if v is None:
+            return none
+        real = isinstance(v, Real) and not isinstance(v, bool | np.bool_)
+        return real and bool(0 < v < np.inf or (v == 0 and not positive))
+
+    return holds, f"a float in the range {opening}0.0, inf)" + (" or None" if none else "")
+
+
+def option(*words: str) -> Check:
+    """One of a few words."""
+    return (lambda v: isinstance(v, str) and v in words, f"a str among {set(words)}")
+
+
+def either(one: Check, other: Check) -> Check:
+    """What one or the other check allows."""
+    return (lambda v: one[0](v) or other[0](v), f"{one[1]} or {other[1]}")
+
+
+FLAG: Check = (
+    lambda v: isinstance(v, bool | np.bool_),
+    "an instance of 'bool' or an instance of 'numpy.bool'",
+)
+VERBOSE: Check = either(integer(0), FLAG)
+
+
+def check_parameters(estimator: Any, constraints: dict[str, Check]) -> None:
+    """Raise for the first parameter that its constraint does not allow.
+
+    Raises:
+      ValueError: naming the parameter, what it must be and what it is.
+    """
+    for name, (holds, words) in constraints.items():
+        value = getattr(estimator, name)
+        if not holds(value):
+            owner = type(estimator).__name__
+            raise ValueError(f"The {name!r} parameter of {owner} must be {words}. Got {value!r} instead.")
+
+
+def _array(value: Any, shape: tuple[int, ...], name: str) -> Host:
+    a: Host = check_array(value, dtype=[np.float64, np.float32], ensure_2d=False, allow_nd=True)
+    if a.shape != shape:
+        raise ValueError(f"The parameter '{name}' should have the shape of {shape}, but got {a.shape}")
+    return a
+
+
+def weights_init(value: Any, n_components: int) -> Host:
+    """(K,) weights, normalised."""
+    weights = _array(value, (n_components,), "weights")
+    if (weights < 0).any() or (weights > 1).any():
+        raise ValueError(
+            "The parameter 'weights' should be in the range [0, 1], but got max value "
+            f"{weights.min():.5f}, min value {weights.max():.5f}"
+        )
+    if not abs(1 - weights.sum()) <= (1e-6 if weights.dtype == np.float32 else 1e-8):
+        raise ValueError(
+            f"The parameter 'weights' should be normalized, but got sum(weights) = {weights.sum():.5f}"
+        )
+    return weights.astype(np.float64)
+
+
+def means(value: Any, shape: tuple[int, ...]) -> Host:
+    """(K, D), or (D,) for a prior's."""
+    return _array(value, shape, "means").astype(np.float64)
+
+
+def precision_shape(family: Family, n_components: int, n_features: int) -> tuple[int, ...]:
+    """The shape of `precisions_init`: scikit-learn's for its four structures, dense for the others."""
+    if family in SHAPED:
+        return family.covariance_shape(n_components, n_features)
+    return n_components, n_features, n_features
+
+
+def precisions(value: Any, shape: tuple[int, ...], family: Family, what: str) -> Host:
+    """Precisions, or what else must be positive definite, of a shape; float64."""
+    a = _array(value, shape, what)
+    if family in (diag, spherical):
+        if (a <= 0).any():
+            raise ValueError(f"'{what}' should be positive")
+        return a.astype(np.float64)
+    symmetric = np.allclose(a, np.swapaxes(a, -1, -2), rtol=1e-5, atol=1e-6 * np.abs(a).max())
+    if not symmetric or (np.linalg.eigvalsh(a) <= 0).any():
+        raise ValueError(f"'{what}' should be symmetric, positive-definite")
+    return a.astype(np.float64)
+
+
+def table(X: Any) -> Any:
+    """X as it is, once it is known not to be masked, and every column of a data frame to be numbers.
+
+    Raises:
+      ValueError: naming the masked entry or the column.
+    """
+    X = host_arrays.unmasked(X, "X")
+    if type(X).__module__.partition(".")[0] == "pandas" and hasattr(X, "columns"):
+        for column, dtype in zip(X.columns, X.dtypes, strict=True):
+            if dtype.kind == "O":
+                try:
+                    np.asarray(X[column], np.float64)
+                except (TypeError, ValueError) as error:
+                    raise ValueError(f"column {column!r} does not hold numbers: {error}") from None
+            elif not isinstance(dtype, np.dtype) and X[column].isna().any():
+                row = int(X[column].isna().to_numpy().argmax())
+                raise ValueError(f"Input X contains NaN: column {column!r} has a missing value in row {row}")
+    return X

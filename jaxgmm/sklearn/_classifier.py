@@ -1,0 +1,219 @@
+"""`GaussianMixtureClassifier`: discriminant analysis with mixtures, mclust's MclustDA and EDDA."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils import check_random_state
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from jaxgmm import priors
+from jaxgmm._host_arrays import unmasked
+from jaxgmm.components.covariance.base import Family
+from jaxgmm.components.covariance.registry import get_family
+from jaxgmm.sklearn import _checks as checks
+from jaxgmm.sklearn import _init as init
+from jaxgmm.sklearn._conversion import log, to_device
+from jaxgmm.sklearn._data import Host, check_weight, load
+from jaxgmm.sklearn._gaussian import GaussianMixture
+
+_MODELS = ("MclustDA", "EDDA")
+
+
+class GaussianMixtureClassifier(ClassifierMixin, BaseEstimator):
+    """Discriminant analysis: every class has a density, and Bayes' rule decides.
+
+    "MclustDA": every class is a Gaussian mixture of its own, with its own number of components and its own
+    structure. "EDDA": every class is one Gaussian, and one covariance structure holds across the classes, so
+    that "EEE" is linear discriminant analysis, "VVV" quadratic, "EEI" and "VVI" those without correlations,
+    and the rest of mclust's fourteen lie between.
+
+    Args:
+      model_type: "MclustDA" or "EDDA".
+      n_components: of every class, an int, or a list with one for each class, in the order of `classes_`.
+        EDDA has one each.
+      covariance_type: a name or a `jaxgmm.components.Family`; for MclustDA also a list, one for each class.
+      tol: as in `GaussianMixture`, and so on down to `random_state`.
+      reg_covar: added to the variances.
+      max_iter: EM steps.
+      n_init: starts for each class, or "auto".
+      init_params: as in `GaussianMixture`.
+      class_prior: probabilities of the classes, or None for their shares of the sample weight.
+      prior: None, "default" (of the data of each class) or a `jaxgmm.Prior`.
+      random_state: int, `RandomState` or None.
+
+    Attributes:
+      classes_: the labels.
+      class_prior_: (n_classes,) probabilities.
+      estimators_: for MclustDA a fitted `GaussianMixture` for each class.
+      mixture_: for EDDA one `GaussianMixture`, whose components are the classes.
+      n_iter_: the most EM steps that a class took; 1 for EDDA, which needs no more.
+      n_features_in_: number of features.
+      feature_names_in_: names of the features, where the data had any.
+
+    Example:
+      >>> import numpy as np
+      >>> from jaxgmm.sklearn import GaussianMixtureClassifier
+      >>> X = np.array([[0.0], [1.0], [9.0], [10.0], [4.0], [5.0], [6.0]])
+      >>> y = np.array(["out", "out", "out", "out", "in", "in", "in"])
+      >>> model = GaussianMixtureClassifier(n_components=[1, 2], random_state=0).fit(X, y)
+      >>> model.predict([[0.4], [5.5]]).tolist()
+      ['out', 'in']
+
+    References:
+      Hastie & Tibshirani (1996), Discriminant analysis by Gaussian mixtures; Bensmail & Celeux (1996),
+      Regularized Gaussian discriminant analysis through eigenvalue decomposition; Fraley & Raftery (2002),
+      Model-based clustering, discriminant analysis, and density estimation.
+    """
+
+    _constraints: ClassVar = {
+        "model_type": checks.option(*_MODELS),
+        "tol": checks.number(),
+        "reg_covar": checks.number(),
+        "max_iter": checks.integer(0),
+    }
+
+    def __init__(
+        self,
+        model_type: str = "MclustDA",
+        *,
+        n_components: Any = 1,
+        covariance_type: Any = "full",
+        tol: float = 1e-3,
+        reg_covar: float = 1e-6,
+        max_iter: int = 100,
+        n_init: int | str = 1,
+        init_params: str = "kmeans",
+        class_prior: Any = None,
+        prior: priors.Prior | str | None = None,
+        random_state: Any = None,
+    ) -> None:
+        self.model_type = model_type
+        self.n_components = n_components
+        self.covariance_type = covariance_type
+        self.tol = tol
+        self.reg_covar = reg_covar
+        self.max_iter = max_iter
+        self.n_init = n_init
+        self.init_params = init_params
+        self.class_prior = class_prior
+        self.prior = prior
+        self.random_state = random_state
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> GaussianMixtureClassifier:
+        """Fit the density of every class.
+
+        Args:
+          X: array-like or data frame (n_samples, n_features).
+          y: labels (n_samples,).
+          sample_weight: array-like (n_samples,) or None for ones; a weight of 0 leaves the sample out.
+
+        Raises:
+          ValueError: for parameters that do not fit the classes, or a class that its mixture does not fit.
+        """
+        checks.check_parameters(self, self._constraints)
+        data, labels = validate_data(
+            self, checks.table(X), unmasked(y, "y"), dtype=[np.float64, np.float32], ensure_min_samples=2
+        )
+        check_classification_targets(labels)
+        weight = check_weight(sample_weight, data)
+        if weight is not None:
+            lost = np.setdiff1d(labels, labels[weight > 0])
+            if len(lost):
+                raise ValueError(
+                    f"class {lost[0]} has no sample of positive weight; leave its samples out, or give one "
+                    "of them a weight"
+                )
+            data, labels, weight = data[weight > 0], labels[weight > 0], weight[weight > 0]
+        self.classes_, codes = np.unique(labels, return_inverse=True)
+        self.class_prior_ = self._class_prior(codes, weight)
+        if self.model_type == "EDDA":
+            self._fit_edda(data, codes, weight)
+        else:
+            self._fit_each(data, codes, weight)
+        return self
+
+    def _class_prior(self, codes: Host, weight: Host | None) -> Host:
+        if self.class_prior is None:
+            shares: Host = np.bincount(codes, weights=weight).astype(np.float64)
+            return shares / shares.sum()
+        return checks.weights_init(self.class_prior, len(self.classes_))
+
+    def _of_each(self, value: Any, name: str) -> list[Any]:
+        """A parameter for every class."""
+        n = len(self.classes_)
+        if isinstance(value, str | Family) or np.ndim(value) == 0:
+            return [value] * n
+        if len(value) != n:
+            raise ValueError(f"{name} must be one, or one for each of the {n} classes; got {value!r}")
+        return list(value)
+
+    def _mixture(self, n_components: Any, covariance_type: Any) -> GaussianMixture:
+        return GaussianMixture(
+            n_components, covariance_type=covariance_type, tol=self.tol, reg_covar=self.reg_covar,
+            max_iter=self.max_iter, n_init=self.n_init, init_params=self.init_params,
+            random_state=self.random_state, prior=self.prior,
+        )  # fmt: skip
+
+    def _fit_each(self, data: Host, codes: Host, weight: Host | None) -> None:
+        sizes = self._of_each(self.n_components, "n_components")
+        types = self._of_each(self.covariance_type, "covariance_type")
+        self.estimators_ = []
+        random_state = check_random_state(self.random_state)
+        for code, (size, kind) in enumerate(zip(sizes, types, strict=True)):
+            own = codes == code
+            mixture = self._mixture(size, kind)
+            checks.check_parameters(mixture, mixture._constraints)
+            try:
+                mixture._fit_data(data[own], None if weight is None else weight[own], random_state)
+            except ValueError as error:
+                name = self.classes_.tolist()[code]
+                raise ValueError(
+                    f"the mixture of class {name!r}, with {own.sum()} samples: {error}"
+                ) from error
+            mixture.n_features_in_ = data.shape[1]
+            self.estimators_.append(mixture)
+        self.n_iter_ = max(mixture.n_iter_ for mixture in self.estimators_)
+
+    def _fit_edda(self, data: Host, codes: Host, weight: Host | None) -> None:
+        k = len(self.classes_)
+        if np.ndim(self.n_components) > 0 or self.n_components != 1:
+            raise ValueError(f"EDDA has n_components=1 for every class; got {self.n_components!r}")
+        family = get_family(self.covariance_type)
+        rows = load(data, weight)
+        mixture = self._mixture(k, self.covariance_type)
+        prior = mixture._prior(rows)
+        start = init.m_step(np.eye(k)[codes], rows, family, float(self.reg_covar), prior)
+        params = to_device(log(self.class_prior_), start.means, start.scale, family, rows.x.dtype)
+        mixture._keep(params, rows, data.dtype)
+        mixture.n_features_in_ = data.shape[1]
+        self.mixture_, self.n_iter_ = mixture, 1
+
+    def _log_joint(self, X: Any) -> Host:
+        """(N, n_classes) log p(x, class) up to a constant of the row, in float64."""
+        check_is_fitted(self)
+        data = validate_data(self, checks.table(X), reset=False, dtype=[np.float64, np.float32])
+        if self.model_type == "EDDA":
+            return log(self.mixture_._evaluated(data)[0])
+        densities = [mixture._evaluated(data)[1] for mixture in self.estimators_]
+        joint: Host = np.stack(densities, 1).astype(np.float64) + log(self.class_prior_)
+        return joint
+
+    def predict(self, X: Any) -> Host:
+        """The most probable class of each sample, (n_samples,)."""
+        joint = self._log_joint(X)
+        return self.classes_[joint.argmax(1)]
+
+    def predict_log_proba(self, X: Any) -> Host:
+        """Logarithms of `predict_proba`, (n_samples, n_classes)."""
+        joint = self._log_joint(X)
+        top = joint.max(1, keepdims=True)
+        normalised: Host = joint - top - np.log(np.exp(joint - top).sum(1, keepdims=True))
+        return normalised
+
+    def predict_proba(self, X: Any) -> Host:
+        """Posterior probabilities of the classes, (n_samples, n_classes)."""
+        return np.exp(self.predict_log_proba(X))

@@ -1,0 +1,153 @@
+"""`GaussianMixtureRegressor`: the conditional mean of a mixture of inputs and outputs."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import jax.numpy as jnp
+import numpy as np
+from sklearn.base import BaseEstimator, MultiOutputMixin, RegressorMixin
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from jaxgmm import priors
+from jaxgmm._host_arrays import unmasked
+from jaxgmm.distributions._operations import regress
+from jaxgmm.sklearn import _checks as checks
+from jaxgmm.sklearn._data import Host, check_weight, compute_dtype, padded_length, shifted
+from jaxgmm.sklearn._gaussian import GaussianMixture
+
+_EVALUATED = 1 << 14  # rows at a time: each has a covariance of its own
+
+
+class GaussianMixtureRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
+    """Gaussian mixture regression: a mixture of inputs and outputs together, conditioned on the inputs.
+
+    E[y | x] is a sum of one linear function for each component, weighted by how well the component explains
+    x. One component with a full covariance is linear regression. The conditional covariance comes with it.
+
+    Args:
+      n_components: number of components.
+      covariance_type: a name or a `jaxgmm.components.Family`, of inputs and outputs together; structures
+        without correlations give functions that are constant within a component.
+      tol: as in `GaussianMixture`, and so on down to `random_state`.
+      reg_covar: added to the variances.
+      max_iter: EM steps.
+      n_init: starts, or "auto".
+      init_params: as in `GaussianMixture`; k-means on inputs and outputs together, in the units they have.
+      prior: None, "default" or a `jaxgmm.Prior`, of inputs and outputs together.
+      random_state: int, `RandomState` or None.
+
+    Attributes:
+      mixture_: the fitted `GaussianMixture` of (x, y).
+      n_iter_: its EM steps.
+      n_features_in_: number of inputs.
+      feature_names_in_: names of the inputs, where the data had any.
+
+    Example:
+      >>> import numpy as np
+      >>> from jaxgmm.sklearn import GaussianMixtureRegressor
+      >>> x = np.linspace(-1, 1, 50)[:, None]
+      >>> model = GaussianMixtureRegressor(n_components=2, random_state=0).fit(x, np.abs(x[:, 0]))
+      >>> model.predict([[-0.5], [0.5]]).round(2).tolist()
+      [0.5, 0.5]
+
+    References:
+      Ghahramani & Jordan (1994), Supervised learning from incomplete data via an EM approach; Sung (2004),
+      Gaussian Mixture Regression and Classification.
+    """
+
+    _constraints: ClassVar = {"n_components": checks.integer(1)}
+
+    def __init__(
+        self,
+        n_components: int = 1,
+        *,
+        covariance_type: Any = "full",
+        tol: float = 1e-3,
+        reg_covar: float = 1e-6,
+        max_iter: int = 100,
+        n_init: int | str = 1,
+        init_params: str = "kmeans",
+        prior: priors.Prior | str | None = None,
+        random_state: Any = None,
+    ) -> None:
+        self.n_components = n_components
+        self.covariance_type = covariance_type
+        self.tol = tol
+        self.reg_covar = reg_covar
+        self.max_iter = max_iter
+        self.n_init = n_init
+        self.init_params = init_params
+        self.prior = prior
+        self.random_state = random_state
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> GaussianMixtureRegressor:
+        """Fit the mixture of inputs and outputs.
+
+        Args:
+          X: array-like or data frame (n_samples, n_features).
+          y: (n_samples,) or (n_samples, n_outputs).
+          sample_weight: array-like (n_samples,) or None for ones; a weight of 0 leaves the sample out.
+        """
+        checks.check_parameters(self, self._constraints)
+        data, outputs = validate_data(
+            self,
+            checks.table(X),
+            unmasked(y, "y"),
+            dtype=[np.float64, np.float32],
+            multi_output=True,
+            y_numeric=True,
+            ensure_min_samples=2,
+        )
+        weight = check_weight(sample_weight, data)
+        if weight is not None:
+            data, outputs, weight = data[weight > 0], outputs[weight > 0], weight[weight > 0]
+        self._single = outputs.ndim == 1
+        outputs = outputs.reshape(len(data), -1).astype(data.dtype)
+        self.mixture_ = GaussianMixture(
+            self.n_components, covariance_type=self.covariance_type, tol=self.tol, reg_covar=self.reg_covar,
+            max_iter=self.max_iter, n_init=self.n_init, init_params=self.init_params,
+            random_state=self.random_state, prior=self.prior,
+        )  # fmt: skip
+        self.mixture_.fit(np.hstack([data, outputs]), sample_weight=weight)
+        self.n_iter_ = self.mixture_.n_iter_
+        return self
+
+    def predict(self, X: Any, return_std: bool = False, return_cov: bool = False) -> Any:
+        """The conditional mean of the outputs, and on request how wide they scatter about it.
+
+        Args:
+          X: array-like (n_samples, n_features).
+          return_std: also standard deviations, of the shape of the mean.
+          return_cov: also covariances (n_samples, n_outputs, n_outputs).
+
+        Returns:
+          The mean (n_samples,) or (n_samples, n_outputs), or a tuple of it and what was asked for.
+
+        Raises:
+          ValueError: if both are asked for.
+        """
+        if return_std and return_cov:
+            raise ValueError("At most one of return_std or return_cov can be requested.")
+        check_is_fitted(self)
+        data: Host = validate_data(self, checks.table(X), reset=False, dtype=[np.float64, np.float32])
+        dtype = compute_dtype(data.dtype)
+        d, means = data.shape[1], np.asarray(self.mixture_.means_, np.float64)
+        offset = np.asarray(self.mixture_.weights_, np.float64) @ means
+        params = self.mixture_._params(dtype, offset)
+        shape = (len(data), means.shape[1] - d)
+        mean, covariance = np.empty(shape, data.dtype), np.empty((*shape, shape[1]), data.dtype)
+        for first in range(0, len(data), _EVALUATED):
+            block = data[first : first + _EVALUATED]
+            own = slice(first, first + len(block))
+            padded = shifted(block, offset[:d], dtype, padded_length(len(block)))
+            moments = regress(params, jnp.asarray(padded), range(d))
+            mean[own] = np.asarray(moments.mean)[: len(block)] + offset[d:]
+            covariance[own] = np.asarray(moments.covariance)[: len(block)]
+        mean = mean[:, 0] if self._single else mean
+        if return_cov:
+            return mean, covariance
+        if return_std:
+            std = np.sqrt(np.diagonal(covariance, axis1=1, axis2=2))
+            return mean, std[:, 0] if self._single else std
+        return mean
