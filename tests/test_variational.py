@@ -13,7 +13,7 @@ from scipy.special import betaln, gammaln, logsumexp, multigammaln
 from scipy.stats import multivariate_t
 
 import jaxgmm
-from jaxgmm.variational import expected
+from jaxgmm.variational._bound import expected
 from jaxgmm.variational._model import FAMILIES
 from tests.conftest import CORE, costly, overlapping
 
