@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxgmm
+from jaxgmm import EMOptions
 
 
 def cpu_time(function, *arguments, repeat=3):
@@ -77,7 +78,7 @@ def main():
 
         # From the fit itself, so that the loop takes next to no steps and what is left is the derivative.
         def value(X, params=params):
-            return total(jaxgmm.fit(params, X, unconverged_gradient="ignore").params)
+            return total(jaxgmm.fit(params, X, options=EMOptions(unconverged_gradient="ignore")).params)
 
         for name, function in (("fit again, from the fit", value), ("its gradient in X", jax.grad(value))):
             program = jax.jit(function).lower(X).compile()

@@ -26,6 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxgmm
+from jaxgmm import EMOptions
 from jaxgmm.parallel.engines import DaskEngine, LocalEngine, SparkEngine, fit_engine
 
 N, D, K, STEPS = 200_000, 8, 8, 20
@@ -62,7 +63,7 @@ def in_memory(start: Any, x: np.ndarray) -> Timed:
         for steps in (0, STEPS):
             clock = time.perf_counter()
             result = jax.block_until_ready(
-                jaxgmm.fit(start, held, tol=0.0, max_iter=steps, kernel="whitened")
+                jaxgmm.fit(start, held, tol=0.0, max_iter=steps, options=EMOptions(kernel="whitened"))
             )
             times.append(time.perf_counter() - clock)
         return 1e3 * (times[1] - times[0]) / STEPS, np.asarray(result.params.means)

@@ -88,7 +88,7 @@ def measure(how: str, path: str, kernel: str, drop: bool) -> None:
             time.sleep(0.02)
 
     sampler = threading.Thread(target=sample)
-    options: dict[str, Any] = {"tol": 0.0, "accelerate": False, "kernel": kernel}
+    options: dict[str, Any] = {"tol": 0.0, "accelerate": False, "options": jaxgmm.EMOptions(kernel=kernel)}
     whole = np.load(path) if how == "memory" else None
     if whole is not None:
         whole = jax.device_put(whole)

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxgmm
+from jaxgmm import EMOptions
 from jaxgmm.inference._local_coordinates import entries
 
 N_SAMPLES = 800
@@ -68,7 +69,7 @@ def coverage(n_data, **_):
     def covered(keys, kind):
         def one(key):
             X, _ = jaxgmm.sample(key, params, N_SAMPLES)
-            fitted = jaxgmm.fit(params, X, reg_covar=0.0, history_size=1)
+            fitted = jaxgmm.fit(params, X, reg_covar=0.0, options=EMOptions(history_size=1))
             intervals = jaxgmm.inference.confidence_intervals(fitted.params, X, kind=kind)
             inside = jax.tree.map(
                 lambda low, true, high: (low <= true) & (true <= high),
@@ -100,7 +101,15 @@ def leave_one_out(**_):
     def refits():
         def one(row):
             w = jnp.ones(N_SAMPLES, X.dtype).at[row].set(0)
-            refit = jaxgmm.fit(params, X, w, tol=1e-10, max_iter=5000, reg_covar=0.0, history_size=1)
+            refit = jaxgmm.fit(
+                params,
+                X,
+                w,
+                tol=1e-10,
+                max_iter=5000,
+                reg_covar=0.0,
+                options=EMOptions(history_size=1),
+            )
             return refit.params, jaxgmm.log_prob(refit.params, X[row][None, :])[0]
 
         return jax.lax.map(one, jnp.asarray(rows, jnp.int32))

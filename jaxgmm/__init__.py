@@ -34,6 +34,7 @@ from jaxgmm.em import em_step, fit, m_step
 from jaxgmm.gradients import fit_gradient
 from jaxgmm.io import load, save
 from jaxgmm.kernels.exact import Moments
+from jaxgmm.loop import EMOptions
 from jaxgmm.mixture import GMMParams, make_params
 from jaxgmm.outofcore import fit_stream
 from jaxgmm.parallel._sharded import fit_sharded
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
     from jaxgmm import interchange, plot, sklearn
 
 __all__ = [
+    "EMOptions",
     "FitResult",
     "GMMParams",
     "Moments",

@@ -51,8 +51,9 @@ class Summary:
 def summary(
     fit: GMMParams | FitResult | Selection,
     X: ArrayLike | None = None,
-    columns: Sequence[str] | None = None,
     sample_weight: ArrayLike | None = None,
+    *,
+    columns: Sequence[str] | None = None,
 ) -> Summary:
     """What was fitted: weights, means ± standard deviations, how the fit ended, and what it says of data.
 
@@ -86,7 +87,7 @@ def summary(
     if isinstance(fit, Selection):
         if fit.best is None:
             return Summary((str(fit),))
-        return Summary((str(fit), *summary(fit.best, X, columns, sample_weight).parts))
+        return Summary((str(fit), *summary(fit.best, X, sample_weight, columns=columns).parts))
     params = fit.params if isinstance(fit, FitResult) else fit
     if not isinstance(params, GMMParams):
         raise TypeError(f"summary takes GMMParams, a FitResult or a Selection; got {type(fit).__name__}")

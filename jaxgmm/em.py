@@ -24,7 +24,15 @@ from jaxgmm.kernels import quadratic
 from jaxgmm.kernels.blocked_sum import AxisName, rows_over
 from jaxgmm.kernels.exact import Moments, accumulate, rows_for
 from jaxgmm.kernels.programs import jit
-from jaxgmm.loop import HISTORY_SIZE, MAX_ITER, REG_COVAR, TOL, run
+from jaxgmm.loop import (
+    DEFAULT_OPTIONS,
+    MAX_ITER,
+    REG_COVAR,
+    TOL,
+    EMOptions,
+    check_options,
+    run,
+)
 from jaxgmm.mixture import GMMParams, scale_like, translate
 from jaxgmm.parallel import _sharded as sharded
 from jaxgmm.priors import Prior
@@ -202,10 +210,7 @@ def fit(
     reg_covar: ArrayLike = REG_COVAR,
     prior: Prior | None = None,
     accelerate: bool | Array = True,
-    block_size: int | None = None,
-    history_size: int = HISTORY_SIZE,
-    unconverged_gradient: str = "nan",
-    kernel: str = "auto",
+    options: EMOptions = DEFAULT_OPTIONS,
 ) -> FitResult:
     """Fit a mixture by EM from starting parameters: one jitted `while_loop`, to its fixed point.
 
@@ -223,21 +228,11 @@ def fit(
         component that is on stays on without data, where the prior puts it; one that is off stays off.
       accelerate: SQUAREM extrapolation; False for plain EM. For a family without natural coordinates,
         always plain.
-      block_size: rows per block; None chooses from the shapes.
-      history_size: how many entries `history` has; static.
-      unconverged_gradient: what becomes of a derivative that cannot be trusted, because the fit has not
-        converged or its linear solve left a residual: "nan" makes it NaN, "warn" leaves it as it is and
-        issues a RuntimeWarning when it is computed, "ignore" leaves it. A fit that does not enter what is
-        differentiated spoils nothing. Static.
-      kernel: how the sums over samples are computed. "whitened": about each component, right to rounding.
-        "quadratic": by one matrix product about the data's mean, several times faster; its rounding grows
-        with the squared distance of the components in units of their widths, and ends a fit early there.
-        "auto": for large problems the quadratic one as far as its rounding allows, and from there, for the
-        steps that decide convergence and the result, the whitened one. Static.
+      options: `EMOptions`: the kernel, block size, history, and what becomes of untrusted derivatives.
 
     On a CPU whose cores JAX shows as devices (`use_cores`), a large fit is divided among them.
 
-    Of these only block_size, history_size, unconverged_gradient and kernel are static: other values compile
+    Of these only the options are static: other values compile
     nothing anew.
 
     Derivatives of the result with respect to X, sample_weight, reg_covar and prior, forward and reverse, are
@@ -263,25 +258,24 @@ def fit(
     References:
       Dempster, Laird & Rubin (1977); Varadhan & Roland (2008) for the extrapolation.
     """
+    block_size = check_options(options).block_size
     params, x, w, rows = _prepare(params, X, sample_weight, block_size)
     numbers = validate.iteration(tol, max_iter, reg_covar, accelerate, x.dtype)
     checked = _checked(prior, params.family, params.means.shape, x)
-    options: dict[str, Any] = {
+    static: dict[str, Any] = {
         "block_size": rows,
-        "history_size": validate.count(history_size, "history_size", 0),
-        "unconverged": validate.choice(
-            unconverged_gradient, "unconverged_gradient", ("nan", "warn", "ignore")
-        ),
-        "kernel": quadratic.choose(kernel, params.family, x.shape[0], *params.means.shape),
+        "history_size": options.history_size,
+        "unconverged": options.unconverged_gradient,
+        "kernel": quadratic.choose(options.kernel, params.family, x.shape[0], *params.means.shape),
     }
     if prior is None and (unit := units.units_of(x, w, params.family)) is not None:
         tol_, limit, reg, plain = numbers
         result = _fit(
             units.rescale(params, 1 / unit), units.divide(x, unit), w, tol_, limit,
-            units.ridge_in_units(reg, unit), plain, None, **options
+            units.ridge_in_units(reg, unit), plain, None, **static
         )  # fmt: skip
         return units.multiply_back(result, unit)
     if (mesh := sharded.over_cores(params, x, w, numbers, checked)) is not None:
-        result = sharded.fit_divided(params, x, w, numbers, checked, mesh=mesh, **options)
+        result = sharded.fit_divided(params, x, w, numbers, checked, mesh=mesh, **static)
         return jax.device_put(result, x.sharding)
-    return _fit(params, x, w, *numbers, checked, **options)
+    return _fit(params, x, w, *numbers, checked, **static)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -10,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from jaxgmm import _validate as validate
 from jaxgmm import priors
 from jaxgmm.components.covariance.base import Family
 from jaxgmm.em_map import Frame, admissible, chart, coordinates, evaluate, frame, with_prior
@@ -31,6 +33,66 @@ HISTORY_SIZE = 256
 _TOGETHER = 1 << 18  # numbers that the lanes of one turn may work on for each block of rows: a CPU's cache
 
 Step = Callable[..., Evaluation]
+
+
+@dataclasses.dataclass(frozen=True)
+class EMOptions:
+    """What few people touch in a fit; static under `jit`.
+
+    Attributes:
+      block_size: rows per block; None chooses from the shapes.
+      history_size: how many entries `FitResult.history` has.
+      unconverged_gradient: what becomes of a derivative that cannot be trusted, because the fit has not
+        converged or its linear solve left a residual: "nan" makes it NaN, "warn" leaves it as it is and
+        issues a RuntimeWarning when it is computed, "ignore" leaves it. A fit that does not enter what is
+        differentiated spoils nothing.
+      kernel: how the sums over samples are computed. "whitened": about each component, right to rounding.
+        "quadratic": by one matrix product about the data's mean, several times faster; its rounding grows
+        with the squared distance of the components in units of their widths, and ends a fit early there.
+        "auto": for large problems the quadratic one as far as its rounding allows, and from there, for the
+        steps that decide convergence and the result, the whitened one.
+
+    Raises:
+      ValueError, TypeError: when it is built, for values that are none of these.
+
+    Example:
+      >>> import jaxgmm
+      >>> start = jaxgmm.make_params([0.5, 0.5], [[-1.0], [1.0]], [1.0, 1.0], "spherical")
+      >>> X = [[-2.0], [-1.0], [1.0], [2.0]]
+      >>> jaxgmm.fit(start, X, options=jaxgmm.EMOptions(kernel="whitened", history_size=5)).history.shape
+      (5,)
+    """
+
+    block_size: int | None = None
+    history_size: int = HISTORY_SIZE
+    unconverged_gradient: str = "nan"
+    kernel: str = "auto"
+
+    def __post_init__(self) -> None:
+        """Refuse what no fit understands."""
+        if self.block_size is not None:
+            validate.count(self.block_size, "block_size", 1)
+        validate.count(self.history_size, "history_size", 0)
+        validate.choice(self.unconverged_gradient, "unconverged_gradient", ("nan", "warn", "ignore"))
+        validate.choice(self.kernel, "kernel", ("auto", "whitened", "quadratic"))
+
+    def only(self, caller: str, *fields: str) -> None:
+        """Raise where an option is set that `caller` has no use for; `fields` are those it uses."""
+        for field in dataclasses.fields(self):
+            if field.name not in fields and getattr(self, field.name) != field.default:
+                raise ValueError(f"{caller} does not use options.{field.name}; leave it as it is")
+
+
+def check_options(options: Any) -> EMOptions:
+    """The options, or an error that says what to write."""
+    if not isinstance(options, EMOptions):
+        raise TypeError(
+            f"options must be an EMOptions, such as EMOptions(kernel='whitened'); got {options!r}"
+        )
+    return options
+
+
+DEFAULT_OPTIONS = EMOptions()
 
 
 def concurrency(n_lanes: int, n_samples: int, numbers: int) -> int:

@@ -9,6 +9,7 @@ import pytest
 from jax.experimental import checkify
 
 import jaxgmm
+from jaxgmm import EMOptions
 from tests.conftest import overlapping, start_from
 
 X64, LABELS = overlapping(120, 2, 4, seed=9, separation=0.5)
@@ -42,9 +43,9 @@ def steps():
 far = X + np.float32(1e4)
 HEALTHY = {
     "make_params": lambda: jaxgmm.make_params([0.5, 0.5], X[:2], np.stack([np.eye(2)] * 2)),
-    "whitened": lambda: jaxgmm.fit(start(), X, kernel="whitened"),
-    "quadratic": lambda: jaxgmm.fit(start(), X, kernel="quadratic"),
-    "auto": lambda: jaxgmm.fit(start(), X, kernel="auto"),
+    "whitened": lambda: jaxgmm.fit(start(), X, options=EMOptions(kernel="whitened")),
+    "quadratic": lambda: jaxgmm.fit(start(), X, options=EMOptions(kernel="quadratic")),
+    "auto": lambda: jaxgmm.fit(start(), X, options=EMOptions(kernel="auto")),
     "plain": lambda: jaxgmm.fit(start(), X, accelerate=False),
     "no steps": lambda: jaxgmm.fit(start(), X, max_iter=0),
     "offset": lambda: jaxgmm.fit(start(x=far), far),
@@ -86,7 +87,7 @@ def test_debug_nans_reports_a_derivative_that_cannot_be_trusted():
 def test_checkify_finds_nothing_in_a_fit(name, kernel):
     begin = start(name)
     checked = checkify.checkify(
-        lambda x: (jaxgmm.fit(begin, x, kernel=kernel), jaxgmm.log_prob(begin, x)),
+        lambda x: (jaxgmm.fit(begin, x, options=EMOptions(kernel=kernel)), jaxgmm.log_prob(begin, x)),
         errors=checkify.float_checks,
     )
     error, (result, _) = jax.jit(checked)(jnp.asarray(X))

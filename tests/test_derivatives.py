@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import jaxgmm
-from jaxgmm import Status, loop
+from jaxgmm import EMOptions, Status, loop
 from jaxgmm.solvers import implicit
 from tests.conftest import NAMES, overlapping, start_from
 
@@ -212,7 +212,7 @@ def test_blocks_do_not_change_a_gradient(double, block_size):
     start = start_from(X, LABELS, "full", double)
 
     def value(x, rows):
-        return jaxgmm.fit(start, x, block_size=rows, **TIGHT).params.means[0].sum()
+        return jaxgmm.fit(start, x, options=EMOptions(block_size=rows), **TIGHT).params.means[0].sum()
 
     whole = jax.grad(value)(jnp.asarray(X), 120)
     parts = jax.grad(value)(jnp.asarray(X), block_size)
@@ -257,7 +257,7 @@ def test_an_unconverged_fit_has_no_gradient_and_spoils_no_other(double):
     assert np.isnan(bad).all()
     tangent = jax.jvp(lambda x: value(x, limits, 1)[0], (x,), (jnp.ones_like(x),))[1]
     assert np.isnan(tangent)
-    ignored = jax.grad(lambda x: value(x, limits, 1, unconverged_gradient="ignore")[0])(x)
+    ignored = jax.grad(lambda x: value(x, limits, 1, options=EMOptions(unconverged_gradient="ignore"))[0])(x)
     assert np.isfinite(ignored).all()
 
 
@@ -272,7 +272,9 @@ def test_a_warning_instead(double):
     start = start_from(X, LABELS, "spherical", double)
 
     def value(x, limit):
-        return jaxgmm.fit(start, x, max_iter=limit, unconverged_gradient="warn").params.means.sum()
+        return jaxgmm.fit(
+            start, x, max_iter=limit, options=EMOptions(unconverged_gradient="warn")
+        ).params.means.sum()
 
     gradient = jax.jit(jax.grad(value))
     with warnings.catch_warnings():
@@ -281,7 +283,7 @@ def test_a_warning_instead(double):
     with pytest.warns(RuntimeWarning, match="has not converged was differentiated"):
         late(gradient, jnp.asarray(X), jnp.asarray(1, jnp.int32))
     with pytest.raises(ValueError, match="unconverged_gradient must be one of"):
-        jaxgmm.fit(start, X, unconverged_gradient="zero")
+        jaxgmm.fit(start, X, options=EMOptions(unconverged_gradient="zero"))
 
 
 @pytest.mark.exhaustive

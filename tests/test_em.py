@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import jaxgmm
-from jaxgmm import Status
+from jaxgmm import EMOptions, Status
 from jaxgmm.em import maximise
 from jaxgmm.kernels import exact
 from jaxgmm.kernels.exact import Moments, accumulate
@@ -327,12 +327,14 @@ def test_a_zero_weight_leaves_a_row_out_whatever_it_holds(start, x, dtype):
     # Numbers whose squares overflow, too; the derivative is that of the other rows.
     huge = np.where(np.isnan(junk), 1e20 if dtype == np.float32 else 1e155, x)
     for kernel in ("whitened", "quadratic"):
-        results = [jaxgmm.fit(start, d, w, max_iter=5, tol=0.0, kernel=kernel) for d in (x, huge)]
+        results = [
+            jaxgmm.fit(start, d, w, max_iter=5, tol=0.0, options=EMOptions(kernel=kernel)) for d in (x, huge)
+        ]
         same(*(r.params for r in results), tolerance(dtype, 100))
     if start.family.name == "full":
 
         def total(data):
-            options = {"max_iter": 5, "tol": 0.0, "unconverged_gradient": "ignore"}
+            options = {"max_iter": 5, "tol": 0.0, "options": EMOptions(unconverged_gradient="ignore")}
             return jaxgmm.fit(start, data, w, **options).params.means.sum()
 
         slope, expected = (np.asarray(jax.grad(total)(jnp.asarray(d))) for d in (huge, x))

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import jaxgmm
+from jaxgmm import EMOptions
 
 D, K = 3, 2
 RNG = np.random.default_rng(0)
@@ -68,8 +69,9 @@ def test_one_em_step_of_both_kernels(X, params):
         return jaxgmm.em_step(params, x, reg_covar=0.0)[0]
 
     def by_features(x):
-        options = {"max_iter": 1, "tol": 0.0, "accelerate": False, "reg_covar": 0.0, "history_size": 0}
-        return jaxgmm.fit(params, x, kernel="quadratic", **options).params
+        options = {"max_iter": 1, "tol": 0.0, "accelerate": False, "reg_covar": 0.0}
+        rare = EMOptions(kernel="quadratic", history_size=0)
+        return jaxgmm.fit(params, x, options=rare, **options).params
 
     for new in (step(X), jax.jit(step)(X), jax.jit(jax.vmap(step))(X[None]), by_features(X)):
         new = jax.tree.map(lambda a, like: a.reshape(like.shape), new, params)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import jaxgmm
-from jaxgmm import Status
+from jaxgmm import EMOptions, Status
 from jaxgmm.components import FAMILIES, factor
 from jaxgmm.em_map import frame
 from jaxgmm.kernels import quadratic
@@ -122,8 +122,8 @@ def test_a_fit_ends_where_the_whitened_one_does(name, kernel, dtype, monkeypatch
     start = start_from(X, LABELS, name, dtype)
     tol = 1e-5 if dtype == np.float32 else 1e-9
     # Without a ridge, whose penalty the history does not count.
-    expected = jaxgmm.fit(start, x, w, kernel="whitened", tol=tol, reg_covar=0.0)
-    result = jaxgmm.fit(start, x, w, kernel=kernel, tol=tol, reg_covar=0.0)
+    expected = jaxgmm.fit(start, x, w, options=EMOptions(kernel="whitened"), tol=tol, reg_covar=0.0)
+    result = jaxgmm.fit(start, x, w, options=EMOptions(kernel=kernel), tol=tol, reg_covar=0.0)
     assert expected.status == result.status == Status.CONVERGED
     # Within tol of the optimum the likelihood is flat; what is left is the rounding of its terms. What the
     # quadratic kernel reports by itself has that kernel's own.
@@ -151,7 +151,7 @@ def test_the_limit_on_steps_is_for_both_kernels_together(double, monkeypatch):
         options = {"max_iter": steps, "tol": 0.0, "accelerate": False}
         result = jaxgmm.fit(start, X, **options)
         assert (result.status, result.n_iter) == (Status.MAX_ITER, steps)
-        plain = jaxgmm.fit(start, X, kernel="whitened", **options)
+        plain = jaxgmm.fit(start, X, options=EMOptions(kernel="whitened"), **options)
         np.testing.assert_allclose(result.log_likelihood, plain.log_likelihood, rtol=1e-10)
 
 
@@ -162,7 +162,7 @@ def test_components_too_far_apart_for_it_are_fitted_all_the_same(monkeypatch):
     rng = np.random.default_rng(1)
     x = (np.repeat(np.array([[0.0], [1e3], [1e5]]), 100, 0) + rng.normal(size=(300, 2))).astype(np.float32)
     start = jaxgmm.init.from_responsibilities(np.eye(3, dtype=np.float32)[np.repeat(np.arange(3), 100)], x)
-    expected = jaxgmm.fit(start, x, kernel="whitened")
+    expected = jaxgmm.fit(start, x, options=EMOptions(kernel="whitened"))
     result = jaxgmm.fit(start, x)
     assert result.status == expected.status
     np.testing.assert_allclose(result.log_likelihood, expected.log_likelihood, rtol=1e-5)
@@ -189,7 +189,9 @@ def test_gradients_are_those_of_the_whitened_fit(double, monkeypatch):
     start = start_from(X, LABELS, "full", double)
 
     def value(x, kernel):
-        return jnp.sin(jaxgmm.fit(start, x, tol=1e-11, max_iter=5000, kernel=kernel).params.means).sum()
+        return jnp.sin(
+            jaxgmm.fit(start, x, tol=1e-11, max_iter=5000, options=EMOptions(kernel=kernel)).params.means
+        ).sum()
 
     expected, *others = (jax.grad(value)(X, kernel) for kernel in ("whitened", "auto", "quadratic"))
     for gradient in others:

@@ -20,9 +20,9 @@ jax.config.update("jax_enable_x64", True)
 start = start_from(X, labels, "full", np.float64)
 STRUCTURES = {name: start_from(X, labels, name, np.float64) for name in ("VVE", "VEV", "factor(1)")}
 CALLS = {
-    "fit": lambda p, x: jaxgmm.fit(p, x, kernel="whitened"),
-    "quadratic": lambda p, x: jaxgmm.fit(p, x, kernel="quadratic", block_size=16),
-    "auto": lambda p, x: jaxgmm.fit(p, x, x[:, 0] ** 2, kernel="auto"),
+    "fit": lambda p, x: jaxgmm.fit(p, x, options=jaxgmm.EMOptions(kernel="whitened")),
+    "quadratic": lambda p, x: jaxgmm.fit(p, x, options=jaxgmm.EMOptions(kernel="quadratic", block_size=16)),
+    "auto": lambda p, x: jaxgmm.fit(p, x, x[:, 0] ** 2, options=jaxgmm.EMOptions(kernel="auto")),
     "e_step": jaxgmm.e_step,
     "m_step": lambda p, x: jaxgmm.m_step(jaxgmm.e_step(p, x)[0], x),
     "em_step": jaxgmm.em_step,
@@ -76,7 +76,7 @@ def in_shard_map(calls):
     same(divided(CALLS["fit"], X, flags[0], both, P("data")), divided(CALLS["fit"], X, flags[0], start, P()))
 
     def slope(p, x):
-        return jax.grad(lambda y: jaxgmm.fit(p, y, kernel="whitened").log_likelihood)(x)
+        return jax.grad(lambda y: CALLS["fit"](p, y).log_likelihood)(x)
 
     got = divided(slope, X, flags[0], start, P())
     for i, part in enumerate((X[:100], X[100:])):

@@ -33,7 +33,7 @@ gaps = {}
 for name, kernel in (("full", "whitened"), ("full", "quadratic"), ("diag", "auto"), ("VEV", "whitened")):
     start = start_from(X, labels, name, np.float64)
     prior = jaxgmm.default_prior(X, 3, covariance_type=name) if name == "full" else None
-    options = {"tol": 0.0, "max_iter": 25, "prior": prior, "kernel": kernel}
+    options = {"tol": 0.0, "max_iter": 25, "prior": prior, "options": jaxgmm.EMOptions(kernel=kernel)}
     one = jaxgmm.fit(start, X, w, **options)
     many = jaxgmm.fit_sharded(start, X, w, mesh=mesh, **options)
     assert int(one.n_iter) == int(many.n_iter) == 25
@@ -56,9 +56,10 @@ sent = {word: program.count(word + "(") for word in ("all-gather", "all-to-all",
 starts = [start_from(X, np.roll(labels, i), "diag", np.float64) for i in (0, 1, 100)]
 several = jax.tree.map(lambda *a: jnp.stack(a), *starts)
 square = jax.sharding.Mesh(np.array(jax.devices()).reshape(2, 2), ("restarts", "rows"))
-options = {"mesh": square, "axis_name": "rows", "restarts_axis": "restarts", "kernel": "whitened"}
+whitened = jaxgmm.EMOptions(kernel="whitened")
+options = {"mesh": square, "axis_name": "rows", "restarts_axis": "restarts", "options": whitened}
 lanes = jaxgmm.fit_sharded(several, X, w, tol=1e-6, **options)
-alone = [jaxgmm.fit(s, X, w, tol=1e-6, kernel="whitened") for s in starts]
+alone = [jaxgmm.fit(s, X, w, tol=1e-6, options=jaxgmm.EMOptions(kernel="whitened")) for s in starts]
 restarts = {
     "shape": lanes.params.means.shape,
     "steps": [int(a.n_iter) for a in alone],
@@ -80,8 +81,8 @@ narrow = max(float(jnp.abs(a - b).max() / jnp.abs(b).max()) for a, b in pairs)
 # Its derivatives are those of the fit.
 def far(w, x, fit):
     return (jnp.square(fit(start, x, w, tol=1e-11).params.means) * jnp.arange(9.0).reshape(3, 3)).sum()
-many = functools.partial(jaxgmm.fit_sharded, mesh=mesh, kernel="whitened")
-one = functools.partial(jaxgmm.fit, kernel="whitened")
+many = functools.partial(jaxgmm.fit_sharded, mesh=mesh, options=jaxgmm.EMOptions(kernel="whitened"))
+one = functools.partial(jaxgmm.fit, options=jaxgmm.EMOptions(kernel="whitened"))
 start, x, w = start_from(X, labels, "diag", np.float64), jnp.asarray(X), jnp.asarray(w)
 pairs = zip(jax.grad(far, (0, 1))(w, x, many), jax.grad(far, (0, 1))(w, x, one), strict=True)
 slopes = [float(jnp.abs(a - b).max() / jnp.abs(b).max()) for a, b in pairs]

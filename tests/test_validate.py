@@ -12,6 +12,7 @@ import pytest
 import scipy.sparse
 
 import jaxgmm
+from jaxgmm import EMOptions
 from jaxgmm.init import from_responsibilities
 from jaxgmm.parallel.engines import LocalEngine, fit_engine
 from tests.conftest import x64
@@ -285,14 +286,35 @@ def test_bad_stopping_rules_are_refused(call, refuses):
         refuses(TypeError, ["max_iter"], lambda v=value: run(max_iter=v))
 
 
+BAD_OPTIONS = {
+    "block_size": (0, ValueError, "block_size must be at least 1; got 0"),
+    "block_size type": (1.5, TypeError, "block_size must be an int"),
+    "history_size": (-1, ValueError, "history_size must be at least 0; got -1"),
+    "history_size type": (True, TypeError, "history_size must be an int"),
+    "kernel": ("fast", ValueError, "kernel must be one of"),
+    "unconverged_gradient": (None, ValueError, "unconverged_gradient must be one of"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_OPTIONS)
+def test_an_option_that_no_fit_understands_is_refused_when_it_is_written(case):
+    value, error, words = BAD_OPTIONS[case]
+    with pytest.raises(error, match=words):
+        EMOptions(**{case.partition(" ")[0]: value})
+
+
 @pytest.mark.parametrize("call", FITS)
-def test_bad_sizes_are_refused(call, refuses):
+def test_options_are_an_em_options(call, refuses):
     run = functools.partial(FITS[call], WHOLE)
-    refuses(ValueError, ["block_size", "0"], lambda: run(block_size=0))
-    refuses(ValueError, ["history_size", "-1"], lambda: run(history_size=-1))
-    for value in (1.5, "3", True):
-        refuses(TypeError, ["block_size"], lambda v=value: run(block_size=v))
-        refuses(TypeError, ["history_size"], lambda v=value: run(history_size=v))
+    for value in (None, {"kernel": "auto"}, "auto"):
+        refuses(TypeError, ["options must be", "EMOptions("], lambda v=value: run(options=v))
+
+
+def test_an_option_without_use_is_refused_by_name():
+    with pytest.raises(ValueError, match=r"fit_stream does not use options\.block_size"):
+        jaxgmm.fit_stream(ONE, WHOLE, options=EMOptions(block_size=4))
+    with pytest.raises(ValueError, match=r"does not use options\.unconverged_gradient"):
+        jaxgmm.fit_restarts(jax.random.key(0), WHOLE, 2, options=EMOptions(unconverged_gradient="warn"))
 
 
 @pytest.mark.parametrize("call", FITS)

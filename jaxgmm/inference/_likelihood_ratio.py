@@ -18,7 +18,7 @@ from jaxgmm.inference._bootstrap import lane_map, lanes_at_once
 from jaxgmm.init._starts import Init, check_init
 from jaxgmm.kernels.blocked_sum import block_rows
 from jaxgmm.kernels.programs import jit
-from jaxgmm.loop import MAX_ITER, REG_COVAR, TOL
+from jaxgmm.loop import MAX_ITER, REG_COVAR, TOL, EMOptions
 from jaxgmm.mixture import GMMParams
 from jaxgmm.result import FitResult
 from jaxgmm.selection._criteria import failed
@@ -79,8 +79,8 @@ def _null(
         x, _ = sample(key_data, params, n_samples)
         results = fit_components(
             key_fit, x, (n_components, n_components + 1), covariance_type=params.family, n_init=n_init,
-            init=init, tol=tol, max_iter=max_iter, reg_covar=reg_covar, history_size=1,
-            block_size=rows,
+            init=init, tol=tol, max_iter=max_iter, reg_covar=reg_covar,
+            options=EMOptions(block_size=rows, history_size=1),
         )  # fmt: skip
         return _statistic(results, n_samples)
 

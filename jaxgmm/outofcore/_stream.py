@@ -15,7 +15,7 @@ from jaxgmm import priors
 from jaxgmm.density import check_mixture
 from jaxgmm.em_map import Frame
 from jaxgmm.kernels import quadratic
-from jaxgmm.loop import HISTORY_SIZE, MAX_ITER, REG_COVAR, TOL
+from jaxgmm.loop import DEFAULT_OPTIONS, MAX_ITER, REG_COVAR, TOL, EMOptions, check_options
 from jaxgmm.mixture import GMMParams
 from jaxgmm.outofcore import _checkpoint as checkpoints
 from jaxgmm.outofcore import _host_em as host_em
@@ -44,11 +44,10 @@ def fit_stream(
     reg_covar: ArrayLike = REG_COVAR,
     prior: Prior | None = None,
     accelerate: bool = True,
-    kernel: str = "auto",
     incremental: bool = False,
     chunk_size: int | None = None,
     dtype: Any = None,
-    history_size: int = HISTORY_SIZE,
+    options: EMOptions = DEFAULT_OPTIONS,
     checkpoint: Checkpoint | str | None = None,
     progress: bool | Callable[..., Any] | None = None,
 ) -> FitResult:
@@ -68,13 +67,12 @@ def fit_stream(
       reg_covar: as in `fit`.
       prior: as in `fit`.
       accelerate: as in `fit`.
-      kernel: as in `fit`.
       incremental: begin with sweeps of incremental EM, which take an M-step after each of up to 64 parts of
         the data: fewer passes far from the answer. Passes over all rows then decide, as without it.
       chunk_size: rows that are worked on at once; None chooses. Sums over rows are made in float64 from chunk
         to chunk, and compensated within one.
       dtype: float32 or float64; None follows the data as `fit` does.
-      history_size: as in `fit`.
+      options: the kernel and the size of the history, as in `fit`.
       checkpoint: a `Checkpoint` or the path of one, from which the fit is taken up if it is there.
       progress: True for a line on stderr, with an estimate of the time left; or a function that is called
         with a `jaxgmm.outofcore._progress.Progress` after each step.
@@ -115,7 +113,8 @@ def fit_stream(
     start = jax.tree.map(lambda a: jnp.asarray(a, kind), params)
     numbers = validate.iteration(tol, max_iter, reg_covar, accelerate, kind)
     checked = None if prior is None else priors.check(prior, family, shape, kind)
-    history_size = validate.count(history_size, "history_size", 0)
+    check_options(options).only("fit_stream", "history_size", "kernel")
+    history_size, kernel = options.history_size, options.kernel
     rows = chunk_rows(data.n_samples, shape[1], kind)
     if chunk_size is not None:
         rows = validate.count(chunk_size, "chunk_size", 1)

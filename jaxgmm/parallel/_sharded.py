@@ -19,7 +19,7 @@ from jaxgmm.density import check_mixture, inputs
 from jaxgmm.kernels import quadratic
 from jaxgmm.kernels.exact import rows_for
 from jaxgmm.kernels.programs import is_concrete
-from jaxgmm.loop import HISTORY_SIZE, MAX_ITER, REG_COVAR, TOL, concurrency
+from jaxgmm.loop import DEFAULT_OPTIONS, MAX_ITER, REG_COVAR, TOL, EMOptions, check_options, concurrency
 from jaxgmm.mixture import GMMParams
 from jaxgmm.parallel._shard_program import Numbers, fit_parts, lanes_over
 from jaxgmm.priors import Prior
@@ -192,10 +192,7 @@ def fit_sharded(
     reg_covar: ArrayLike = REG_COVAR,
     prior: Prior | None = None,
     accelerate: bool | Array = True,
-    block_size: int | None = None,
-    history_size: int = HISTORY_SIZE,
-    unconverged_gradient: str = "nan",
-    kernel: str = "auto",
+    options: EMOptions = DEFAULT_OPTIONS,
 ) -> FitResult:
     """`fit` with the rows of X divided over the devices of a mesh, the loop inside `shard_map`.
 
@@ -216,10 +213,7 @@ def fit_sharded(
       reg_covar: as in `fit`.
       prior: as in `fit`.
       accelerate: as in `fit`.
-      block_size: rows per block on each device.
-      history_size: as in `fit`.
-      unconverged_gradient: as in `fit`.
-      kernel: as in `fit`.
+      options: as in `fit`.
 
     Returns:
       FitResult, on every device of the mesh; equal to that of `fit` to rounding. Of several starts with a
@@ -236,6 +230,7 @@ def fit_sharded(
       >>> jaxgmm.fit_sharded(start, X, mesh=mesh, max_iter=5).params.means.shape
       (2, 2)
     """
+    check_options(options)
     many = isinstance(params, GMMParams) and params.means.ndim == 3
     params, x = _starts(params, X) if many else inputs(params, X)
     w = validate.weight(sample_weight, x)
@@ -258,11 +253,11 @@ def fit_sharded(
     n_lanes = params.means.shape[0] if many else 1
     n_lanes = -(-n_lanes // (1 if restarts_axis is None else mesh.shape[restarts_axis]))
     rows = -(-x.shape[0] // mesh.shape[axis])
-    if block_size is None:
+    if options.block_size is None:
         width = concurrency(n_lanes, rows, shape[0] * shape[1])
         block = rows_for(params.family, rows, shape[0], shape[1], width)
     else:
-        block = min(validate.count(block_size, "block_size", 1), rows)
+        block = min(options.block_size, rows)
     return fit_divided(
         params,
         x,
@@ -273,9 +268,9 @@ def fit_sharded(
         axis_name=axis,
         restarts_axis=restarts_axis,
         block_size=block,
-        history_size=validate.count(history_size, "history_size", 0),
-        unconverged=validate.choice(unconverged_gradient, "unconverged_gradient", ("nan", "warn", "ignore")),
-        kernel=quadratic.choose(kernel, params.family, x.shape[0], n_lanes * shape[0], shape[1]),
+        history_size=options.history_size,
+        unconverged=options.unconverged_gradient,
+        kernel=quadratic.choose(options.kernel, params.family, x.shape[0], n_lanes * shape[0], shape[1]),
     )
 
 

@@ -21,7 +21,16 @@ from jaxgmm.init._starts import Init, check_init, start
 from jaxgmm.kernels import quadratic
 from jaxgmm.kernels.exact import rows_for
 from jaxgmm.kernels.programs import jit
-from jaxgmm.loop import HISTORY_SIZE, MAX_ITER, REG_COVAR, TOL, concurrency, run_many
+from jaxgmm.loop import (
+    DEFAULT_OPTIONS,
+    MAX_ITER,
+    REG_COVAR,
+    TOL,
+    EMOptions,
+    check_options,
+    concurrency,
+    run_many,
+)
 from jaxgmm.mixture import GMMParams, scale_like
 from jaxgmm.priors import Prior
 from jaxgmm.result import FitResult
@@ -137,10 +146,9 @@ def _fit_many(
     reg_covar: ArrayLike,
     prior: Prior | str | None,
     accelerate: Any,
-    block_size: int | None,
-    history_size: int,
-    kernel: str,
+    options: EMOptions,
 ) -> FitResult:
+    check_options(options).only("a fit from several starts", "block_size", "history_size", "kernel")
     w = validate.weight(sample_weight, x)
     n_init = validate.count(n_init, "n_init", 1)
     family, starts = get_family(covariance_type), None
@@ -154,8 +162,8 @@ def _fit_many(
     width = concurrency(lanes, x.shape[0], n_components * x.shape[1])
     rows = (
         rows_for(family, x.shape[0], n_components, x.shape[1], width)
-        if block_size is None
-        else min(validate.count(block_size, "block_size", 1), x.shape[0])
+        if options.block_size is None
+        else min(options.block_size, x.shape[0])
     )
     given = None
     named = priors.check_name(prior)
@@ -182,8 +190,8 @@ def _fit_many(
         n_init=n_init,
         init=check_init(init),
         block_size=rows,
-        history_size=validate.count(history_size, "history_size", 0),
-        kernel=quadratic.choose(kernel, family, x.shape[0], lanes * n_components, x.shape[1]),
+        history_size=options.history_size,
+        kernel=quadratic.choose(options.kernel, family, x.shape[0], lanes * n_components, x.shape[1]),
     )
     return results if unit is None else units.multiply_back(results, unit)
 
@@ -202,9 +210,7 @@ def fit_restarts(
     reg_covar: ArrayLike = REG_COVAR,
     prior: Prior | str | None = None,
     accelerate: bool | Array = True,
-    block_size: int | None = None,
-    history_size: int = HISTORY_SIZE,
-    kernel: str = "auto",
+    options: EMOptions = DEFAULT_OPTIONS,
 ) -> FitResult:
     """Fit from n_init different starts at once, in one compiled program over one X.
 
@@ -225,9 +231,7 @@ def fit_restarts(
       reg_covar: as in `m_step`.
       prior: None, a `Prior`, or "default" for what `default_prior` gives.
       accelerate: as in `fit`.
-      block_size: as in `fit`.
-      history_size: as in `fit`.
-      kernel: as in `fit`; the quadratic kernel makes the features of the data once for all lanes.
+      options: as in `fit`.
 
     Returns:
       FitResult with a leading axis n_init. A lane that fails says so in its status and leaves the others
@@ -248,7 +252,7 @@ def fit_restarts(
     n = validate.n_components(n_components, x.shape[0])
     return _fit_many(
         key, x, None, n, sample_weight, covariance_type, n_init, init,
-        tol, max_iter, reg_covar, prior, accelerate, block_size, history_size, kernel,
+        tol, max_iter, reg_covar, prior, accelerate, options,
     )  # fmt: skip
 
 
@@ -266,9 +270,7 @@ def fit_components(
     reg_covar: ArrayLike = REG_COVAR,
     prior: Prior | str | None = None,
     accelerate: bool | Array = True,
-    block_size: int | None = None,
-    history_size: int = HISTORY_SIZE,
-    kernel: str = "auto",
+    options: EMOptions = DEFAULT_OPTIONS,
 ) -> FitResult:
     """Fit mixtures with several numbers of components at once, one compilation for all of them.
 
@@ -289,9 +291,7 @@ def fit_components(
       reg_covar: as in `m_step`.
       prior: None, a `Prior`, or "default" for what `default_prior` gives for each number of components.
       accelerate: as in `fit`.
-      block_size: as in `fit`.
-      history_size: as in `fit`.
-      kernel: as in `fit`; the quadratic kernel makes the features of the data once for all lanes.
+      options: as in `fit`.
 
     Returns:
       FitResult with a leading axis, one lane for each entry of n_components.
@@ -311,5 +311,5 @@ def fit_components(
     sizes = validate.sizes(n_components, x.shape[0])
     return _fit_many(
         key, x, sizes, max(sizes), sample_weight, covariance_type, n_init, init,
-        tol, max_iter, reg_covar, prior, accelerate, block_size, history_size, kernel,
+        tol, max_iter, reg_covar, prior, accelerate, options,
     )  # fmt: skip

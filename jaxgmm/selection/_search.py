@@ -26,7 +26,7 @@ from jaxgmm.components.covariance.base import Family
 from jaxgmm.components.covariance.registry import get_family
 from jaxgmm.init._starts import WIDEN, Init, check_init
 from jaxgmm.kernels.blocked_sum import block_rows
-from jaxgmm.loop import HISTORY_SIZE, MAX_ITER, REG_COVAR, TOL
+from jaxgmm.loop import DEFAULT_OPTIONS, MAX_ITER, REG_COVAR, TOL, EMOptions, check_options
 from jaxgmm.mixture import GMMParams, scale_like
 from jaxgmm.priors import Prior
 from jaxgmm.result import FitResult
@@ -353,7 +353,7 @@ def fit_best(
     prior: Prior | str | None = None,
     accelerate: bool | Array = True,
     max_ratio: ArrayLike | None = MAX_RATIO,
-    history_size: int = HISTORY_SIZE,
+    options: EMOptions = DEFAULT_OPTIONS,
 ) -> BestFit:
     """The best optimum that a budget of EM steps finds: a tournament of starts, then split–merge moves.
 
@@ -382,7 +382,7 @@ def fit_best(
       max_ratio: the largest ratio of covariance eigenvalues, relative to the covariance of all the data, that
         is not taken for an artefact (`Spurious.NARROW`); None for no bound. A sound optimum wins over a
         spurious one of higher likelihood.
-      history_size: as in `fit`; the history is the final stage's.
+      options: as in `fit`.
 
     Returns:
       BestFit: a FitResult that also says how many finalists agreed on the winner, and whether it is spurious.
@@ -409,7 +409,7 @@ def fit_best(
     n = validate.n_components(n_components, settings.x.shape[0])
     tournament = Tournament(
         settings, family, (n,), check_init(init),
-        validate.count(history_size, "history_size", 0), priors.check_name(prior),
+        check_options(options).history_size, priors.check_name(prior),
     )  # fmt: skip
     found = tournament.best(validate.key(key), validate.count(budget, "budget", 1))
     result = jax.tree.map(lambda a: a[0], found)

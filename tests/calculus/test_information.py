@@ -10,6 +10,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import jaxgmm
+from jaxgmm import EMOptions
 from jaxgmm.components import Family
 from jaxgmm.inference._local_coordinates import entries
 from tests.conftest import dense, overlapping, start_from, x64
@@ -279,7 +280,7 @@ def test_intervals_cover(double):
     def covered(keys):
         def one(key):
             x, _ = jaxgmm.sample(key, truth, 400)
-            params = jaxgmm.fit(truth, x, reg_covar=0.0, history_size=1).params
+            params = jaxgmm.fit(truth, x, reg_covar=0.0, options=EMOptions(history_size=1)).params
             intervals = jaxgmm.inference.confidence_intervals(params, x)
             return jax.tree.map(
                 lambda low, true, high: (low <= true) & (true <= high),

@@ -12,6 +12,7 @@ import pytest
 
 import jaxgmm
 import jaxgmm.parallel.processes
+from jaxgmm import EMOptions
 from jaxgmm.parallel.processes import Stopped, fit_distributed, initialize, together
 from jaxgmm.parallel.processes import _collectives as collectives
 from jaxgmm.parallel.processes import _initialize as joining
@@ -112,7 +113,7 @@ def test_parts_are_shared_out_each_once_and_evenly(tmp_path):
 def test_one_process_alone_fits_as_fit_does(dtype):
     x = (X + 30).astype(dtype)
     start = start_from(x, LABELS, "full", dtype)
-    whole = jaxgmm.fit(start, x, kernel="whitened", **STEPS)
+    whole = jaxgmm.fit(start, x, options=EMOptions(kernel="whitened"), **STEPS)
     alone = fit_distributed(start, [x[:100], x[100:]], **STEPS)
     for a, b in zip(jax.tree.leaves(alone), jax.tree.leaves(whole), strict=True):
         np.testing.assert_allclose(a, b, rtol={"float64": 1e-11, "float32": 2e-5}[dtype.name], atol=1e-6)

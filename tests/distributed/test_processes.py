@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import jaxgmm
+from jaxgmm import EMOptions
 from jaxgmm.parallel.processes import EXIT_FAILED
 from jaxgmm.parallel.processes._launcher import free_port
 from tests.conftest import overlapping, start_from, x64
@@ -138,7 +139,13 @@ def test_two_processes_fit_what_one_fits_and_hold_the_same_bits(folder):
         np.testing.assert_array_equal(a, b)
     X = np.concatenate([np.load(folder / f"part{i}.npy") for i in (0, 1)])
     with x64(True):
-        alone = jaxgmm.fit(jaxgmm.load(folder / "start.npz"), X, tol=0.0, max_iter=STEPS, kernel="whitened")
+        alone = jaxgmm.fit(
+            jaxgmm.load(folder / "start.npz"),
+            X,
+            tol=0.0,
+            max_iter=STEPS,
+            options=EMOptions(kernel="whitened"),
+        )
     for a, b in zip(first, jax.tree.leaves(alone), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-12, atol=0)
 
@@ -282,7 +289,8 @@ with together():
     X, weight = over_processes(mine, np.linspace(0.5, 2, len(mine)), mesh=mesh)
     assert X.shape[0] % 3 == 0 and len(X.addressable_shards) == index + 1
     for kernel in ("whitened", "quadratic"):
-        result = jaxgmm.fit_sharded(start, X, weight, mesh=mesh, tol=0.0, max_iter=STEPS, kernel=kernel)
+        options = jaxgmm.EMOptions(kernel=kernel)
+        result = jaxgmm.fit_sharded(start, X, weight, mesh=mesh, tol=0.0, max_iter=STEPS, options=options)
         np.savez(f"{folder}/{kernel}{index}.npz", *jax.tree.leaves(result))
     mine[3, 1] = [np.nan, 1.0][index]
     over_processes(mine, mesh=mesh)
@@ -303,7 +311,7 @@ def test_fit_sharded_runs_over_the_devices_of_two_processes(folder):
         with x64(True):
             alone = jaxgmm.fit(
                 jaxgmm.load(folder / "start.npz"), np.concatenate(parts), weight, tol=0.0, max_iter=STEPS,
-                kernel=kernel,
+                options=EMOptions(kernel=kernel),
             )  # fmt: skip
         for i in (0, 1):
             for a, b in zip(leaves(folder / f"{kernel}{i}.npz"), jax.tree.leaves(alone), strict=True):

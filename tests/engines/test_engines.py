@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import jaxgmm
+from jaxgmm import EMOptions
 from jaxgmm.parallel.engines import DaskEngine, LocalEngine, SparkEngine, fit_engine
 from jaxgmm.parallel.engines._blocks import Fault, moments_block, over, survey_block
 from tests.conftest import overlapping, start_from
@@ -44,7 +45,7 @@ def close(a, b, rtol):
 def test_blocks_in_memory_give_the_fit_of_all_rows(dtype, offset):
     begin = start(dtype, offset)
     x = (X + offset).astype(dtype)
-    whole = jaxgmm.fit(begin, x, W.astype(dtype), kernel="whitened", **STEPS)
+    whole = jaxgmm.fit(begin, x, W.astype(dtype), options=EMOptions(kernel="whitened"), **STEPS)
     engine = LocalEngine(parts(X + offset, dtype), parts(W, dtype), threads=2)
     divided = fit_engine(begin, engine, **STEPS)
     assert divided.params.means.dtype == dtype
@@ -76,7 +77,7 @@ def test_an_engine_is_one_method_and_is_sent_what_can_be_pickled(double):
 def test_a_prior_is_that_of_fit(double):
     begin = start_from(X, LABELS, "diag", np.float64)
     prior = jaxgmm.default_prior(X, K, covariance_type="diag")
-    whole = jaxgmm.fit(begin, X, W, prior=prior, kernel="whitened", **STEPS)
+    whole = jaxgmm.fit(begin, X, W, prior=prior, options=EMOptions(kernel="whitened"), **STEPS)
     close(fit_engine(begin, Sent(), prior=prior, **STEPS), whole, 1e-11)
 
 
@@ -200,7 +201,11 @@ def _dying(x, w, function, mark, *broadcast):
 def whole():
     """The fit in memory, for engines in float32."""
     return jaxgmm.fit(
-        start(np.float32), X.astype(np.float32), W.astype(np.float32), kernel="whitened", **STEPS
+        start(np.float32),
+        X.astype(np.float32),
+        W.astype(np.float32),
+        options=EMOptions(kernel="whitened"),
+        **STEPS,
     )
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import jaxgmm
+from jaxgmm import EMOptions
 from jaxgmm.kernels.exact import accumulate
 from jaxgmm.outofcore import _change_of_reference as change_of_reference
 from tests.conftest import CORE, costly, dense, overlapping, start_from
@@ -25,7 +26,7 @@ def away():
 
 @pytest.mark.slow
 def test_one_pass_comes_near_the_optimum(away):
-    start, best = away, jaxgmm.fit(away, X + 20, tol=1e-4, kernel="whitened")
+    start, best = away, jaxgmm.fit(away, X + 20, tol=1e-4, options=EMOptions(kernel="whitened"))
     state = jaxgmm.outofcore.fit_stepwise(start, X + 20, chunk_size=N)
     assert int(state.n_steps) == 20
     begun, ended = float(jaxgmm.score(start, X + 20)), float(jaxgmm.score(state.params, X + 20))
@@ -157,8 +158,8 @@ def test_a_step_of_size_one_is_an_em_step_under_the_same_prior(double):
 
 def test_passes_over_the_same_rows_come_near_the_fit_with_a_prior(away):
     x = X[:4000] + 20
-    best = jaxgmm.fit(away, x, tol=1e-4, prior=PRIOR, kernel="whitened").params
-    plain = jaxgmm.fit(away, x, tol=1e-4, kernel="whitened").params
+    best = jaxgmm.fit(away, x, tol=1e-4, prior=PRIOR, options=EMOptions(kernel="whitened")).params
+    plain = jaxgmm.fit(away, x, tol=1e-4, options=EMOptions(kernel="whitened")).params
     # 0.15 was measured; the last steps of size 80^(−0.6) = 0.07 leave noise of some of their own length.
     state = jaxgmm.outofcore.fit_stepwise(away, x, chunk_size=N, n_passes=8, prior=PRIOR)
     assert float(state.seen) == 4000  # each row once, in however many passes

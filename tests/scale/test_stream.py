@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import jaxgmm
+from jaxgmm import EMOptions
 from jaxgmm.kernels.exact import accumulate
 from jaxgmm.outofcore import _change_of_reference as change_of_reference
 from jaxgmm.outofcore import _progress as progress
@@ -52,7 +53,7 @@ def apart(a, b, least=1e-3):
 )
 def test_it_is_the_fit_of_all_the_rows(double, structure, kernel):
     start = start_from(X + 30, LABELS, structure, np.float64)
-    options = {"tol": 0.0, "max_iter": 8, "kernel": kernel}
+    options = {"tol": 0.0, "max_iter": 8, "options": EMOptions(kernel=kernel)}
     whole = jaxgmm.fit(start, X + 30, W, **options)
     result = jaxgmm.fit_stream(start, parts(30.0), chunk_size=256, **options)
     assert int(result.n_iter) == 8
@@ -67,7 +68,7 @@ def single():
 
 
 # Few programs: all fits of this file in float32 have these chunks.
-FAST = {"tol": 1e-4, "kernel": "whitened"}
+FAST = {"tol": 1e-4, "options": EMOptions(kernel="whitened")}
 CHUNKS = {"chunk_size": 256, **FAST}
 
 
@@ -78,7 +79,7 @@ def test_in_float32_to_rounding(single):
     assert int(result.status) == jaxgmm.Status.CONVERGED
     assert abs(int(result.n_iter) - int(whole.n_iter)) <= 2
     assert apart(whole.params, result.params, 0.1) < 1e-4
-    fixed = {"tol": 0.0, "max_iter": 10, "kernel": "whitened"}
+    fixed = {"tol": 0.0, "max_iter": 10, "options": EMOptions(kernel="whitened")}
     whole = jaxgmm.fit(start, X.astype(np.float32), W.astype(np.float32), **fixed)
     result = jaxgmm.fit_stream(start, parts(dtype=np.float32), chunk_size=256, **fixed)
     assert apart(whole.params, result.params, 1.0) < 1e-5
@@ -90,7 +91,10 @@ def test_both_kernels_in_turn(single, monkeypatch):
     start, whole = single
     seen = []
     result = jaxgmm.fit_stream(
-        start, parts(dtype=np.float32), **{**CHUNKS, "kernel": "auto"}, progress=seen.append
+        start,
+        parts(dtype=np.float32),
+        **{**CHUNKS, "options": EMOptions(kernel="auto")},
+        progress=seen.append,
     )
     assert int(result.status) == jaxgmm.Status.CONVERGED
     assert apart(whole.params, result.params, 0.1) < 1e-4
@@ -259,11 +263,11 @@ def test_incremental_sweeps_end_at_the_same_optimum(double, name):
     # Components that all structures can fit, or there are other optima.
     x = np.random.default_rng(0).normal(size=X.shape) + 2.5 * np.eye(3)[LABELS]
     start = start_from(x, LABELS, name, np.float64)
-    exact = jaxgmm.fit(start, x, W, tol=1e-7, kernel="whitened")
+    exact = jaxgmm.fit(start, x, W, tol=1e-7, options=EMOptions(kernel="whitened"))
     seen = []
     result = jaxgmm.fit_stream(
-        start, [(x[i:j], W[i:j]) for i, j in CUTS], chunk_size=256, tol=1e-7, kernel="whitened",
-        incremental=True, progress=seen.append,
+        start, [(x[i:j], W[i:j]) for i, j in CUTS], chunk_size=256, tol=1e-7,
+        options=EMOptions(kernel="whitened"), incremental=True, progress=seen.append,
     )  # fmt: skip
     assert int(result.status) == jaxgmm.Status.CONVERGED
     for a, b in zip(dense(exact.params), dense(result.params), strict=True):
@@ -338,7 +342,7 @@ def test_arguments_are_checked(single, tmp_path):
         ({"chunk_size": 0}, ValueError, "chunk_size must be at least 1"),
         ({"dtype": "int8"}, TypeError, "dtype must be"),
         ({"dtype": "float64"}, ValueError, "needs 64-bit JAX"),
-        ({"kernel": "x"}, ValueError, "kernel must be"),
+        ({"options": "x"}, TypeError, "options must be"),
         ({"tol": -1}, ValueError, "tol must be"),
         ({"checkpoint": 3}, TypeError, "checkpoint must be"),
         ({"checkpoint": tmp_path / "no" / "x"}, FileNotFoundError, "does not exist"),

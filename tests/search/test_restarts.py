@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import jaxgmm
-from jaxgmm import Status
+from jaxgmm import EMOptions, Status
 from jaxgmm.components import full
 from tests.conftest import costly, overlapping, soft_labels
 
@@ -276,7 +276,7 @@ def given_starts():
 @pytest.mark.slow
 def test_starting_mixtures_that_are_given_are_where_the_fits_begin(double, kernel):
     starts = given_starts()
-    options = {"max_iter": 6, "tol": 0.0, "kernel": kernel}
+    options = {"max_iter": 6, "tol": 0.0, "options": EMOptions(kernel=kernel)}
     results = jaxgmm.fit_restarts(jax.random.key(0), X, K, init=starts, **options)
     assert results.params.family.name == "diag"
     for i in range(3):

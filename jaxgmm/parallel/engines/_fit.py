@@ -15,7 +15,7 @@ from jaxgmm import priors
 from jaxgmm.density import check_mixture
 from jaxgmm.em_map import Frame
 from jaxgmm.kernels.exact import Moments
-from jaxgmm.loop import HISTORY_SIZE, MAX_ITER, REG_COVAR, TOL
+from jaxgmm.loop import DEFAULT_OPTIONS, MAX_ITER, REG_COVAR, TOL, EMOptions, check_options
 from jaxgmm.mixture import GMMParams
 from jaxgmm.outofcore import _checkpoint as checkpoints
 from jaxgmm.outofcore import _host_driver as host_driver
@@ -57,7 +57,7 @@ def fit_engine(
     reg_covar: ArrayLike = REG_COVAR,
     prior: Prior | None = None,
     accelerate: bool = True,
-    history_size: int = HISTORY_SIZE,
+    options: EMOptions = DEFAULT_OPTIONS,
     checkpoint: Checkpoint | str | None = None,
     progress: bool | Callable[..., Any] | None = None,
 ) -> FitResult:
@@ -75,7 +75,7 @@ def fit_engine(
       reg_covar: as in `fit`.
       prior: as in `fit`.
       accelerate: as in `fit`.
-      history_size: as in `fit`.
+      options: as in `fit`.
       checkpoint: None, a `Checkpoint` or the path of one: where the fit is kept, and taken up from.
       progress: as in `fit_stream`.
 
@@ -107,7 +107,8 @@ def fit_engine(
     params = jax.tree.map(lambda a: jnp.asarray(a, dtype), params)
     numbers = validate.iteration(tol, max_iter, reg_covar, accelerate, dtype)
     checked = None if prior is None else priors.check(prior, params.family, params.means.shape, dtype)
-    size = validate.count(history_size, "history_size", 0)
+    check_options(options).only("fit_engine", "history_size")
+    size = options.history_size
     survey = engine.map_reduce(survey_block, params.n_features, str(dtype))
     if not isinstance(survey, Survey) or not survey.total_weight > 0:
         raise ValueError("the engine holds no rows, or none with a weight above 0: there is nothing to fit")

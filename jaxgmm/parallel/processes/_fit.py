@@ -15,7 +15,7 @@ from jaxgmm import priors
 from jaxgmm.density import check_mixture
 from jaxgmm.em_map import Frame
 from jaxgmm.kernels.exact import Moments
-from jaxgmm.loop import HISTORY_SIZE, MAX_ITER, REG_COVAR, TOL
+from jaxgmm.loop import DEFAULT_OPTIONS, MAX_ITER, REG_COVAR, TOL, EMOptions, check_options
 from jaxgmm.mixture import GMMParams
 from jaxgmm.outofcore import _checkpoint as checkpoints
 from jaxgmm.outofcore import _host_driver as host_driver
@@ -109,7 +109,7 @@ def fit_distributed(
     accelerate: bool = True,
     chunk_size: int | None = None,
     dtype: Any = None,
-    history_size: int = HISTORY_SIZE,
+    options: EMOptions = DEFAULT_OPTIONS,
     checkpoint: Checkpoint | str | None = None,
     progress: bool | Callable[..., Any] | None = None,
 ) -> FitResult:
@@ -135,7 +135,7 @@ def fit_distributed(
       accelerate: as in `fit`.
       chunk_size: as in `fit_stream`.
       dtype: float32 or float64; None for float64 if the data of any process need it, and JAX allows it.
-      history_size: as in `fit`.
+      options: as in `fit`.
       checkpoint: None, a `Checkpoint` or the path of one, which process 0 reads and writes. The same bits
         come of as many processes with the same parts; of others the same to rounding.
       progress: as in `fit_stream`, on process 0.
@@ -177,7 +177,8 @@ def fit_distributed(
             begin = jax.tree.map(lambda a: jnp.asarray(a, kind), params)
             numbers = validate.iteration(tol, max_iter, reg_covar, accelerate, kind)
             checked = None if prior is None else priors.check(prior, family, shape, kind)
-            size = validate.count(history_size, "history_size", 0)
+            check_options(options).only("fit_distributed", "history_size")
+            size = options.history_size
             rows = chunk_rows(data.n_samples, shape[1], kind)
             if chunk_size is not None:
                 rows = validate.count(chunk_size, "chunk_size", 1)
