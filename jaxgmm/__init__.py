@@ -22,15 +22,13 @@ from jaxgmm._summary import Summary, summary
 from jaxgmm._version import __version__
 from jaxgmm.density import (
     component_log_prob,
-    e_step,
-    elbo,
     log_prob,
     predict,
     responsibilities,
     sample,
     score,
 )
-from jaxgmm.em import em_step, fit, m_step
+from jaxgmm.em import e_step, elbo, em_step, fit, m_step
 from jaxgmm.gradients import fit_gradient
 from jaxgmm.io import load, save
 from jaxgmm.kernels.exact import Moments

@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 
 from jaxgmm import _validate as validate
 from jaxgmm._display import Table, as_html, as_text
-from jaxgmm.density import e_step
+from jaxgmm.em import e_step
 from jaxgmm.mixture import GMMParams, components, kind
 from jaxgmm.result import FitResult, ending, in_words
 from jaxgmm.selection._criteria import REMEDIES, n_parameters

@@ -133,35 +133,6 @@ def _component_log_prob(params: GMMParams, x: Array) -> Array:
     return map_rows(lambda b: _component(params, b), x, block_size=rows)
 
 
-def e_step(params: GMMParams, X: ArrayLike) -> tuple[Array, Array]:
-    """The E-step: which component each sample came from, and how likely the sample is.
-
-    r_nk = π_k N(x_n | μ_k, Σ_k) / p(x_n). The responsibilities sum to 1 in every row for samples as far away
-    as the dtype can hold, where log_prob may be −inf.
-
-    Args:
-      params: the mixture.
-      X: (N, D).
-
-    Returns:
-      resp (N, K), log_prob (N,).
-
-    Raises:
-      ValueError: if X is not (N, D) with the mixture's D, or holds NaN.
-
-    Example:
-      >>> import jaxgmm
-      >>> params = jaxgmm.make_params([0.5, 0.5], [[-1.0], [1.0]], [1.0, 1.0], "spherical")
-      >>> resp, log_prob = jaxgmm.e_step(params, [[0.0], [5.0]])
-      >>> resp.round(2).tolist()[0]
-      [0.5, 0.5]
-
-    References:
-      Dempster, Laird & Rubin (1977), §4.3; Bishop (2006), equation 9.23.
-    """
-    return posterior_of(*inputs(params, X))
-
-
 def log_prob(params: GMMParams, X: ArrayLike) -> Array:
     """(N,) log p(x_n) = log Σ_k π_k N(x_n | μ_k, Σ_k), in nats.
 
@@ -197,7 +168,7 @@ def responsibilities(params: GMMParams, X: ArrayLike) -> Array:
       >>> jaxgmm.responsibilities(params, [[0.0]]).tolist()
       [[0.5, 0.5]]
     """
-    return e_step(params, X)[0]
+    return posterior_of(*inputs(params, X))[0]
 
 
 def predict(params: GMMParams, X: ArrayLike) -> Array:
@@ -233,55 +204,6 @@ def score(params: GMMParams, X: ArrayLike, sample_weight: ArrayLike | None = Non
         return values.mean()
     # A sample of weight 0 may be so far away that its log-density is −inf.
     return (w * jnp.where((w > 0) | jnp.isfinite(values), values, 0)).sum() / w.sum()
-
-
-@jit
-def _elbo(params: GMMParams, r: Array, x: Array, w: Array) -> Array:
-    rows = block_rows(x.shape[0], *params.means.shape)
-
-    def block(rb: Array, xb: Array) -> Array:
-        relative, offset = joint(params, xb)
-        both = (relative + offset[None, :]).T
-        some = rb > 0
-        terms = rb * (jnp.where(some, both, 0) - jnp.log(jnp.where(some, rb, 1)))
-        return jnp.where(some, terms, 0).sum(1)
-
-    return (w * map_rows(block, r, x, block_size=rows)).sum()
-
-
-def elbo(params: GMMParams, resp: ArrayLike, X: ArrayLike, sample_weight: ArrayLike | None = None) -> Array:
-    """() the evidence lower bound Σ_n w_n Σ_k r_nk (log π_k N(x_n | μ_k, Σ_k) − log r_nk), a total in nats.
-
-    EM is coordinate ascent on it: for given params `e_step` gives the responsibilities that maximise it, for
-    given responsibilities `m_step` (with reg_covar=0) the params. It is below the total log-likelihood
-    Σ w_n log p(x_n), and equal to it at `e_step`'s responsibilities.
-
-    Args:
-      params: the mixture.
-      resp: (N, K), rows summing to 1.
-      X: (N, D).
-      sample_weight: (N,) or None for ones.
-
-    Example:
-      >>> import jaxgmm
-      >>> params = jaxgmm.make_params([0.5, 0.5], [[-1.0], [1.0]], [1.0, 1.0], "spherical")
-      >>> resp, log_prob = jaxgmm.e_step(params, [[0.0], [2.0]])
-      >>> bool(abs(jaxgmm.elbo(params, resp, [[0.0], [2.0]]) - log_prob.sum()) < 1e-5)
-      True
-
-    References:
-      Neal & Hinton (1998), A view of the EM algorithm that justifies incremental, sparse, and other variants,
-      equation 7.
-    """
-    params, x = inputs(params, X)
-    w = validate.weight(sample_weight, x)
-    r = validate.responsibilities(resp, x, w)
-    if r.shape[1] != params.n_components:
-        raise ValueError(
-            f"resp must have shape {(x.shape[0], params.n_components)}, one column for each component of "
-            f"params; got shape {r.shape}"
-        )
-    return _elbo(params, r, x, jnp.ones(x.shape[0], x.dtype) if w is None else w)
 
 
 @functools.partial(jit, static_argnames="n_samples")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,11 +17,19 @@ from jaxgmm import _validate as validate
 from jaxgmm import priors
 from jaxgmm.components.covariance.base import Family
 from jaxgmm.components.covariance.registry import get_family
-from jaxgmm.density import e_step as e_step
-from jaxgmm.density import inputs
-from jaxgmm.em_map import frame, maximise, weighted_m_step, with_prior
+from jaxgmm.density import inputs, joint, posterior_of
+from jaxgmm.em_map import (
+    Frame,
+    admissible,
+    chart,
+    evaluate,
+    frame,
+    maximise,
+    weighted_m_step,
+    with_prior,
+)
 from jaxgmm.kernels import quadratic
-from jaxgmm.kernels.blocked_sum import AxisName, rows_over
+from jaxgmm.kernels.blocked_sum import AxisName, block_rows, map_rows, rows_over
 from jaxgmm.kernels.exact import Moments, accumulate, rows_for
 from jaxgmm.kernels.programs import jit
 from jaxgmm.loop import (
@@ -37,6 +45,37 @@ from jaxgmm.mixture import GMMParams, scale_like, translate
 from jaxgmm.parallel import _sharded as sharded
 from jaxgmm.priors import Prior
 from jaxgmm.result import FitResult
+from jaxgmm.solvers import squarem
+from jaxgmm.solvers.squarem import Status
+
+
+def e_step(params: GMMParams, X: ArrayLike) -> tuple[Array, Array]:
+    """The E-step: which component each sample came from, and how likely the sample is.
+
+    r_nk = π_k N(x_n | μ_k, Σ_k) / p(x_n). The responsibilities sum to 1 in every row for samples as far away
+    as the dtype can hold, where log_prob may be −inf.
+
+    Args:
+      params: the mixture.
+      X: (N, D).
+
+    Returns:
+      resp (N, K), log_prob (N,).
+
+    Raises:
+      ValueError: if X is not (N, D) with the mixture's D, or holds NaN.
+
+    Example:
+      >>> import jaxgmm
+      >>> params = jaxgmm.make_params([0.5, 0.5], [[-1.0], [1.0]], [1.0, 1.0], "spherical")
+      >>> resp, log_prob = jaxgmm.e_step(params, [[0.0], [5.0]])
+      >>> resp.round(2).tolist()[0]
+      [0.5, 0.5]
+
+    References:
+      Dempster, Laird & Rubin (1977), §4.3; Bishop (2006), equation 9.23.
+    """
+    return posterior_of(*inputs(params, X))
 
 
 def _checked(prior: Prior | None, family: Family, shape: tuple[int, ...], x: Array) -> Prior | None:
@@ -112,6 +151,55 @@ def m_step(
         ridge = units.ridge_in_units(reg, unit)
         return units.rescale(_m_step(r, units.divide(x, unit), w, ridge, None, **options), unit)
     return _m_step(r, x, w, reg, checked, **options)
+
+
+@jit
+def _elbo(params: GMMParams, r: Array, x: Array, w: Array) -> Array:
+    rows = block_rows(x.shape[0], *params.means.shape)
+
+    def block(rb: Array, xb: Array) -> Array:
+        relative, offset = joint(params, xb)
+        both = (relative + offset[None, :]).T
+        some = rb > 0
+        terms = rb * (jnp.where(some, both, 0) - jnp.log(jnp.where(some, rb, 1)))
+        return jnp.where(some, terms, 0).sum(1)
+
+    return (w * map_rows(block, r, x, block_size=rows)).sum()
+
+
+def elbo(params: GMMParams, resp: ArrayLike, X: ArrayLike, sample_weight: ArrayLike | None = None) -> Array:
+    """() the evidence lower bound Σ_n w_n Σ_k r_nk (log π_k N(x_n | μ_k, Σ_k) − log r_nk), a total in nats.
+
+    EM is coordinate ascent on it: for given params `e_step` gives the responsibilities that maximise it, for
+    given responsibilities `m_step` (with reg_covar=0) the params. It is below the total log-likelihood
+    Σ w_n log p(x_n), and equal to it at `e_step`'s responsibilities.
+
+    Args:
+      params: the mixture.
+      resp: (N, K), rows summing to 1.
+      X: (N, D).
+      sample_weight: (N,) or None for ones.
+
+    Example:
+      >>> import jaxgmm
+      >>> params = jaxgmm.make_params([0.5, 0.5], [[-1.0], [1.0]], [1.0, 1.0], "spherical")
+      >>> resp, log_prob = jaxgmm.e_step(params, [[0.0], [2.0]])
+      >>> bool(abs(jaxgmm.elbo(params, resp, [[0.0], [2.0]]) - log_prob.sum()) < 1e-5)
+      True
+
+    References:
+      Neal & Hinton (1998), A view of the EM algorithm that justifies incremental, sparse, and other variants,
+      equation 7.
+    """
+    params, x = inputs(params, X)
+    w = validate.weight(sample_weight, x)
+    r = validate.responsibilities(resp, x, w)
+    if r.shape[1] != params.n_components:
+        raise ValueError(
+            f"resp must have shape {(x.shape[0], params.n_components)}, one column for each component of "
+            f"params; got shape {r.shape}"
+        )
+    return _elbo(params, r, x, jnp.ones(x.shape[0], x.dtype) if w is None else w)
 
 
 @functools.partial(jit, static_argnames=("block_size", "axis_name"))
@@ -279,3 +367,165 @@ def fit(
         result = sharded.fit_divided(params, x, w, numbers, checked, mesh=mesh, **static)
         return jax.device_put(result, x.sharding)
     return _fit(params, x, w, *numbers, checked, **static)
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["iteration", "frame"], meta_fields=["block_size"]
+)
+@dataclasses.dataclass(frozen=True)
+class EMState:
+    """The accelerated iteration between two calls of `step`; a pytree.
+
+    Attributes:
+      iteration: what the solver knows: the last good point, its image, the next point to evaluate.
+      frame: what is fixed of the data: the shift of the centring, the ridge and the prior.
+      block_size: rows per block; static.
+    """
+
+    iteration: squarem.State
+    frame: Frame
+    block_size: int
+
+    @property
+    def params(self) -> GMMParams:
+        """The mixture so far: the latest EM step, or the last good point once the iteration has ended."""
+        s = self.iteration
+        going_on = s.status == squarem.RUNNING
+        latest = jax.tree.map(lambda a, b: jnp.where(going_on, a, b), s.image, s.base)
+        return translate(latest, self.frame.shift)
+
+
+class EMInfo(NamedTuple):
+    """What one call of `step` found at the point that it evaluated; if it was rejected, at the last good one.
+
+    Attributes:
+      log_likelihood: () mean log-likelihood per unit of sample weight.
+      step_length: () Fisher length of the EM step from there.
+      n_iter: () int32, EM steps so far.
+      accelerated: () bool, whether the next point is an extrapolation.
+      status: () int32, a `Status`; MAX_ITER as long as the iteration goes on.
+    """
+
+    log_likelihood: Array  # ()
+    step_length: Array  # ()
+    n_iter: Array  # ()  int32
+    accelerated: Array  # ()  bool
+    status: Array  # ()  int32
+
+
+@jit
+def _init(params: GMMParams, x: Array, w: Array | None, reg_covar: Array, prior: Prior | None) -> Any:
+    f = with_prior(frame(x, w, reg_covar), prior, params.family, params.means.shape)
+    begin = translate(admissible(params), -f.shift)
+    return squarem.begin(begin, squarem.no_memory(x.dtype), 0), f
+
+
+def init(
+    params: GMMParams,
+    X: ArrayLike,
+    sample_weight: ArrayLike | None = None,
+    *,
+    reg_covar: ArrayLike = REG_COVAR,
+    prior: Prior | None = None,
+    block_size: int | None = None,
+) -> EMState:
+    """The state of `fit`'s accelerated iteration before its first step, for a loop of one's own.
+
+    `fit` is `init`, then `step` until the status says that it has ended. In a loop of one's own there can be
+    logging, a stopping rule, or a schedule between two steps.
+
+    Args:
+      params: where to start, as in `fit`.
+      X: (N, D); each `step` must be given the same data.
+      sample_weight: (N,) or None for ones.
+      reg_covar: as in `m_step`.
+      prior: as in `fit`.
+      block_size: rows per block; None chooses from the shapes.
+
+    Returns:
+      EMState, a pytree that goes through `jit`, `lax.scan` and `vmap`; `state.params` is the mixture so far.
+
+    Raises:
+      ValueError, TypeError: as in `fit`.
+
+    Example:
+      >>> import jaxgmm
+      >>> start = jaxgmm.make_params([0.5, 0.5], [[-1.0], [1.0]], [1.0, 1.0], "spherical")
+      >>> X = [[-2.0], [-1.0], [1.0], [2.0]]
+      >>> state = jaxgmm.em.init(start, X)
+      >>> for _ in range(100):
+      ...     state, info = jaxgmm.em.step(state, X)
+      ...     if info.status != jaxgmm.Status.MAX_ITER:
+      ...         break
+      >>> jaxgmm.Status(int(info.status)).name
+      'CONVERGED'
+    """
+    params, x, w, rows = _prepare(params, X, sample_weight, block_size)
+    reg = validate.not_negative(reg_covar, "reg_covar", x.dtype)
+    checked = _checked(prior, params.family, params.means.shape, x)
+    iteration, fixed = _init(params, x, w, reg, checked)
+    return EMState(iteration, fixed, rows)
+
+
+@jit
+def _step(state: EMState, x: Array, w: Array | None, tol: Array, accelerate: Array) -> tuple[EMState, EMInfo]:
+    before = state.iteration
+    family = before.base.family
+    evaluation = evaluate(state.block_size, before.point, (x, w, state.frame))
+    never = jnp.asarray(jnp.iinfo(jnp.int32).max, jnp.int32)
+    after = squarem.turn(evaluation, before, chart(family), tol, never, accelerate)
+    ended = before.status != squarem.RUNNING
+    after = jax.tree.map(lambda a, b: jnp.where(ended, a, b), before, after)
+    status = jnp.where(after.status == squarem.RUNNING, int(Status.MAX_ITER), after.status).astype(jnp.int32)
+    info = EMInfo(after.report, after.step, after.n_iter, after.extrapolated, status)
+    return dataclasses.replace(state, iteration=after), info
+
+
+def step(
+    state: EMState,
+    X: ArrayLike,
+    sample_weight: ArrayLike | None = None,
+    *,
+    tol: ArrayLike = TOL,
+    accelerate: bool | Array = True,
+) -> tuple[EMState, EMInfo]:
+    """One EM step of the accelerated iteration that `init` began, on the whitened kernel.
+
+    Once the iteration has ended, converged or failed, further steps change nothing.
+
+    Args:
+      state: as `init` or the step before gave it.
+      X: (N, D), the data that `init` was given.
+      sample_weight: (N,), or None as it was there.
+      tol: as in `fit`; 0 never converges.
+      accelerate: as in `fit`; may change from step to step.
+
+    Returns:
+      The next state, and an `EMInfo`.
+
+    Raises:
+      ValueError, TypeError: for a state that is none, or data that do not fit it.
+
+    Example:
+      >>> import jax, jaxgmm
+      >>> start = jaxgmm.make_params([0.5, 0.5], [[-1.0], [1.0]], [1.0, 1.0], "spherical")
+      >>> X = jax.random.normal(jax.random.key(0), (100, 1))
+      >>> state, infos = jax.lax.scan(
+      ...     lambda s, _: jaxgmm.em.step(s, X), jaxgmm.em.init(start, X), length=20
+      ... )
+      >>> infos.log_likelihood.shape
+      (20,)
+
+    References:
+      Varadhan & Roland (2008), Simple and globally convergent methods for accelerating the convergence of any
+      EM algorithm, Scandinavian Journal of Statistics 35.
+    """
+    if not isinstance(state, EMState):
+        raise TypeError(f"state must be what jaxgmm.em.init gives; got {type(state).__name__}")
+    point = state.iteration.base
+    x = validate.data(X, n_features=point.n_features)
+    if x.dtype != point.means.dtype:
+        raise TypeError(f"X must have the dtype of the data of init, {point.means.dtype}; got {x.dtype}")
+    w = validate.weight(sample_weight, x)
+    tolerance = validate.not_negative(tol, "tol", x.dtype)
+    return _step(state, x, w, tolerance, validate.flag(accelerate, "accelerate"))

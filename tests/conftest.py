@@ -240,7 +240,7 @@ class LapackCall(NamedTuple):
 
     @property
     def is_undivided(self):
-        """Whether the routine does it in one thread, as measured; see `jaxgmm.linalg`."""
+        """Whether the routine does it in one thread, as measured; see `jaxgmm.kernels.linalg`."""
         most = {"eigh": 50_000, "svd": 35_000}.get(self.routine, 140_000)
         return self.many <= 1 or self.many * self.rows * self.columns * min(self.rows, self.columns) <= most
 

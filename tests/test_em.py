@@ -1,6 +1,7 @@
 """What EM must conserve, over every structure and both precisions."""
 
 import dataclasses
+import functools
 
 import chex
 import jax
@@ -13,6 +14,7 @@ from jaxgmm import EMOptions, Status
 from jaxgmm.em import maximise
 from jaxgmm.kernels import exact
 from jaxgmm.kernels.exact import Moments, accumulate
+from jaxgmm.solvers.squarem import RUNNING
 from tests.conftest import (
     EQUIVARIANCE,
     dense,
@@ -458,3 +460,54 @@ def test_data_that_a_users_jit_closes_over_are_checked_and_fit(x, dtype):
     np.testing.assert_allclose(inside(jnp.ones((), dtype))[0], expected, rtol=1e-6)
     with pytest.raises(ValueError, match="sample_weight must not be negative"):
         jax.jit(lambda s: jaxgmm.fit(start, data, negative).log_likelihood * s)(jnp.ones((), dtype))
+
+
+# The iteration in a loop of one's own
+
+
+@pytest.mark.parametrize("prior", [False, True])
+def test_steps_of_ones_own_are_those_of_a_fit(start, x, name, dtype, prior):
+    prior = jaxgmm.default_prior(x, start.n_components, name) if prior else None
+    expected = jaxgmm.fit(start, x, prior=prior, options=EMOptions(kernel="whitened"))
+    state = jaxgmm.em.init(start, x, prior=prior)
+    same(state.params, start, tolerance(dtype))
+    for _ in range(int(expected.n_iter) + 1):
+        assert state.iteration.status == RUNNING
+        state, info = jaxgmm.em.step(state, x)
+    assert info.status == expected.status
+    assert info.n_iter == expected.n_iter
+    same(state.params, expected.params, tolerance(dtype, 100))
+    again, _ = jaxgmm.em.step(state, x)  # the iteration has ended
+    jax.tree.map(np.testing.assert_array_equal, again, state)
+
+
+def test_the_first_step_is_an_em_step(start, x, dtype):
+    w = np.random.default_rng(0).uniform(0.5, 1.5, len(x)).astype(dtype)
+    state, info = jaxgmm.em.step(jaxgmm.em.init(start, x, w), x, w)
+    expected, moments = jaxgmm.em_step(start, x, w)
+    same(state.params, expected, tolerance(dtype))
+    np.testing.assert_allclose(info.log_likelihood, moments.log_likelihood / moments.total_weight, rtol=1e-5)
+
+
+def test_steps_go_through_scan_and_vmap_and_plain_ones_never_fall(start, x, dtype):
+    begin = jaxgmm.em.init(start, x)
+    several = jax.tree.map(lambda a: jnp.stack([a, a]), begin)
+
+    def run(state, accelerate):
+        step = functools.partial(jaxgmm.em.step, X=x, tol=0.0, accelerate=accelerate)
+        return jax.lax.scan(lambda s, _: step(s), state, length=8)
+
+    _, infos = jax.jit(jax.vmap(run, in_axes=(0, None)))(several, jnp.asarray(False))
+    climbs = np.asarray(infos.log_likelihood, float)
+    np.testing.assert_array_equal(climbs[0], climbs[1])
+    assert (np.diff(climbs[0]) >= -64 * np.finfo(dtype).eps * abs(climbs[0, 0])).all()
+    assert infos.n_iter[0].tolist() == list(range(1, 9))
+    assert not infos.accelerated.any()
+
+
+def test_a_step_refuses_what_is_no_state_and_other_data(start, x):
+    state = jaxgmm.em.init(start, x)
+    with pytest.raises(TypeError, match=r"state must be what jaxgmm\.em\.init gives"):
+        jaxgmm.em.step(start, x)
+    with pytest.raises(ValueError, match="features of params"):
+        jaxgmm.em.step(state, x[:, :-1])

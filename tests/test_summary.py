@@ -210,7 +210,8 @@ def test_a_summary_of_a_selection():
     ("arguments", "error", "match"),
     [
         ((3,), TypeError, "GMMParams"),
-        ((PARAMS, None, ["a"]), ValueError, "2 features"),
+        ((PARAMS, np.ones((3, 2)), np.ones(4)), ValueError, "sample_weight"),
+        ((PARAMS, None, None, ["a"]), TypeError, "positional"),
         ((PARAMS, np.ones((3, 5))), ValueError, "2 features"),
         ((jax.tree.map(lambda a: a[None], PARAMS),), ValueError, "one mixture"),
     ],

@@ -1,6 +1,6 @@
 """The loop of a fit whose moments come from elsewhere: a file, other processes, an engine.
 
-It takes the turns that `jaxgmm.fit`'s compiled loop takes (`jaxgmm.fixed_point`), one call from the host at
+It takes the iterations that `fit`'s compiled loop takes (`jaxgmm.solvers.squarem`), one call from the host at
 a time. Between turns everything that is known lies in one `State`, so that a fit can be kept and taken up.
 """
 

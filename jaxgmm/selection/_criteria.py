@@ -13,7 +13,8 @@ from jax.typing import ArrayLike
 
 from jaxgmm import _validate as validate
 from jaxgmm.components.covariance.base import free_parameters
-from jaxgmm.density import e_step, score
+from jaxgmm.density import score
+from jaxgmm.em import e_step
 from jaxgmm.mixture import GMMParams
 from jaxgmm.result import FitResult
 from jaxgmm.solvers.squarem import Status

@@ -13,6 +13,7 @@ import pytest
 
 import jaxgmm
 from jaxgmm import EMOptions
+from jaxgmm.kernels import quadratic
 from jaxgmm.kernels.exact import accumulate
 from jaxgmm.outofcore import _change_of_reference as change_of_reference
 from jaxgmm.outofcore import _progress as progress
@@ -87,7 +88,7 @@ def test_in_float32_to_rounding(single):
 
 @pytest.mark.slow
 def test_both_kernels_in_turn(single, monkeypatch):
-    monkeypatch.setattr(jaxgmm.quadratic, "_LARGE", 1)
+    monkeypatch.setattr(quadratic, "_LARGE", 1)
     start, whole = single
     seen = []
     result = jaxgmm.fit_stream(
