@@ -465,9 +465,8 @@ def test_data_that_a_users_jit_closes_over_are_checked_and_fit(x, dtype):
 # The iteration in a loop of one's own
 
 
-@pytest.mark.parametrize("prior", [False, True])
-def test_steps_of_ones_own_are_those_of_a_fit(start, x, name, dtype, prior):
-    prior = jaxgmm.default_prior(x, start.n_components, name) if prior else None
+def test_steps_of_ones_own_are_those_of_a_fit(start, x, name, dtype):
+    prior = jaxgmm.default_prior(x, start.n_components, name) if dtype == np.float32 else None
     expected = jaxgmm.fit(start, x, prior=prior, options=EMOptions(kernel="whitened"))
     state = jaxgmm.em.init(start, x, prior=prior)
     same(state.params, start, tolerance(dtype))
@@ -481,15 +480,16 @@ def test_steps_of_ones_own_are_those_of_a_fit(start, x, name, dtype, prior):
     jax.tree.map(np.testing.assert_array_equal, again, state)
 
 
-def test_the_first_step_is_an_em_step(start, x, dtype):
-    w = np.random.default_rng(0).uniform(0.5, 1.5, len(x)).astype(dtype)
+def test_the_first_step_is_an_em_step_and_plain_ones_never_fall_in_scan_and_vmap():
+    dtype = np.float32
+    X, labels = overlapping(N, D, K)
+    x, w = X.astype(dtype), np.random.default_rng(0).uniform(0.5, 1.5, N).astype(dtype)
+    start = start_from(X, labels, "diag", dtype)
     state, info = jaxgmm.em.step(jaxgmm.em.init(start, x, w), x, w)
     expected, moments = jaxgmm.em_step(start, x, w)
     same(state.params, expected, tolerance(dtype))
     np.testing.assert_allclose(info.log_likelihood, moments.log_likelihood / moments.total_weight, rtol=1e-5)
 
-
-def test_steps_go_through_scan_and_vmap_and_plain_ones_never_fall(start, x, dtype):
     begin = jaxgmm.em.init(start, x)
     several = jax.tree.map(lambda a: jnp.stack([a, a]), begin)
 
@@ -505,7 +505,9 @@ def test_steps_go_through_scan_and_vmap_and_plain_ones_never_fall(start, x, dtyp
     assert not infos.accelerated.any()
 
 
-def test_a_step_refuses_what_is_no_state_and_other_data(start, x):
+def test_a_step_refuses_what_is_no_state_and_other_data():
+    X, labels = overlapping(N, D, K)
+    x, start = X.astype(np.float32), start_from(X, labels, "diag", np.float32)
     state = jaxgmm.em.init(start, x)
     with pytest.raises(TypeError, match=r"state must be what jaxgmm\.em\.init gives"):
         jaxgmm.em.step(start, x)

@@ -130,7 +130,7 @@ def test_mclusts_fits_have_the_likelihood_that_mclust_reports(cell, mclust, doub
     params = interchange.from_mclust(
         json.loads(json.dumps({"parameters": given, "modelName": [fit["model"]]}))
     )
-    assert params.family == jaxgmm.components.covariance.get_family(fit["model"])
+    assert params.family == jaxgmm.components.get_family(fit["model"])
     assert_allclose(float(jaxgmm.score(params, iris["X"])) * 150, fit["loglik"], rtol=1e-6)
 
 

@@ -108,7 +108,7 @@ def test_failed_and_spurious_cells_are_marked_and_do_not_win():
     assert "~" not in text
     failures = marked.failures
     assert [f[:2] for f in failures][:2] == [("spherical", 1), ("spherical", 3)]
-    assert "collapsed" in failures[0][2]
+    assert "singular" in failures[0][2]
     assert failures[1][2] == "spurious: few samples"
 
     from jaxgmm.selection._grid import _best_row

@@ -122,7 +122,7 @@ def test_every_structure_fits_climbs_and_is_what_its_attributes_say(name):
     mixture = GaussianMixture(3, covariance_type=name, random_state=0, max_iter=300, reg_covar=0).fit(IRIS)
     assert mixture.converged_
     assert np.diff(mixture.lower_bounds_).min() > -2e-5
-    family = jaxgmm.components.covariance.get_family(name)
+    family = jaxgmm.components.get_family(name)
     k, d = mixture.means_.shape
     covariances = np.asarray(mixture.to_params().covariances)
     if family not in SHAPED:
