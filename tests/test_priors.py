@@ -12,8 +12,8 @@ import pytest
 import jaxgmm
 from jaxgmm import Prior, Status
 from jaxgmm.components import get_family
+from tests.components.test_families import USERS
 from tests.conftest import dense, overlapping, soft_labels, start_from
-from tests.test_families import USERS
 
 pytestmark = pytest.mark.slow  # compilation, of many programs
 

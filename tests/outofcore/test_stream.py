@@ -187,7 +187,7 @@ def test_an_interrupted_fit_goes_on_where_it_was(single, tmp_path):
 KILLED = """
 import os, signal, sys
 import jaxgmm
-from tests.scale.test_stream import CHUNKS, LABELS, X, Dying
+from tests.outofcore.test_stream import CHUNKS, LABELS, X, Dying
 from tests.conftest import start_from
 import numpy as np
 

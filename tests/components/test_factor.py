@@ -13,7 +13,8 @@ from scipy import stats
 import jaxgmm
 from jaxgmm import GMMParams, Status
 from jaxgmm.components import factor, get_family
-from tests import test_degenerate, test_em, test_families, test_package
+from tests import test_degenerate, test_em, test_package
+from tests.components import test_families
 from tests.conftest import dense
 
 # What holds of every structure, with factor(1) in the place of the table's names. Left out is what factor
