@@ -17,17 +17,9 @@ from jaxgmm import _validate as validate
 from jaxgmm import priors
 from jaxgmm.components.covariance.base import Family
 from jaxgmm.components.covariance.registry import get_family
+from jaxgmm.data import Context, summarise
 from jaxgmm.density import inputs, joint, posterior_of
-from jaxgmm.em_map import (
-    Frame,
-    admissible,
-    chart,
-    evaluate,
-    frame,
-    maximise,
-    weighted_m_step,
-    with_prior,
-)
+from jaxgmm.em_map import admissible, chart, evaluate, maximise, weighted_m_step, with_prior
 from jaxgmm.kernels import quadratic
 from jaxgmm.kernels.blocked_sum import AxisName, block_rows, map_rows, rows_over
 from jaxgmm.kernels.exact import Moments, accumulate, rows_for
@@ -93,7 +85,7 @@ def _m_step(
     family: Family,
     block_size: int,
 ) -> GMMParams:
-    f = with_prior(frame(x, w, reg_covar), prior, family, (r.shape[1], x.shape[1]))
+    f = with_prior(summarise(x, w, reg_covar), prior, family, (r.shape[1], x.shape[1]))
     return translate(weighted_m_step(r, x, w, f, family, block_size), f.shift)
 
 
@@ -214,7 +206,7 @@ def _em_step(
     axis_name: AxisName,
 ) -> tuple[GMMParams, Moments]:
     with rows_over(axis_name):
-        f = with_prior(frame(x, w, reg_covar), prior, params.family, params.means.shape)
+        f = with_prior(summarise(x, w, reg_covar), prior, params.family, params.means.shape)
         relative = translate(params, -f.shift)
         moments = accumulate(relative, x, w, shift=f.shift, block_size=block_size)
     new, _ = maximise(relative, moments, f.ridge, f.prior)
@@ -370,7 +362,7 @@ def fit(
 
 
 @functools.partial(
-    jax.tree_util.register_dataclass, data_fields=["iteration", "frame"], meta_fields=["block_size"]
+    jax.tree_util.register_dataclass, data_fields=["iteration", "context"], meta_fields=["block_size"]
 )
 @dataclasses.dataclass(frozen=True)
 class EMState:
@@ -378,12 +370,12 @@ class EMState:
 
     Attributes:
       iteration: what the solver knows: the last good point, its image, the next point to evaluate.
-      frame: what is fixed of the data: the shift of the centring, the ridge and the prior.
+      context: what is known of the data: the shift of the centring, the ridge and the prior.
       block_size: rows per block; static.
     """
 
     iteration: squarem.State
-    frame: Frame
+    context: Context
     block_size: int
 
     @property
@@ -392,7 +384,7 @@ class EMState:
         s = self.iteration
         going_on = s.status == squarem.RUNNING
         latest = jax.tree.map(lambda a, b: jnp.where(going_on, a, b), s.image, s.base)
-        return translate(latest, self.frame.shift)
+        return translate(latest, self.context.shift)
 
 
 class EMInfo(NamedTuple):
@@ -415,7 +407,7 @@ class EMInfo(NamedTuple):
 
 @jit
 def _init(params: GMMParams, x: Array, w: Array | None, reg_covar: Array, prior: Prior | None) -> Any:
-    f = with_prior(frame(x, w, reg_covar), prior, params.family, params.means.shape)
+    f = with_prior(summarise(x, w, reg_covar), prior, params.family, params.means.shape)
     begin = translate(admissible(params), -f.shift)
     return squarem.begin(begin, squarem.no_memory(x.dtype), 0), f
 
@@ -471,7 +463,7 @@ def init(
 def _step(state: EMState, x: Array, w: Array | None, tol: Array, accelerate: Array) -> tuple[EMState, EMInfo]:
     before = state.iteration
     family = before.base.family
-    evaluation = evaluate(state.block_size, before.point, (x, w, state.frame))
+    evaluation = evaluate(state.block_size, before.point, (x, w, state.context))
     never = jnp.asarray(jnp.iinfo(jnp.int32).max, jnp.int32)
     after = squarem.turn(evaluation, before, chart(family), tol, never, accelerate)
     ended = before.status != squarem.RUNNING

@@ -1,10 +1,10 @@
-"""The EM map: its M-step on moments, and the map as `fixed_point` wants it, measured and charted."""
+"""The EM map: its M-step on moments, and the map with step length and coordinates, as the solver wants it."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ from jax import Array
 
 from jaxgmm import priors
 from jaxgmm.components.covariance.base import Family
+from jaxgmm.data import Context
 from jaxgmm.kernels import quadratic
 from jaxgmm.kernels.blocked_sum import AxisName, rows_over
 from jaxgmm.kernels.exact import Moments, accumulate, location_and_variance
@@ -19,33 +20,6 @@ from jaxgmm.kernels.linalg import epsilon, inverted_once
 from jaxgmm.kernels.manual_axes import varying_like
 from jaxgmm.mixture import GMMParams, has_component_axis
 from jaxgmm.solvers import implicit
-
-
-class Frame(NamedTuple):
-    """What is fixed about the data before EM begins."""
-
-    shift: Array  # (D,)  subtracted from the data, so that means are not rounded at a large offset
-    variance: Array  # (D,)  of the features; 1 for a constant feature
-    ridge: Array  # (D,)  what is added to the diagonals of the covariances
-    prior: priors.Pseudo | None = None  # about the shift
-    quadratic: quadratic.Coordinates | None = None  # where the quadratic kernel is to be used
-    rough: Array | None = None  # ()  bool: whether it is used now; None for always
-    centre: Array | None = None  # (D,)  the data's mean, where a survey has it
-
-
-def frame(x: Array, w: Array | None, reg_covar: Array) -> Frame:
-    """Survey the data: where they are, how wide they are, and how large a ridge `reg_covar` is for them.
-
-    The ridge of feature j is reg_covar · min(1, Var x_j): absolute for features as wide as 1 or wider, and
-    relative below, so that a feature in small units is not swamped. A constant feature counts as width 1.
-    """
-    mean, variance = location_and_variance(x, w)
-    rounding = jnp.square(8 * epsilon(x.dtype) * jnp.abs(mean))
-    # NaN, of squares out of range, stays: the fit then ends as NONFINITE.
-    variance = jnp.where(variance <= rounding, 1, variance)
-    # Where the offset is small beside the spread, a shift would only add its own rounding to the data.
-    shift = jax.lax.stop_gradient(jnp.where(jnp.square(mean) > variance, mean, 0))
-    return Frame(shift, variance, reg_covar * jnp.minimum(variance, 1), centre=mean)
 
 
 def equal_log_weights(on: Array, dtype: Any) -> Array:
@@ -92,8 +66,8 @@ def maximise(
     return new, (jnp.where(was_on, jnp.exp(params.log_weights), 0) * lengths).sum()
 
 
-def with_prior(f: Frame, prior: priors.Prior | None, family: Family, shape: tuple[int, ...]) -> Frame:
-    """The frame with a checked prior for K components in D dimensions, shape (K, D), in it."""
+def with_prior(f: Context, prior: priors.Prior | None, family: Family, shape: tuple[int, ...]) -> Context:
+    """The context with a checked prior for K components in D dimensions, shape (K, D), in it."""
     return f if prior is None else f._replace(prior=priors.pseudo(prior, family, shape, f.shift))
 
 
@@ -113,9 +87,9 @@ def without_empty(params: GMMParams, moments: Moments) -> GMMParams:
 
 
 def weighted_m_step(
-    r: Array, x: Array, w: Array | None, f: Frame, family: Family, block_size: int
+    r: Array, x: Array, w: Array | None, f: Context, family: Family, block_size: int
 ) -> GMMParams:
-    """The M-step from given responsibilities (N, K), with means relative to the frame's shift."""
+    """The M-step from given responsibilities (N, K), with means relative to the shift of the context."""
     location, _ = location_and_variance(x, w)
     means = jnp.broadcast_to((location - f.shift)[None, :], (r.shape[1], x.shape[1]))
     params = reference_params(family, means, f.variance)
@@ -144,14 +118,14 @@ def _hold(image: GMMParams) -> GMMParams:
 def evaluate(
     block_size: int,
     params: GMMParams,
-    data: tuple[Array, Array | None, Frame],
+    data: tuple[Array, Array | None, Context],
     *,
     hold: bool = True,
     axis_name: AxisName = None,
     quadratic_rows: int | None = None,
     by_pairs: bool = False,
 ) -> implicit.Evaluation:
-    """One EM step on the data (X, weights, frame) as `fixed_point` wants it; see `assess`.
+    """One EM step on the data (X, weights, context) as the solver wants it; see `assess`.
 
     The quadratic kernel's blocks have `quadratic_rows` rows; None for the same as the other's. With
     `by_pairs` nobody asks for the step's derivative; see `exact.accumulate`.
@@ -180,7 +154,7 @@ def _factors(params: GMMParams) -> Any:
     return params.scale if params.family.quadratic in quadratic.AFFINE else ()
 
 
-def assess(params: GMMParams, moments: Moments, f: Frame, *, hold: bool = True) -> implicit.Evaluation:
+def assess(params: GMMParams, moments: Moments, f: Context, *, hold: bool = True) -> implicit.Evaluation:
     """The EM step from moments about `params`, with what rounding can do to it.
 
     What must not fall is the likelihood, plus the prior per unit of sample weight, less the ridge's own

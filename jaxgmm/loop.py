@@ -14,7 +14,8 @@ from jax import Array, lax
 from jaxgmm import _validate as validate
 from jaxgmm import priors
 from jaxgmm.components.covariance.base import Family
-from jaxgmm.em_map import Frame, admissible, chart, coordinates, evaluate, frame, with_prior
+from jaxgmm.data import Context, summarise
+from jaxgmm.em_map import admissible, chart, coordinates, evaluate, with_prior
 from jaxgmm.kernels import quadratic
 from jaxgmm.kernels.blocked_sum import AxisName, block_rows, rows_over, sum_rows
 from jaxgmm.kernels.exact import accumulate
@@ -155,8 +156,8 @@ def _derivative(family: Family, s: Settings) -> Derivative:
 
 
 def _for_features(
-    f: Frame, s: Settings, family: Family, n_components: int, width: int = 1
-) -> tuple[Frame, int]:
+    f: Context, s: Settings, family: Family, n_components: int, width: int = 1
+) -> tuple[Context, int]:
     """The frame where the quadratic kernel is used, and the rows of its blocks for so many lanes at once."""
     kind = family.quadratic
     assert kind is not None
@@ -170,7 +171,7 @@ def _for_features(
 _ROUGH, _EXACT, _CLOSING = range(3)  # stages of a fit
 
 
-def _staged(begin: GMMParams, f: Frame, s: Settings, max_iter: Array) -> Solution:
+def _staged(begin: GMMParams, f: Context, s: Settings, max_iter: Array) -> Solution:
     """Where one fit ends, on the kernels that are asked for, with its likelihood in the data's own place.
 
     One loop, compiled once, inside a loop over stages: steps on the quadratic kernel; steps on the whitened
@@ -221,14 +222,14 @@ def _staged(begin: GMMParams, f: Frame, s: Settings, max_iter: Array) -> Solutio
 
 
 def _many(
-    begin: GMMParams, f: Frame, s: Settings, max_iter: Array, framed: Callable[[Frame, Array], Frame]
+    begin: GMMParams, f: Context, s: Settings, max_iter: Array, framed: Callable[[Context, Array], Context]
 ) -> Solution:
     """The same from starts with a leading axis, of whose fits some are under way at a time."""
     family, n_samples, (n_lanes, k, d) = begin.family, s.x.shape[0], begin.means.shape
     options = _options(family, s) | {"derivative": _derivative(family, s), "history_size": s.history_size}
 
     def run(
-        step: Step, f: Frame, start: GMMParams, limit: Array, memory: Memory | None, width: int
+        step: Step, f: Context, start: GMMParams, limit: Array, memory: Memory | None, width: int
     ) -> Solution:
         def data_of(lane: Array) -> Any:
             return s.x, s.w, framed(f, lane)
@@ -252,7 +253,7 @@ def _many(
     return _continued(lax.stop_gradient(first), begin, exact, max_iter)
 
 
-def _as_rounded(solution: Solution, f: Frame, s: Settings) -> Solution:
+def _as_rounded(solution: Solution, f: Context, s: Settings) -> Solution:
     """A fit of several, with its likelihood in the data's own place."""
 
     def measured(point: GMMParams) -> Array:
@@ -275,7 +276,7 @@ def _as_rounded(solution: Solution, f: Frame, s: Settings) -> Solution:
     return solution._replace(report=report)
 
 
-def _result(solution: Solution, f: Frame, s: Settings) -> FitResult:
+def _result(solution: Solution, f: Context, s: Settings) -> FitResult:
     """A fit's result, in the data's own place."""
     objective = solution.report
     if f.prior is not None:
@@ -298,7 +299,7 @@ def run(
     *,
     block_size: int,
     history_size: int,
-    surveyed: Frame | None = None,
+    surveyed: Context | None = None,
     unconverged: str = "nan",
     kernel: str = "whitened",
     axis_name: AxisName = None,
@@ -310,7 +311,7 @@ def run(
     """
     s = Settings(x, w, tol, accelerate, block_size, history_size, unconverged, kernel, axis_name)
     with rows_over(axis_name):
-        f = frame(x, w, reg_covar) if surveyed is None else surveyed
+        f = summarise(x, w, reg_covar) if surveyed is None else surveyed
     f = with_prior(f, prior, params.family, params.means.shape)
     begin = translate(admissible(params), -f.shift)
     return _result(_staged(begin, f, s, max_iter), f, s)
@@ -328,7 +329,7 @@ def run_many(
     *,
     block_size: int,
     history_size: int,
-    surveyed: Frame | None = None,
+    surveyed: Context | None = None,
     unconverged: str = "nan",
     kernel: str = "whitened",
     axis_name: AxisName = None,
@@ -339,7 +340,7 @@ def run_many(
     """
     s = Settings(x, w, tol, accelerate, block_size, history_size, unconverged, kernel, axis_name)
     with rows_over(axis_name):
-        f = frame(x, w, reg_covar) if surveyed is None else surveyed
+        f = summarise(x, w, reg_covar) if surveyed is None else surveyed
     family, (n_lanes, *shape) = params.family, params.means.shape
     lanes = jnp.arange(n_lanes, dtype=jnp.int32)
 
@@ -348,7 +349,7 @@ def run_many(
 
     pseudo = jax.vmap(own)(lanes)
 
-    def framed(f: Frame, lane: Array) -> Frame:
+    def framed(f: Context, lane: Array) -> Context:
         return f._replace(prior=jax.tree.map(lambda a: jnp.take(a, lane, axis=0, mode="clip"), pseudo))
 
     begin = jax.vmap(lambda p: translate(admissible(p), -f.shift))(params)

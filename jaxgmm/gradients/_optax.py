@@ -15,6 +15,7 @@ from jax.typing import ArrayLike
 
 from jaxgmm import _validate as validate
 from jaxgmm import em_map
+from jaxgmm.data import summarise
 from jaxgmm.density import check_mixture, inputs, posterior, score
 from jaxgmm.gradients._unrolled import status_of
 from jaxgmm.kernels.blocked_sum import block_rows, in_range, sum_rows
@@ -139,7 +140,7 @@ def _descend(
 ) -> FitResult:
     import optax
 
-    f = em_map.frame(x, w, reg_covar)
+    f = summarise(x, w, reg_covar)
     n_samples, n_features = x.shape
     shape = (params.n_components, n_features)
     width = jnp.sqrt(f.variance)

@@ -11,6 +11,7 @@ from jax.typing import ArrayLike
 
 from jaxgmm import _validate as validate
 from jaxgmm import em_map, priors
+from jaxgmm.data import summarise
 from jaxgmm.density import inputs
 from jaxgmm.kernels.exact import accumulate, rows_for
 from jaxgmm.kernels.manual_axes import varying_like
@@ -44,7 +45,7 @@ def _unrolled(
     n_steps: int,
     block_size: int,
 ) -> FitResult:
-    f = em_map.frame(x, w, reg_covar)
+    f = summarise(x, w, reg_covar)
     f = em_map.with_prior(f, prior, params.family, params.means.shape)
     data = (x, w, f)
 

@@ -13,6 +13,7 @@ from jax.typing import ArrayLike
 
 from jaxgmm import _validate as validate
 from jaxgmm import em_map, priors
+from jaxgmm.data import summarise
 from jaxgmm.density import inputs
 from jaxgmm.kernels.blocked_sum import block_rows
 from jaxgmm.kernels.linalg import epsilon
@@ -51,7 +52,7 @@ def _operator(
     params: GMMParams, x: Array, w: Array | None, reg_covar: Array, prior: Prior | None, block_size: int
 ) -> tuple[implicit.Jacobian, Array, Array]:
     """The map's Jacobian in Fisher coordinates, a random tangent in them, and the length of a step."""
-    f = em_map.with_prior(em_map.frame(x, w, reg_covar), prior, params.family, params.means.shape)
+    f = em_map.with_prior(summarise(x, w, reg_covar), prior, params.family, params.means.shape)
     point = translate(params, -f.shift)
 
     def evaluate(p: GMMParams) -> implicit.Evaluation:

@@ -13,8 +13,8 @@ from jax import Array, lax
 from jax.flatten_util import ravel_pytree
 
 from jaxgmm.components.covariance.base import Family, free_weights
+from jaxgmm.data import summarise
 from jaxgmm.density import posterior
-from jaxgmm.em_map import frame
 from jaxgmm.kernels.blocked_sum import block_rows, sum_rows
 from jaxgmm.kernels.linalg import (
     PRECISION,
@@ -176,7 +176,7 @@ def localise(params: GMMParams, shift: Array) -> Local:
 
 def survey(params: GMMParams, x: Array, w: Array | None) -> Local:
     """`localise` with the shift that suits the data."""
-    return localise(params, frame(x, w, jnp.zeros((), x.dtype)).shift)
+    return localise(params, summarise(x, w, jnp.zeros((), x.dtype)).shift)
 
 
 def scores(local: Local, b: Array) -> tuple[Array, Array]:

@@ -17,8 +17,9 @@ from jax.typing import ArrayLike
 from jaxgmm import _units as units
 from jaxgmm import _validate as validate
 from jaxgmm.components.covariance.base import Family
+from jaxgmm.data import Context
 from jaxgmm.em import m_step
-from jaxgmm.em_map import Frame, maximise, reference_params, weighted_m_step, without_empty
+from jaxgmm.em_map import maximise, reference_params, weighted_m_step, without_empty
 from jaxgmm.init._kmeans import distinct_rows, least, lloyd, plusplus, random_simplex
 from jaxgmm.init._ward import partitions
 from jaxgmm.kernels.blocked_sum import in_range
@@ -238,14 +239,14 @@ def nearest(params: GMMParams, r: Array, y: Array, distance: Array) -> Array:
     return least(jnp.where(on, distance, jnp.inf))
 
 
-def metric(family: Family, f: Frame) -> Array:
+def metric(family: Family, f: Context) -> Array:
     """(D,) the features' standard deviations as the structure has them: one for all where it is isotropic."""
     one = family.from_variances(f.variance[None, :])
     return jnp.sqrt(family.diagonal(one, (1, f.variance.shape[0]))[0])
 
 
 def seeds(
-    key: Array, x: Array, w: Array | None, f: Frame, unit: Array, *, n_components: int, init: Init
+    key: Array, x: Array, w: Array | None, f: Context, unit: Array, *, n_components: int, init: Init
 ) -> Array:
     """(K, D) seeds relative to the frame's shift, by k-means++ or k-means on features in `unit` (D,)."""
     ones = jnp.ones(x.shape[0], x.dtype) if w is None else w
@@ -259,7 +260,7 @@ def seeds(
 
 
 def ward(
-    x: Array, w: Array | None, f: Frame, unit: Array, *, n_components: int, n_active: Array | None
+    x: Array, w: Array | None, f: Context, unit: Array, *, n_components: int, n_active: Array | None
 ) -> tuple[Array, Array]:
     """Ward's partition (N,) into n_active clusters, and their means (K, D) relative to the frame's shift."""
     ones = jnp.ones(x.shape[0], x.dtype) if w is None else w
@@ -272,7 +273,7 @@ def ward(
     return labels, einsum("nk,nd->kd", share / jnp.where(size > 0, size, 1)[None, :], shifted)
 
 
-def widened(params: GMMParams, moments: Moments, f: Frame, share: Array | float = WIDEN) -> GMMParams:
+def widened(params: GMMParams, moments: Moments, f: Context, share: Array | float = WIDEN) -> GMMParams:
     """The M-step from a partition's moments, every component wider by a share of the variance within them."""
     before = without_empty(params, moments)
     shape = (params.n_components, params.n_features)
@@ -292,7 +293,7 @@ def from_seeds(
     places: Array,
     x: Array,
     w: Array | None,
-    f: Frame,
+    f: Context,
     *,
     family: Family,
     block_size: int,
@@ -315,7 +316,7 @@ def start(
     key: Array,
     x: Array,
     w: Array | None,
-    f: Frame,
+    f: Context,
     *,
     family: Family,
     n_components: int,

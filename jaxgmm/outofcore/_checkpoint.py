@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxgmm import _validate as validate
 from jaxgmm._version import __version__
-from jaxgmm.em_map import Frame
+from jaxgmm.data import Context
 from jaxgmm.io.archive import read_arrays, write_arrays
 from jaxgmm.io.atomic import atomic_write
 from jaxgmm.mixture import GMMParams, translate
@@ -65,7 +65,7 @@ class Settings:
 def settings(
     params: GMMParams,
     survey: host_em.Survey,
-    f: Frame,
+    f: Context,
     numbers: host_em.Numbers,
     prior: Prior | None,
     history_size: int,

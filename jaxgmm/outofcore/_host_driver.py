@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-from jaxgmm.em_map import Frame
+from jaxgmm.data import Context
 from jaxgmm.kernels.exact import Moments
 from jaxgmm.mixture import GMMParams
 from jaxgmm.outofcore import _checkpoint as checkpoint
@@ -41,7 +41,7 @@ class Interruption(BaseException):
 def fit(
     params: GMMParams,
     survey: Survey,
-    moments_about: Callable[[GMMParams, Frame], Moments],
+    moments_about: Callable[[GMMParams, Context], Moments],
     numbers: Numbers,
     prior: Prior | None,
     *,
@@ -64,7 +64,7 @@ def fit(
       kept: where the states are kept, or None.
       report: told of each step, and of the end.
     """
-    f: Frame = survey.frame(numbers[2], prior, params)
+    f: Context = survey.context(numbers[2], prior, params)
     state = host_em.start(params, f, history_size)
     settings: Settings | None = None
     if kept is not None:

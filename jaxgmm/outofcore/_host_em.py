@@ -16,10 +16,10 @@ import numpy as np
 from jax import Array
 
 from jaxgmm import priors
-from jaxgmm.em_map import Frame, admissible, assess, chart, with_prior
+from jaxgmm.data import Context, centring, constant, ridge
+from jaxgmm.em_map import admissible, assess, chart, with_prior
 from jaxgmm.kernels import quadratic
 from jaxgmm.kernels.exact import Moments
-from jaxgmm.kernels.linalg import epsilon
 from jaxgmm.kernels.programs import jit
 from jaxgmm.mixture import GMMParams, translate
 from jaxgmm.priors import Prior
@@ -81,17 +81,15 @@ class Survey:
         n_samples = self.n_samples + other.n_samples
         return Survey(n_samples, total, self.mean + share * gap, variance, covariance)
 
-    def frame(self, reg_covar: Array, prior: Prior | None, params: GMMParams) -> Frame:
-        """As `em_map.frame` makes it of an array, with the prior in it."""
+    def context(self, reg_covar: Array, prior: Prior | None, params: GMMParams) -> Context:
+        """As `data.summarise` makes it of an array, with the prior in it."""
         dtype = params.means.dtype
-        rounding = np.square(8 * epsilon(dtype) * np.abs(self.mean))
-        variance = np.where(self.variance > rounding, self.variance, 1.0)
-        shift = np.where(np.square(self.mean) > variance, self.mean, 0.0)
-        narrow = jnp.asarray(np.minimum(variance, 1.0), dtype)
-        f = Frame(jnp.asarray(shift, dtype), jnp.asarray(variance, dtype), reg_covar * narrow)
+        variance = np.where(self.variance > constant(self.mean, dtype), self.variance, 1.0)
+        shift, wide = centring(self.mean, variance), jnp.asarray(variance, dtype)
+        f = Context(jnp.asarray(shift, dtype), wide, ridge(reg_covar, wide))
         return with_prior(f, prior, params.family, params.means.shape)
 
-    def coordinates(self, f: Frame, kind: str) -> quadratic.Coordinates:
+    def coordinates(self, f: Context, kind: str) -> quadratic.Coordinates:
         """As `quadratic.coordinates` makes them of an array, for a family's kind of features."""
         if self.covariance is None:
             raise ValueError("this survey has no covariance, which the quadratic kernel needs")
@@ -102,13 +100,13 @@ class Survey:
 
 
 @functools.partial(jit, static_argnames=("plain",))
-def _turn(s: State, moments: Moments, f: Frame, numbers: Numbers, *, plain: bool) -> State:
+def _turn(s: State, moments: Moments, f: Context, numbers: Numbers, *, plain: bool) -> State:
     tol, max_iter, _, accelerate = numbers
     e = assess(s.point, moments, f)
     return squarem.turn(e, s, None if plain else chart(s.point.family), tol, max_iter, accelerate)
 
 
-def start(params: GMMParams, f: Frame, history_size: int) -> State:
+def start(params: GMMParams, f: Context, history_size: int) -> State:
     """The state before the first turn; its means are relative to the frame's shift."""
     begin = translate(admissible(params), -f.shift)
     return squarem.begin(begin, squarem.no_memory(params.means.dtype), history_size)
@@ -116,7 +114,7 @@ def start(params: GMMParams, f: Frame, history_size: int) -> State:
 
 def climb(
     state: State,
-    f: Frame,
+    f: Context,
     numbers: Numbers,
     moments_of: Callable[[GMMParams], Moments],
     after: Callable[[State], Any] | None = None,
@@ -138,7 +136,7 @@ def climb(
 
 
 def result(
-    state: State, f: Frame, total_weight: float, moments_of: Callable[[GMMParams], Moments]
+    state: State, f: Context, total_weight: float, moments_of: Callable[[GMMParams], Moments]
 ) -> FitResult:
     """What `jaxgmm.fit` would return: parameters in the data's own place, with their own likelihood.
 

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgmm.components.covariance.base import Family
-from jaxgmm.em_map import Frame, maximise
+from jaxgmm.data import Context
+from jaxgmm.em_map import maximise
 from jaxgmm.kernels.exact import Moments
 from jaxgmm.kernels.programs import jit
 from jaxgmm.mixture import GMMParams
@@ -26,7 +27,7 @@ _GAIN = (
     1e-3  # nats per unit of weight: a sweep that gains less is the last, for SQUAREM is quicker from there
 )
 
-Sweeping = Callable[[State, Frame, Passes, int, Callable[[State], Any]], State]
+Sweeping = Callable[[State, Context, Passes, int, Callable[[State], Any]], State]
 
 
 def sweeps(family: Family) -> Sweeping:
@@ -36,14 +37,14 @@ def sweeps(family: Family) -> Sweeping:
 
 
 @jit
-def _begin(params: GMMParams, total: Moments, f: Frame) -> tuple[GMMParams, Moments]:
+def _begin(params: GMMParams, total: Moments, f: Context) -> tuple[GMMParams, Moments]:
     new, _ = maximise(params, total, f.ridge, f.prior)
     return new, change_of_reference.rebase(total, params, new)
 
 
 @jit
 def _replace(
-    params: GMMParams, total: Moments, old: Moments, about: GMMParams, new: Moments, f: Frame
+    params: GMMParams, total: Moments, old: Moments, about: GMMParams, new: Moments, f: Context
 ) -> tuple[GMMParams, Moments]:
     """Parameters and moments of all rows about them, after a part's moments have been replaced.
 
@@ -70,7 +71,7 @@ def _finite(tree: Any) -> bool:
 class _Parts:
     """The latest moments of every part, their sum, and the parameters that this is about."""
 
-    def __init__(self, params: GMMParams, f: Frame, passes: Passes) -> None:
+    def __init__(self, params: GMMParams, f: Context, passes: Passes) -> None:
         self.params, self.f, self.passes = params, f, passes
         zero = Moments.zero(params)
         self._structure = jax.tree.structure(zero)
@@ -118,7 +119,7 @@ def _sum(parts: list[Moments]) -> Moments:
     return whole
 
 
-def _sweeps(state: State, f: Frame, passes: Passes, max_iter: int, report: Callable[[State], Any]) -> State:
+def _sweeps(state: State, f: Context, passes: Passes, max_iter: int, report: Callable[[State], Any]) -> State:
     parts = _Parts(state.point, f, passes)
     best, n_iter, before, mean = state.point, 0, -np.inf, -np.inf
     history = np.asarray(state.history).copy()

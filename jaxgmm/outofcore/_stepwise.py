@@ -15,6 +15,7 @@ from jax.typing import ArrayLike
 
 from jaxgmm import _validate as validate
 from jaxgmm import priors
+from jaxgmm.data import centring, ridge
 from jaxgmm.density import check_mixture, inputs
 from jaxgmm.em_map import admissible, maximise
 from jaxgmm.kernels.exact import Moments, accumulate, rows_for
@@ -77,13 +78,13 @@ def _init(params: GMMParams, reg_covar: Array, prior: Prior | None) -> StepwiseS
     mean = (weights * params.means).sum(0)
     within = params.family.diagonal(params.scale, shape)
     variance = (weights * (within + jnp.square(params.means - mean[None, :]))).sum(0)
-    shift = jnp.where(jnp.square(mean) > variance, mean, 0)
+    shift = centring(mean, variance)
     relative = translate(params, -shift)
     return StepwiseState(
         relative,
         change_of_reference.expected(relative, params.weights),
         shift,
-        reg_covar * jnp.minimum(variance, 1),
+        ridge(reg_covar, variance),
         jnp.zeros((), jnp.int32),
         jnp.full((), -jnp.inf, params.means.dtype),
         jnp.zeros((), params.means.dtype),

@@ -12,8 +12,8 @@ from jax.typing import ArrayLike
 
 from jaxgmm import _validate as validate
 from jaxgmm import priors
+from jaxgmm.data import Context
 from jaxgmm.density import check_mixture
-from jaxgmm.em_map import Frame
 from jaxgmm.kernels import quadratic
 from jaxgmm.loop import DEFAULT_OPTIONS, MAX_ITER, REG_COVAR, TOL, EMOptions, check_options
 from jaxgmm.mixture import GMMParams
@@ -127,7 +127,7 @@ def fit_stream(
 
     try:
         surveyed = survey(data, rows, kind, covariance=raw, watch=report.watch)
-        f = surveyed.frame(numbers[2], checked, start)
+        f = surveyed.context(numbers[2], checked, start)
         phases = _PHASES[quadratic.choose(kernel, family, surveyed.n_samples, *shape)]
         settings = checkpoints.settings(
             start, surveyed, f, numbers, checked, history_size,
@@ -161,7 +161,7 @@ def _climb(
     state: State,
     phase: int,
     phases: tuple[str, ...],
-    f: Frame,
+    f: Context,
     surveyed: host_em.Survey,
     settings: Settings,
     numbers: host_em.Numbers,
@@ -188,7 +188,7 @@ def _climb(
         if phases[phase] == "quadratic" and kind is not None:
             own = f._replace(quadratic=surveyed.coordinates(f, kind))
 
-        def moments_of(p: GMMParams, own: Frame = own) -> Any:
+        def moments_of(p: GMMParams, own: Context = own) -> Any:
             return passes.moments(p, own)
 
         try:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxgmm.em_map import Frame
+from jaxgmm.data import Context
 from jaxgmm.kernels import quadratic
 from jaxgmm.kernels.blocked_sum import block_rows
 from jaxgmm.kernels.exact import Moments, accumulate, rows_for
@@ -125,7 +125,7 @@ class Passes:
         self.n_chunks = -(-surveyed.n_samples // rows)
         self._watch = watch
 
-    def moments(self, params: GMMParams, f: Frame) -> Moments:
+    def moments(self, params: GMMParams, f: Context) -> Moments:
         """Of all rows about `params`, whose means are relative to `f.shift`; by the kernel that f has.
 
         Chunks are added in float64 on the host; within a chunk the sum is compensated.
@@ -147,7 +147,7 @@ class Passes:
     def each(
         self,
         params_of: Callable[[int], GMMParams],
-        f: Frame,
+        f: Context,
         take: Callable[[int, list[np.ndarray]], Any],
         *,
         ahead: bool = True,
@@ -202,7 +202,7 @@ class Passes:
             )
         return structure
 
-    def _start(self, params: GMMParams, chunk: Chunk, weight: float, f: Frame) -> Moments:
+    def _start(self, params: GMMParams, chunk: Chunk, weight: float, f: Context) -> Moments:
         share = jnp.asarray(weight / self.surveyed.total_weight, self.dtype)
         x, w = jax.device_put((chunk.x, chunk.w))
         return _moments(

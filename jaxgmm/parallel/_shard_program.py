@@ -13,8 +13,9 @@ import jax
 from jax import Array, lax
 from jax.sharding import Mesh, PartitionSpec
 
-from jaxgmm import em_map, priors
-from jaxgmm.em_map import Frame, coordinates, evaluate, with_prior
+from jaxgmm import priors
+from jaxgmm.data import Context, summarise
+from jaxgmm.em_map import coordinates, evaluate, with_prior
 from jaxgmm.kernels.blocked_sum import rows_over
 from jaxgmm.kernels.programs import jit
 from jaxgmm.loop import run, run_many
@@ -100,12 +101,12 @@ def _tangents(how: How, primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> 
     def over_all(function: Any, *specs: PartitionSpec) -> Any:
         return shard_map(function, mesh=how.mesh, in_specs=specs, out_specs=everywhere)
 
-    def surveyed(x: Array, w: Array, reg_covar: Array) -> Frame:
+    def surveyed(x: Array, w: Array, reg_covar: Array) -> Context:
         with rows_over(how.axis_name):
-            return em_map.frame(x, w, reg_covar)
+            return summarise(x, w, reg_covar)
 
-    def step(point: GMMParams, data: tuple[Array, Array, Frame]) -> Evaluation:
-        def own(point: GMMParams, x: Array, w: Array, f: Frame) -> Evaluation:
+    def step(point: GMMParams, data: tuple[Array, Array, Context]) -> Evaluation:
+        def own(point: GMMParams, x: Array, w: Array, f: Context) -> Evaluation:
             return evaluate(how.block_size, point, (x, w, f), axis_name=how.axis_name)
 
         found: Evaluation = over_all(own, everywhere, rows, rows, everywhere)(point, *data)

@@ -20,8 +20,9 @@ from jaxgmm import _units as units
 from jaxgmm import _validate as validate
 from jaxgmm import priors
 from jaxgmm.components.covariance.base import Family
+from jaxgmm.data import Context, summarise
 from jaxgmm.density import posterior
-from jaxgmm.em_map import Frame, frame, reference_params, with_prior
+from jaxgmm.em_map import reference_params, with_prior
 from jaxgmm.init._starts import Init, metric, nearest, seeds, start, ward, widened
 from jaxgmm.kernels.blocked_sum import block_rows, in_range, sum_rows
 from jaxgmm.kernels.exact import Moments, accumulate
@@ -49,7 +50,7 @@ class Settings(NamedTuple):
     accelerate: Array
     max_ratio: Array
     n_effective: Array  # () the sum of the weights
-    surveyed: Frame
+    surveyed: Context
     total: Array  # (D, D) factor of the covariance of all the data
     prior: Prior | None
     limits: Limits | None = None  # of the structure; None before it is known, and for that of "full"
@@ -60,7 +61,7 @@ def prior_for(s: Settings, default: bool, family: Family, n_active: Array) -> Pr
     return priors.default(s.x, s.w, n_active, family) if default else s.prior
 
 
-def _framed(s: Settings, default: bool, family: Family, n_components: int, n_active: Array) -> Frame:
+def _framed(s: Settings, default: bool, family: Family, n_components: int, n_active: Array) -> Context:
     prior = prior_for(s, default, family, n_active)
     return with_prior(s.surveyed, prior, family, (n_components, s.x.shape[1]))
 
@@ -100,14 +101,14 @@ def settings_of(
 
 
 @functools.partial(jit, static_argnames="block_size")
-def survey(x: Array, w: Array | None, reg_covar: Array, *, block_size: int) -> tuple[Array, Frame, Array]:
+def survey(x: Array, w: Array | None, reg_covar: Array, *, block_size: int) -> tuple[Array, Context, Array]:
     """Σ of the weights, the frame of the data, and the factor of their covariance."""
     n = jnp.asarray(x.shape[0], x.dtype) if w is None else w.sum()
-    return n, frame(x, w, reg_covar), total_factor(x, w, block_size)
+    return n, summarise(x, w, reg_covar), total_factor(x, w, block_size)
 
 
 @functools.partial(jit, static_argnames=("family", "n_components"))
-def reference(surveyed: Frame, *, family: Family, n_components: int) -> tuple[Array, GMMParams]:
+def reference(surveyed: Context, *, family: Family, n_components: int) -> tuple[Array, GMMParams]:
     """(D,) `metric` of a structure, and its K equal components as wide as all the data."""
     means = jnp.broadcast_to(surveyed.shift[None, :], (n_components, surveyed.shift.shape[0]))
     return metric(family, surveyed), reference_params(family, means, surveyed.variance)

@@ -16,7 +16,8 @@ from jaxgmm import _validate as validate
 from jaxgmm import priors
 from jaxgmm.components.covariance.base import Family
 from jaxgmm.components.covariance.registry import get_family
-from jaxgmm.em_map import frame, with_prior
+from jaxgmm.data import summarise
+from jaxgmm.em_map import with_prior
 from jaxgmm.init._starts import Init, check_init, start
 from jaxgmm.kernels import quadratic
 from jaxgmm.kernels.exact import rows_for
@@ -72,7 +73,7 @@ def _fit_lanes(
     kernel: str,
 ) -> FitResult:
     """n_init fits; or, for each of `sizes` (L,), the best of n_init fits with that many components on."""
-    surveyed = frame(x, w, reg_covar)
+    surveyed = summarise(x, w, reg_covar)
     n_lanes = n_init * (1 if sizes is None else sizes.shape[0])
     keys = jax.random.split(key, n_lanes)
     active = None if sizes is None else jnp.repeat(sizes, n_init)

@@ -15,7 +15,8 @@ from jaxgmm.components.covariance.base import Family
 from jaxgmm.components.covariance.diagonal import diag, spherical
 from jaxgmm.components.covariance.full import full
 from jaxgmm.components.covariance.tied import tied
-from jaxgmm.em_map import Frame, weighted_m_step, with_prior
+from jaxgmm.data import Context
+from jaxgmm.em_map import weighted_m_step, with_prior
 from jaxgmm.kernels.blocked_sum import block_rows
 from jaxgmm.kernels.exact import location_and_variance
 from jaxgmm.kernels.programs import jit
@@ -124,7 +125,7 @@ def _device_m_step(
 ) -> GMMParams:
     _, variance = location_and_variance(x, w)
     zero, ridge = jnp.zeros(x.shape[1], x.dtype), jnp.broadcast_to(reg_covar, x.shape[1:])
-    f = Frame(zero, jnp.where(variance > 0, variance, 1), ridge)
+    f = Context(zero, jnp.where(variance > 0, variance, 1), ridge)
     f = with_prior(f, prior, family, (r.shape[1], x.shape[1]))
     return weighted_m_step(r, x, w, f, family, block_size)
 

@@ -14,6 +14,7 @@ from jaxgmm import _validate as validate
 from jaxgmm.components.covariance.base import Family
 from jaxgmm.components.covariance.diagonal import diag, spherical
 from jaxgmm.components.covariance.tied import tied
+from jaxgmm.data import centring
 from jaxgmm.em_map import reference_params
 from jaxgmm.kernels.blocked_sum import block_rows
 from jaxgmm.kernels.exact import Moments, accumulate, location_and_variance
@@ -188,7 +189,7 @@ def ascend(
 def _centred(x: Array, w: Array) -> tuple[Array, Array]:
     """The data less a shift (D,): their mean, where it is far enough from 0 for that to keep digits."""
     mean, variance = location_and_variance(x, w)
-    shift = jnp.where(jnp.square(mean) > variance, mean, 0)
+    shift = centring(mean, variance)
     return x - shift[None, :], shift
 
 

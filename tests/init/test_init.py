@@ -9,7 +9,7 @@ import pytest
 
 import jaxgmm
 from jaxgmm.components import FAMILIES
-from jaxgmm.em_map import frame
+from jaxgmm.data import summarise
 from jaxgmm.init import kmeans, random_resp
 from jaxgmm.init._starts import start
 from tests.conftest import overlapping
@@ -268,7 +268,7 @@ def test_a_partition_gives_the_clusters_own_moments(double):
 
 @functools.partial(jax.jit, static_argnames=("init", "name"))
 def _starts(keys, X, w, init, name):
-    f = frame(X, w, jnp.zeros((), X.dtype))
+    f = summarise(X, w, jnp.zeros((), X.dtype))
     options = {"family": FAMILIES[name], "n_components": K, "block_size": N, "init": init}
     return jax.vmap(lambda k: start(k, X, w, f, **options))(keys)
 

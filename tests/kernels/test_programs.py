@@ -11,7 +11,8 @@ import pytest
 
 import jaxgmm
 from jaxgmm.components import full, spherical
-from jaxgmm.em_map import evaluate, frame
+from jaxgmm.data import summarise
+from jaxgmm.em_map import evaluate
 from jaxgmm.kernels import programs
 from tests.conftest import costly, every_name_at_a_cost, overlapping, start_from, times_used, x64
 
@@ -235,7 +236,7 @@ def test_other_functions_of_float32_stay_float32_under_x64(name):
 def test_a_step_inverts_its_factors_once_and_its_images_once(name):
     x = jnp.asarray(np.random.default_rng(0).normal(size=(40, 3)), jnp.float32)
     params = start_from(x, np.arange(40) % 2, name, np.float32)
-    f = frame(x, None, jnp.asarray(1e-6, jnp.float32))
+    f = summarise(x, None, jnp.asarray(1e-6, jnp.float32))
     program = jax.make_jaxpr(lambda p: evaluate(40, p, (x, None, f)))(params)
     assert times_used("triangular_solve", program) == 2
 

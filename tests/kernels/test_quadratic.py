@@ -10,7 +10,7 @@ import pytest
 import jaxgmm
 from jaxgmm import EMOptions, Status
 from jaxgmm.components import FAMILIES, factor
-from jaxgmm.em_map import frame
+from jaxgmm.data import summarise
 from jaxgmm.kernels import quadratic
 from jaxgmm.kernels.exact import accumulate
 from jaxgmm.mixture import translate
@@ -32,7 +32,7 @@ WEIGHTS = np.random.default_rng(0).uniform(0, 2, size=N)
 
 @jax.jit
 def both(params, x, w):
-    f = frame(x, w, jnp.asarray(1e-6, x.dtype))
+    f = summarise(x, w, jnp.asarray(1e-6, x.dtype))
     relative = translate(params, -f.shift)
     c = quadratic.coordinates(params.family.quadratic, x, w, f.shift)
     one = accumulate(relative, x, w, shift=f.shift, block_size=64)
@@ -93,7 +93,7 @@ def test_the_bulk_of_the_second_moments_goes_without_rounding(structure):
     x = jnp.asarray(rng.normal(size=(n, d)) + far[np.arange(n) % 3], jnp.float32)
     own = np.broadcast_to(np.eye(d), (3, d, d)) if structure == "full" else np.ones((3, d))
     params = jaxgmm.make_params(np.full(3, 1 / 3, np.float32), np.float32(far), np.float32(own), structure)
-    f = frame(x, None, jnp.asarray(1e-6, jnp.float32))
+    f = summarise(x, None, jnp.asarray(1e-6, jnp.float32))
     c = quadratic.coordinates(params.family.quadratic, x, None, f.shift)
     relative = translate(params, -f.shift)
     exact = accumulate(relative, x, None, shift=f.shift, block_size=block_size).second

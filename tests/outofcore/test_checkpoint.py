@@ -32,7 +32,7 @@ class Fit:
         wide = rows.astype(np.float64)
         self.survey = host_em.Survey(len(rows), float(len(rows)), wide.mean(0), wide.var(0))
         self.numbers = validate.iteration(tol, max_iter, 1e-6, True, jnp.float32)
-        self.frame = self.survey.frame(self.numbers[2], prior, self.params)
+        self.frame = self.survey.context(self.numbers[2], prior, self.params)
         self.rows = jnp.asarray(rows)
         self.settings = checkpoint.settings(
             self.params, self.survey, self.frame, self.numbers, prior, history_size, {"parts": [source]}

@@ -127,7 +127,7 @@ def test_sums_over_many_rows_are_right(single, rows, times):
 
     def summed(times):
         survey = Survey(times * rows, float(times * rows), np.zeros(3), np.ones(3))
-        frame = survey.frame(jnp.asarray(1e-6, jnp.float32), None, start)
+        frame = survey.context(jnp.asarray(1e-6, jnp.float32), None, start)
         return streaming_statistics.Passes(Long(times), survey, rows, np.dtype("f4")).moments(start, frame)
 
     many = summed(times)

@@ -9,7 +9,8 @@ import pytest
 
 import jaxgmm
 from jaxgmm import FitResult, Status
-from jaxgmm.em_map import frame, maximise
+from jaxgmm.data import summarise
+from jaxgmm.em_map import maximise
 from jaxgmm.mixture import translate
 from jaxgmm.selection import Spurious
 from jaxgmm.selection import _continuation as continuation
@@ -257,7 +258,7 @@ def test_a_mixture_of_another_size_gains_or_loses_one_component(name):
     start = jaxgmm.fit_components(jax.random.key(0), x, (4, 5), covariance_type=name, n_init=1, max_iter=20)
     params = jax.tree.map(lambda a: a[0], start.params)
     resp = np.asarray(jaxgmm.responsibilities(params, x))
-    surveyed = frame(x, None, jnp.asarray(1e-6, x.dtype))
+    surveyed = summarise(x, None, jnp.asarray(1e-6, x.dtype))
     closeness = overlap(params, x, None, N)
     for key in jax.random.split(jax.random.key(1), 5):
         for change in (-1, 1):

@@ -12,8 +12,8 @@ from jax.typing import ArrayLike
 
 from jaxgmm import _validate as validate
 from jaxgmm import priors
+from jaxgmm.data import Context
 from jaxgmm.density import check_mixture
-from jaxgmm.em_map import Frame
 from jaxgmm.kernels.exact import Moments
 from jaxgmm.loop import DEFAULT_OPTIONS, MAX_ITER, REG_COVAR, TOL, EMOptions, check_options
 from jaxgmm.mixture import GMMParams
@@ -113,7 +113,7 @@ def fit_engine(
     if not isinstance(survey, Survey) or not survey.total_weight > 0:
         raise ValueError("the engine holds no rows, or none with a weight above 0: there is nothing to fit")
 
-    def moments_about(point: GMMParams, f: Frame) -> Moments:
+    def moments_about(point: GMMParams, f: Context) -> Moments:
         sums: Sums = engine.map_reduce(moments_block, jax.device_get(point), np.asarray(f.shift))
         return sums.moments(point)
 

@@ -12,8 +12,8 @@ from jax.typing import ArrayLike
 
 from jaxgmm import _validate as validate
 from jaxgmm import priors
+from jaxgmm.data import Context
 from jaxgmm.density import check_mixture
-from jaxgmm.em_map import Frame
 from jaxgmm.kernels.exact import Moments
 from jaxgmm.loop import DEFAULT_OPTIONS, MAX_ITER, REG_COVAR, TOL, EMOptions, check_options
 from jaxgmm.mixture import GMMParams
@@ -243,7 +243,7 @@ def _opened(
     return report, kept, data
 
 
-def _moments(point: GMMParams, f: Frame, passes: Passes, states: _Kept) -> Moments:
+def _moments(point: GMMParams, f: Context, passes: Passes, states: _Kept) -> Moments:
     """Of the rows of all processes, by a pass of each over its own."""
 
     def own() -> np.ndarray:
