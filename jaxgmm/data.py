@@ -37,13 +37,14 @@ def centring(mean: Any, variance: Any) -> Any:
     return where(mean * mean > variance, mean, 0)
 
 
-def ridge(reg_covar: Array, variance: Array) -> Array:
+def ridge(reg_covar: Array, variance: Any) -> Array:
     """(D,) what is added to the variances: reg_covar · min(1, Var x_j).
 
     Absolute for features as wide as 1 or wider, and relative below, so that a feature in small units is not
     swamped.
     """
-    return reg_covar * jnp.minimum(variance, 1)
+    minimum = np.minimum if isinstance(variance, np.ndarray) else jnp.minimum
+    return reg_covar * minimum(variance, 1)
 
 
 def constant(mean: Any, dtype: Any) -> Any:

@@ -85,8 +85,9 @@ class Survey:
         """As `data.summarise` makes it of an array, with the prior in it."""
         dtype = params.means.dtype
         variance = np.where(self.variance > constant(self.mean, dtype), self.variance, 1.0)
-        shift, wide = centring(self.mean, variance), jnp.asarray(variance, dtype)
-        f = Context(jnp.asarray(shift, dtype), wide, ridge(reg_covar, wide))
+        shift = centring(self.mean, variance)
+        added = ridge(reg_covar, variance.astype(dtype))
+        f = Context(jnp.asarray(shift, dtype), jnp.asarray(variance, dtype), added)
         return with_prior(f, prior, params.family, params.means.shape)
 
     def coordinates(self, f: Context, kind: str) -> quadratic.Coordinates:
