@@ -346,8 +346,10 @@ def test_squares_out_of_range_are_nonfinite_where_the_data_cannot_be_looked_at(s
         assert_params_equal(result.params, p)
 
 
-@pytest.mark.parametrize("reg_covar", [0.0, 1e-6])
-@pytest.mark.parametrize("structure", ["full", "tied", "VVE", "VEV", "factor(1)"])
+@pytest.mark.parametrize(
+    ("structure", "reg_covar"),
+    [("full", 0.0), ("full", 1e-6), ("tied", 0.0), ("VVE", 1e-6), ("factor(1)", 0.0)],
+)
 def test_fewer_samples_than_features_is_degenerate_and_the_remedies_are_named(structure, reg_covar):
     X = 1e3 * np.random.default_rng(5).normal(size=(5, 50))
     with x64(False):
@@ -357,13 +359,14 @@ def test_fewer_samples_than_features_is_degenerate_and_the_remedies_are_named(st
         assert (fits.status == Status.DEGENERATE).all()
         with pytest.raises(RuntimeError, match=r"'diag'.*factor\(q\).*prior=.*reg_covar"):
             jaxgmm.check(fits)
-        # The remedies work.
-        sound = [
-            jaxgmm.fit_restarts(jax.random.key(0), X, 2, covariance_type="diag", n_init=2),
-            jaxgmm.fit_restarts(jax.random.key(0), X, 2, covariance_type="full", n_init=2, prior="default"),
-        ]
-        for results in sound:
-            assert (results.status == Status.CONVERGED).any()
+
+
+@pytest.mark.parametrize("remedy", [{"covariance_type": "diag"}, {"prior": "default"}])
+def test_a_remedy_for_fewer_samples_than_features_works(remedy):
+    X = 1e3 * np.random.default_rng(5).normal(size=(5, 50))
+    with x64(False):
+        fits = jaxgmm.fit_restarts(jax.random.key(0), X, 2, n_init=2, **remedy)
+        assert (fits.status == Status.CONVERGED).any()
 
 
 _traced = jax.jit(functools.partial(jaxgmm.fit, max_iter=300))
