@@ -72,8 +72,8 @@ four = jax.sharding.Mesh(np.array(jax.devices()), ("rows",))
 narrow = [a.astype(np.float32) for a in (X, w)]
 start = start_from(X, labels, "diag", np.float32)
 pair = (
-    jaxgmm.fit_sharded(start, *narrow, mesh=four, tol=0.0, max_iter=25, kernel="whitened"),
-    jaxgmm.fit(start, *narrow, tol=0.0, max_iter=25, kernel="whitened"),
+    jaxgmm.fit_sharded(start, *narrow, mesh=four, tol=0.0, max_iter=25, options=whitened),
+    jaxgmm.fit(start, *narrow, tol=0.0, max_iter=25, options=whitened),
 )
 pairs = zip(*(jax.tree.leaves(p.params) for p in pair), strict=True)
 narrow = max(float(jnp.abs(a - b).max() / jnp.abs(b).max()) for a, b in pairs)
