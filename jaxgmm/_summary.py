@@ -28,7 +28,7 @@ class Summary:
     """Lines and tables, in order; it prints as text, and a notebook shows it as HTML.
 
     Attributes:
-      parts: paragraphs of text, and a `jaxgmm._display.Table` for each table.
+      parts: paragraphs of text, and a table, which prints and has HTML, for each table.
     """
 
     parts: tuple[str | Table, ...]

@@ -312,8 +312,7 @@ def fit(
 
     On a CPU whose cores JAX shows as devices (`use_cores`), a large fit is divided among them.
 
-    Of these only the options are static: other values compile
-    nothing anew.
+    Of these only the options are static: other values compile nothing anew.
 
     Derivatives of the result with respect to X, sample_weight, reg_covar and prior, forward and reverse, are
     those of the fixed point, by the implicit function theorem; params, the start, have none. At a sample
@@ -382,9 +381,13 @@ class EMState:
     def params(self) -> GMMParams:
         """The mixture so far: the latest EM step, or the last good point once the iteration has ended."""
         s = self.iteration
-        going_on = s.status == squarem.RUNNING
-        latest = jax.tree.map(lambda a, b: jnp.where(going_on, a, b), s.image, s.base)
-        return translate(latest, self.context.shift)
+        going_on = s.status == squarem.RUNNING  # with the leading axes of a batch, if there are any
+
+        def choose(a: Array, b: Array) -> Array:
+            return jnp.where(going_on.reshape(going_on.shape + (1,) * (a.ndim - going_on.ndim)), a, b)
+
+        latest = jax.tree.map(choose, s.image, s.base)
+        return dataclasses.replace(latest, means=latest.means + self.context.shift[..., None, :])
 
 
 class EMInfo(NamedTuple):

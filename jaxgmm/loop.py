@@ -31,7 +31,7 @@ TOL = 1e-5
 MAX_ITER = 1000
 REG_COVAR = 1e-6
 HISTORY_SIZE = 256
-_TOGETHER = 1 << 18  # numbers that the lanes of one turn may work on for each block of rows: a CPU's cache
+_TOGETHER = 1 << 18  # numbers that fits side by side may work on for each block of rows: a CPU's cache
 
 Step = Callable[..., Evaluation]
 
@@ -96,16 +96,16 @@ def check_options(options: Any) -> EMOptions:
 DEFAULT_OPTIONS = EMOptions()
 
 
-def concurrency(n_lanes: int, n_samples: int, numbers: int) -> int:
-    """How many lanes to have under way at once, for so many numbers to work on in each for every sample.
+def concurrency(n_fits: int, n_samples: int, numbers: int) -> int:
+    """How many fits to have under way at once, for so many numbers to work on in each for every sample.
 
     A CPU gains by several only as long as they fit its cache; an accelerator takes as many as there are.
     """
     if jax.default_backend() != "cpu":
-        return n_lanes
-    most = max(1, min(n_lanes, _TOGETHER // (numbers * min(n_samples, 2048))))
+        return n_fits
+    most = max(1, min(n_fits, _TOGETHER // (numbers * min(n_samples, 2048))))
     # As many in the last round as in the others, where all take as long.
-    return -(-n_lanes // max(1, round(n_lanes / most)))
+    return -(-n_fits // max(1, round(n_fits / most)))
 
 
 class Settings(NamedTuple):
@@ -158,7 +158,7 @@ def _derivative(family: Family, s: Settings) -> Derivative:
 def _for_features(
     f: Context, s: Settings, family: Family, n_components: int, width: int = 1
 ) -> tuple[Context, int]:
-    """The frame where the quadratic kernel is used, and the rows of its blocks for so many lanes at once."""
+    """The context where the quadratic kernel is used, and the rows of its blocks for so many fits at once."""
     kind = family.quadratic
     assert kind is not None
     # Features and responsibilities of a block, twice over: as they are and as they are multiplied.
@@ -222,17 +222,21 @@ def _staged(begin: GMMParams, f: Context, s: Settings, max_iter: Array) -> Solut
 
 
 def _many(
-    begin: GMMParams, f: Context, s: Settings, max_iter: Array, framed: Callable[[Context, Array], Context]
+    begin: GMMParams,
+    f: Context,
+    s: Settings,
+    max_iter: Array,
+    context_of: Callable[[Context, Array], Context],
 ) -> Solution:
     """The same from starts with a leading axis, of whose fits some are under way at a time."""
-    family, n_samples, (n_lanes, k, d) = begin.family, s.x.shape[0], begin.means.shape
+    family, n_samples, (n_fits, k, d) = begin.family, s.x.shape[0], begin.means.shape
     options = _options(family, s) | {"derivative": _derivative(family, s), "history_size": s.history_size}
 
     def run(
         step: Step, f: Context, start: GMMParams, limit: Array, memory: Memory | None, width: int
     ) -> Solution:
-        def data_of(lane: Array) -> Any:
-            return s.x, s.w, framed(f, lane)
+        def data_of(index: Array) -> Any:
+            return s.x, s.w, context_of(f, index)
 
         turning = functools.partial(step, by_pairs=True)
         return batched.solve(
@@ -241,11 +245,11 @@ def _many(
 
     def exact(point: GMMParams, limit: Array, memory: Memory | None = None) -> Solution:
         step = functools.partial(evaluate, s.block_size, axis_name=s.axis_name)
-        return run(step, f, point, limit, memory, concurrency(n_lanes, n_samples, k * d))
+        return run(step, f, point, limit, memory, concurrency(n_fits, n_samples, k * d))
 
     if s.kernel == "whitened" or family.quadratic is None:
         return exact(begin, max_iter)
-    width = concurrency(n_lanes, n_samples, k)
+    width = concurrency(n_fits, n_samples, k)
     raw, rows = _for_features(f, s, family, k, width)
     first = run(functools.partial(evaluate, rows, axis_name=s.axis_name), raw, begin, max_iter, None, width)
     if s.kernel == "quadratic":
@@ -336,27 +340,27 @@ def run_many(
 ) -> FitResult:
     """`run` from starts with a leading axis R.
 
-    `prior_of` gives the prior of a lane () int32.
+    `prior_of` gives the prior of the fit at an index () int32.
     """
     s = Settings(x, w, tol, accelerate, block_size, history_size, unconverged, kernel, axis_name)
     with rows_over(axis_name):
         f = summarise(x, w, reg_covar) if surveyed is None else surveyed
-    family, (n_lanes, *shape) = params.family, params.means.shape
-    lanes = jnp.arange(n_lanes, dtype=jnp.int32)
+    family, (n_fits, *shape) = params.family, params.means.shape
+    indices = jnp.arange(n_fits, dtype=jnp.int32)
 
-    def own(lane: Array) -> priors.Pseudo | None:
-        return with_prior(f, None if prior_of is None else prior_of(lane), family, tuple(shape)).prior
+    def own(index: Array) -> priors.Pseudo | None:
+        return with_prior(f, None if prior_of is None else prior_of(index), family, tuple(shape)).prior
 
-    pseudo = jax.vmap(own)(lanes)
+    pseudo = jax.vmap(own)(indices)
 
-    def framed(f: Context, lane: Array) -> Context:
-        return f._replace(prior=jax.tree.map(lambda a: jnp.take(a, lane, axis=0, mode="clip"), pseudo))
+    def context_of(f: Context, index: Array) -> Context:
+        return f._replace(prior=jax.tree.map(lambda a: jnp.take(a, index, axis=0, mode="clip"), pseudo))
 
     begin = jax.vmap(lambda p: translate(admissible(p), -f.shift))(params)
-    solution = _many(begin, f, s, jnp.broadcast_to(max_iter, (n_lanes,)), framed)
+    solution = _many(begin, f, s, jnp.broadcast_to(max_iter, (n_fits,)), context_of)
 
-    def one(end: Solution, lane: Array) -> FitResult:
-        own = framed(f, lane)
+    def one(end: Solution, index: Array) -> FitResult:
+        own = context_of(f, index)
         return _result(_as_rounded(end, own, s), own, s)
 
-    return jax.vmap(one)(solution, lanes)
+    return jax.vmap(one)(solution, indices)

@@ -313,6 +313,8 @@ def test_options_are_an_em_options(call, refuses):
 def test_an_option_without_use_is_refused_by_name():
     with pytest.raises(ValueError, match=r"fit_stream does not use options\.block_size"):
         jaxgmm.fit_stream(ONE, WHOLE, options=EMOptions(block_size=4))
+    with pytest.raises(ValueError, match=r"fit_best does not use options\.kernel"):
+        jaxgmm.fit_best(jax.random.key(0), WHOLE, 2, options=EMOptions(kernel="whitened"))
     with pytest.raises(ValueError, match=r"does not use options\.unconverged_gradient"):
         jaxgmm.fit_restarts(jax.random.key(0), WHOLE, 2, options=EMOptions(unconverged_gradient="warn"))
 

@@ -189,11 +189,9 @@ def _descend(
     theta = unconstrained(dataclasses.replace(relative, means=relative.means / width[None, :]))
     with _optax_rules():
         state = optimizer.init(theta)
-    start = (theta, theta, state, jnp.asarray(True), jnp.full((), -1, jnp.int32))
+    start = varying_like((theta, theta, state, jnp.asarray(True), jnp.full((), -1, jnp.int32)), x, w, f)
     # One turn more than there are steps, to see what the last step has led to.
-    (_, safe, _, good, n), values = lax.scan(
-        turn, varying_like(start, x, w, f), jax.random.split(key, n_steps + 1)
-    )
+    (_, safe, _, good, n), values = lax.scan(turn, start, jax.random.split(key, n_steps + 1))
     n_iter = jnp.maximum(n, 0)
     point = decode(safe)
     end = em_map.evaluate(block_size, point, (x, w, f))

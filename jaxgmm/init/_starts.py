@@ -284,9 +284,8 @@ def widened(params: GMMParams, moments: Moments, f: Context, share: Array | floa
         return (after, (after.weights[:, None] * variances).sum(0)), None
 
     # First as it is, to see how wide that makes them. A scan compiles it once.
-    return lax.scan(step, varying_like((before, jnp.zeros_like(f.ridge)), moments, f, share), None, length=2)[
-        0
-    ][0]
+    start = varying_like((before, jnp.zeros_like(f.ridge)), moments, f, share)
+    return lax.scan(step, start, None, length=2)[0][0]
 
 
 def from_seeds(

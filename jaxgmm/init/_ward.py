@@ -67,9 +67,8 @@ def ward(z: Array, mass: Array, max_components: int) -> Array:
         return cost, centres, mass, cluster, table.at[n - 2 - step].set(labels, mode="drop")
 
     table = jnp.broadcast_to(rows[None, :], (max_components, n))
-    return lax.fori_loop(jnp.int32(0), jnp.int32(n - 1), merge, varying_like((cost, z, mass, rows, table)))[
-        -1
-    ]
+    start = varying_like((cost, z, mass, rows, table))
+    return lax.fori_loop(jnp.int32(0), jnp.int32(n - 1), merge, start)[-1]
 
 
 def _systematic(w: Array, n: int) -> Array:

@@ -97,6 +97,8 @@ def open_source(source: Any, columns: Any = None, weight_column: Any = None) -> 
 def _frame(frame: Any, columns: Any, weight_column: Any) -> Source:
     """A data frame in memory; its columns are chosen by name."""
     names = list(frame.columns)
+    if repeated := sorted({str(c) for c in names if names.count(c) > 1}):
+        raise ValueError(f"source: several columns of the data frame are called {repeated[0]!r}; rename them")
     if columns is None:
         wanted = [c for c in names if c != weight_column]
     else:

@@ -75,7 +75,7 @@ def fit_stream(
       options: the kernel and the size of the history, as in `fit`.
       checkpoint: a `Checkpoint` or the path of one, from which the fit is taken up if it is there.
       progress: True for a line on stderr, with an estimate of the time left; or a function that is called
-        with a `jaxgmm.outofcore._progress.Progress` after each step.
+        with a `jaxgmm.outofcore.Progress` after each step.
 
     Returns:
       FitResult, as `fit` gives it for all rows as one array, to rounding. It has no derivatives.

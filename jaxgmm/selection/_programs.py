@@ -61,7 +61,7 @@ def prior_for(s: Settings, default: bool, family: Family, n_active: Array) -> Pr
     return priors.default(s.x, s.w, n_active, family) if default else s.prior
 
 
-def _framed(s: Settings, default: bool, family: Family, n_components: int, n_active: Array) -> Context:
+def _context_of(s: Settings, default: bool, family: Family, n_components: int, n_active: Array) -> Context:
     prior = prior_for(s, default, family, n_active)
     return with_prior(s.surveyed, prior, family, (n_components, s.x.shape[1]))
 
@@ -147,7 +147,7 @@ def partition(mixtures: GMMParams, s: Settings, *, block_size: int) -> Moments:
 
 
 @functools.partial(jit, static_argnames="default")
-def settle(
+def widen(
     params: GMMParams,
     scale: Factors | None,
     moments: Moments,
@@ -160,7 +160,7 @@ def settle(
     """One structure's mixtures (B,) from moments about `params`, in the metric of `scale`; see `widened`."""
 
     def one(p: GMMParams, c: Factors | None, m: Moments, size: Array) -> GMMParams:
-        f = _framed(s, default, p.family, p.n_components, size)
+        f = _context_of(s, default, p.family, p.n_components, size)
         relative = translate(p, -f.shift)
         return translate(widened(relative, as_seen_by(p, c, m), f, share), f.shift)
 
@@ -182,7 +182,7 @@ def start_anyhow(
     """Starts (B,) of any other kind."""
 
     def one(key: Array, size: Array) -> GMMParams:
-        f = _framed(s, default, family, n_components, size)
+        f = _context_of(s, default, family, n_components, size)
         return start(
             key, s.x, s.w, f, family=family, n_components=n_components, block_size=block_size,
             init=init, n_active=size,

@@ -51,7 +51,7 @@ from jaxgmm.selection._criteria import best
         "kernel",
     ),
 )
-def _fit_lanes(
+def _fit_batch(
     key: Array,
     x: Array,
     w: Array | None,
@@ -74,31 +74,31 @@ def _fit_lanes(
 ) -> FitResult:
     """n_init fits; or, for each of `sizes` (L,), the best of n_init fits with that many components on."""
     surveyed = summarise(x, w, reg_covar)
-    n_lanes = n_init * (1 if sizes is None else sizes.shape[0])
-    keys = jax.random.split(key, n_lanes)
+    n_fits = n_init * (1 if sizes is None else sizes.shape[0])
+    keys = jax.random.split(key, n_fits)
     active = None if sizes is None else jnp.repeat(sizes, n_init)
 
-    def prior_of(lane: Array) -> Prior | None:
+    def prior_of(index: Array) -> Prior | None:
         if not default:
             return prior
-        on = jnp.asarray(n_components, jnp.int32) if active is None else active[lane]
+        on = jnp.asarray(n_components, jnp.int32) if active is None else active[index]
         return priors.default(x, w, on, family)
 
-    def begin(key: Array, lane: Array) -> GMMParams:
+    def begin(key: Array, index: Array) -> GMMParams:
         assert init is not None
-        f = with_prior(surveyed, prior_of(lane), family, (n_components, x.shape[1]))
+        f = with_prior(surveyed, prior_of(index), family, (n_components, x.shape[1]))
         return start(
             key, x, w, f, family=family, n_components=n_components, block_size=block_size, init=init,
-            n_active=None if active is None else active[lane],
+            n_active=None if active is None else active[index],
         )  # fmt: skip
 
     if starts is None:
-        lanes = jnp.arange(n_lanes, dtype=jnp.int32)
+        indices = jnp.arange(n_fits, dtype=jnp.int32)
         # Side by side all take as many of Lloyd's iterations as the slowest, and a CPU gains nothing by it.
         if init == "kmeans" and jax.default_backend() == "cpu":
-            starts = lax.map(lambda a: begin(*a), (keys, lanes))
+            starts = lax.map(lambda a: begin(*a), (keys, indices))
         else:
-            starts = jax.vmap(begin)(keys, lanes)
+            starts = jax.vmap(begin)(keys, indices)
     results = run_many(
         starts,
         x,
@@ -159,8 +159,8 @@ def _fit_many(
             raise TypeError("init of fit_components cannot be starting mixtures; give them to fit_restarts")
         starts = _checked(init, n_components, x)
         family, n_init, init = init.family, starts.means.shape[0], "kmeans"
-    lanes = n_init * (1 if sizes is None else len(sizes))
-    width = concurrency(lanes, x.shape[0], n_components * x.shape[1])
+    n_fits = n_init * (1 if sizes is None else len(sizes))
+    width = concurrency(n_fits, x.shape[0], n_components * x.shape[1])
     rows = (
         rows_for(family, x.shape[0], n_components, x.shape[1], width)
         if options.block_size is None
@@ -177,7 +177,7 @@ def _fit_many(
         x = units.divide(x, unit)
         numbers = (*numbers[:2], units.ridge_in_units(numbers[2], unit), numbers[3])
         starts = None if starts is None else jax.vmap(lambda p: units.rescale(p, 1 / unit))(starts)
-    results = _fit_lanes(
+    results = _fit_batch(
         validate.key(key),
         x,
         w,
@@ -192,7 +192,7 @@ def _fit_many(
         init=check_init(init),
         block_size=rows,
         history_size=options.history_size,
-        kernel=quadratic.choose(options.kernel, family, x.shape[0], lanes * n_components, x.shape[1]),
+        kernel=quadratic.choose(options.kernel, family, x.shape[0], n_fits * n_components, x.shape[1]),
     )
     return results if unit is None else units.multiply_back(results, unit)
 
@@ -232,10 +232,10 @@ def fit_restarts(
       reg_covar: as in `m_step`.
       prior: None, a `Prior`, or "default" for what `default_prior` gives.
       accelerate: as in `fit`.
-      options: as in `fit`.
+      options: the kernel, block size and history, as in `fit`.
 
     Returns:
-      FitResult with a leading axis n_init. A lane that fails says so in its status and leaves the others
+      FitResult with a leading axis n_init. A fit that fails says so in its status and leaves the others
       alone; `best(results)` picks the winner.
 
     Raises:
@@ -292,10 +292,10 @@ def fit_components(
       reg_covar: as in `m_step`.
       prior: None, a `Prior`, or "default" for what `default_prior` gives for each number of components.
       accelerate: as in `fit`.
-      options: as in `fit`.
+      options: the kernel, block size and history, as in `fit`.
 
     Returns:
-      FitResult with a leading axis, one lane for each entry of n_components.
+      FitResult with a leading axis, one fit for each entry of n_components.
 
     Raises:
       ValueError, TypeError: as `fit_restarts`.

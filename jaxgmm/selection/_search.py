@@ -242,7 +242,7 @@ class Tournament:
         """An M-step of one program's lanes."""
         active = np.repeat(self.sizes, _WIDTH)
         wider = np.asarray(share, self.settings.x.dtype)
-        return programs.settle(params, scale, moments, active, wider, self.frozen, default=self.default)
+        return programs.widen(params, scale, moments, active, wider, self.frozen, default=self.default)
 
     def _donors(self, n_exchanges: int, n: int) -> tuple[Any, Any]:
         """For n programs, the lane that each lane's move begins from, and the change of size: (n, lanes)."""
@@ -382,7 +382,7 @@ def fit_best(
       max_ratio: the largest ratio of covariance eigenvalues, relative to the covariance of all the data, that
         is not taken for an artefact (`Spurious.NARROW`); None for no bound. A sound optimum wins over a
         spurious one of higher likelihood.
-      options: as in `fit`.
+      options: the size of the history, which is the final stage's; as in `fit`.
 
     Returns:
       BestFit: a FitResult that also says how many finalists agreed on the winner, and whether it is spurious.
@@ -402,6 +402,7 @@ def fit_best(
       halving; Ueda, Nakano, Ghahramani & Hinton (2000) for split–merge moves.
     """
     family = get_family(covariance_type)
+    check_options(options).only("fit_best", "history_size")
     settings, unit = programs.settings_of(
         X, sample_weight, tol, max_iter, reg_covar, accelerate, max_ratio, (family,),
         in_units_of_x=isinstance(prior, Prior) or callable(init),
@@ -409,7 +410,7 @@ def fit_best(
     n = validate.n_components(n_components, settings.x.shape[0])
     tournament = Tournament(
         settings, family, (n,), check_init(init),
-        check_options(options).history_size, priors.check_name(prior),
+        options.history_size, priors.check_name(prior),
     )  # fmt: skip
     found = tournament.best(validate.key(key), validate.count(budget, "budget", 1))
     result = jax.tree.map(lambda a: a[0], found)

@@ -25,7 +25,7 @@ class Evaluation(NamedTuple):
     """What is known of a map at one point θ."""
 
     image: PyTree  # F(θ)
-    objective: Array  # ()  at θ; must not fall along the iteration
+    objective: Array  # ()  at θ; must not fall along the iteration. −inf: θ lies outside the domain
     report: Array  # ()  at θ; goes into the solution and its history
     step: Array  # ()  length of F(θ) − θ in a metric of the map's own
     noise: Array  # ()  the length of step that rounding alone can make

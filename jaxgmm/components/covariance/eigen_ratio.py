@@ -121,8 +121,7 @@ def eigen_ratio(family: Family, ratio: float) -> Family:
       ValueError: for another family, or a ratio below 1 or not finite.
 
     Example:
-      >>> from jaxgmm.components import eigen_ratio, get_family
-      >>> from jaxgmm.components import full
+      >>> from jaxgmm.components import eigen_ratio, full, get_family
       >>> get_family("full-ratio(100)") is eigen_ratio(full, 100.0)
       True
 

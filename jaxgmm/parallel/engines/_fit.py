@@ -75,7 +75,7 @@ def fit_engine(
       reg_covar: as in `fit`.
       prior: as in `fit`.
       accelerate: as in `fit`.
-      options: as in `fit`.
+      options: the size of the history, as in `fit`.
       checkpoint: None, a `Checkpoint` or the path of one: where the fit is kept, and taken up from.
       progress: as in `fit_stream`.
 

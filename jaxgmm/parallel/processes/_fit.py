@@ -135,7 +135,7 @@ def fit_distributed(
       accelerate: as in `fit`.
       chunk_size: as in `fit_stream`.
       dtype: float32 or float64; None for float64 if the data of any process need it, and JAX allows it.
-      options: as in `fit`.
+      options: the size of the history, as in `fit`.
       checkpoint: None, a `Checkpoint` or the path of one, which process 0 reads and writes. The same bits
         come of as many processes with the same parts; of others the same to rounding.
       progress: as in `fit_stream`, on process 0.
