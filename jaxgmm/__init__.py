@@ -28,11 +28,10 @@ from jaxgmm.density import (
     sample,
     score,
 )
-from jaxgmm.em import e_step, elbo, em_step, fit, m_step
+from jaxgmm.em import EMOptions, e_step, elbo, em_step, fit, m_step
 from jaxgmm.gradients import fit_gradient
 from jaxgmm.io import load, save
-from jaxgmm.kernels.exact import Moments
-from jaxgmm.loop import EMOptions
+from jaxgmm.kernels.base import Statistics
 from jaxgmm.mixture import GMMParams, make_params
 from jaxgmm.outofcore import fit_stream
 from jaxgmm.parallel._sharded import fit_sharded
@@ -61,9 +60,9 @@ __all__ = [
     "EMOptions",
     "FitResult",
     "GMMParams",
-    "Moments",
     "Prior",
     "Selection",
+    "Statistics",
     "Status",
     "Summary",
     "__version__",

@@ -1,4 +1,4 @@
-"""Mixtures in words and columns: what the tables at a prompt, in a notebook and on the command line share.
+"""Display tables: mixtures as text and HTML, for the prompt, notebooks and the command line.
 
 Nothing here computes with JAX or knows its transformations: `look` gives an array that can be shown, or None.
 """

@@ -1,4 +1,4 @@
-"""Tables and arrays of other libraries as NumPy arrays, or an error that names what cannot be one."""
+"""Host arrays: tables and arrays of other libraries as NumPy arrays, with errors by name."""
 
 from __future__ import annotations
 

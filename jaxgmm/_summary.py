@@ -1,4 +1,4 @@
-"""`summary`: what a fit found, for people, as text in a terminal and as tables in a notebook."""
+"""Summaries: what `summary` prints of a fit, as text and as HTML tables."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from jaxgmm.selection._grid import Selection
 from jaxgmm.solvers.squarem import Status
 
 _MOST = (100, 100)  # components and features
-_LANES = 50
+_MOST_FITS = 50
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -139,13 +139,13 @@ def _evaluated(params: GMMParams, X: ArrayLike, sample_weight: ArrayLike | None)
 
 
 def _several(fit: FitResult) -> Summary:
-    """A table of lanes."""
-    lanes = list(np.ndindex(np.shape(fit.status)))
+    """A table of a batch of fits."""
+    indices = list(np.ndindex(np.shape(fit.status)))
     status, steps, values = (np.asarray(a) for a in (fit.status, fit.n_iter, fit.log_likelihood))
     rows = tuple(
         (", ".join(map(str, i)), f"{values[i]:.4f}", str(steps[i]), in_words(status[i]))
-        for i in lanes[:_LANES]
+        for i in indices[:_MOST_FITS]
     )
-    left_out = f"… {len(lanes) - _LANES} more" if len(lanes) > _LANES else ""
+    left_out = f"… {len(indices) - _MOST_FITS} more" if len(indices) > _MOST_FITS else ""
     said = f"{kind(fit.params)}\n{', '.join(ending(fit))}\nOne of them: jaxgmm.best(results)."
     return Summary((said, Table(("fit", "log-lik.", "EM steps", "ended"), rows, left_out)))

@@ -1,4 +1,4 @@
-"""Units of the data: powers of two that bring features of extreme scale to where squares can be computed.
+"""Units of the data: powers of two that bring features of extreme scale into the range of squares.
 
 In float32 a square overflows from 1.8e19 on and is lost below 1e-19. Features whose standard deviation is
 far from 1 are therefore divided by a power of two before a fit, which rounds nothing, and the result is
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxgmm.components.covariance.base import Family
+from jaxgmm.components.weights import Model
 from jaxgmm.kernels.programs import is_concrete
 from jaxgmm.mixture import GMMParams
 from jaxgmm.result import FitResult
@@ -33,15 +33,15 @@ def _ordinary(size: Host, limit: float) -> Host:
     return (size == 0) | ((size >= 1 / limit) & (size <= limit))
 
 
-def units_of(x: Array, w: Array | None, family: Family | None = None) -> Host | None:
+def units_of(x: Array, w: Array | None, model: Model | None = None) -> Host | None:
     """(D,) the units to divide features by, or None where the data need none or cannot be looked at.
 
     A unit is the least power of two that is not below the feature's standard deviation, so that variances in
     these units are at most 1; of a constant feature, not below its value. Features of ordinary scale have
-    unit 1. Where the family cannot have different units, the largest standard deviation decides for all.
-    Without a family there is one unit for all, as for distances.
+    unit 1. Where the structure cannot have different units, the largest standard deviation decides for all.
+    Without a model there is one unit for all, as for distances.
     """
-    if not is_concrete(x, w) or not x.is_fully_addressable or (family is not None and family.rescale is None):
+    if not is_concrete(x, w) or not x.is_fully_addressable or (model is not None and not rescales(model)):
         return None
     rows, limit = np.asarray(x), _limit(x.dtype)
     weight = np.ones(len(rows)) if w is None else np.asarray(w, np.float64)
@@ -59,10 +59,15 @@ def units_of(x: Array, w: Array | None, family: Family | None = None) -> Host | 
     deviation = np.sqrt(share @ np.square(scaled - share @ scaled))
     varies = deviation > 8 * float(jnp.finfo(x.dtype).eps)
     spread = np.where(varies, deviation, 1) * size
-    if family is None or not family.by_feature:
+    if model is None or not model.covariance.by_feature:
         spread = np.full_like(spread, spread.max(where=varies | ~varies.any(), initial=0))
     unit: Host = np.exp2(np.ceil(np.log2(np.where(_ordinary(spread, limit), 1, spread))))
     return None if (unit == 1).all() else unit
+
+
+def rescales(model: Model) -> bool:
+    """Whether mixtures of a model can be had in other units."""
+    return model.covariance.rescale is not None and model.component.is_gaussian
 
 
 def divide(x: Array, unit: Host) -> Array:
@@ -78,10 +83,10 @@ def multiply(x: Array, unit: Host) -> Array:
 def rescale(params: GMMParams, unit: Host) -> GMMParams:
     """The mixture of data whose features are multiplied by the units (D,)."""
     by = jnp.asarray(unit, params.means.dtype)
-    if params.family.rescale is None:
-        raise TypeError(f"{params.family.name!r} has no rescale")
-    scale = params.family.rescale(params.scale, by)
-    return dataclasses.replace(params, means=params.means * by[None, :], scale=scale)
+    if params.covariance.rescale is None:
+        raise TypeError(f"{params.covariance.name!r} has no rescale")
+    scatter = params.covariance.rescale(params.scatter, by)
+    return dataclasses.replace(params, means=params.means * by[None, :]).with_scatter(scatter)
 
 
 def ridge_in_units(reg_covar: Array, unit: Host) -> Array:

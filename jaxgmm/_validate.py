@@ -1,4 +1,4 @@
-"""The one checker of shapes, dtypes and ranges, and the words of every error.
+"""Argument checks: shapes, dtypes and ranges, and the words of every error.
 
 Shapes and dtypes are known under any transformation and are always checked. Values are checked where they
 are concrete; inside `jit` or `vmap` they are not, and there a fit's `status` tells.
@@ -299,13 +299,13 @@ def mixture_parts(weights: ArrayLike, means: ArrayLike) -> tuple[Array, Array]:
 
 
 def covariances(
-    value: ArrayLike, shape: tuple[int, ...], family_name: str, dtype: Any, *, matrices: bool
+    value: ArrayLike, shape: tuple[int, ...], structure: str, dtype: Any, *, matrices: bool
 ) -> Array:
-    """covariances of the shape that a family asks for, symmetric if they are matrices, all of it finite."""
+    """Covariances of the shape that a structure asks for, symmetric if matrices, all of it finite."""
     cov = floating(value, "covariances", dtype)
     if cov.shape != shape:
         raise ValueError(
-            f"covariances must have shape {shape} for covariance_type={family_name!r}; got shape {cov.shape}"
+            f"covariances must have shape {shape} for covariance_type={structure!r}; got shape {cov.shape}"
         )
     finite(cov, "covariances", "Give every component a spread.")
     if is_concrete(cov) and matrices:
@@ -318,7 +318,7 @@ def covariances(
 
 
 def positive_definite(scale: Any, *, shared: bool) -> None:
-    """Raise where a family's `from_covariance` gave NaN, naming the component."""
+    """Raise where a structure's `from_covariance` gave NaN, naming the component."""
     for leaf in jax.tree.leaves(scale):
         if is_concrete(leaf) and not np.isfinite(np.asarray(leaf)).all():
             bad = np.flatnonzero(~np.isfinite(np.asarray(leaf)).reshape(leaf.shape[0], -1).all(1))
@@ -332,7 +332,7 @@ def positive_definite(scale: Any, *, shared: bool) -> None:
 def single_mixture(log_weights: Array, means: Array, scale: Any, like: Any = None) -> None:
     """Raise unless the arrays are those of one mixture, finite where that can be seen.
 
-    `like` is what the family's own arrays should look like (`jax.eval_shape`), or None.
+    `like` is what the component's own arrays should look like (`jax.eval_shape`), or None.
     """
     if means.ndim != 2 or log_weights.shape != means.shape[:1]:
         raise ValueError(

@@ -1,3 +1,3 @@
-"""The version, in its one place."""
+"""Version number."""
 
 __version__ = "0.1.0"

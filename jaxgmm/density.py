@@ -1,4 +1,4 @@
-"""What a mixture says of data: log-densities, responsibilities, labels, the bound, and samples."""
+"""Densities of a mixture: log-densities, responsibilities, labels, scores and samples."""
 
 from __future__ import annotations
 
@@ -6,24 +6,13 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
 from jaxgmm import _validate as validate
 from jaxgmm.kernels.blocked_sum import block_rows, map_rows
 from jaxgmm.kernels.programs import jit
-from jaxgmm.mixture import GMMParams, scale_like
-
-# Residuals beyond 2**40 are scaled down before they are squared: float32 overflows at 2**64 squared.
-_FAR = float(2.0**40)
-
-
-def log_normaliser(params: GMMParams) -> Array:
-    """(K,) the logarithm of N(μ_k | μ_k, Σ_k): −½ (D log 2π + log |Σ_k|)."""
-    shape = (params.n_components, params.n_features)
-    constant = float(shape[1] * np.log(2 * np.pi))
-    return -0.5 * (constant + params.family.log_det(params.scale, shape))
+from jaxgmm.mixture import GMMParams, log_normaliser, scale_like
 
 
 def log_constants(params: GMMParams) -> tuple[Array, Array]:
@@ -50,26 +39,17 @@ def shares_of(joint: Array) -> tuple[Array, Array, Array]:
     return shares, shares.sum(0), top
 
 
-def _distances(params: GMMParams, x: Array) -> tuple[Array, Array]:
-    """Half squared Mahalanobis distances q (K, B) and row scales t (B,): the distance is t² q."""
-    residuals = x.T[None, :, :] - params.means[:, :, None]
-    t = lax.stop_gradient(jnp.maximum(jnp.abs(residuals).max((0, 1)) / _FAR, 1))
-    y = params.family.whitener(params.scale)(residuals / t[None, None, :])
-    return 0.5 * jnp.square(y).sum(1), t
+def _exponents(params: GMMParams, x: Array, on: Array) -> tuple[Array, Array]:
+    """The exponents of the components' densities (K, B) as relative (K, B) + offset (B,); see `Component`."""
+    c = params.component
+    return c.log_density(c, c.prepare(c, params.means, params.scale), x.T, on)
 
 
 def joint(params: GMMParams, x: Array) -> tuple[Array, Array]:
-    """log π_k N(x | μ_k, Σ_k) = relative (K, B) + offset (B,), where relative never overflows to all −inf.
-
-    The nearest component's distance is taken out of the others before anything is exponentiated, so that
-    responsibilities stay finite where every density underflows.
-    """
-    q, t = _distances(params, x)
-    on = (params.log_weights > -jnp.inf)[:, None]
-    nearest = lax.stop_gradient(jnp.where(on, q, jnp.inf).min(0))
+    """log π_k f(x | μ_k, θ_k) = relative (K, B) + offset (B,), where relative never overflows to all −inf."""
+    relative, offset = _exponents(params, x, params.log_weights > -jnp.inf)
     constant, common = log_constants(params)
-    relative = constant[:, None] - t[None, :] * (t[None, :] * (q - nearest[None, :]))
-    return relative, common - t * (t * nearest)
+    return constant[:, None] + relative, common + offset
 
 
 def posterior(params: GMMParams, x: Array) -> tuple[Array, Array]:
@@ -80,8 +60,8 @@ def posterior(params: GMMParams, x: Array) -> tuple[Array, Array]:
 
 
 def _component(params: GMMParams, x: Array) -> Array:
-    q, t = _distances(params, x)
-    return (log_normaliser(params)[:, None] - t[None, :] * (t[None, :] * q)).T
+    relative, offset = _exponents(params, x, jnp.ones(params.n_components, bool))
+    return (log_normaliser(params)[:, None] + (relative + offset[None, :])).T
 
 
 def check_mixture(params: GMMParams) -> None:
@@ -93,8 +73,15 @@ def check_mixture(params: GMMParams) -> None:
         hasattr(a, "shape") for a in (params.log_weights, params.means, *jax.tree.leaves(params.scale))
     ):
         raise TypeError("params must hold arrays; build them with make_params(weights, means, covariances)")
-    like = scale_like(params.family, *params.means.shape) if params.means.ndim == 2 else None
+    like = scale_like(params.component, *params.means.shape) if params.means.ndim == 2 else None
     validate.single_mixture(params.log_weights, params.means, params.scale, like)
+
+
+def check_gaussian(params: GMMParams, what: str) -> None:
+    """Raise unless it is one mixture of Gaussian components, which `what` needs."""
+    check_mixture(params)
+    if not params.component.is_gaussian:
+        raise ValueError(f"{what} needs Gaussian components; params have {params.component.name!r}")
 
 
 def inputs(params: GMMParams, X: ArrayLike) -> tuple[GMMParams, Array]:
@@ -134,7 +121,7 @@ def _component_log_prob(params: GMMParams, x: Array) -> Array:
 
 
 def log_prob(params: GMMParams, X: ArrayLike) -> Array:
-    """(N,) log p(x_n) = log Σ_k π_k N(x_n | μ_k, Σ_k), in nats.
+    """(N,) log p(x_n) = log Σ_k π_k f(x_n | μ_k, θ_k), in nats.
 
     Differentiable in params and X; gradients are finite, also at switched-off components.
 
@@ -209,14 +196,18 @@ def score(params: GMMParams, X: ArrayLike, sample_weight: ArrayLike | None = Non
 @functools.partial(jit, static_argnames="n_samples")
 def _sample(key: Array, params: GMMParams, n_samples: int) -> tuple[Array, Array]:
     n_components, n_features = params.means.shape
+    component, scatter = params.component, params.scatter
     key_label, key_normal = jax.random.split(key)
     labels = jax.random.categorical(key_label, params.log_weights, shape=(n_samples,)).astype(jnp.int32)
     normal = jax.random.normal(key_normal, (n_samples, n_features), params.means.dtype)
+    if component.normal_factor is not None:
+        key_factor = jax.random.fold_in(key_normal, 1)
+        normal = normal * component.normal_factor(component, key_factor, params.scale, labels)[:, None]
 
     def block(label: Array, z: Array) -> Array:
         # Every component colours the whole block: K times the arithmetic, but no (n, D, D) array of factors.
         tiled = jnp.broadcast_to(z.T[None], (n_components, n_features, z.shape[0]))
-        coloured = params.family.colour(params.scale, tiled) + params.means[:, :, None]
+        coloured = params.covariance.colour(scatter, tiled) + params.means[:, :, None]
         return jnp.take_along_axis(coloured, label[None, None, :], axis=0)[0].T
 
     rows = block_rows(n_samples, n_components, n_features)

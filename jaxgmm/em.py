@@ -1,44 +1,51 @@
-"""Expectation–maximisation: its two steps, their composition, and the fit that is its fixed point."""
+"""Expectation–maximisation: the E-step, the M-step, their composition, and `fit`, its fixed point.
+
+From top to bottom: the E-step, the M-step, one iteration, the loop, the fit, and the same loop step by step.
+The loop's accelerator and stopping rule are `solvers.squarem.update`; the E-step's normalisation is
+`density.shares_of`; sums over rows are made by a `kernels.base.Kernel`, which `kernels.quadratic.choose`
+picks; the density and the M-step of a component are a `components.base.Component`.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, lax
 from jax.typing import ArrayLike
 
+from jaxgmm import _coordinates as coordinates
+from jaxgmm import _rounding as rounding
 from jaxgmm import _units as units
 from jaxgmm import _validate as validate
 from jaxgmm import priors
-from jaxgmm.components.covariance.base import Family
-from jaxgmm.components.covariance.registry import get_family
-from jaxgmm.data import Context, summarise
+from jaxgmm.components.base import Component
+from jaxgmm.components.registry import ModelLike, get_model
+from jaxgmm.components.weights import Model
+from jaxgmm.data import Context, Data, location_and_variance, summarise
 from jaxgmm.density import inputs, joint, posterior_of
-from jaxgmm.em_map import admissible, chart, evaluate, maximise, weighted_m_step, with_prior
-from jaxgmm.kernels import quadratic
-from jaxgmm.kernels.blocked_sum import AxisName, block_rows, map_rows, rows_over
-from jaxgmm.kernels.exact import Moments, accumulate, rows_for
-from jaxgmm.kernels.programs import jit
-from jaxgmm.loop import (
-    DEFAULT_OPTIONS,
-    MAX_ITER,
-    REG_COVAR,
-    TOL,
-    EMOptions,
-    check_options,
-    run,
-)
-from jaxgmm.mixture import GMMParams, scale_like, translate
-from jaxgmm.parallel import _sharded as sharded
+from jaxgmm.kernels import exact, quadratic
+from jaxgmm.kernels.base import Kernel, Statistics
+from jaxgmm.kernels.blocked_sum import AxisName, block_rows, map_rows, rows_over, sum_rows
+from jaxgmm.kernels.exact import WHITENED
+from jaxgmm.kernels.manual_axes import varying_like
+from jaxgmm.kernels.programs import is_concrete, jit
+from jaxgmm.mixture import GMMParams, has_component_axis, scale_like, translate
 from jaxgmm.priors import Prior
 from jaxgmm.result import FitResult
 from jaxgmm.solvers import squarem
-from jaxgmm.solvers.squarem import Status
+from jaxgmm.solvers.implicit import Derivative, Evaluation
+from jaxgmm.solvers.squarem import RUNNING, Solution, State, Status
+
+TOL = 1e-5
+MAX_ITER = 1000
+REG_COVAR = 1e-6
+HISTORY_SIZE = 256
 
 
 def e_step(params: GMMParams, X: ArrayLike) -> tuple[Array, Array]:
@@ -70,30 +77,80 @@ def e_step(params: GMMParams, X: ArrayLike) -> tuple[Array, Array]:
     return posterior_of(*inputs(params, X))
 
 
-def _checked(prior: Prior | None, family: Family, shape: tuple[int, ...], x: Array) -> Prior | None:
-    return None if prior is None else priors.check(prior, family, shape, x.dtype)
+def maximise(params: GMMParams, statistics: Statistics, context: Context) -> tuple[GMMParams, Array]:
+    """The M-step: parameters from statistics about `params`; and the squared Fisher length of the step.
+
+    The length is Δ² = Σ_k π_k ((Δ log π_k)² + ‖C_k⁻¹ Δμ_k‖² + ½ ‖C_k⁻¹ ΔΣ_k C_k⁻ᵀ‖²_F), the metric of a
+    complete observation (x, k). A component without weight is switched off and keeps its place and shape.
+    With a prior, one that is on may do without data: its place and shape are then the prior's.
+    """
+    counts, target = statistics.weight, None
+    if context.prior is not None:
+        counts, target = priors.posterior(params, counts, statistics.first, statistics.second, context.prior)
+    c = params.component
+    means, scale, change = c.maximise(
+        c, params.means, params.scale, statistics.weight, statistics.sums, target, context.ridge
+    )
+    log_weights = params.weights_rule.update(params.log_weights, counts)
+    was_on = (counts > 0) & (params.log_weights > -jnp.inf)
+    log_change = jnp.where(was_on, log_weights - jnp.where(was_on, params.log_weights, 0), 0)
+    length = (jnp.where(was_on, jnp.exp(params.log_weights), 0) * (jnp.square(log_change) + change)).sum()
+    return GMMParams(log_weights, means, scale, *params.model), length
 
 
-@functools.partial(jit, static_argnames=("family", "block_size"))
+def reference_params(model: Model, means: Array, variance: Array) -> GMMParams:
+    """Equal weights at `means` (K, D), every component as wide as the features' `variance` (D,)."""
+    log_weights = jnp.full(means.shape[0], -jnp.log(means.shape[0]), means.dtype)
+    c = model.component
+    return GMMParams(log_weights, means, c.start(c, jnp.broadcast_to(variance[None, :], means.shape)), *model)
+
+
+def without_empty(params: GMMParams, statistics: Statistics) -> GMMParams:
+    """The same mixture, with components that were given no sample switched off: no prior revives them."""
+    log_weights = jnp.where(statistics.weight > 0, params.log_weights, -jnp.inf)
+    return dataclasses.replace(params, log_weights=log_weights)
+
+
+def with_prior(context: Context, prior: Prior | None, model: Model, shape: tuple[int, ...]) -> Context:
+    """The context with a checked prior for K components in D dimensions, shape (K, D), in it."""
+    if prior is None:
+        return context
+    return context._replace(prior=priors.pseudo(prior, model.covariance, shape, context.shift))
+
+
+def weighted_m_step(r: Array, data: Data, context: Context, model: Model, block_size: int) -> GMMParams:
+    """The M-step from given responsibilities (N, K), with means relative to the shift of the context."""
+    location, _ = location_and_variance(data.x, data.weight)
+    means = jnp.broadcast_to((location - context.shift)[None, :], (r.shape[1], data.x.shape[1]))
+    params = reference_params(model, means, context.variance)
+
+    def measured(params: GMMParams, _: None) -> tuple[GMMParams, None]:
+        statistics = exact.sums(params, data, context.shift, block_size=block_size, resp=r)
+        new = maximise(without_empty(params, statistics), statistics, context)[0]
+        return varying_like(new, r, data, context), None
+
+    # Twice: the second pass measures about the first one's result, where nothing cancels. Compiled once.
+    return lax.scan(measured, varying_like(params, r, data, context), None, length=2)[0]
+
+
+def _checked(prior: Prior | None, component: Component, shape: tuple[int, ...], x: Array) -> Prior | None:
+    return None if prior is None else priors.check(prior, component, shape, x.dtype)
+
+
+@functools.partial(jit, static_argnames=("model", "block_size"))
 def _m_step(
-    r: Array,
-    x: Array,
-    w: Array | None,
-    reg_covar: Array,
-    prior: Prior | None,
-    *,
-    family: Family,
-    block_size: int,
+    r: Array, data: Data, reg_covar: Array, prior: Prior | None, *, model: Model, block_size: int
 ) -> GMMParams:
-    f = with_prior(summarise(x, w, reg_covar), prior, family, (r.shape[1], x.shape[1]))
-    return translate(weighted_m_step(r, x, w, f, family, block_size), f.shift)
+    context = summarise(data.x, data.weight, reg_covar)
+    context = with_prior(context, prior, model, (r.shape[1], data.x.shape[1]))
+    return translate(weighted_m_step(r, data, context, model, block_size), context.shift)
 
 
 def m_step(
     resp: ArrayLike,
     X: ArrayLike,
     *,
-    covariance_type: str | Family = "full",
+    covariance_type: ModelLike = "full",
     sample_weight: ArrayLike | None = None,
     reg_covar: ArrayLike = REG_COVAR,
     prior: Prior | None = None,
@@ -106,7 +163,7 @@ def m_step(
     Args:
       resp: (N, K), rows summing to 1.
       X: (N, D).
-      covariance_type: a name or a `Family`.
+      covariance_type: a name, a `Covariance`, a `Component` or a `Model`.
       sample_weight: (N,) or None for ones.
       reg_covar: ridge on the diagonals, in units of X squared; reg_covar · Var x_j for a feature whose
         variance is below 1.
@@ -132,17 +189,15 @@ def m_step(
     w = validate.weight(sample_weight, x)
     r = validate.responsibilities(resp, x, w)
     reg = validate.not_negative(reg_covar, "reg_covar", x.dtype)
-    family = get_family(covariance_type)
-    scale_like(family, r.shape[1], x.shape[1])
-    checked = _checked(prior, family, (r.shape[1], x.shape[1]), x)
-    options: dict[str, Any] = {
-        "family": family,
-        "block_size": rows_for(family, x.shape[0], r.shape[1], x.shape[1]),
-    }
-    if prior is None and (unit := units.units_of(x, w, family)) is not None:
-        ridge = units.ridge_in_units(reg, unit)
-        return units.rescale(_m_step(r, units.divide(x, unit), w, ridge, None, **options), unit)
-    return _m_step(r, x, w, reg, checked, **options)
+    model = get_model(covariance_type)
+    scale_like(model.component, r.shape[1], x.shape[1])
+    checked = _checked(prior, model.component, (r.shape[1], x.shape[1]), x)
+    rows = exact.rows_for(model.component, x.shape[0], r.shape[1], x.shape[1])
+    if prior is None and (unit := units.units_of(x, w, model)) is not None:
+        data = Data(units.divide(x, unit), w)
+        new = _m_step(r, data, units.ridge_in_units(reg, unit), None, model=model, block_size=rows)
+        return units.rescale(new, unit)
+    return _m_step(r, Data(x, w), reg, checked, model=model, block_size=rows)
 
 
 @jit
@@ -197,32 +252,32 @@ def elbo(params: GMMParams, resp: ArrayLike, X: ArrayLike, sample_weight: ArrayL
 @functools.partial(jit, static_argnames=("block_size", "axis_name"))
 def _em_step(
     params: GMMParams,
-    x: Array,
-    w: Array | None,
+    data: Data,
     reg_covar: Array,
     prior: Prior | None,
     *,
     block_size: int,
     axis_name: AxisName,
-) -> tuple[GMMParams, Moments]:
+) -> tuple[GMMParams, Statistics]:
     with rows_over(axis_name):
-        f = with_prior(summarise(x, w, reg_covar), prior, params.family, params.means.shape)
-        relative = translate(params, -f.shift)
-        moments = accumulate(relative, x, w, shift=f.shift, block_size=block_size)
-    new, _ = maximise(relative, moments, f.ridge, f.prior)
-    return translate(new, f.shift), moments
+        context = summarise(data.x, data.weight, reg_covar)
+        context = with_prior(context, prior, params.model, params.means.shape)
+        relative = translate(params, -context.shift)
+        statistics = exact.sums(relative, data, context.shift, block_size=block_size)
+    new, _ = maximise(relative, statistics, context)
+    return translate(new, context.shift), statistics
 
 
 def _prepare(
     params: GMMParams, X: ArrayLike, sample_weight: ArrayLike | None, block_size: int | None
-) -> tuple[GMMParams, Array, Array | None, int]:
+) -> tuple[GMMParams, Data, int]:
     params, x = inputs(params, X)
     w = validate.weight(sample_weight, x)
     if block_size is None:
-        rows = rows_for(params.family, x.shape[0], *params.means.shape)
+        rows = exact.rows_for(params.component, x.shape[0], *params.means.shape)
     else:
         rows = min(validate.count(block_size, "block_size", 1), x.shape[0])
-    return params, x, w, rows
+    return params, Data(x, w), rows
 
 
 def em_step(
@@ -234,7 +289,7 @@ def em_step(
     prior: Prior | None = None,
     block_size: int | None = None,
     axis_name: AxisName = None,
-) -> tuple[GMMParams, Moments]:
+) -> tuple[GMMParams, Statistics]:
     """One EM iteration, m_step ∘ e_step, by row blocks: nothing of size (N, K) is ever stored.
 
     Args:
@@ -248,7 +303,8 @@ def em_step(
         the rows: the step is then that of all of them, and the same in every part. Static.
 
     Returns:
-      The next params, and the `Moments` about `params`; moments.log_likelihood is the total at `params`.
+      The next params, and the `Statistics` about `params`; statistics.log_likelihood is the total at
+      `params`.
 
     Raises:
       ValueError, TypeError: for shapes that do not fit, NaN or negative weights.
@@ -256,28 +312,268 @@ def em_step(
     Example:
       >>> import jaxgmm
       >>> params = jaxgmm.make_params([0.5, 0.5], [[-1.0], [1.0]], [1.0, 1.0], "spherical")
-      >>> params, moments = jaxgmm.em_step(params, [[-2.0], [-1.0], [1.0], [2.0]])
+      >>> params, statistics = jaxgmm.em_step(params, [[-2.0], [-1.0], [1.0], [2.0]])
       >>> params.weights.tolist()
       [0.5, 0.5]
     """
-    params, x, w, rows = _prepare(params, X, sample_weight, block_size)
+    params, data, rows = _prepare(params, X, sample_weight, block_size)
+    x, w = data.x, data.weight
     reg = validate.not_negative(reg_covar, "reg_covar", x.dtype)
-    checked = _checked(prior, params.family, params.means.shape, x)
-    if prior is None and axis_name is None and (unit := units.units_of(x, w, params.family)) is not None:
-        new, moments = _em_step(
-            units.rescale(params, 1 / unit), units.divide(x, unit), w, units.ridge_in_units(reg, unit), None,
-            block_size=rows, axis_name=None,
+    checked = _checked(prior, params.component, params.means.shape, x)
+    if prior is None and axis_name is None and (unit := units.units_of(x, w, params.model)) is not None:
+        new, statistics = _em_step(
+            units.rescale(params, 1 / unit), Data(units.divide(x, unit), w), units.ridge_in_units(reg, unit),
+            None, block_size=rows, axis_name=None,
         )  # fmt: skip
         log_unit = jnp.asarray(np.log(unit).sum(), x.dtype)
-        total = moments.log_likelihood - moments.total_weight * log_unit
-        return units.rescale(new, unit), dataclasses.replace(moments, log_likelihood=total)
-    return _em_step(params, x, w, reg, checked, block_size=rows, axis_name=axis_name)
+        total = statistics.log_likelihood - statistics.total_weight * log_unit
+        return units.rescale(new, unit), dataclasses.replace(statistics, log_likelihood=total)
+    return _em_step(params, data, reg, checked, block_size=rows, axis_name=axis_name)
 
 
-_fit = jit(
-    run,
-    static_argnames=("block_size", "history_size", "unconverged", "kernel"),
-)
+@dataclasses.dataclass(frozen=True)
+class EMOptions:
+    """Options of a fit that rarely need changing; static under `jit`.
+
+    Attributes:
+      block_size: rows per block; None chooses from the shapes.
+      history_size: how many entries `FitResult.history` has.
+      unconverged_gradient: what becomes of a derivative that cannot be trusted, because the fit has not
+        converged or its linear solve left a residual: "nan" makes it NaN, "warn" leaves it as it is and
+        issues a RuntimeWarning when it is computed, "ignore" leaves it. A fit that does not enter what is
+        differentiated spoils nothing.
+      kernel: how the sums over samples are computed. "whitened": about each component, right to rounding.
+        "quadratic": by one matrix product about the data's mean, several times faster; its rounding grows
+        with the squared distance of the components in units of their widths, and ends a fit early there.
+        "auto": for large problems the quadratic one as far as its rounding allows, and from there, for the
+        steps that decide convergence and the result, the whitened one.
+
+    Raises:
+      ValueError, TypeError: when it is built, for values that are none of these.
+
+    Example:
+      >>> import jaxgmm
+      >>> start = jaxgmm.make_params([0.5, 0.5], [[-1.0], [1.0]], [1.0, 1.0], "spherical")
+      >>> X = [[-2.0], [-1.0], [1.0], [2.0]]
+      >>> jaxgmm.fit(start, X, options=jaxgmm.EMOptions(kernel="whitened", history_size=5)).history.shape
+      (5,)
+    """
+
+    block_size: int | None = None
+    history_size: int = HISTORY_SIZE
+    unconverged_gradient: str = "nan"
+    kernel: str = "auto"
+
+    def __post_init__(self) -> None:
+        """Refuse what no fit understands."""
+        if self.block_size is not None:
+            validate.count(self.block_size, "block_size", 1)
+        validate.count(self.history_size, "history_size", 0)
+        validate.choice(self.unconverged_gradient, "unconverged_gradient", ("nan", "warn", "ignore"))
+        validate.choice(self.kernel, "kernel", ("auto", "whitened", "quadratic"))
+
+    def only(self, caller: str, *fields: str) -> None:
+        """Raise where an option is set that `caller` has no use for; `fields` are those it uses."""
+        for field in dataclasses.fields(self):
+            if field.name not in fields and getattr(self, field.name) != field.default:
+                raise ValueError(f"{caller} does not use options.{field.name}; leave it as it is")
+
+
+def check_options(options: Any) -> EMOptions:
+    """The options, or an error that says what to write."""
+    if not isinstance(options, EMOptions):
+        raise TypeError(
+            f"options must be an EMOptions, such as EMOptions(kernel='whitened'); got {options!r}"
+        )
+    return options
+
+
+DEFAULT_OPTIONS = EMOptions()
+
+
+class Problem(NamedTuple):
+    """What does not change while EM runs: a pytree, with respect to which a fit is differentiated."""
+
+    data: Data
+    context: Context
+    prepared: Any = None  # what the kernel knows of the data
+
+
+class Settings(NamedTuple):
+    """How a fit runs; the first two are traced."""
+
+    tol: Array
+    accelerate: Array
+    kernels: tuple[Kernel, ...] = (WHITENED,)
+    block_size: int = 2048  # of the whitened kernel
+    history_size: int = HISTORY_SIZE
+    unconverged_gradient: str = "nan"
+    axis_name: AxisName = None  # of `shard_map`, where the rows are one part of all
+
+    def block_of(self, kernel: Kernel, params: GMMParams, data: Data, n_fits: int = 1) -> int:
+        """Rows per block of a kernel, for so many fits at once."""
+        if kernel is WHITENED:
+            return self.block_size
+        k, d = params.means.shape[-2:]
+        return kernel.rows(params.component, data.x.shape[0], k, d, n_fits)
+
+    def derivative(self, model: Model) -> Derivative:
+        """How the fixed point is differentiated."""
+        symmetric = model.covariance.to_natural is not None and model.component.is_gaussian
+        return Derivative(coordinates.isometric(model), self.unconverged_gradient, symmetric=symmetric)
+
+
+def evaluate(
+    kernel: Kernel,
+    block_size: int,
+    axis_name: AxisName,
+    params: GMMParams,
+    problem: Problem,
+    *,
+    hold: bool = True,
+) -> Evaluation:
+    """One EM iteration from `params`, as the solver wants it: the next parameters, and what is known here."""
+    with rows_over(axis_name):
+        statistics = kernel.sums(params, problem.data, problem.context.shift, problem.prepared, block_size)
+    rounded = kernel.rounding(params, problem.prepared)
+    return assessed(params, statistics, problem.context, rounded, hold=hold)
+
+
+def assessed(
+    params: GMMParams, statistics: Statistics, context: Context, rounded: Array, *, hold: bool = True
+) -> Evaluation:
+    """The M-step as the solver wants it, from statistics about `params` with the kernel's rounding.
+
+    Without `hold` the place of a switched-off component has derivatives.
+    """
+    image, length = maximise(params, statistics, context)
+    return rounding.assess(params, _hold(image) if hold else image, length, statistics, context, rounded)
+
+
+def _hold(image: GMMParams) -> GMMParams:
+    """The same, where a switched-off component has no derivative: it stays where the start put it."""
+    off = image.log_weights == -jnp.inf
+    own = has_component_axis(image.component, image.n_components, image.n_features)
+
+    def held(a: Array) -> Array:
+        return jnp.where(off.reshape(-1, *(1,) * (a.ndim - 1)), jax.lax.stop_gradient(a), a)
+
+    scale = jax.tree.map(lambda a, rows: held(a) if rows else a, image.scale, own)
+    return GMMParams(image.log_weights, held(image.means), scale, *image.model)
+
+
+def admissible(params: GMMParams) -> GMMParams:
+    """Where a fit may begin: with equal weights, if the model has them so."""
+    return dataclasses.replace(params, log_weights=params.weights_rule.start(params.log_weights))
+
+
+def result_of(solution: Solution, data: Data, context: Context, s: Settings) -> FitResult:
+    """A fit's result, with means in the coordinates of the data."""
+    objective = solution.report
+    if context.prior is not None:
+        with rows_over(s.axis_name):
+            total = sum_rows(lambda w, _: w.sum(), data.weight, data.x, block_size=s.block_size)
+        objective = solution.report + priors.log_density(solution.point, context.prior)[0] / total
+    fitted = translate(solution.point, context.shift)
+    return FitResult(fitted, solution.report, objective, solution.n_iter, solution.status, solution.history)
+
+
+def run(
+    params: GMMParams,
+    data: Data,
+    tol: Array,
+    max_iter: Array,
+    reg_covar: Array,
+    accelerate: Array,
+    prior: Prior | None = None,
+    *,
+    context: Context | None = None,
+    **static: Any,
+) -> FitResult:
+    """`fit` without its checks: EM on one kernel after another, in one `while_loop` that is compiled once.
+
+    Around the loop is one over stages: EM on each kernel, from where the one before ended or, if that failed,
+    from the start; and one evaluation of what will be returned, where the shift rounds it, for the likelihood
+    that is reported.
+
+    Args:
+      params: as in `fit`, as is the rest.
+      data: the rows. With the name of an axis of `shard_map` they are one part of all.
+      tol: () float.
+      max_iter: () int32.
+      reg_covar: () or (D,).
+      accelerate: () bool.
+      prior: a checked one, or None.
+      context: the data summary, where the caller already has it.
+      **static: fields of `Settings`.
+    """
+    s = Settings(tol, accelerate, **static)
+    first, last, n_kernels = s.kernels[0], s.kernels[-1], len(s.kernels)
+    with rows_over(s.axis_name):
+        context = summarise(data.x, data.weight, reg_covar) if context is None else context
+        context = with_prior(context, prior, params.model, params.means.shape)
+        problem = Problem(data, context, first.prepare(params.component, data, context))
+    start = translate(admissible(params), -context.shift)
+    fixed, begun = lax.stop_gradient((problem, start))
+    fresh = squarem.begin(begun, squarem.no_memory(tol.dtype), s.history_size)
+    chart = coordinates.extrapolation(params.model)
+    blocks = [s.block_of(kernel, start, data) for kernel in (first, WHITENED)]
+    outside = fixed, tol, accelerate, max_iter
+
+    def stage(i: Array, carried: tuple[State, Array]) -> tuple[State, Array]:
+        ended, report = carried
+        closing = i == n_kernels
+        begin = squarem.select(closing, squarem.onward(ended), squarem.hand_over(ended, fresh))
+        # At a large offset the last digits of the means are lost when the shift is added back.
+        back = jnp.where(closing, fixed.context.shift, 0)
+        needed = ~closing | ((back != 0).any() & jnp.isfinite(ended.report))
+        begin = begin._replace(
+            point=translate(begin.point, back), status=jnp.where(needed, begin.status, ended.status)
+        )
+        # In the end only the likelihood is asked for: a prior stands about the shift as it was.
+        here = fixed.context._replace(shift=fixed.context.shift - back)
+        limit = jnp.where(closing, 0, max_iter)
+
+        def by(kernel: Kernel, block_size: int, point: GMMParams) -> tuple[Statistics, Array]:
+            statistics = kernel.sums(point, fixed.data, here.shift, fixed.prepared, block_size)
+            return varying_like((statistics, kernel.rounding(point, fixed.prepared)), outside)
+
+        def iterate(state: State) -> State:
+            with rows_over(s.axis_name):
+                if first is WHITENED:
+                    statistics = exact.sums(state.point, fixed.data, here.shift, block_size=blocks[1])
+                    rounded = jnp.zeros((), tol.dtype)
+                else:
+                    statistics, rounded = lax.cond(
+                        i == 0,
+                        functools.partial(by, first, blocks[0]),
+                        functools.partial(by, WHITENED, blocks[1]),
+                        state.point,
+                    )
+            evaluation = assessed(state.point, statistics, here, rounded)
+            return varying_like(squarem.update(evaluation, state, chart, tol, limit, accelerate), outside)
+
+        end = lax.while_loop(lambda state: state.status == RUNNING, iterate, varying_like(begin, outside))
+        report = jnp.where(closing & ~needed, ended.report, end.report)
+        return varying_like((squarem.select(closing, ended, end), report), outside)
+
+    # The number of stages is no constant: XLA would write each of them out.
+    n_stages = jnp.asarray(n_kernels + 1, jnp.int32)
+    end, report = lax.fori_loop(
+        jnp.zeros_like(n_stages), n_stages, stage, varying_like((fresh, fresh.report), outside)
+    )
+    step = functools.partial(evaluate, last, blocks[0] if last is first else blocks[1], s.axis_name)
+    if last is WHITENED:
+        problem = problem._replace(prepared=None)
+    solution = squarem.solution(step, s.derivative(params.model), end._replace(report=report), problem)
+    return result_of(solution, data, context, s)
+
+
+_STATIC = ("kernels", "block_size", "history_size", "unconverged_gradient", "axis_name")
+_fit = jit(run, static_argnames=_STATIC)
+
+# Set by `jaxgmm.parallel.use_cores`: fits that are large are divided among the cores of a CPU.
+divided: Callable[..., FitResult | None] | None = None
 
 
 def fit(
@@ -295,18 +591,18 @@ def fit(
     """Fit a mixture by EM from starting parameters: one jitted `while_loop`, to its fixed point.
 
     Args:
-      params: where to start; its family and number of components are kept.
+      params: where to start; its model and number of components are kept.
       X: (N, D); float32 or, where JAX allows it, float64. Other types are promoted.
       sample_weight: (N,) or None for ones; a weight of 0 leaves the row out exactly.
       tol: stop when the estimated distance to the fixed point is below it. The distance is the Fisher length
-        of `maximise`: about the mixture's own standard deviations, per sample; the log-likelihood is then
-        short of its optimum by about tol²/2 per sample. In float32 a fit also stops when its steps are down
-        to rounding. 0 takes max_iter steps.
+        of a complete observation: about the mixture's own standard deviations, per sample; the log-likelihood
+        is then short of its optimum by about tol²/2 per sample. A fit also stops when its steps are down to
+        rounding, which in float32 can come first. 0 takes max_iter steps, unless the fit fails.
       max_iter: limit on EM steps.
       reg_covar: as in `m_step`.
       prior: None, or a `Prior`: the fit then maximises the posterior, total log-likelihood + `log_prior`. A
         component that is on stays on without data, where the prior puts it; one that is off stays off.
-      accelerate: SQUAREM extrapolation; False for plain EM. For a family without natural coordinates,
+      accelerate: SQUAREM extrapolation; False for plain EM. For a structure without natural coordinates,
         always plain.
       options: `EMOptions`: the kernel, block size, history, and what becomes of untrusted derivatives.
 
@@ -328,7 +624,7 @@ def fit(
     Example:
       >>> import jax, jaxgmm
       >>> truth = jaxgmm.make_params([0.3, 0.7], [[-4.0], [4.0]], [1.0, 1.0], "spherical")
-      >>> X, _ = jaxgmm.sample(jax.random.key(0), truth, 2000)
+      >>> X, _ = jaxgmm.sample(jax.random.key(0), truth, 200)
       >>> start = jaxgmm.make_params([0.5, 0.5], [[-1.0], [1.0]], [1.0, 1.0], "spherical")
       >>> result = jaxgmm.fit(start, X)
       >>> jaxgmm.Status(int(result.status)).name
@@ -338,31 +634,29 @@ def fit(
       Dempster, Laird & Rubin (1977); Varadhan & Roland (2008) for the extrapolation.
     """
     block_size = check_options(options).block_size
-    params, x, w, rows = _prepare(params, X, sample_weight, block_size)
+    params, data, rows = _prepare(params, X, sample_weight, block_size)
+    x, w = data.x, data.weight
     numbers = validate.iteration(tol, max_iter, reg_covar, accelerate, x.dtype)
-    checked = _checked(prior, params.family, params.means.shape, x)
+    checked = _checked(prior, params.component, params.means.shape, x)
     static: dict[str, Any] = {
         "block_size": rows,
         "history_size": options.history_size,
-        "unconverged": options.unconverged_gradient,
-        "kernel": quadratic.choose(options.kernel, params.family, x.shape[0], *params.means.shape),
+        "unconverged_gradient": options.unconverged_gradient,
+        "kernels": quadratic.choose(options.kernel, params.component, x.shape[0], *params.means.shape),
     }
-    if prior is None and (unit := units.units_of(x, w, params.family)) is not None:
+    if prior is None and (unit := units.units_of(x, w, params.model)) is not None:
         tol_, limit, reg, plain = numbers
         result = _fit(
-            units.rescale(params, 1 / unit), units.divide(x, unit), w, tol_, limit,
+            units.rescale(params, 1 / unit), Data(units.divide(x, unit), w), tol_, limit,
             units.ridge_in_units(reg, unit), plain, None, **static
         )  # fmt: skip
         return units.multiply_back(result, unit)
-    if (mesh := sharded.over_cores(params, x, w, numbers, checked)) is not None:
-        result = sharded.fit_divided(params, x, w, numbers, checked, mesh=mesh, **static)
-        return jax.device_put(result, x.sharding)
-    return _fit(params, x, w, *numbers, checked, **static)
+    whole = divided is None or not is_concrete(params, data, numbers, checked)
+    found = None if whole or divided is None else divided(params, data, numbers, checked, **static)
+    return _fit(params, data, *numbers, checked, **static) if found is None else found
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass, data_fields=["iteration", "context"], meta_fields=["block_size"]
-)
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class EMState:
     """The accelerated iteration between two calls of `step`; a pytree.
@@ -373,15 +667,15 @@ class EMState:
       block_size: rows per block; static.
     """
 
-    iteration: squarem.State
+    iteration: State
     context: Context
-    block_size: int
+    block_size: int = dataclasses.field(metadata={"static": True})
 
     @property
     def params(self) -> GMMParams:
         """The mixture so far: the latest EM step, or the last good point once the iteration has ended."""
         s = self.iteration
-        going_on = s.status == squarem.RUNNING  # with the leading axes of a batch, if there are any
+        going_on = s.status == RUNNING  # with the leading axes of a batch, if there are any
 
         def choose(a: Array, b: Array) -> Array:
             return jnp.where(going_on.reshape(going_on.shape + (1,) * (a.ndim - going_on.ndim)), a, b)
@@ -398,7 +692,7 @@ class EMInfo(NamedTuple):
       step_length: () Fisher length of the EM step from there.
       n_iter: () int32, EM steps so far.
       accelerated: () bool, whether the next point is an extrapolation.
-      status: () int32, a `Status`; MAX_ITER as long as the iteration goes on.
+      status: () int32, a `Status`; MAX_ITER here means that the iteration is still running.
     """
 
     log_likelihood: Array  # ()
@@ -409,10 +703,11 @@ class EMInfo(NamedTuple):
 
 
 @jit
-def _init(params: GMMParams, x: Array, w: Array | None, reg_covar: Array, prior: Prior | None) -> Any:
-    f = with_prior(summarise(x, w, reg_covar), prior, params.family, params.means.shape)
-    begin = translate(admissible(params), -f.shift)
-    return squarem.begin(begin, squarem.no_memory(x.dtype), 0), f
+def _init(params: GMMParams, data: Data, reg_covar: Array, prior: Prior | None) -> tuple[State, Context]:
+    context = summarise(data.x, data.weight, reg_covar)
+    context = with_prior(context, prior, params.model, params.means.shape)
+    start = translate(admissible(params), -context.shift)
+    return squarem.begin(start, squarem.no_memory(data.x.dtype), 0), context
 
 
 def init(
@@ -455,23 +750,21 @@ def init(
       >>> jaxgmm.Status(int(info.status)).name
       'CONVERGED'
     """
-    params, x, w, rows = _prepare(params, X, sample_weight, block_size)
-    reg = validate.not_negative(reg_covar, "reg_covar", x.dtype)
-    checked = _checked(prior, params.family, params.means.shape, x)
-    iteration, fixed = _init(params, x, w, reg, checked)
-    return EMState(iteration, fixed, rows)
+    params, data, rows = _prepare(params, X, sample_weight, block_size)
+    reg = validate.not_negative(reg_covar, "reg_covar", data.x.dtype)
+    checked = _checked(prior, params.component, params.means.shape, data.x)
+    return EMState(*_init(params, data, reg, checked), rows)
 
 
 @jit
-def _step(state: EMState, x: Array, w: Array | None, tol: Array, accelerate: Array) -> tuple[EMState, EMInfo]:
+def _step(state: EMState, data: Data, tol: Array, accelerate: Array) -> tuple[EMState, EMInfo]:
     before = state.iteration
-    family = before.base.family
-    evaluation = evaluate(state.block_size, before.point, (x, w, state.context))
+    evaluation = evaluate(WHITENED, state.block_size, None, before.point, Problem(data, state.context))
     never = jnp.asarray(jnp.iinfo(jnp.int32).max, jnp.int32)
-    after = squarem.turn(evaluation, before, chart(family), tol, never, accelerate)
-    ended = before.status != squarem.RUNNING
-    after = jax.tree.map(lambda a, b: jnp.where(ended, a, b), before, after)
-    status = jnp.where(after.status == squarem.RUNNING, int(Status.MAX_ITER), after.status).astype(jnp.int32)
+    chart = coordinates.extrapolation(before.base.model)
+    after = squarem.update(evaluation, before, chart, tol, never, accelerate)
+    after = squarem.select(before.status != RUNNING, before, after)
+    status = jnp.where(after.status == RUNNING, int(Status.MAX_ITER), after.status).astype(jnp.int32)
     info = EMInfo(after.report, after.step, after.n_iter, after.extrapolated, status)
     return dataclasses.replace(state, iteration=after), info
 
@@ -502,14 +795,12 @@ def step(
       ValueError, TypeError: for a state that is none, or data that do not fit it.
 
     Example:
-      >>> import jax, jaxgmm
+      >>> import jaxgmm
       >>> start = jaxgmm.make_params([0.5, 0.5], [[-1.0], [1.0]], [1.0, 1.0], "spherical")
-      >>> X = jax.random.normal(jax.random.key(0), (100, 1))
-      >>> state, infos = jax.lax.scan(
-      ...     lambda s, _: jaxgmm.em.step(s, X), jaxgmm.em.init(start, X), length=20
-      ... )
-      >>> infos.log_likelihood.shape
-      (20,)
+      >>> X = [[-2.0], [-1.0], [1.0], [2.0]]
+      >>> state, info = jaxgmm.em.step(jaxgmm.em.init(start, X), X)
+      >>> info.log_likelihood.shape
+      ()
 
     References:
       Varadhan & Roland (2008), Simple and globally convergent methods for accelerating the convergence of any
@@ -523,4 +814,4 @@ def step(
         raise TypeError(f"X must have the dtype of the data of init, {point.means.dtype}; got {x.dtype}")
     w = validate.weight(sample_weight, x)
     tolerance = validate.not_negative(tol, "tol", x.dtype)
-    return _step(state, x, w, tolerance, validate.flag(accelerate, "accelerate"))
+    return _step(state, Data(x, w), tolerance, validate.flag(accelerate, "accelerate"))

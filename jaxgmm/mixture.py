@@ -1,4 +1,4 @@
-"""The parameters of a mixture, and building them from weights, means and covariances."""
+"""Mixtures: the parameter record `GMMParams`, and building it from weights, means and covariances."""
 
 from __future__ import annotations
 
@@ -16,18 +16,16 @@ from jax.typing import ArrayLike
 
 from jaxgmm import _display as display
 from jaxgmm import _validate as validate
-from jaxgmm.components.covariance.base import Family, check_record, is_from_package
-from jaxgmm.components.covariance.registry import get_family
+from jaxgmm.components.base import Component
+from jaxgmm.components.covariance.base import Covariance, check_record, is_from_package
+from jaxgmm.components.registry import ModelLike, get_model
+from jaxgmm.components.weights import FREE, Model, Weights
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["log_weights", "means", "scale"],
-    meta_fields=["family"],
-)
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class GMMParams:
-    """A Gaussian mixture p(x) = Σ_k π_k N(x | μ_k, Σ_k): an immutable pytree.
+    """A mixture p(x) = Σ_k π_k f(x | μ_k, θ_k), Gaussian or of another component family: an immutable pytree.
 
     Nothing is checked when one is built, for `vmap` and `jax.tree.map` build these too: `make_params` checks.
     Under `vmap` every array carries leading batch axes.
@@ -35,14 +33,17 @@ class GMMParams:
     Attributes:
       log_weights: (K,) log π_k; -inf switches a component off.
       means: (K, D).
-      scale: the covariance structure's own arrays; for "full", lower Cholesky factors (K, D, D).
-      family: the covariance structure; static.
+      scale: the covariance structure's own arrays, for "full" lower Cholesky factors (K, D, D); and what else
+        the component has, such as degrees of freedom.
+      component: the density of a component; static.
+      weights_rule: how a fit treats the weights; static.
     """
 
     log_weights: Array  # (K,)
     means: Array  # (K, D)
     scale: Any
-    family: Family
+    component: Component = dataclasses.field(metadata={"static": True})
+    weights_rule: Weights = dataclasses.field(default=FREE, metadata={"static": True})
 
     @property
     def weights(self) -> Array:
@@ -50,9 +51,32 @@ class GMMParams:
         return jnp.exp(self.log_weights)
 
     @property
+    def model(self) -> Model:
+        """Component and rule for the weights: all that is static."""
+        return Model(self.component, self.weights_rule)
+
+    @property
+    def covariance(self) -> Covariance:
+        """The structure of the components' scatter matrices; of Gaussians these are the covariances."""
+        return self.component.covariance
+
+    @property
+    def scatter(self) -> Any:
+        """The structure's own arrays, of `scale`."""
+        return self.component.scatter(self.component, self.scale)
+
+    def with_scatter(self, scatter: Any) -> GMMParams:
+        """The same mixture with other arrays of the structure."""
+        return dataclasses.replace(
+            self, scale=self.component.with_scatter(self.component, self.scale, scatter)
+        )
+
+    @property
     def covariances(self) -> Array:
         """Dense covariances (..., K, D, D), whatever the structure."""
-        return self.family.to_covariance(self.scale, (self.n_components, self.n_features))
+        dense = self.covariance.to_covariance(self.scatter, (self.n_components, self.n_features))
+        factor = self.component.variance_factor
+        return dense if factor is None else dense * factor(self.component, self.scale)[..., None, None]
 
     @property
     def n_components(self) -> int:
@@ -90,11 +114,11 @@ def kind(params: GMMParams) -> str:
       >>> jaxgmm.make_params([0.5, 0.5], [[0.0], [1.0]], [1.0, 1.0], "spherical")
       GMMParams(spherical, K = 2, D = 1, float32)
     """
-    family = getattr(params.family, "name", params.family)
+    name = params.model.name if isinstance(params.component, Component) else params.component
     shape = getattr(params.means, "shape", None)
     if not isinstance(shape, tuple) or len(shape) < 2:
-        return f"{family}, means = {shape if shape is not None else params.means!r}"
-    said = f"{family}, K = {shape[-2]}, D = {shape[-1]}, {getattr(params.means, 'dtype', '?')}"
+        return f"{name}, means = {shape if shape is not None else params.means!r}"
+    said = f"{name}, K = {shape[-2]}, D = {shape[-1]}, {getattr(params.means, 'dtype', '?')}"
     if len(shape) > 2:
         said = f"{' × '.join(map(str, shape[:-2]))} mixtures, {said}"
     return said
@@ -107,7 +131,10 @@ def widths(params: GMMParams) -> np.ndarray[Any, Any] | None:
     try:
         with jax.ensure_compile_time_eval(), np.errstate(all="ignore"):
             shape = (params.n_components, params.n_features)
-            return np.sqrt(np.asarray(params.family.diagonal(params.scale, shape)).astype(float))
+            variances = np.asarray(params.covariance.diagonal(params.scatter, shape)).astype(float)
+            if (factor := params.component.variance_factor) is not None:
+                variances = variances * np.asarray(factor(params.component, params.scale))[:, None]
+            return np.sqrt(variances)
     except Exception:  # a user's structure, or arrays that do not fit: to print a mixture must not raise
         return np.full(params.means.shape, np.nan)
 
@@ -136,7 +163,7 @@ def make_params(
     weights: ArrayLike,
     means: ArrayLike,
     covariances: ArrayLike,
-    covariance_type: str | Family = "full",
+    covariance_type: ModelLike = "full",
 ) -> GMMParams:
     """Parameters from weights, means and covariances in scikit-learn's shapes.
 
@@ -146,7 +173,7 @@ def make_params(
       covariances: full (K, D, D), tied (D, D), diag (K, D) variances, spherical (K,) variances. For EII one
         variance (), EEI (D,), VEI and EVI (K, D) variances, for mclust's others (K, D, D); where these are
         not of the structure, what an M-step with equal weights makes of them.
-      covariance_type: a name or a `Family`.
+      covariance_type: a name, a `Covariance`, a `Component` or a `Model`.
 
     Returns:
       GMMParams, in float64 if any argument is and JAX allows it, else float32.
@@ -162,38 +189,50 @@ def make_params(
       >>> params.covariances.shape
       (2, 2, 2)
     """
-    family = get_family(covariance_type)
+    model = get_model(covariance_type)
+    structure = model.covariance
     w, mu = validate.mixture_parts(weights, means)
     n_components, n_features = mu.shape
-    shape = family.covariance_shape(n_components, n_features)
+    shape = structure.covariance_shape(n_components, n_features)
     # Matrices, and not variances of as many components as features.
-    matrices = family.covariance_shape(2, 3)[-2:] == (3, 3)
-    given = validate.covariances(covariances, shape, family.name, mu.dtype, matrices=matrices)
-    scale = family.from_covariance(given)
-    shared = shape == family.covariance_shape(n_components + 1, n_features)
-    validate.positive_definite(scale, shared=shared)
-    return GMMParams(jnp.log(w) - jnp.log(w.sum()), mu, scale, family)
-
-
-def scale_like(family: Family, n_components: int, n_features: int) -> Any:
-    """The shapes of the family's arrays for K components in D dimensions; a user's record is checked once."""
-    if not is_from_package(family):
-        for dtype in {jnp.dtype(jnp.float32), jnp.dtype(jnp.result_type(float))}:
-            check_record(family, n_components, n_features, dtype)
-    return _shapes(family, n_components, n_features)
-
-
-@functools.lru_cache
-def _shapes(family: Family, n_components: int, n_features: int) -> Any:
-    return jax.eval_shape(
-        family.from_variances, jax.ShapeDtypeStruct((n_components, n_features), jnp.float32)
+    matrices = structure.covariance_shape(2, 3)[-2:] == (3, 3)
+    given = validate.covariances(covariances, shape, structure.name, mu.dtype, matrices=matrices)
+    scatter = structure.from_covariance(given)
+    shared = shape == structure.covariance_shape(n_components + 1, n_features)
+    validate.positive_definite(scatter, shared=shared)
+    params = GMMParams(jnp.log(w) - jnp.log(w.sum()), mu, scatter, *model)
+    if model.component.is_gaussian:
+        return params
+    variances = structure.diagonal(scatter, (n_components, n_features))
+    return dataclasses.replace(params, scale=model.component.start(model.component, variances)).with_scatter(
+        scatter
     )
 
 
-def has_component_axis(family: Family, n_components: int, n_features: int) -> Any:
-    """Which of the family's arrays have a row for each component: it shows in how their shapes follow K."""
-    one, other = (scale_like(family, k, n_features) for k in (n_components, n_components + 1))
+def scale_like(component: Component, n_components: int, n_features: int) -> Any:
+    """The shapes of a component's arrays for K of them in D dimensions; a user's record is checked once."""
+    if not is_from_package(component.covariance):
+        for dtype in {jnp.dtype(jnp.float32), jnp.dtype(jnp.result_type(float))}:
+            check_record(component.covariance, n_components, n_features, dtype)
+    return _shapes(component, n_components, n_features)
+
+
+@functools.lru_cache
+def _shapes(component: Component, n_components: int, n_features: int) -> Any:
+    variances = jax.ShapeDtypeStruct((n_components, n_features), jnp.float32)
+    return jax.eval_shape(lambda v: component.start(component, v), variances)
+
+
+def has_component_axis(component: Component, n_components: int, n_features: int) -> Any:
+    """Which of the component's arrays have a row for each of K: it shows in how their shapes follow K."""
+    one, other = (scale_like(component, k, n_features) for k in (n_components, n_components + 1))
     return jax.tree.map(lambda a, b: a.shape != b.shape, one, other)
+
+
+def log_normaliser(params: GMMParams) -> Array:
+    """(K,) the logarithm of each component's density where its exponent is 0."""
+    shape = (params.n_components, params.n_features)
+    return params.component.log_normaliser(params.component, params.scale, shape)
 
 
 def translate(params: GMMParams, by: Array) -> GMMParams:
@@ -203,7 +242,7 @@ def translate(params: GMMParams, by: Array) -> GMMParams:
 
 def take(params: GMMParams, index: Array | np.ndarray) -> GMMParams:
     """The mixture of the components `index` (M,), in that order; their weights are kept as they are."""
-    own = has_component_axis(params.family, params.n_components, params.n_features)
+    own = has_component_axis(params.component, params.n_components, params.n_features)
     scale = jax.tree.map(lambda a, rows: a[index] if rows else a, params.scale, own)
     return dataclasses.replace(
         params, log_weights=params.log_weights[index], means=params.means[index], scale=scale

@@ -1,25 +1,26 @@
-"""Maximum a posteriori: a conjugate prior on weights, means and covariances, as pseudo-observations.
+"""Conjugate priors on weights, means and covariances, as pseudo-observations.
 
 A normal–inverse-Wishart prior acts on the M-step as data would: `strength` observations at its mean, and rows
-that add its scale to the scatter. In a family's own whitened coordinates, summed by the family's own
-`second_moment`, it needs nothing of the family that EM does not need already.
+that add its scale to the scatter. In whitened coordinates, summed by the covariance structure's own second
+moment, it needs nothing of the structure that EM does not need already. One update, `conjugate`, serves
+maximum a posteriori fits and variational Bayes.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
 from jaxgmm import _validate as validate
-from jaxgmm._prior_parts import prior_parts
-from jaxgmm.components.covariance.base import Family
-from jaxgmm.components.covariance.registry import get_family
+from jaxgmm.components.base import Component, Target
+from jaxgmm.components.covariance.base import Covariance
+from jaxgmm.components.registry import ModelLike, get_model
 from jaxgmm.kernels.blocked_sum import in_range, sum_rows
 from jaxgmm.kernels.linalg import embed_diagonal, epsilon, safe_cholesky
 from jaxgmm.kernels.programs import jit
@@ -28,11 +29,7 @@ from jaxgmm.mixture import GMMParams, scale_like
 STRENGTH = 0.01
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["mean", "strength", "dof", "scale", "weight_concentration"],
-    meta_fields=[],
-)
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Prior:
     """A conjugate prior for maximum a posteriori fits: an immutable pytree, differentiable in every number.
@@ -53,7 +50,7 @@ class Prior:
 
     Structures without a conjugate prior in the paper, and those that a user writes, have each Σ_k penalised
     as "full" does (or "diag", if they have no correlations), and the maximum taken within the structure:
-    `Family.prior` says which. The counts n_k are sums of sample weights: it is against these that a prior
+    `Covariance.prior` says which. The counts n_k are sums of sample weights: it is against these that a prior
     is weak or strong.
 
     Mean and strength come together, and so do dof and scale. Without mean and strength the divisors lose the
@@ -82,7 +79,7 @@ class Prior:
 
 
 class Pseudo(NamedTuple):
-    """A prior as a family takes it: everything that does not change while EM runs."""
+    """A prior as a covariance structure takes it: everything that does not change while EM runs."""
 
     mean: Array | None  # (D,)  relative to the shift of the data
     strength: Array | None  # ()
@@ -91,21 +88,79 @@ class Pseudo(NamedTuple):
     concentration: Array | None  # (K,)
 
 
-class Posterior(NamedTuple):
-    """Moments with the prior's pseudo-observations among them."""
-
-    counts: Array  # (K,)  in proportion to the next weights
-    mean: Array  # (K, D)  the next means, in whitened coordinates about the current ones
-    weight: Array  # (K,)  with centre and second: the arguments of `Family.update`
-    centre: Array  # (K, D)
-    second: Any
+def _without_correlations(covariance: Covariance) -> bool:
+    return covariance.prior.endswith("I")
 
 
-def _without_correlations(family: Family) -> bool:
-    return family.prior.endswith("I")
+def _parts_of(
+    mean: Any,
+    strength: Any,
+    dof: Any,
+    scale: Any,
+    concentration: Any,
+    *,
+    shape: tuple[int, ...],
+    scale_shapes: tuple[tuple[int, ...], ...],
+    structure: str,
+    dtype: Any,
+) -> tuple[Array | None, Array | None, Array | None, Array | None, Array | None]:
+    """The parts of a prior for K components in D dimensions, shape (K, D), in one dtype; None stays None."""
+    for one, other, names in (
+        (mean, strength, ("mean", "strength")),
+        (dof, scale, ("dof", "scale")),
+    ):
+        if (one is None) != (other is None):
+            given, missing = names if other is None else names[::-1]
+            raise ValueError(f"prior.{given} needs prior.{missing} beside it; got None")
+
+    def part(value: Any, name: str, shapes: tuple[tuple[int, ...], ...]) -> Array | None:
+        if value is None:
+            return None
+        a = validate.floating(value, f"prior.{name}", dtype)
+        if a.shape not in shapes:
+            wanted = " or ".join(str(s) for s in shapes)
+            raise ValueError(
+                f"prior.{name} must have shape {wanted} for {shape[0]} components of {shape[1]} features and "
+                f"covariance_type={structure!r}; got shape {a.shape}"
+            )
+        validate.finite(a, f"prior.{name}", "A part of the prior that is not wanted is None.")
+        return a
+
+    m = part(mean, "mean", ((shape[1],),))
+    lam = part(scale, "scale", scale_shapes)
+    alpha = part(concentration, "weight_concentration", ((), (shape[0],)))
+    if alpha is not None and validate.is_concrete(alpha) and not (np.asarray(alpha) > 0).all():
+        raise ValueError(f"prior.weight_concentration must be positive; got {np.asarray(alpha).min()}")
+    if lam is not None and validate.is_concrete(lam):
+        _semidefinite(np.asarray(lam, np.float64), epsilon(dtype))
+    return (
+        m,
+        None if strength is None else validate.not_negative(strength, "prior.strength", dtype),
+        None if dof is None else validate.not_negative(dof, "prior.dof", dtype),
+        lam,
+        alpha,
+    )
 
 
-def check(prior: Prior, family: Family, shape: tuple[int, ...], dtype: Any) -> Prior:
+def _semidefinite(scale: np.ndarray, eps: float) -> None:
+    """Raise unless the prior's scale, a matrix or the diagonal of one, is positive semi-definite."""
+    diagonal = np.diagonal(scale) if scale.ndim == 2 else scale
+    if (diagonal < 0).any():
+        raise ValueError(f"prior.scale must not be negative; got {diagonal.min()}")
+    if scale.ndim < 2:
+        return
+    widths = np.sqrt(np.where(diagonal > 0, diagonal, 1))
+    correlation = scale / widths[:, None] / widths[None, :]
+    if (np.abs(correlation - correlation.T) > 1e-4).any():
+        raise ValueError("prior.scale must be a symmetric matrix; got one that is not")
+    lowest = float(np.linalg.eigvalsh(correlation).min())
+    if lowest < -16 * len(widths) * eps:
+        raise ValueError(
+            f"prior.scale must be positive semi-definite; got a correlation of eigenvalue {lowest}"
+        )
+
+
+def check(prior: Prior, component: Component, shape: tuple[int, ...], dtype: Any) -> Prior:
     """The prior in the data's dtype; raise unless it fits K components in D dimensions, shape (K, D)."""
     if not isinstance(prior, Prior):
         raise TypeError(
@@ -113,24 +168,37 @@ def check(prior: Prior, family: Family, shape: tuple[int, ...], dtype: Any) -> P
             if isinstance(prior, str)
             else f"prior must be a jaxgmm.Prior or None; got {type(prior).__name__}"
         )
-    d = shape[1]
+    if not component.is_gaussian:
+        raise ValueError(
+            f"prior must be None with {component.name!r}: it is conjugate to Gaussian components"
+        )
+    covariance, d = component.covariance, shape[1]
     shapes: tuple[tuple[int, ...], ...] = ((), (d,), (d, d))
-    if _without_correlations(family):
-        shapes = shapes[:1] if family.prior.endswith("II") else shapes[:2]
-    mean, strength, dof, scale, concentration = prior_parts(
+    if _without_correlations(covariance):
+        shapes = shapes[:1] if covariance.prior.endswith("II") else shapes[:2]
+    mean, strength, dof, scale, concentration = _parts_of(
         prior.mean, prior.strength, prior.dof, prior.scale, prior.weight_concentration,
-        shape=shape, scale_shapes=shapes, family_name=family.name, dtype=dtype,
+        shape=shape, scale_shapes=shapes, structure=covariance.name, dtype=dtype,
     )  # fmt: skip
     # One for all and one for each share a compilation.
     alpha = None if concentration is None else jnp.broadcast_to(concentration, shape[:1])
     return Prior(mean, strength, dof, scale, alpha)
 
 
-def check_name(prior: Prior | str | None) -> Prior | str | None:
-    """Raise if a prior that is given by name is not "default"."""
-    if isinstance(prior, str) and prior != "default":
-        raise ValueError(f"prior must be 'default', a jaxgmm.Prior or None; got {prior!r}")
+def check_name(prior: Prior | str | None, component: Component) -> Prior | str | None:
+    """Raise if a prior that is given by name is not "default", or the component has none."""
+    if isinstance(prior, str):
+        if prior != "default":
+            raise ValueError(f"prior must be 'default', a jaxgmm.Prior or None; got {prior!r}")
+        _check_component(component)
     return prior
+
+
+def _check_component(component: Component) -> None:
+    if not component.is_gaussian:
+        raise ValueError(
+            f"prior must be None with {component.name!r}: it is conjugate to Gaussian components"
+        )
 
 
 def _factor(scale: Array) -> Array:
@@ -147,15 +215,15 @@ def _factor(scale: Array) -> Array:
     return jnp.where(some, width, 0)[:, None] * safe_cholesky(correlation, jitter)
 
 
-def pseudo(prior: Prior, family: Family, shape: tuple[int, ...], shift: Array) -> Pseudo:
+def pseudo(prior: Prior, covariance: Covariance, shape: tuple[int, ...], shift: Array) -> Pseudo:
     """What of a checked prior EM can compute beforehand."""
     d = shape[1]
     extra, rows = None, None
     if prior.dof is not None:
-        if family.prior.endswith("II"):
+        if covariance.prior.endswith("II"):
             extra = (prior.dof + 2) / d
             rows = jnp.broadcast_to(jnp.sqrt(prior.scale / d), (d, 1))
-        elif _without_correlations(family):
+        elif _without_correlations(covariance):
             extra = prior.dof + 2
             rows = jnp.broadcast_to(jnp.sqrt(prior.scale), (d,))[:, None]
         else:
@@ -186,9 +254,9 @@ def _parts(params: GMMParams, prior: Pseudo) -> tuple[Array, Array, Array, Array
     on = params.log_weights > -jnp.inf
     one = jnp.where(on, jnp.ones((), dtype), 0)
     zero = jnp.zeros(k, dtype)
-    whiten = params.family.whitener(params.scale)
+    whiten = params.covariance.whitener(params.scatter)
     # A scale that all components share has one prior; each component brings its part of it.
-    share = one / jnp.maximum(one.sum(), 1) if params.family.prior.startswith("E") else one
+    share = one / jnp.maximum(one.sum(), 1) if params.covariance.prior.startswith("E") else one
     strength, divisor, gap, rows = zero, zero, jnp.zeros((k, d, 1), dtype), jnp.zeros((k, d, 1), dtype)
     if prior.mean is not None and prior.strength is not None:
         strength, divisor = one * prior.strength, one
@@ -208,28 +276,58 @@ def _over(numerator: Array, denominator: Array) -> Array:
     return jnp.where(some, numerator / safe, 0)
 
 
-def posterior(params: GMMParams, n: Array, first: Array, second: Any, prior: Pseudo) -> Posterior:
-    """Moments n (K,), first (K, D) and second about `params`, with the prior's pseudo-observations added.
+def conjugate(
+    covariance: Covariance,
+    scatter: Any,
+    moments: tuple[Array, Array, Any],
+    prior_mean: tuple[Array, Array],
+    divisor: Array,
+    columns: Array,
+    times: Array,
+) -> Target:
+    """The normal–inverse-Wishart update, in whitened coordinates about the current parameters.
 
     With y the whitened samples, ȳ their mean, d the prior's mean and Λ its scale, whitened, the scatter about
     the posterior mean is Σ y yᵀ − n ȳ ȳᵀ + κn/(κ+n) (ȳ − d)(ȳ − d)ᵀ + Λ. All is added but the second term,
-    which `Family.update` subtracts as weight · centre centreᵀ: hence centre = √(n / weight) ȳ. Nothing
+    which `Covariance.update` subtracts as weight · centre centreᵀ: hence centre = √(n / weight) ȳ. Nothing
     cancels that does not cancel without a prior, however strong that is and however small n.
+
+    Args:
+      covariance: the structure.
+      scatter: its arrays.
+      moments: n (K,), Σ y (K, D) and the second moments about the current parameters.
+      prior_mean: κ (K,) and d (K, D).
+      divisor: (K,) what the prior adds to n.
+      columns: (K, D, R) whose squares are Λ.
+      times: (K, R) how often each column counts.
+
+    References:
+      Bishop (2006), equations 10.58–10.63; Fraley & Raftery (2007), §3.
+    """
+    (n, first, second), (strength, gap) = moments, prior_mean
+    weight = n + divisor
+    some = n > 0
+    mean = _over(first + strength[:, None] * gap, n + strength)
+    root = jnp.sqrt(jnp.where(some, n, 1)) * jnp.sqrt(jnp.where(some, weight, 1))
+    centre = _over(first, jnp.where(some, root, 0))
+    between = _over(first, n)[:, :, None] - gap[:, :, None]
+    y = jnp.concatenate([between, columns], axis=2)
+    counted = jnp.concatenate([_over(n * strength, n + strength)[:, None], times], axis=1)
+    added = covariance.moments(scatter, y, counted)
+    return Target(mean, weight, centre, jax.tree.map(jnp.add, second, added))
+
+
+def posterior(params: GMMParams, n: Array, first: Array, second: Any, prior: Pseudo) -> tuple[Array, Target]:
+    """Counts (K,) in proportion to the next weights, and the `Target` of moments with the prior's added.
+
+    The moments n (K,), first (K, D) and second are about `params`.
     """
     strength, divisor, gap, share, rows = _parts(params, prior)
     on = params.log_weights > -jnp.inf
-    weight = n + divisor
-    mean = _over(first + strength[:, None] * gap[:, :, 0], n + strength)
-    some = n > 0
-    centre = _over(
-        first, jnp.where(some, jnp.sqrt(jnp.where(some, n, 1)) * jnp.sqrt(jnp.where(some, weight, 1)), 0)
-    )
-    between = _over(first, n)[:, :, None] - gap
-    y = jnp.concatenate([between, rows], axis=2)
     times = jnp.broadcast_to(share[:, None], (share.shape[0], rows.shape[2]))
-    times = jnp.concatenate([_over(n * strength, n + strength)[:, None], times], axis=1)
-    added = params.family.second_moment(params.scale, y, times)
-
+    target = conjugate(
+        params.covariance, params.scatter, (n, first, second), (strength, gap[:, :, 0]), divisor, rows, times
+    )
     counts = n
     if prior.concentration is not None:
         counts = jnp.where(on, jnp.maximum(n + (prior.concentration - 1), 0), n)
@@ -240,7 +338,7 @@ def posterior(params: GMMParams, n: Array, first: Array, second: Any, prior: Pse
         if prior.concentration is not None:
             emptied = (prior.concentration < 1) & (counts == 0)
         counts = jnp.where(on & ~emptied, jnp.maximum(counts, least), counts)
-    return Posterior(counts, mean, weight, centre, jax.tree.map(jnp.add, second, added))
+    return counts, target
 
 
 def log_density(params: GMMParams, prior: Pseudo) -> tuple[Array, Array, Array]:
@@ -248,7 +346,7 @@ def log_density(params: GMMParams, prior: Pseudo) -> tuple[Array, Array, Array]:
     strength, divisor, gap, share, rows = _parts(params, prior)
     on = params.log_weights > -jnp.inf
     shape = (params.n_components, params.n_features)
-    log_det = jnp.where(on, params.family.log_det(params.scale, shape), 0)
+    log_det = jnp.where(on, params.covariance.log_det(params.scatter, shape), 0)
     terms = [
         -0.5 * divisor * log_det,
         -0.5 * strength * jnp.square(gap[:, :, 0]).sum(-1),
@@ -273,7 +371,7 @@ def emptying(params: GMMParams, prior: Pseudo) -> Array:
 @jit
 def _log_prior(params: GMMParams, prior: Prior) -> Array:
     shift = jnp.zeros(params.n_features, params.means.dtype)
-    return log_density(params, pseudo(prior, params.family, params.means.shape, shift))[0]
+    return log_density(params, pseudo(prior, params.covariance, params.means.shape, shift))[0]
 
 
 def log_prior(params: GMMParams, prior: Prior) -> Array:
@@ -304,9 +402,9 @@ def log_prior(params: GMMParams, prior: Prior) -> Array:
     """
     if not isinstance(params, GMMParams):
         raise TypeError(f"params must be GMMParams; got {type(params).__name__}")
-    like = scale_like(params.family, *params.means.shape) if params.means.ndim == 2 else None
+    like = scale_like(params.component, *params.means.shape) if params.means.ndim == 2 else None
     validate.single_mixture(params.log_weights, params.means, params.scale, like)
-    return _log_prior(params, check(prior, params.family, params.means.shape, params.means.dtype))
+    return _log_prior(params, check(prior, params.component, params.means.shape, params.means.dtype))
 
 
 def _location(x: Array, w: Array | None, *, dense: bool) -> tuple[Array, Array]:
@@ -333,10 +431,10 @@ def _location(x: Array, w: Array | None, *, dense: bool) -> tuple[Array, Array]:
     return mean + rest, second / total - outer
 
 
-def default(x: Array, w: Array | None, n_components: Array, family: Family) -> Prior:
+def default(x: Array, w: Array | None, n_components: Array, covariance: Covariance) -> Prior:
     """`default_prior` without its checks, for a number of components that may be traced."""
     d = x.shape[1]
-    dense = not _without_correlations(family)
+    dense = not _without_correlations(covariance)
     mean, spread = _location(x, w, dense=dense)
     share = jnp.power(n_components.astype(x.dtype), float(-2 / d))
     return Prior(
@@ -347,13 +445,13 @@ def default(x: Array, w: Array | None, n_components: Array, family: Family) -> P
     )
 
 
-_default = jit(default, static_argnames="family")
+_default = jit(default, static_argnames="covariance")
 
 
 def default_prior(
     X: ArrayLike,
     n_components: int,
-    covariance_type: str | Family = "full",
+    covariance_type: ModelLike = "full",
     sample_weight: ArrayLike | None = None,
     **overrides: Any,
 ) -> Prior:
@@ -366,7 +464,7 @@ def default_prior(
     Args:
       X: (N, D).
       n_components: K.
-      covariance_type: a name or a `Family`.
+      covariance_type: a name, a `Covariance`, a `Component` or a `Model`.
       sample_weight: (N,) or None for ones.
       **overrides: any of `Prior`'s fields: mean, strength, dof, scale, weight_concentration.
 
@@ -384,12 +482,14 @@ def default_prior(
       Fraley & Raftery (2007), §3.2.
     """
     x = validate.data(X)
-    family = get_family(covariance_type)
+    component = get_model(covariance_type).component
     k = validate.n_components(n_components)
     unknown = set(overrides) - {f.name for f in dataclasses.fields(Prior)}
     if unknown:
         raise TypeError(
             f"default_prior takes {[f.name for f in dataclasses.fields(Prior)]}; got {sorted(unknown)}"
         )
-    prior = _default(x, validate.weight(sample_weight, x), jnp.asarray(k, jnp.int32), family=family)
-    return check(dataclasses.replace(prior, **overrides), family, (k, x.shape[1]), x.dtype)
+    prior = _default(
+        x, validate.weight(sample_weight, x), jnp.asarray(k, jnp.int32), covariance=component.covariance
+    )
+    return check(dataclasses.replace(prior, **overrides), component, (k, x.shape[1]), x.dtype)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import html
 from typing import Any
 
@@ -16,11 +15,7 @@ from jaxgmm.mixture import GMMParams, components, kind
 from jaxgmm.solvers.squarem import Status
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["params", "log_likelihood", "objective", "n_iter", "status", "history"],
-    meta_fields=[],
-)
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class FitResult:
     """A fitted mixture and how the fit ended; under `vmap` every array has leading batch axes.

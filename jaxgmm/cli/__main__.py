@@ -1,4 +1,4 @@
-"""``python -m jaxgmm.cli`` is the command ``jaxgmm``."""
+"""Entry point of ``python -m jaxgmm.cli``."""
 
 from jaxgmm.cli import main
 

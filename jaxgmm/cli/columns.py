@@ -1,4 +1,4 @@
-"""Which columns of a table play the features of a mixture."""
+"""Column selection: which columns of a table are the features of a mixture."""
 
 from __future__ import annotations
 

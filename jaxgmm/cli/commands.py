@@ -1,4 +1,4 @@
-"""The commands: what they take, what they check before any work is done, and what they write."""
+"""Commands ``fit``, ``predict`` and ``sample``: their options, checks and outputs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from jaxgmm.cli.options import (
     spell,
 )
 from jaxgmm.cli.tables import WRITABLE, UserError, check_target, read, write
-from jaxgmm.loop import MAX_ITER, REG_COVAR, TOL
+from jaxgmm.em import MAX_ITER, REG_COVAR, TOL
 from jaxgmm.selection._grid import BUDGET, FOLDS
 
 if TYPE_CHECKING:
@@ -333,14 +333,14 @@ def _step(X: Any, weight: Any, name: str, sizes: Sequence[int], seed: int, optio
 
 def _structures(names: Sequence[str]) -> tuple[str, ...]:
     """The names, checked; `all` spelt out."""
-    from jaxgmm.components import get_family
+    from jaxgmm.components import get_model
     from jaxgmm.selection._grid import STRUCTURES
 
     if tuple(names) == ("all",):
         return STRUCTURES
     for name in names:
         try:
-            get_family(name)
+            get_model(name)
         except ValueError as error:
             raise UserError(f"--covariance: {error}") from None
     return tuple(names)

@@ -1,4 +1,4 @@
-"""The fits behind the command line: the grid, its criteria, the compilation cache, and stopping on Ctrl-C."""
+"""Fits of the command line: the grid, its criteria, the compilation cache, and interruption by Ctrl-C."""
 
 from __future__ import annotations
 
@@ -114,16 +114,16 @@ def fit_structure(
         criteria = _criteria(results.params, x, weight)
     cells = []
     for i, size in enumerate(sizes):
-        lane = jax.tree.map(lambda a, i=i: a[i], results)
-        status = jaxgmm.Status(int(lane.status))
+        one = jax.tree.map(lambda a, i=i: a[i], results)
+        status = jaxgmm.Status(int(one.status))
         failed = status not in (jaxgmm.Status.CONVERGED, jaxgmm.Status.MAX_ITER)
-        params = active(lane.params)
+        params = active(one.params)
         cells.append(
             Cell(
                 covariance_type=covariance_type,
                 n_components=size,
                 n_parameters=int(jaxgmm.n_parameters(params)),
-                log_likelihood=float(lane.log_likelihood),
+                log_likelihood=float(one.log_likelihood),
                 criteria={n: np.nan if failed else float(v) for n, v in zip(names, criteria[i], strict=True)},
                 status=status.name,
                 params=_widen(params, offset),
@@ -134,7 +134,7 @@ def fit_structure(
 
 
 def _criteria(params: Any, x: Any, weight: Any) -> Array:
-    """The criteria (lanes, 3) of a batch of mixtures."""
+    """The criteria (R, 3) of a batch of mixtures."""
     import jax
     import jax.numpy as jnp
 
@@ -143,7 +143,7 @@ def _criteria(params: Any, x: Any, weight: Any) -> Array:
 
     @jit
     def summarise(params: Any, x: Any, weight: Any) -> Any:
-        # Lane by lane: the classification likelihood holds N × K numbers at a time.
+        # One by one: the classification likelihood holds N × K numbers at a time.
         return jax.lax.map(
             lambda p: jnp.stack([getattr(jaxgmm, name)(p, x, weight) for name in CRITERIA]), params
         )

@@ -1,4 +1,4 @@
-"""How the command line reads its options, and the long texts of --help."""
+"""Option types of the command line, and the long texts of --help."""
 
 from __future__ import annotations
 

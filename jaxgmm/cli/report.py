@@ -1,4 +1,4 @@
-"""What `jaxgmm fit` prints: the table of criteria and the best mixture."""
+"""Reports: the table of criteria and the best mixture, as `jaxgmm fit` prints them."""
 
 from __future__ import annotations
 

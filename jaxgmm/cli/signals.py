@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM that are not lost.
+"""Signal handling: Ctrl-C and SIGTERM during a fit.
 
 An exception in a signal handler is raised wherever the main thread happens to be. Inside `threading` it can
 come out as another exception, and inside a finaliser as none at all: so what was received is kept, too.

@@ -1,4 +1,4 @@
-"""Tables in and out: the columns of a CSV, Parquet or npy file, and errors that name the row."""
+"""Table input and output: CSV, Parquet and npy columns, and errors that name the row."""
 
 from __future__ import annotations
 

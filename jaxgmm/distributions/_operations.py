@@ -21,7 +21,8 @@ from jaxgmm import _validate as validate
 from jaxgmm.components.covariance.diagonal import diag, spherical
 from jaxgmm.components.covariance.full import full
 from jaxgmm.components.covariance.tied import tied
-from jaxgmm.density import check_mixture, log_prob, sample
+from jaxgmm.components.gaussian import gaussian
+from jaxgmm.density import check_gaussian, log_prob, sample
 from jaxgmm.kernels.blocked_sum import block_rows, map_rows
 from jaxgmm.kernels.linalg import cholesky, einsum, lower_inverse, triangular_factor
 from jaxgmm.kernels.programs import jit
@@ -54,10 +55,10 @@ class MonteCarlo(NamedTuple):
 
 def factors(params: GMMParams) -> Array:
     """(K, D, D) lower Cholesky factors of the covariances."""
-    if params.family is full:
-        return jnp.tril(params.scale)
-    if params.family is tied:
-        lower = jnp.tril(params.scale)
+    if params.covariance == full:
+        return jnp.tril(params.scatter)
+    if params.covariance == tied:
+        lower = jnp.tril(params.scatter)
         return jnp.broadcast_to(lower[None], (params.n_components, *lower.shape))
     return cholesky(params.covariances)
 
@@ -78,7 +79,7 @@ def marginal(params: GMMParams, features: Sequence[int] | int) -> GMMParams:
       features: which columns, in the order wanted; static.
 
     Returns:
-      GMMParams of D = len(features): of the same family for full, tied, diag and spherical, else full.
+      GMMParams of D = len(features): of the same structure for full, tied, diag and spherical, else full.
 
     Raises:
       ValueError, TypeError: for features that are not different columns.
@@ -92,7 +93,7 @@ def marginal(params: GMMParams, features: Sequence[int] | int) -> GMMParams:
     References:
       Bishop (2006), equation 2.98.
     """
-    check_mixture(params)
+    check_gaussian(params, "marginal")
     return _marginal(params, validate.features(features, params.n_features))
 
 
@@ -100,14 +101,16 @@ def marginal(params: GMMParams, features: Sequence[int] | int) -> GMMParams:
 def _marginal(params: GMMParams, features: tuple[int, ...]) -> GMMParams:
     columns = np.asarray(features)
     means = params.means[:, columns]
-    if params.family is spherical:
+    if params.covariance == spherical:
         return dataclasses.replace(params, means=means)
-    if params.family is diag:
-        return dataclasses.replace(params, means=means, scale=params.scale[:, columns])
-    if params.family is tied:
-        scale = triangular_factor(jnp.tril(params.scale)[columns])
+    if params.covariance == diag:
+        return dataclasses.replace(params, means=means, scale=params.scatter[:, columns])
+    if params.covariance == tied:
+        scale = triangular_factor(jnp.tril(params.scatter)[columns])
         return dataclasses.replace(params, means=means, scale=scale)
-    return GMMParams(params.log_weights, means, triangular_factor(factors(params)[:, columns]), full)
+    return GMMParams(
+        params.log_weights, means, triangular_factor(factors(params)[:, columns]), gaussian(full)
+    )
 
 
 class _Conditional(NamedTuple):
@@ -148,7 +151,7 @@ def condition(params: GMMParams, features: Sequence[int] | int, values: ArrayLik
       values: (D_obs,) their values, in the same order. For many, `jax.vmap` over values, or `regress`.
 
     Returns:
-      GMMParams over the remaining features, in their order; family full.
+      GMMParams over the remaining features, in their order; structure full.
 
     Raises:
       ValueError, TypeError: for features or values that do not fit, or if no feature remains.
@@ -162,7 +165,7 @@ def condition(params: GMMParams, features: Sequence[int] | int, values: ArrayLik
     References:
       Bishop (2006), equations 2.81 and 2.82.
     """
-    check_mixture(params)
+    check_gaussian(params, "condition")
     observed = validate.features(features, params.n_features)
     v = validate.floating(values, "values", params.means.dtype)
     if v.shape != (len(observed),):
@@ -178,7 +181,7 @@ def condition(params: GMMParams, features: Sequence[int] | int, values: ArrayLik
 def _condition(params: GMMParams, v: Array, observed: tuple[int, ...]) -> GMMParams:
     parts = _split(params, observed)
     found = _given(params.log_weights, parts, v)
-    return GMMParams(found.log_weights, found.means, parts[4], full)
+    return GMMParams(found.log_weights, found.means, parts[4], gaussian(full))
 
 
 @functools.partial(jit, static_argnames="observed")
@@ -223,7 +226,7 @@ def regress(params: GMMParams, X_observed: ArrayLike, features: Sequence[int] | 
     References:
       Sung (2004), Gaussian Mixture Regression and Classification, equations 2.3 and 2.5.
     """
-    check_mixture(params)
+    check_gaussian(params, "regress")
     observed = validate.features(features, params.n_features)
     x = validate.data(X_observed, name="X_observed")
     if x.shape[1] != len(observed):
@@ -262,7 +265,7 @@ def entropy_bounds(params: GMMParams) -> tuple[Array, Array]:
       Huber, Bailey, Durrant-Whyte & Hanebeck (2008), On entropy approximation for Gaussian mixture random
       vectors, theorems 2 and 3.
     """
-    check_mixture(params)
+    check_gaussian(params, "entropy_bounds")
     return _entropy_bounds(params)
 
 
@@ -272,15 +275,17 @@ def _entropy_bounds(params: GMMParams) -> tuple[Array, Array]:
     overlap = jax.nn.logsumexp(params.log_weights[None, :] + _log_products(params, params), axis=1)
     lower = -jnp.where(on, params.weights * overlap, 0).sum()
     shape = (params.n_components, params.n_features)
-    entropy = 0.5 * (shape[1] * float(1 + np.log(2 * np.pi)) + params.family.log_det(params.scale, shape))
+    entropy = 0.5 * (
+        shape[1] * float(1 + np.log(2 * np.pi)) + params.covariance.log_det(params.scatter, shape)
+    )
     upper = jnp.where(on, params.weights * (entropy - jnp.where(on, params.log_weights, 0)), 0).sum()
     return lower, upper
 
 
 def check_pair(p: GMMParams, q: GMMParams) -> tuple[GMMParams, GMMParams]:
     """Two mixtures of the same features, in one dtype."""
-    check_mixture(p)
-    check_mixture(q)
+    check_gaussian(p, "a distance of mixtures")
+    check_gaussian(q, "a distance of mixtures")
     if p.n_features != q.n_features:
         raise ValueError(
             f"p and q must have the same features; got means of shapes {p.means.shape} and {q.means.shape}"
@@ -303,7 +308,7 @@ def l2_distance(p: GMMParams, q: GMMParams) -> Array:
 
     Args:
       p: a mixture.
-      q: a mixture of as many features; any family, any number of components.
+      q: a mixture of as many features; any structure, any number of components.
 
     Raises:
       ValueError: if the features differ.

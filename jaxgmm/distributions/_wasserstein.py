@@ -1,4 +1,4 @@
-"""The Wasserstein distance between mixtures, as mixtures of Gaussians."""
+"""Wasserstein distance between mixtures, as mixtures of Gaussians."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def wasserstein(p: GMMParams, q: GMMParams) -> Array:
 
     Args:
       p: a mixture.
-      q: a mixture of as many features; any family, any number of components.
+      q: a mixture of as many features; any structure, any number of components.
 
     Raises:
       ValueError: if the features differ.

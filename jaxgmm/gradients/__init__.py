@@ -1,4 +1,4 @@
-"""Fits by gradient with optax, a fixed number of EM steps, and unconstrained coordinates."""
+"""Gradient fits with optax, unrolled EM steps, and unconstrained coordinates."""
 
 from jaxgmm.gradients._optax import constrained, fit_gradient, negative_log_likelihood, unconstrained
 from jaxgmm.gradients._unrolled import fit_unrolled

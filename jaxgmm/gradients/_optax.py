@@ -1,4 +1,4 @@
-"""Fits by gradient: free coordinates of a mixture, and optax's optimisers on its likelihood."""
+"""Gradient fits: unconstrained coordinates of a mixture, and optax's optimisers on its likelihood."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from jaxgmm import _validate as validate
-from jaxgmm import em_map
-from jaxgmm.data import summarise
+from jaxgmm import em
+from jaxgmm.data import Data, summarise
 from jaxgmm.density import check_mixture, inputs, posterior, score
+from jaxgmm.em import REG_COVAR, TOL
 from jaxgmm.gradients._unrolled import status_of
 from jaxgmm.kernels.blocked_sum import block_rows, in_range, sum_rows
+from jaxgmm.kernels.exact import WHITENED
 from jaxgmm.kernels.manual_axes import varying_like
 from jaxgmm.kernels.programs import jit
-from jaxgmm.loop import REG_COVAR, TOL
 from jaxgmm.mixture import GMMParams, translate
 from jaxgmm.result import FitResult
 from jaxgmm.solvers.squarem import Status
@@ -34,15 +35,16 @@ def unconstrained(params: GMMParams) -> dict[str, Any]:
     """Free coordinates θ of a mixture: any real numbers in their place are a valid mixture again.
 
     Args:
-      params: the mixture; its family must have free coordinates.
+      params: the mixture; its structure must have free coordinates.
 
     Returns:
-      {"logits": (K,), "means": (K, D), "scale": the family's free coordinates}. Softmax does not see a
-      constant added to the logits; everything else is minimal. A switched-off component has logit 0. A
-      structure with equal weights has no logits, (0,).
+      {"logits": (K,), "means": (K, D), "scale": the structure's free coordinates}; of components that have
+      more than means and scatter matrices, such as degrees of freedom, also {"extra": …}. Softmax does not
+      see a constant added to the logits; everything else is minimal. A switched-off component has logit 0. A
+      model with equal or fixed weights has no logits, (0,).
 
     Raises:
-      ValueError: for a family without `to_unconstrained`.
+      ValueError: for a structure without `to_unconstrained`.
 
     Example:
       >>> import jax, jaxgmm
@@ -52,27 +54,28 @@ def unconstrained(params: GMMParams) -> dict[str, Any]:
       [0.0, 0.693...]
     """
     check_mixture(params)
-    to_free = params.family.to_unconstrained
-    if to_free is None or params.family.from_unconstrained is None:
+    to_free, c = params.covariance.to_unconstrained, params.component
+    if to_free is None or params.covariance.from_unconstrained is None:
         raise ValueError(
-            f"family {params.family.name!r} has no free coordinates; fill in to_unconstrained and "
+            f"the structure {params.covariance.name!r} has no free coordinates; fill in to_unconstrained and "
             "from_unconstrained of its record"
         )
     logits = jnp.where(params.log_weights > -jnp.inf, params.log_weights, 0)
-    if params.family.equal_weights:
+    if params.weights_rule.rule != "free":
         logits = logits[:0]
-    return {"logits": logits, "means": params.means, "scale": to_free(params.scale)}
+    extra = {} if c.to_free is None else {"extra": c.to_free(c, params.scale)}
+    return {"logits": logits, "means": params.means, "scale": to_free(params.scatter), **extra}
 
 
 def constrained(theta: dict[str, Any], params: GMMParams) -> GMMParams:
     """The mixture with free coordinates θ: the inverse of `unconstrained`.
 
-    Weights that the structure holds equal are made equal, whatever they were.
+    Equal weights are made equal, whatever they were; fixed ones are those of `params`.
 
     Args:
       theta: as `unconstrained` returns it.
-      params: any mixture of the same family and shape; of its values only which components are switched off
-        counts.
+      params: any mixture of the same model and shape; of its values only which components are switched off
+        counts, and fixed weights.
 
     Example:
       >>> import jaxgmm
@@ -81,16 +84,18 @@ def constrained(theta: dict[str, Any], params: GMMParams) -> GMMParams:
       >>> jaxgmm.gradients.constrained(theta, params).covariances.round(4).tolist()
       [[[1.0]], [[4.0]]]
     """
-    from_free = params.family.from_unconstrained
+    from_free, c = params.covariance.from_unconstrained, params.component
     if from_free is None:
-        raise ValueError(f"family {params.family.name!r} has no free coordinates")
+        raise ValueError(f"the structure {params.covariance.name!r} has no free coordinates")
     shape = (params.n_components, params.n_features)
-    if params.family.equal_weights:
-        log_weights = em_map.admissible(params).log_weights
+    if params.weights_rule.rule != "free":
+        log_weights = em.admissible(params).log_weights
     else:
         logits = jnp.where(params.log_weights > -jnp.inf, theta["logits"], -jnp.inf)
         log_weights = jax.nn.log_softmax(logits)
-    return GMMParams(log_weights, theta["means"], from_free(theta["scale"], shape), params.family)
+    scale = params.scale if c.from_free is None else c.from_free(c, params.scale, theta["extra"])
+    moved = GMMParams(log_weights, theta["means"], scale, *params.model)
+    return moved.with_scatter(from_free(theta["scale"], shape))
 
 
 def negative_log_likelihood(
@@ -164,10 +169,10 @@ def _descend(
         size = min(block_size, xb.shape[0])
         fitted = sum_rows(block, wb, xb, block_size=size) * (n_samples / xb.shape[0]) / total
         # What EM's ridge is the gradient of: its fixed points are the stationary points of this.
-        ridged = (p.family.inverse_diagonal(p.scale, shape) * f.ridge[None, :]).sum(-1)
+        ridged = (p.covariance.inverse_diagonal(p.scatter, shape) * f.ridge[None, :]).sum(-1)
         return 0.5 * (lax.stop_gradient(p.weights) * ridged).sum() - fitted
 
-    def turn(
+    def iterate(
         carry: tuple[Any, Any, Any, Array, Array], key: Array
     ) -> tuple[tuple[Any, Any, Any, Array, Array], Array]:
         theta, safe, state, good, n = carry
@@ -190,11 +195,11 @@ def _descend(
     with _optax_rules():
         state = optimizer.init(theta)
     start = varying_like((theta, theta, state, jnp.asarray(True), jnp.full((), -1, jnp.int32)), x, w, f)
-    # One turn more than there are steps, to see what the last step has led to.
-    (_, safe, _, good, n), values = lax.scan(turn, start, jax.random.split(key, n_steps + 1))
+    # One iteration more than there are steps, to see what the last step has led to.
+    (_, safe, _, good, n), values = lax.scan(iterate, start, jax.random.split(key, n_steps + 1))
     n_iter = jnp.maximum(n, 0)
     point = decode(safe)
-    end = em_map.evaluate(block_size, point, (x, w, f))
+    end = em.evaluate(WHITENED, block_size, None, point, em.Problem(Data(x, w), f))
     status = jnp.where(good, status_of(end, ~good, tol), int(Status.NONFINITE)).astype(jnp.int32)
     history = values[1:].at[-1].set(end.report)
     taken = jnp.arange(n_steps, dtype=jnp.int32) < n_iter
@@ -220,8 +225,8 @@ def fit_gradient(
 
     It minimises `negative_log_likelihood` plus the ridge's penalty ½ Σ_k π_k tr(ridge Σ_k⁻¹), so that what
     it converges to is a fixed point of EM. Means are in units of the features' standard deviations and about
-    the data's mean, covariances in the family's free coordinates, so that one learning rate serves them all.
-    EM is the better choice for a mixture alone; this is for what EM cannot do.
+    the data's mean, covariances in the structure's free coordinates, so that one learning rate serves them
+    all. EM is the better choice for a mixture alone; this is for what EM cannot do.
 
     Args:
       params: where to start.
@@ -241,7 +246,7 @@ def fit_gradient(
       that is not finite, the parameters before it are returned, and the status is NONFINITE.
 
     Raises:
-      ValueError, TypeError: as `fit`; for a family without free coordinates; for batches without a key.
+      ValueError, TypeError: as `fit`; for a structure without free coordinates; for batches without a key.
 
     Example:
       >>> import jax, jaxgmm, optax

@@ -1,4 +1,4 @@
-"""A fixed number of EM steps, differentiated step by step."""
+"""Unrolled EM: a fixed number of steps, differentiated step by step."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from jaxgmm import _validate as validate
-from jaxgmm import em_map, priors
-from jaxgmm.data import summarise
+from jaxgmm import em, priors
+from jaxgmm.data import Data, summarise
 from jaxgmm.density import inputs
-from jaxgmm.kernels.exact import accumulate, rows_for
+from jaxgmm.em import REG_COVAR, TOL
+from jaxgmm.kernels import exact
+from jaxgmm.kernels.exact import WHITENED, rows_for
 from jaxgmm.kernels.manual_axes import varying_like
 from jaxgmm.kernels.programs import jit
-from jaxgmm.loop import REG_COVAR, TOL
 from jaxgmm.mixture import GMMParams, translate
 from jaxgmm.priors import Prior
 from jaxgmm.result import FitResult
@@ -46,27 +47,30 @@ def _unrolled(
     block_size: int,
 ) -> FitResult:
     f = summarise(x, w, reg_covar)
-    f = em_map.with_prior(f, prior, params.family, params.means.shape)
-    data = (x, w, f)
+    f = em.with_prior(f, prior, params.model, params.means.shape)
+    problem = em.Problem(Data(x, w), f)
+    evaluate = functools.partial(em.evaluate, WHITENED, block_size, None)
 
     # Reverse mode keeps the parameters of each step and computes the rest of it again.
     @jax.checkpoint
     def step(p: GMMParams) -> tuple[GMMParams, Array, Array]:
-        e = em_map.evaluate(block_size, p, data, hold=False)
+        e = evaluate(p, problem, hold=False)
         return e.image, e.report, jnp.isfinite(e.objective) & e.valid
 
-    def turn(carry: tuple[GMMParams, Array, Array], _: None) -> tuple[tuple[GMMParams, Array, Array], Array]:
+    def iterate(
+        carry: tuple[GMMParams, Array, Array], _: None
+    ) -> tuple[tuple[GMMParams, Array, Array], Array]:
         p, good, n = carry
         image, report, fine = step(p)
         good = good & fine
         p = jax.tree.map(lambda a, b: jnp.where(good, a, b), image, p)
         return (p, good, n + good.astype(jnp.int32)), report
 
-    start = (translate(em_map.admissible(params), -f.shift), jnp.asarray(True), jnp.zeros((), jnp.int32))
-    (point, good, n_iter), reports = lax.scan(turn, varying_like(start, data), length=n_steps)
-    end = em_map.evaluate(block_size, lax.stop_gradient(point), lax.stop_gradient(data))
+    start = (translate(em.admissible(params), -f.shift), jnp.asarray(True), jnp.zeros((), jnp.int32))
+    (point, good, n_iter), reports = lax.scan(iterate, varying_like(start, problem), length=n_steps)
+    end = evaluate(lax.stop_gradient(point), lax.stop_gradient(problem))
     fitted = translate(point, f.shift)
-    log_likelihood = accumulate(fitted, x, w, block_size=block_size).log_likelihood
+    log_likelihood = exact.sums(fitted, Data(x, w), block_size=block_size).log_likelihood
     total = jnp.asarray(x.shape[0], x.dtype) if w is None else w.sum()
     log_likelihood = objective = log_likelihood / total
     if f.prior is not None:
@@ -123,7 +127,6 @@ def fit_unrolled(
       >>> import jax, jaxgmm
       >>> start = jaxgmm.make_params([0.5, 0.5], [[-1.0], [1.0]], [1.0, 1.0], "spherical")
       >>> X = jax.numpy.array([[-2.0], [-1.5], [1.0], [2.0]])
-      >>> result = jaxgmm.gradients.fit_unrolled(start, X, 5)
       >>> gradient = jax.grad(lambda p: jaxgmm.gradients.fit_unrolled(p, X, 5).log_likelihood)(start)
       >>> gradient.means.shape
       (2, 1)
@@ -131,7 +134,7 @@ def fit_unrolled(
     params, x = inputs(params, X)
     w = validate.weight(sample_weight, x)
     if block_size is None:
-        rows = rows_for(params.family, x.shape[0], *params.means.shape)
+        rows = rows_for(params.component, x.shape[0], *params.means.shape)
     else:
         rows = min(validate.count(block_size, "block_size", 1), x.shape[0])
     return _unrolled(
@@ -140,7 +143,7 @@ def fit_unrolled(
         w,
         validate.not_negative(tol, "tol", x.dtype),
         validate.not_negative(reg_covar, "reg_covar", x.dtype),
-        None if prior is None else priors.check(prior, params.family, params.means.shape, x.dtype),
+        None if prior is None else priors.check(prior, params.component, params.means.shape, x.dtype),
         n_steps=validate.count(n_steps, "n_steps", 1),
         block_size=rows,
     )

@@ -1,4 +1,4 @@
-"""What follows from a fit about its uncertainty: errors, intervals, influence, refits, tests, diagnostics."""
+"""Uncertainty of a fit: standard errors, intervals, influence, bootstrap, tests, diagnostics."""
 
 from jaxgmm.inference._bootstrap import Bootstrap, bootstrap
 from jaxgmm.inference._diagnostics import FitDiagnostics, convergence_rate, fit_diagnostics

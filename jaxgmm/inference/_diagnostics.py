@@ -1,4 +1,4 @@
-"""How far the derivative of a fit can be trusted: the EM map's rate, and the residual of its linear solve."""
+"""Diagnostics of a fit's derivative: the EM map's rate, and the residual of the linear solve."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
+from jaxgmm import _coordinates as coordinates
 from jaxgmm import _validate as validate
-from jaxgmm import em_map, priors
-from jaxgmm.data import summarise
+from jaxgmm import em, priors
+from jaxgmm.data import Data, summarise
 from jaxgmm.density import inputs
+from jaxgmm.em import REG_COVAR
 from jaxgmm.kernels.blocked_sum import block_rows
+from jaxgmm.kernels.exact import WHITENED
 from jaxgmm.kernels.linalg import epsilon
 from jaxgmm.kernels.programs import jit
-from jaxgmm.loop import REG_COVAR
 from jaxgmm.mixture import GMMParams, translate
 from jaxgmm.priors import Prior
 from jaxgmm.solvers import implicit
@@ -52,13 +54,13 @@ def _operator(
     params: GMMParams, x: Array, w: Array | None, reg_covar: Array, prior: Prior | None, block_size: int
 ) -> tuple[implicit.Jacobian, Array, Array]:
     """The map's Jacobian in Fisher coordinates, a random tangent in them, and the length of a step."""
-    f = em_map.with_prior(summarise(x, w, reg_covar), prior, params.family, params.means.shape)
+    f = em.with_prior(summarise(x, w, reg_covar), prior, params.model, params.means.shape)
     point = translate(params, -f.shift)
 
     def evaluate(p: GMMParams) -> implicit.Evaluation:
-        return em_map.evaluate(block_size, p, (x, w, f))
+        return em.evaluate(WHITENED, block_size, None, p, em.Problem(Data(x, w), f))
 
-    j = implicit.jacobian(lambda p: evaluate(p).image, point, em_map.coordinates(params.family))
+    j = implicit.jacobian(lambda p: evaluate(p).image, point, coordinates.isometric(params.model))
     probe = jax.random.normal(jax.random.key(0), (j.size,), x.dtype)
     return j, j.encode(j.decode(probe)), evaluate(point).step
 
@@ -98,7 +100,7 @@ def _call(
         x,
         validate.weight(sample_weight, x),
         validate.not_negative(reg, "reg_covar", x.dtype),
-        None if prior is None else priors.check(prior, params.family, params.means.shape, x.dtype),
+        None if prior is None else priors.check(prior, params.component, params.means.shape, x.dtype),
         block_size=block_rows(x.shape[0], *params.means.shape),
     )
 
@@ -130,7 +132,7 @@ def convergence_rate(
     Example:
       >>> import jax, jaxgmm
       >>> truth = jaxgmm.make_params([0.5, 0.5], [[-4.0], [4.0]], [1.0, 1.0], "spherical")
-      >>> X, _ = jaxgmm.sample(jax.random.key(0), truth, 500)
+      >>> X, _ = jaxgmm.sample(jax.random.key(0), truth, 200)
       >>> result = jaxgmm.fit(truth, X)
       >>> bool(jaxgmm.inference.convergence_rate(result.params, X) < 0.1)  # well separated: EM is quick
       True
@@ -169,7 +171,7 @@ def fit_diagnostics(
     Example:
       >>> import jax, jaxgmm
       >>> truth = jaxgmm.make_params([0.5, 0.5], [[-4.0], [4.0]], [1.0, 1.0], "spherical")
-      >>> X, _ = jaxgmm.sample(jax.random.key(0), truth, 500)
+      >>> X, _ = jaxgmm.sample(jax.random.key(0), truth, 200)
       >>> report = jaxgmm.inference.fit_diagnostics(jaxgmm.fit(truth, X).params, X)
       >>> bool(report.identified), bool(report.residual < 1e-3)
       (True, True)

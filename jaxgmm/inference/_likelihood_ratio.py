@@ -1,4 +1,4 @@
-"""How many components: the likelihood ratio of K + 1 to K, against its distribution under K components."""
+"""Likelihood-ratio test of K against K + 1 components, by parametric bootstrap."""
 
 from __future__ import annotations
 
@@ -11,25 +11,20 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jaxgmm import _validate as validate
-from jaxgmm.components.covariance.base import Family
-from jaxgmm.components.covariance.registry import get_family
+from jaxgmm.components.registry import ModelLike, get_model
 from jaxgmm.density import sample
-from jaxgmm.inference._bootstrap import lane_map, lanes_at_once
+from jaxgmm.em import MAX_ITER, REG_COVAR, TOL, EMOptions
+from jaxgmm.inference._bootstrap import batched_map, lanes_at_once
 from jaxgmm.init._starts import Init, check_init
 from jaxgmm.kernels.blocked_sum import block_rows
 from jaxgmm.kernels.programs import jit
-from jaxgmm.loop import MAX_ITER, REG_COVAR, TOL, EMOptions
 from jaxgmm.mixture import GMMParams
 from jaxgmm.result import FitResult
 from jaxgmm.selection._criteria import failed
 from jaxgmm.selection._restarts import fit_components
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["statistic", "p_value", "null", "results"],
-    meta_fields=[],
-)
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class LikelihoodRatio:
     """A bootstrapped likelihood ratio test, as `bootstrap_likelihood_ratio` gives it.
@@ -39,7 +34,7 @@ class LikelihoodRatio:
       p_value: () (1 + how many of `null` reach the statistic) / (1 + how many there are).
       null: (n_replicates,) the statistic on data drawn from the fit with K components; NaN where a fit
         failed.
-      results: a FitResult of the fits to X, lane 0 with K components on, lane 1 with K + 1.
+      results: a FitResult of the fits to X, index 0 with K components on, index 1 with K + 1.
     """
 
     statistic: Array  # ()
@@ -78,13 +73,13 @@ def _null(
         key_data, key_fit = jax.random.split(key)
         x, _ = sample(key_data, params, n_samples)
         results = fit_components(
-            key_fit, x, (n_components, n_components + 1), covariance_type=params.family, n_init=n_init,
+            key_fit, x, (n_components, n_components + 1), covariance_type=params.model, n_init=n_init,
             init=init, tol=tol, max_iter=max_iter, reg_covar=reg_covar,
             options=EMOptions(block_size=rows, history_size=1),
         )  # fmt: skip
         return _statistic(results, n_samples)
 
-    return lane_map(replicate, jax.random.split(key, n_replicates), batch_size)
+    return batched_map(replicate, jax.random.split(key, n_replicates), batch_size)
 
 
 def bootstrap_likelihood_ratio(
@@ -92,7 +87,7 @@ def bootstrap_likelihood_ratio(
     X: ArrayLike,
     n_components: int,
     *,
-    covariance_type: str | Family = "full",
+    covariance_type: ModelLike = "full",
     n_replicates: int = 99,
     n_init: int = 5,
     init: Init = "kmeans++",
@@ -113,7 +108,7 @@ def bootstrap_likelihood_ratio(
       key: a JAX PRNG key.
       X: (N, D).
       n_components: K of the null hypothesis; static.
-      covariance_type: a name or a `Family`.
+      covariance_type: a name, a `Covariance`, a `Component` or a `Model`.
       n_replicates: data sets drawn; static. The smallest possible p-value is 1 / (n_replicates + 1).
       n_init: starts for each fit, of X and of every replicate; static.
       init: as in `fit_restarts`.
@@ -133,7 +128,7 @@ def bootstrap_likelihood_ratio(
       >>> truth = jaxgmm.make_params([0.5, 0.5], [[-3.0], [3.0]], [1.0, 1.0], "spherical")
       >>> X, _ = jaxgmm.sample(jax.random.key(0), truth, 200)
       >>> test = jaxgmm.inference.bootstrap_likelihood_ratio(
-      ...     jax.random.key(1), X, 1, covariance_type="spherical", n_replicates=19, n_init=2
+      ...     jax.random.key(1), X, 1, covariance_type="spherical", n_replicates=19, n_init=1
       ... )
       >>> round(float(test.p_value), 2)  # one component will not do
       0.05
@@ -145,11 +140,11 @@ def bootstrap_likelihood_ratio(
     x = validate.data(X)
     n_samples = x.shape[0]
     n = validate.n_components(n_components, n_samples - 1)
-    family = get_family(covariance_type)
+    model = get_model(covariance_type)
     n_replicates = validate.count(n_replicates, "n_replicates", 1)
     key_fit, key_null = jax.random.split(validate.key(key))
     results = fit_components(
-        key_fit, x, (n, n + 1), covariance_type=family, n_init=n_init, init=init, tol=tol, max_iter=max_iter,
+        key_fit, x, (n, n + 1), covariance_type=model, n_init=n_init, init=init, tol=tol, max_iter=max_iter,
         reg_covar=reg_covar,
     )  # fmt: skip
     null = _null(

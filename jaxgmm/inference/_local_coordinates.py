@@ -1,9 +1,8 @@
-"""The likelihood's curvature at a mixture, in coordinates where a labelled observation's information is I."""
+"""Local coordinates about a mixture, in which a labelled observation has information I; curvature."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,7 +11,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.flatten_util import ravel_pytree
 
-from jaxgmm.components.covariance.base import Family, free_weights
+from jaxgmm.components.covariance.base import Covariance
 from jaxgmm.data import summarise
 from jaxgmm.density import posterior
 from jaxgmm.kernels.blocked_sum import block_rows, sum_rows
@@ -29,9 +28,7 @@ from jaxgmm.kernels.linalg import (
 from jaxgmm.mixture import GMMParams, translate
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass, data_fields=["weights", "means", "covariances"], meta_fields=[]
-)
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Entries:
     """One number, or an array of them, for each entry of a mixture in natural coordinates.
@@ -94,27 +91,28 @@ class Inverse(NamedTuple):
         return self.other_half(self.half(right))
 
 
-def free_coordinates(family: Family) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """The family's ways to its free coordinates and back, or an error if it has none."""
-    if family.to_unconstrained is None or family.from_unconstrained is None:
+def free_coordinates(structure: Covariance) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """The structure's ways to its free coordinates and back, or an error if it has none."""
+    if structure.to_unconstrained is None or structure.from_unconstrained is None:
         raise ValueError(
-            f"params.family {family.name!r} has no free coordinates, which standard errors and influences "
+            f"the structure {structure.name!r} has no free coordinates, which standard errors and influences "
             "need: fill in to_unconstrained and from_unconstrained of its record"
         )
-    return family.to_unconstrained, family.from_unconstrained
+    return structure.to_unconstrained, structure.from_unconstrained
 
 
 def plain(params: GMMParams) -> tuple[int, Callable[[Array], GMMParams]]:
     """The plain free coordinates φ (P,) about a mixture: how many there are, and φ -> the mixture moved by φ.
 
     In this order: log π_k − log π_last for all components but the last that is switched on, the means, and
-    the covariance structure's own `to_unconstrained`. Weights that the structure holds equal have none.
+    the covariance structure's own `to_unconstrained`. Weights that are equal or fixed have none.
     """
-    family = params.family
-    to, back = free_coordinates(family)
+    to, back = free_coordinates(params.covariance)
+    c = params.component
     n_components, n_features = params.means.shape
-    origin, unravel = ravel_pytree(to(params.scale))
-    n_logits, n_means = free_weights(family, n_components), n_components * n_features
+    extra = () if c.to_free is None else c.to_free(c, params.scale)
+    origin, unravel = ravel_pytree((to(params.scatter), extra))
+    n_logits, n_means = params.weights_rule.n_free(n_components), n_components * n_features
 
     on = params.log_weights > -jnp.inf
     k = jnp.arange(n_components, dtype=jnp.int32)
@@ -127,8 +125,10 @@ def plain(params: GMMParams) -> tuple[int, Callable[[Array], GMMParams]]:
             moved = jnp.where(k == last, jnp.zeros((), phi.dtype), phi[:n_logits][source])
             log_weights = jax.nn.log_softmax(jnp.where(on, log_weights + moved, -jnp.inf))
         means = params.means + phi[n_logits : n_logits + n_means].reshape(params.means.shape)
-        scale = back(unravel(origin + phi[n_logits + n_means :]), params.means.shape)
-        return GMMParams(log_weights, means, scale, family)
+        free, extra = unravel(origin + phi[n_logits + n_means :])
+        scale = params.scale if c.from_free is None else c.from_free(c, params.scale, extra)
+        mixture = GMMParams(log_weights, means, scale, *params.model)
+        return mixture.with_scatter(back(free, params.means.shape))
 
     return n_logits + n_means + origin.size, at
 
@@ -145,17 +145,19 @@ def localise(params: GMMParams, shift: Array) -> Local:
     here = lax.stop_gradient(params)
     on = here.log_weights > -jnp.inf
     share = jnp.sqrt(jnp.where(on, here.weights, 0))
-    whiten = here.family.whitener(here.scale)
+    whiten, c = here.covariance.whitener(here.scatter), here.component
 
     def chart(p: GMMParams) -> Array:
         shift = whiten((p.means - here.means)[:, :, None])
-        wider = (
-            whiten(whiten(p.covariances).swapaxes(1, 2))
-            - jnp.eye(p.n_features, dtype=share.dtype)[None, :, :]
-        )
+        dense = p.covariance.to_covariance(p.scatter, (p.n_components, p.n_features))
+        identity = jnp.eye(p.n_features, dtype=share.dtype)[None, :, :]
+        wider = whiten(whiten(dense).swapaxes(1, 2)) - identity
         moments = jnp.ones_like(share), shift, float(0.5**0.5) * (wider + shift * shift.swapaxes(1, 2))
         share_of = p.weights / jnp.where(on, share, 1)
-        return jnp.concatenate([(share_of[:, None] * a.reshape(share.size, -1)).reshape(-1) for a in moments])
+        flat = [(share_of[:, None] * a.reshape(share.size, -1)).reshape(-1) for a in moments]
+        if c.to_free is not None:
+            flat.append(c.to_free(c, p.scale).reshape(-1))
+        return jnp.concatenate(flat)
 
     def lengths(phi: Array) -> Array:
         return chart(plainly(phi))
@@ -174,7 +176,7 @@ def localise(params: GMMParams, shift: Array) -> Local:
     return Local(at, chart, shift, basis, upper, free)
 
 
-def survey(params: GMMParams, x: Array, w: Array | None) -> Local:
+def local_coordinates(params: GMMParams, x: Array, w: Array | None) -> Local:
     """`localise` with the shift that suits the data."""
     return localise(params, summarise(x, w, jnp.zeros((), x.dtype)).shift)
 

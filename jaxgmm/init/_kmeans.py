@@ -1,4 +1,4 @@
-"""Drawing seeds: k-means++, Lloyd's iterations, distinct rows. Weighted, jittable; same key, same bits."""
+"""k-means: k-means++ seeds, Lloyd's iterations, distinct rows. Weighted, jittable; same key, same bits."""
 
 from __future__ import annotations
 
@@ -85,10 +85,10 @@ def lloyd(centres: Array, x: Array, w: Array, max_iter: int) -> Array:
         centres, previous, count = state
         return (count < max_iter) & (centres != previous).any()
 
-    def turn(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+    def iterate(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         return step(state[0]), state[0], state[2] + 1
 
-    end = lax.while_loop(go_on, turn, varying_like((step(centres), centres, jnp.ones((), jnp.int32))))[0]
+    end = lax.while_loop(go_on, iterate, varying_like((step(centres), centres, jnp.ones((), jnp.int32))))[0]
 
     def rest(wb: Array, b: Array) -> tuple[Array, Array]:
         gaps = b.T[None, :, :] - end[:, :, None]

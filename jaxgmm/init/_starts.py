@@ -1,4 +1,4 @@
-"""Where to start: seeds by k-means++, k-means, random points, random responsibilities, or a hierarchy.
+"""Starting parameters: by k-means++, k-means, random points, random responsibilities, or a hierarchy.
 
 All of it is jittable and vmappable, weighted, and a function of the key alone: same key, same bits.
 """
@@ -16,18 +16,19 @@ from jax.typing import ArrayLike
 
 from jaxgmm import _units as units
 from jaxgmm import _validate as validate
-from jaxgmm.components.covariance.base import Family
-from jaxgmm.data import Context
-from jaxgmm.em import m_step
-from jaxgmm.em_map import maximise, reference_params, weighted_m_step, without_empty
+from jaxgmm.components.covariance.base import Covariance
+from jaxgmm.components.registry import ModelLike
+from jaxgmm.components.weights import Model
+from jaxgmm.data import Context, Data
+from jaxgmm.em import REG_COVAR, m_step, maximise, reference_params, weighted_m_step, without_empty
 from jaxgmm.init._kmeans import distinct_rows, least, lloyd, plusplus, random_simplex
 from jaxgmm.init._ward import partitions
+from jaxgmm.kernels import exact
+from jaxgmm.kernels.base import Statistics
 from jaxgmm.kernels.blocked_sum import in_range
-from jaxgmm.kernels.exact import Moments, accumulate
 from jaxgmm.kernels.linalg import einsum
 from jaxgmm.kernels.manual_axes import varying_like
 from jaxgmm.kernels.programs import jit
-from jaxgmm.loop import REG_COVAR
 from jaxgmm.mixture import GMMParams, translate
 from jaxgmm.priors import Prior
 
@@ -180,7 +181,7 @@ def from_responsibilities(
     resp: ArrayLike,
     X: ArrayLike,
     *,
-    covariance_type: str | Family = "full",
+    covariance_type: ModelLike = "full",
     sample_weight: ArrayLike | None = None,
     reg_covar: ArrayLike = REG_COVAR,
     prior: Prior | None = None,
@@ -190,7 +191,7 @@ def from_responsibilities(
     Args:
       resp: (N, K); for a partition with labels 0 … K − 1, jax.nn.one_hot(labels, K).
       X: (N, D).
-      covariance_type: a name or a `Family`.
+      covariance_type: a name, a `Covariance`, a `Component` or a `Model`.
       sample_weight: (N,) or None for ones.
       reg_covar: as in `m_step`.
       prior: as in `m_step`.
@@ -233,22 +234,22 @@ def _mask(params: GMMParams, n_active: Array | None) -> GMMParams:
     return dataclasses.replace(params, log_weights=log_weights)
 
 
-def nearest(params: GMMParams, r: Array, y: Array, distance: Array) -> Array:
+def nearest(params: GMMParams, r: Array, exponent: Array, y: Array) -> Array:
     """Each row wholly to the component that is nearest in that component's own metric, (K, B)."""
     on = (params.log_weights > -jnp.inf)[:, None]
-    return least(jnp.where(on, distance, jnp.inf))
+    return least(jnp.where(on, -exponent, jnp.inf))
 
 
-def metric(family: Family, f: Context) -> Array:
+def metric(covariance: Covariance, f: Context) -> Array:
     """(D,) the features' standard deviations as the structure has them: one for all where it is isotropic."""
-    one = family.from_variances(f.variance[None, :])
-    return jnp.sqrt(family.diagonal(one, (1, f.variance.shape[0]))[0])
+    one = covariance.from_variances(f.variance[None, :])
+    return jnp.sqrt(covariance.diagonal(one, (1, f.variance.shape[0]))[0])
 
 
 def seeds(
     key: Array, x: Array, w: Array | None, f: Context, unit: Array, *, n_components: int, init: Init
 ) -> Array:
-    """(K, D) seeds relative to the frame's shift, by k-means++ or k-means on features in `unit` (D,)."""
+    """(K, D) seeds relative to the shift, by k-means++ or k-means on features in `unit` (D,)."""
     ones = jnp.ones(x.shape[0], x.dtype) if w is None else w
     # A row that does not count may hold anything, NaN too.
     x = jnp.where(in_range(ones, x), x, f.shift[None, :])
@@ -262,10 +263,10 @@ def seeds(
 def ward(
     x: Array, w: Array | None, f: Context, unit: Array, *, n_components: int, n_active: Array | None
 ) -> tuple[Array, Array]:
-    """Ward's partition (N,) into n_active clusters, and their means (K, D) relative to the frame's shift."""
+    """Ward's partition (N,) into n_active clusters, and their means (K, D) relative to the shift."""
     ones = jnp.ones(x.shape[0], x.dtype) if w is None else w
     shifted = jnp.where(in_range(ones, x), x, f.shift[None, :]) - f.shift[None, :]
-    # Under `vmap` over lanes computed once: a lane decides only which partition it takes.
+    # Under `vmap` over starts computed once: a start decides only which partition it takes.
     table = partitions(shifted / unit[None, :], ones, n_components)
     labels = table[n_components - 1 if n_active is None else n_active - 1]
     share = jax.nn.one_hot(labels, n_components, dtype=x.dtype) * ones[:, None]
@@ -273,14 +274,14 @@ def ward(
     return labels, einsum("nk,nd->kd", share / jnp.where(size > 0, size, 1)[None, :], shifted)
 
 
-def widened(params: GMMParams, moments: Moments, f: Context, share: Array | float = WIDEN) -> GMMParams:
+def widened(params: GMMParams, moments: Statistics, f: Context, share: Array | float = WIDEN) -> GMMParams:
     """The M-step from a partition's moments, every component wider by a share of the variance within them."""
     before = without_empty(params, moments)
     shape = (params.n_components, params.n_features)
 
     def step(carry: tuple[GMMParams, Array], _: None) -> tuple[tuple[GMMParams, Array], None]:
-        after, _length = maximise(before, moments, f.ridge + share * carry[1], f.prior)
-        variances = after.family.diagonal(after.scale, shape)
+        after, _length = maximise(before, moments, f._replace(ridge=f.ridge + share * carry[1]))
+        variances = after.covariance.diagonal(after.scatter, shape)
         return (after, (after.weights[:, None] * variances).sum(0)), None
 
     # First as it is, to see how wide that makes them. A scan compiles it once.
@@ -294,7 +295,7 @@ def from_seeds(
     w: Array | None,
     f: Context,
     *,
-    family: Family,
+    model: Model,
     block_size: int,
     n_active: Array | None = None,
     resp: Array | None = None,
@@ -303,10 +304,10 @@ def from_seeds(
 
     Or from the partition `resp` (N, K) of which the seeds are the means.
     """
-    params = _mask(reference_params(family, places, f.variance), n_active)
-    moments = accumulate(
-        params, x, w, resp=resp, reassign=functools.partial(nearest, params), shift=f.shift,
-        block_size=block_size,
+    params = _mask(reference_params(model, places, f.variance), n_active)
+    moments = exact.sums(
+        params, Data(x, w), f.shift, block_size=block_size, resp=resp,
+        reassign=functools.partial(nearest, params),
     )  # fmt: skip
     return translate(widened(params, moments, f), f.shift)
 
@@ -317,13 +318,13 @@ def start(
     w: Array | None,
     f: Context,
     *,
-    family: Family,
+    model: Model,
     n_components: int,
     block_size: int,
     init: Init,
     n_active: Array | None = None,
 ) -> GMMParams:
-    """Starting parameters (means in the data's own coordinates), for code inside `jit` or `vmap`.
+    """Starting parameters (means in the coordinates of the data), for code inside `jit` or `vmap`.
 
     Seeds are found by the distance that the covariance structure itself would use for the whole data:
     features in units of their standard deviations, or all in one unit for "spherical". Components beyond
@@ -342,18 +343,20 @@ def start(
         if n_active is not None:
             r = jnp.where(jnp.arange(n_components, dtype=jnp.int32)[None, :] < n_active, r, 0)
             r = r / r.sum(1, keepdims=True)
-        params = weighted_m_step(r, x, w, f, family, block_size)
+        params = weighted_m_step(r, Data(x, w), f, model, block_size)
         return translate(params, f.shift)
 
     if init == "random_points":
         rows = distinct_rows(key, jnp.ones(x.shape[0], x.dtype) if w is None else w, n_components)
-        params = _mask(reference_params(family, shifted[rows], f.variance), n_active)
+        params = _mask(reference_params(model, shifted[rows], f.variance), n_active)
     else:
         resp = None
         if init == "hierarchical":
-            labels, places = ward(x, w, f, metric(family, f), n_components=n_components, n_active=n_active)
+            labels, places = ward(
+                x, w, f, metric(model.covariance, f), n_components=n_components, n_active=n_active
+            )
             resp = jax.nn.one_hot(labels, n_components, dtype=x.dtype)
         else:
-            places = seeds(key, x, w, f, metric(family, f), n_components=n_components, init=init)
-        return from_seeds(places, x, w, f, family=family, block_size=block_size, n_active=n_active, resp=resp)
+            places = seeds(key, x, w, f, metric(model.covariance, f), n_components=n_components, init=init)
+        return from_seeds(places, x, w, f, model=model, block_size=block_size, n_active=n_active, resp=resp)
     return translate(params, f.shift)

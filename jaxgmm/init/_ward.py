@@ -1,4 +1,4 @@
-"""Agglomerative clustering by Ward's criterion: partitions into 1, 2, … K clusters from one pass."""
+"""Ward's agglomerative clustering: partitions into 1, 2, … K clusters from one pass."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from jax.typing import ArrayLike
 
 from jaxgmm import _units as units
 from jaxgmm import _validate as validate
+from jaxgmm.data import location_and_variance
 from jaxgmm.kernels.blocked_sum import in_range, map_rows
-from jaxgmm.kernels.exact import location_and_variance
 from jaxgmm.kernels.linalg import einsum, epsilon, svd
 from jaxgmm.kernels.manual_axes import varying_like
 from jaxgmm.kernels.programs import jit

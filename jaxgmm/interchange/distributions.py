@@ -1,4 +1,4 @@
-"""A mixture as a distribution of NumPyro, TensorFlow Probability or distrax, and back.
+"""Distributions of NumPyro, TensorFlow Probability and distrax: mixtures to and from them.
 
 Each of them has `MixtureSameFamily`, of a categorical distribution over components and a batch of normal
 ones. Covariances go as triangular factors and are never squared; structures without correlations go as
@@ -15,10 +15,11 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxgmm.components.covariance.base import Family
+from jaxgmm.components.covariance.base import Covariance
 from jaxgmm.components.covariance.diagonal import diag
 from jaxgmm.components.covariance.full import full
-from jaxgmm.density import check_mixture
+from jaxgmm.components.gaussian import gaussian
+from jaxgmm.density import check_gaussian
 from jaxgmm.kernels.linalg import triangular_factor
 from jaxgmm.mixture import GMMParams
 
@@ -228,16 +229,16 @@ def _unknown(function: str, wanted: str, got: Any) -> TypeError:
 
 def _parts(params: GMMParams) -> tuple[Array, Array, Array]:
     """Logits (K,), means (K, D), and lower factors (K, D, D) or standard deviations (K, D)."""
-    check_mixture(params)
+    check_gaussian(params, "a distribution of another library")
     logits = jnp.maximum(params.log_weights, jnp.finfo(params.log_weights.dtype).min)
     k, d = params.n_components, params.n_features
     # Without correlations the features' quadratic form needs squares alone.
-    if params.family.quadratic in ("diagonal", "length"):
-        return logits, params.means, jnp.sqrt(params.family.diagonal(params.scale, (k, d)))
-    if params.family == full:
-        return logits, params.means, jnp.tril(params.scale)
+    if params.covariance.second_moment in ("diagonal", "trace"):
+        return logits, params.means, jnp.sqrt(params.covariance.diagonal(params.scatter, (k, d)))
+    if params.covariance == full:
+        return logits, params.means, jnp.tril(params.scatter)
     eye = jnp.broadcast_to(jnp.eye(d, dtype=params.means.dtype), (k, d, d))
-    return logits, params.means, triangular_factor(params.family.colour(params.scale, eye))
+    return logits, params.means, triangular_factor(params.covariance.colour(params.scatter, eye))
 
 
 def _mixture(logits: Any, means: Any, factors: Any, batch: tuple[int, ...], event: Any = None) -> GMMParams:
@@ -257,8 +258,8 @@ def _mixture(logits: Any, means: Any, factors: Any, batch: tuple[int, ...], even
             f"distribution must be one mixture, its components' batch_shape (n_components,); got {batch} "
             f"and logits of shape {logits.shape}. Use jax.vmap for a batch"
         )
-    family: Family = diag if factors.ndim == means.ndim else full
-    factors = jnp.broadcast_to(factors, (k, d) if family == diag else (k, d, d)).astype(dtype)
+    structure: Covariance = diag if factors.ndim == means.ndim else full
+    factors = jnp.broadcast_to(factors, (k, d) if structure == diag else (k, d, d)).astype(dtype)
     off = logits <= jnp.finfo(dtype).min / 2
     log_weights = jnp.where(off, -jnp.inf, jax.nn.log_softmax(logits))
-    return GMMParams(log_weights, jnp.broadcast_to(means, (k, d)).astype(dtype), factors, family)
+    return GMMParams(log_weights, jnp.broadcast_to(means, (k, d)).astype(dtype), factors, gaussian(structure))

@@ -1,4 +1,4 @@
-"""scikit-learn's own mixture estimators, fitted, as mixtures; and mixtures as fitted estimators."""
+"""scikit-learn's fitted estimators: mixtures to and from them."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ import jax
 import numpy as np
 
 from jaxgmm import _validate as validate
-from jaxgmm.components.covariance.full import full
-from jaxgmm.components.covariance.registry import FAMILIES
-from jaxgmm.density import check_mixture
+from jaxgmm.components.registry import get_model
+from jaxgmm.density import check_gaussian, check_mixture
 from jaxgmm.mixture import GMMParams, active
 
 if TYPE_CHECKING:
@@ -62,17 +61,17 @@ def from_sklearn(estimator: Any) -> GMMParams:
         np.asarray(getattr(estimator, attribute), np.float64)
         for attribute in ("weights_", "means_", "precisions_cholesky_")
     )
-    family = FAMILIES[name]
+    model = get_model(name)
     k, d = means.shape
-    shape = family.covariance_shape(k, d)
+    shape = model.covariance.covariance_shape(k, d)
     if weights.shape != (k,) or factors.shape != shape:
         raise ValueError(
             f"weights_ must have shape {(k,)} and precisions_cholesky_ {shape} for means_ {means.shape}; got "
             f"{weights.shape} and {factors.shape}"
         )
-    scale = scale_from_cholesky(family, factors)
+    scale = scale_from_cholesky(model, factors)
     dtype = np.float64 if jax.config.read("jax_enable_x64") else np.float32
-    params = to_device(log(weights / weights.sum()), means, scale, family, dtype)
+    params = to_device(log(weights / weights.sum()), means, scale, model, dtype)
     check_mixture(params)
     return params
 
@@ -105,23 +104,23 @@ def to_sklearn(params: GMMParams) -> GaussianMixture:
     try:
         from sklearn.mixture import GaussianMixture
 
-        from jaxgmm.sklearn._conversion import SHAPED, host, lower_factors, shapes_of
+        from jaxgmm.sklearn._conversion import FULL, SHAPED, host, lower_factors, shapes_of
     except ImportError as error:
         raise ImportError(_EXTRA.format(error)) from error
-    check_mixture(params)
+    check_gaussian(params, "to_sklearn")
     if not validate.is_concrete(params):
         raise TypeError("to_sklearn needs a concrete mixture; call it outside jit")
     params = active(params)
-    known = params.family in SHAPED
-    family = params.family if known else full
-    mixture = GaussianMixture(params.n_components, covariance_type=family.name)
+    known = params.model in SHAPED
+    model = params.model if known else FULL
+    mixture = GaussianMixture(params.n_components, covariance_type=model.name)
     weights = np.exp(host(params.log_weights))
     mixture.weights_, mixture.means_ = weights / weights.sum(), host(params.means)
     if known:
-        shapes = shapes_of(family, host(params.scale))
+        shapes = shapes_of(model, host(params.scale))
     else:
         # shapes_of wants a structure's own arrays, and those of "full" are lower factors.
-        shapes = shapes_of(full, lower_factors(params))
+        shapes = shapes_of(FULL, lower_factors(params))
     mixture.covariances_, mixture.precisions_, mixture.precisions_cholesky_ = shapes
     mixture.converged_, mixture.n_iter_ = True, 0
     mixture.lower_bound_, mixture.lower_bounds_ = -np.inf, []

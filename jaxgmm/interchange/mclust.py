@@ -8,16 +8,16 @@ from typing import Any
 import numpy as np
 
 from jaxgmm import _validate as validate
-from jaxgmm.components.covariance.base import Family
-from jaxgmm.components.covariance.registry import ALIASES, FAMILIES, get_family
-from jaxgmm.density import check_mixture
+from jaxgmm.components.covariance.base import Covariance
+from jaxgmm.components.covariance.registry import ALIASES, STRUCTURES, get_covariance
+from jaxgmm.density import check_gaussian
 from jaxgmm.mixture import GMMParams, active, make_params
 
 Host = np.ndarray[Any, Any]
 
 # For one component mclust drops the letters that compare components.
 _ONE = {"X": "E", "XII": "EII", "XXI": "EEI", "XXX": "EEE"}
-_MODELS = {family.name: name for name, family in ALIASES.items() if len(name) == 3}
+_MODELS = {structure.name: name for name, structure in ALIASES.items() if len(name) == 3}
 
 
 def from_mclust(parameters: Mapping[str, Any], model_name: str | None = None) -> GMMParams:
@@ -62,7 +62,7 @@ def from_mclust(parameters: Mapping[str, Any], model_name: str | None = None) ->
     name = _single(model_name if model_name is not None else variance.get("modelName"))
     if not isinstance(name, str):
         raise ValueError("model_name must be given: variance has no modelName")
-    family = get_family(_ONE.get(name, name))
+    structure = get_covariance(_ONE.get(name, name))
     mean = np.asarray(_part(parameters, "mean"), np.float64)
     if mean.ndim == 1:  # of one feature, or of one component
         mean = mean[:, None] if "sigma" in variance else mean[None, :]
@@ -87,8 +87,8 @@ def from_mclust(parameters: Mapping[str, Any], model_name: str | None = None) ->
         if square.shape not in ((1,), (g,)):
             raise ValueError(f"sigmasq must be one number or have shape ({g},); got {square.shape}")
         sigma = np.eye(d)[:, :, None] * np.broadcast_to(square, (g,))
-    covariances = _given(family, np.moveaxis(sigma, 2, 0))
-    return make_params(pro / pro.sum(), mean.T, covariances, family)
+    covariances = _given(structure, np.moveaxis(sigma, 2, 0))
+    return make_params(pro / pro.sum(), mean.T, covariances, structure)
 
 
 def to_mclust(params: GMMParams) -> dict[str, Any]:
@@ -118,12 +118,12 @@ def to_mclust(params: GMMParams) -> dict[str, Any]:
     References:
       As `from_mclust`.
     """
-    check_mixture(params)
+    check_gaussian(params, "to_mclust")
     if not validate.is_concrete(params):
         raise TypeError("to_mclust needs a concrete mixture; call it outside jit")
     params = active(params)
-    base = params.family.name.removesuffix("-equal")
-    name = _MODELS.get(base, base if base in FAMILIES else "VVV")
+    base = params.covariance.name
+    name = _MODELS.get(base, base if base in STRUCTURES else "VVV")
     weights = np.exp(np.asarray(params.log_weights, np.float64))
     means = np.asarray(params.means, np.float64).T
     covariances = np.asarray(params.covariances, np.float64)
@@ -176,7 +176,7 @@ def _upper(covariances: Host) -> Host:
     return factors
 
 
-def _given(family: Family, covariances: Host) -> Host:
+def _given(structure: Covariance, covariances: Host) -> Host:
     """Dense covariances (K, D, D) in the shape that the structure takes."""
     variances = np.einsum("kdd->kd", covariances)
     # Told apart by a shape whose K and D differ, for those of the data may not.
@@ -188,7 +188,7 @@ def _given(family: Family, covariances: Host) -> Host:
         (2,): variances.mean(1),
         (): variances.mean(),
     }
-    return kept[family.covariance_shape(2, 3)]
+    return kept[structure.covariance_shape(2, 3)]
 
 
 def _single(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Arrays in a zip of npy members that ``numpy.load`` opens too, and a reader that trusts nothing in it.
+"""Array archives: zips of npy members that ``numpy.load`` opens too, and a reader that trusts nothing.
 
 Nothing is pickled, and nothing in a file is evaluated. Members are stored uncompressed, so a file can never
 unpack to more than its own size, and a reader can refuse one that claims to before it allocates anything.

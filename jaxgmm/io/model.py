@@ -1,4 +1,4 @@
-"""Saving and loading mixtures.
+"""Model files: saving and loading mixtures.
 
 A file is an npz archive of plain arrays (see `jaxgmm.io.archive`):
 
@@ -6,8 +6,8 @@ A file is an npz archive of plain arrays (see `jaxgmm.io.archive`):
 member              shape    what it holds
 ==================  =======  ================================================================
 ``format_version``  ()       int64, now 1
-``family``          ()       text, the name of the covariance structure
-``custom_family``   ()       bool, whether that structure is a user's own record
+``model``           ()       text, the name of the model: component and rule for the weights
+``custom_model``    ()       bool, whether the component is a user's own record
 ``log_weights``     (K,)     float32 or float64
 ``means``           (K, D)   the same dtype
 ``scale_0`` …       its own  the same dtype, ``params.scale`` in the order of ``jax.tree.leaves``
@@ -25,8 +25,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgmm.components.covariance.base import Family
-from jaxgmm.components.covariance.registry import get_family
+from jaxgmm.components.base import Component
+from jaxgmm.components.covariance.base import Covariance
+from jaxgmm.components.registry import get_component, get_model
+from jaxgmm.components.weights import Model, split_name
 from jaxgmm.io.archive import read_arrays, write_arrays
 from jaxgmm.io.atomic import atomic_write
 from jaxgmm.mixture import GMMParams
@@ -34,7 +36,7 @@ from jaxgmm.mixture import GMMParams
 Array = np.ndarray[Any, Any]
 
 _FLOATS = ("<f4", "<f8")
-_REQUIRED = {"family", "custom_family", "log_weights", "means"}
+_REQUIRED = {"model", "custom_model", "log_weights", "means"}
 
 
 def save(
@@ -42,7 +44,7 @@ def save(
     params: GMMParams,
     *,
     columns: Sequence[str] | None = None,
-    family: Family | None = None,
+    covariance_type: Covariance | Component | Model | None = None,
 ) -> None:
     """Write one mixture to ``path``, whole or not at all.
 
@@ -54,8 +56,8 @@ def save(
       params: one mixture, log_weights (K,) and means (K, D), float32 or float64; `load` gives back the same
         bits. Switched-off components (``log_weights = -inf``) are kept; `jaxgmm.mixture.active` drops them.
       columns: names of the D features, for `load_columns`.
-      family: needed only where ``params.family`` is a record of your own: the same record, to confirm that
-        you will hand it to `load` too. A file holds arrays, never functions.
+      covariance_type: needed only where the structure or component of ``params`` is a record of your own: the
+        same record, to confirm that you will hand it to `load` too. A file holds arrays, never functions.
 
     Raises:
       TypeError: ``params`` is not a ``GMMParams``.
@@ -74,7 +76,7 @@ def save(
     if not isinstance(params, GMMParams):
         hint = "; pass result.params" if hasattr(params, "params") else ""
         raise TypeError(f"save: params must be a GMMParams, got {type(params).__name__}{hint}")
-    custom = _is_custom(params.family, family)
+    custom = _is_custom(params.model, covariance_type)
     log_weights, means = np.asarray(params.log_weights), np.asarray(params.means)
     leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(params.scale)]
     if log_weights.ndim > 1:
@@ -82,15 +84,15 @@ def save(
             f"save: params must be one mixture, got leading batch axes {log_weights.shape[:-1]}; "
             "take one out with jax.tree.map(lambda a: a[i], params)"
         )
-    problem = _problem(log_weights, means, leaves, jax.tree.structure(params.scale), params.family)
+    problem = _problem(log_weights, means, leaves, jax.tree.structure(params.scale), params.model)
     if problem is None and columns is not None:
         problem = _column_problem(list(columns), means.shape[1])
     if problem is not None:
         raise ValueError(f"save: {problem}")
 
     members = {
-        "family": np.asarray(params.family.name, np.str_),
-        "custom_family": np.asarray(custom),
+        "model": np.asarray(params.model.name, np.str_),
+        "custom_model": np.asarray(custom),
         "log_weights": log_weights,
         "means": means,
         **{f"scale_{i}": leaf for i, leaf in enumerate(leaves)},
@@ -101,7 +103,9 @@ def save(
         write_arrays(stream, members)
 
 
-def load(path: str | os.PathLike[str], family: Family | None = None) -> GMMParams:
+def load(
+    path: str | os.PathLike[str], covariance_type: Covariance | Component | Model | None = None
+) -> GMMParams:
     """Read a mixture that `save` wrote.
 
     Names, sizes, dtypes and shapes are checked before anything is read, and the parameters themselves after;
@@ -109,7 +113,7 @@ def load(path: str | os.PathLike[str], family: Family | None = None) -> GMMParam
 
     Args:
       path: the file.
-      family: the record of the covariance structure, needed when it is your own.
+      covariance_type: the record of the structure or component, needed when it is your own.
 
     Returns:
       The mixture in the dtype it was saved in; float64 becomes float32 where JAX's x64 mode is off.
@@ -124,12 +128,12 @@ def load(path: str | os.PathLike[str], family: Family | None = None) -> GMMParam
       >>> from jaxgmm.io import load, save
       >>> path = os.path.join(tempfile.mkdtemp(), "model.npz")
       >>> save(path, jaxgmm.make_params(jnp.ones(1), jnp.zeros((1, 2)), jnp.ones(1), "spherical"))
-      >>> load(path).family.name
+      >>> load(path).model.name
       'spherical'
     """
     members = read_arrays(path, _accept)
     try:
-        return _build(members, family)
+        return _build(members, covariance_type)
     except ValueError as error:
         raise ValueError(f"{os.fspath(path)}: {error}") from None
 
@@ -172,21 +176,22 @@ def _accept(names: set[str]) -> str | None:
     return f"members missing: {sorted(_REQUIRED - names)}, unknown: {sorted(names - allowed)[:8]}"
 
 
-def _is_custom(own: Family, confirmed: Family | None) -> bool:
+def _is_custom(own: Model, given: Covariance | Component | Model | None) -> bool:
     """Whether ``own`` is outside the table; raises unless the caller has confirmed it by passing it again."""
     try:
-        if get_family(own.name) == own:
+        if get_model(own.name) == own:
             return False
     except ValueError:
         pass
-    if confirmed is None:
+    if given is None:
         raise ValueError(
-            f"save: the covariance structure {own.name!r} is not in jaxgmm's table, and a file cannot hold "
-            "its functions; pass family=<the record> to save, and again to load"
+            f"save: {own.name!r} is not in jaxgmm's table, and a file cannot hold "
+            "its functions; pass covariance_type=<the record> to save, and again to load"
         )
+    confirmed = _with_weights(given, own)
     if confirmed != own:
         raise ValueError(
-            f"save: family= is {confirmed.name!r}, another record than params.family, {own.name!r}"
+            f"save: covariance_type= is {confirmed.name!r}, another record than that of params, {own.name!r}"
         )
     return True
 
@@ -196,9 +201,9 @@ def _problem(
     means: Array,
     leaves: list[Array],
     structure: Any,
-    family: Family,
+    model: Model,
 ) -> str | None:
-    """What keeps these arrays from being one mixture of ``family``; None where nothing does."""
+    """What keeps these arrays from being one mixture of ``model``; None where nothing does."""
     if means.ndim != 2 or 0 in means.shape:
         return f"means must have shape (K, D), got {means.shape}"
     n_components, n_features = means.shape
@@ -215,13 +220,13 @@ def _problem(
             return f"{name} must be float32 or float64, got {array.dtype}"
         if array.dtype != means.dtype:
             return f"{name} must have the dtype of means, {means.dtype}, got {array.dtype}"
-    template = _template(family, means)
+    template = _template(model, means)
     wanted, got = [leaf.shape for leaf in jax.tree.leaves(template)], [leaf.shape for leaf in leaves]
     if structure is not None and structure != jax.tree.structure(template):
-        return f"the scale of family {family.name!r} must be {jax.tree.structure(template)}, got {structure}"
+        return f"the scale of {model.name!r} must be {jax.tree.structure(template)}, got {structure}"
     if wanted != got:
         return (
-            f"the scale of family {family.name!r} must have shapes {wanted} "
+            f"the scale of {model.name!r} must have shapes {wanted} "
             f"for {n_components} components in {n_features} dimensions, got {got}"
         )
     if (
@@ -234,19 +239,26 @@ def _problem(
         total = np.exp(log_weights.astype(np.float64)).sum()
     if not abs(total - 1) < (1e-4 if means.dtype == np.float32 else 1e-8):
         return f"the weights must sum to 1, got {total:.6g}"
-    triangular = family.name.removesuffix("-equal") in ("full", "tied", "VEE", "EVV")
+    triangular = model.component.name in ("full", "tied", "VEE", "EVV")
     if triangular and any(np.triu(leaf, 1).any() for leaf in leaves):
-        return f"the scale of family {family.name!r} must be lower triangular"
+        return f"the scale of {model.name!r} must be lower triangular"
     scale = jax.tree.unflatten(jax.tree.structure(template), [jnp.asarray(leaf) for leaf in leaves])
-    log_det = family.log_det(scale, (n_components, n_features))
+    scatter = model.component.scatter(model.component, scale)
+    log_det = model.covariance.log_det(scatter, (n_components, n_features))
     if not np.isfinite(np.asarray(log_det)).all():
         return "the covariances are not positive definite"
     return None
 
 
-def _template(family: Family, means: Array) -> Any:
+def _template(model: Model, means: Array) -> Any:
     """The structure and shapes of the scale that goes with means (K, D); allocates nothing."""
-    return jax.eval_shape(family.from_variances, jax.ShapeDtypeStruct(means.shape, jnp.float32))
+    c, like = model.component, jax.ShapeDtypeStruct(means.shape, jnp.float32)
+    return jax.eval_shape(lambda variances: c.start(c, variances), like)
+
+
+def _with_weights(record: Covariance | Component | Model, own: Model) -> Model:
+    """The model of a record that was passed, with the weights of `own` where it does not say."""
+    return record if isinstance(record, Model) else get_model(record)._replace(weights=own.weights)
 
 
 def _column_problem(columns: list[Any], n_features: int) -> str | None:
@@ -268,16 +280,17 @@ def _text(members: dict[str, Array], name: str, ndim: int) -> Array:
     return array
 
 
-def _build(members: dict[str, Array], family: Family | None) -> GMMParams:
+def _build(members: dict[str, Array], given: Covariance | Component | Model | None) -> GMMParams:
     """The mixture in ``members``; ValueError, without the file's name, where they are not one."""
-    name, custom = str(_text(members, "family", 0)), members["custom_family"]
+    name, custom = str(_text(members, "model", 0)), members["custom_model"]
     if custom.dtype != np.bool_ or custom.shape != ():
-        raise ValueError("damaged: custom_family must be one truth value")
-    if family is None and custom:
-        raise ValueError(
-            f"its covariance structure {name!r} is a user's own; pass the record: load(path, family=…)"
-        )
-    record = get_family(name) if family is None else family
+        raise ValueError("damaged: custom_model must be one truth value")
+    if given is None and custom:
+        raise ValueError(f"its {name!r} is a user's own; pass the record: load(path, covariance_type=…)")
+    if given is None:
+        record = get_model(name)
+    else:
+        record = _with_weights(given, Model(get_component("full"), split_name(name)[1]))
     if record.name != name:
         raise ValueError(f"its covariance structure is {name!r}, not the {record.name!r} that was passed")
     leaves = [members[f"scale_{i}"] for i in range(sum(stem.startswith("scale_") for stem in members))]
@@ -300,5 +313,9 @@ def _build(members: dict[str, Array], family: Family | None) -> GMMParams:
     structure = jax.tree.structure(_template(record, means))
     scale = jax.tree.unflatten(structure, [jnp.asarray(leaf) for leaf in leaves])
     return GMMParams(
-        log_weights=jnp.asarray(log_weights), means=jnp.asarray(means), scale=scale, family=record
+        log_weights=jnp.asarray(log_weights),
+        means=jnp.asarray(means),
+        scale=scale,
+        component=record.component,
+        weights_rule=record.weights,
     )

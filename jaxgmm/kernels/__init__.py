@@ -1,1 +1,1 @@
-"""How sums over rows are computed, and how programs are compiled: what knows of the backend and of XLA."""
+"""Kernels: sums over rows, linear algebra and compilation; all that knows of the backend and of XLA."""

@@ -1,4 +1,4 @@
-"""Rows of the data a block at a time: how many, and sums over them that are compensated."""
+"""Blocked sums: rows a block at a time, compensated from block to block."""
 
 from __future__ import annotations
 
@@ -21,21 +21,22 @@ _ACCELERATOR_BLOCK_NUMBERS = 1 << 27
 
 
 def block_rows(
-    n_samples: int, n_components: int, n_features: int, lanes: int = 1, *, turns: bool = False
+    n_samples: int, n_components: int, n_features: int, n_fits: int = 1, *, one_at_a_time: bool = False
 ) -> int:
-    """Rows per block: on a CPU as many as keep (K, D, block) in cache, 128 (8 for many lanes) to 2048.
+    """Rows per block: on a CPU as many as keep (K, D, block) in cache, 128 (8 for many fits) to 2048.
 
-    Where components take turns, it is one component's residuals that are to be kept there, the same whitened
-    and weighted, and its matrices; and of all of them no more than 16 MB, if 128 rows are not more already.
+    Where components come one after the other, it is one component's residuals that are to be kept there, the
+    same whitened and weighted, and its matrices; and of all of them no more than 16 MB, if 128 rows are not
+    more already.
     """
     numbers = _BLOCK_NUMBERS.get(jax.default_backend(), _ACCELERATOR_BLOCK_NUMBERS)
-    held = max(4, n_components // 16) if turns else n_components
-    rows = numbers // max(1, held * n_features * lanes)
+    held = max(4, n_components // 16) if one_at_a_time else n_components
+    rows = numbers // max(1, held * n_features * n_fits)
     power = 1 << max(rows, 1).bit_length() - 1
     most = 2048 if jax.default_backend() in _BLOCK_NUMBERS else 1 << 20
     # Products of D × D matrices with blocks of few rows run at a fraction of their speed.
-    least = 128 if turns else max(128, 8 * n_features)
-    return min(n_samples, min(most, max(least if lanes == 1 else 8, power)))
+    least = 128 if one_at_a_time else max(128, 8 * n_features)
+    return min(n_samples, min(most, max(least if n_fits == 1 else 8, power)))
 
 
 def _compensated(total: Array, excess: Array, term: Array) -> tuple[Array, Array]:
@@ -75,14 +76,19 @@ def sum_rows(body: Callable[..., Any], weight: Array | None, *rows: Array, block
     A plain float32 running sum of 1e8 responsibilities stops growing at 2**24; this one stays right to
     rounding, because within a block the sum is short and between blocks nothing is lost.
     """
+    if _axis.get() is None and rows[0].shape[0] <= block_size:
+        return body(_ones_or(weight, rows[0]), *rows)
     return _everywhere(sum_own_rows(body, weight, *rows, block_size=block_size))
 
 
+def _ones_or(weight: Array | None, row: Array) -> Array:
+    return jnp.ones(row.shape[0], row.dtype) if weight is None else weight
+
+
 def sum_own_rows(body: Callable[..., Any], weight: Array | None, *rows: Array, block_size: int) -> Any:
-    """`sum_rows` over these rows only, whoever has others: for blocks of a block."""
+    """`sum_rows` without the sum over a mapped axis (`rows_over`): for blocks inside a block."""
     n_samples = rows[0].shape[0]
-    if weight is None:
-        weight = jnp.ones(n_samples, rows[0].dtype)
+    weight = _ones_or(weight, rows[0])
     if n_samples <= block_size:
         return body(weight, *rows)
 
@@ -121,6 +127,15 @@ def in_range(w: Array, x: Array) -> Array:
     it is squared twice, as it would be for rows that count: 0 · ∞ is NaN.
     """
     return (w > 0)[:, None] | (jnp.abs(x) < float(jnp.finfo(x.dtype).max) ** 0.25)
+
+
+def zero_unused(w: Array, x: Array) -> tuple[Array, Array]:
+    """Weights (B,) and rows (B, D), with 0 for the entries out of range of rows of weight 0.
+
+    There is then no derivative with respect to such a row's weight.
+    """
+    usable = in_range(w, x)
+    return jnp.where(usable.all(1), w, 0), jnp.where(usable, x, jnp.zeros((), x.dtype))
 
 
 def map_rows(body: Callable[..., Any], *rows: Array, block_size: int) -> Any:

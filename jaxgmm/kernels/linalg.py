@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import contextvars
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -222,36 +220,12 @@ def _inverses(axis_size: int, in_batched: list[bool], lower: Array) -> tuple[Arr
 
 
 @jax.custom_jvp
-def _lower_inverse(factors: Array) -> Array:
+def lower_inverse(factors: Array) -> Array:
+    """Inverse of lower triangular matrices (..., D, D); what stands above the diagonal is not read."""
     return _inverse(factors)
 
 
-_known: contextvars.ContextVar[tuple[tuple[Array, Array], ...]] = contextvars.ContextVar("known", default=())
-
-
-def lower_inverse(factors: Array) -> Array:
-    """Inverse of lower triangular matrices (..., D, D); what stands above the diagonal is not read."""
-    known = (inverse for of, inverse in _known.get() if of is factors)
-    found = next(known, None)
-    return _lower_inverse(factors) if found is None else found
-
-
-@contextlib.contextmanager
-def inverted_once(tree: Any) -> Iterator[None]:
-    """While this is traced, `lower_inverse` has the inverses of the square matrices among a tree's leaves.
-
-    XLA finds common elementwise expressions and products, but neither solves nor loops.
-    """
-    known = _known.get()
-    matrices = [a for a in jax.tree.leaves(tree) if a.ndim > 1 and a.shape[-1] == a.shape[-2]]
-    token = _known.set((*known, *((a, lower_inverse(a)) for a in matrices)))
-    try:
-        yield
-    finally:
-        _known.reset(token)
-
-
-@_lower_inverse.defjvp
+@lower_inverse.defjvp
 def _lower_inverse_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
     inverse = lower_inverse(*primals)
     return inverse, -einsum("...de,...ef,...fg->...dg", inverse, jnp.tril(tangents[0]), inverse)

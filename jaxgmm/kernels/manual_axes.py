@@ -1,4 +1,4 @@
-"""Values inside a `shard_map`: loops and conditions want equal types, with the axes that values vary over.
+"""Types inside `shard_map`: loops and conditions want equal types, with the axes that values vary over.
 
 With `check_vma` JAX counts these axes in the type of a value. A constant varies over none of them, so that a
 loop over the rows of one shard cannot begin with it. Everywhere else these functions do nothing.

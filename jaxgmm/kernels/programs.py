@@ -1,4 +1,4 @@
-"""`jax.jit` that compiles in half the time on a CPU, for programs that stand on their own.
+"""Compilation: `jax.jit` with options that halve its time on a CPU, and programs kept on disk.
 
 Most of what XLA spends on a fit goes into LLVM's vectorising passes and into a second code generator for
 fused loops. What a fit computes is nearly all of it in products and triangular solves, and in elementwise

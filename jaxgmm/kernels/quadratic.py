@@ -1,4 +1,4 @@
-"""The quadratic kernel: `Moments` by one matrix product over features of the data, and one back.
+"""Quadratic kernel: `Statistics` by one matrix product over features of the data, and one back.
 
 log π_k N(x | μ_k, Σ_k) is linear in the products x_i x_j, x_i and 1. With these features of a block of rows
 as a matrix, the E-step is one product with the components' coefficients, and the sums over samples are
@@ -16,17 +16,19 @@ import numpy as np
 from jax import Array, lax
 
 from jaxgmm import _validate as validate
-from jaxgmm.components.covariance.base import Family
+from jaxgmm.components.base import Component
+from jaxgmm.data import Context, Data, scatter
 from jaxgmm.density import log_constants, shares_of
-from jaxgmm.kernels.blocked_sum import sum_rows
-from jaxgmm.kernels.exact import Moments, location_and_variance, scatter, without_junk
+from jaxgmm.kernels.base import Kernel, Statistics
+from jaxgmm.kernels.blocked_sum import block_rows, sum_rows, zero_unused
+from jaxgmm.kernels.exact import WHITENED
 from jaxgmm.kernels.linalg import einsum, epsilon, lower_inverse, outlived, safe_cholesky
 from jaxgmm.mixture import GMMParams
 
 _LARGE = 1 << 22  # N · K · D from which the second kernel's compilation pays
 _MOST_FEATURES = 64
 KERNELS = ("auto", "whitened", "quadratic")
-AFFINE = ("dense", "shared")  # kinds that any linear coordinates will do for
+AFFINE = ("matrix", "pooled")  # second moments that any linear coordinates will do for
 
 
 class Coordinates(NamedTuple):
@@ -40,42 +42,51 @@ class Coordinates(NamedTuple):
 def n_features_of(kind: str, n_features: int) -> int:
     """How many features a row has."""
     return {
-        "dense": n_features * (n_features + 3) // 2,
-        "shared": n_features,
+        "matrix": n_features * (n_features + 3) // 2,
+        "pooled": n_features,
         "diagonal": 2 * n_features,
-        "length": n_features + 1,
+        "trace": n_features + 1,
     }[kind]
 
 
-def choose(kernel: str, family: Family, n_samples: int, n_components: int, n_features: int) -> str:
-    """The kernel of a fit: "whitened", "quadratic", or "auto" where the second is to hand over to the first.
+def applies(component: Component) -> bool:
+    """Whether a component has this kernel: Gaussians of structures that name their second moments."""
+    return component.is_gaussian and not callable(component.covariance.second_moment)
+
+
+def choose(
+    kernel: str, component: Component, n_samples: int, n_components: int, n_features: int
+) -> tuple[Kernel, ...]:
+    """The kernels of a fit, in order: for "auto", quadratic then whitened if the problem is large.
+
+    Each begins where the one before ended, or at the start if that one failed; `em.run` runs them.
 
     Raises:
-      ValueError: for an unknown name, or a family without the kernel that is asked for.
+      ValueError: for an unknown name, or a component without the kernel that is asked for.
     """
     kernel = validate.choice(kernel, "kernel", KERNELS)
-    if kernel == "quadratic" and family.quadratic is None:
-        raise ValueError(f"{family.name!r} has no quadratic kernel; use kernel='auto' or 'whitened'")
-    if kernel != "auto":
-        return kernel
-    if family.quadratic is None:
-        return "whitened"
-    large = n_samples * n_components * n_features >= _LARGE
-    return "auto" if large and n_features <= _MOST_FEATURES else "whitened"
+    if kernel == "quadratic" and not applies(component):
+        raise ValueError(f"{component.name!r} has no quadratic kernel; use kernel='auto' or 'whitened'")
+    if kernel == "quadratic":
+        return (QUADRATIC,)
+    large = n_samples * n_components * n_features >= _LARGE and n_features <= _MOST_FEATURES
+    if kernel == "auto" and applies(component) and large:
+        return QUADRATIC, WHITENED
+    return (WHITENED,)
 
 
-def coordinates(
-    kind: str,
-    x: Array,
-    w: Array | None,
-    shift: Array,
-    centre: Array | None = None,
-    block_size: int = 2048,
-) -> Coordinates:
-    """Survey the data: a root of their covariance, and their mean unless it is given as `centre`."""
-    centre = (location_and_variance(x, w, block_size)[0] if centre is None else centre) - shift
-    weight, spread = scatter(x, w, shift + centre, block_size)
-    return coordinates_of(kind, centre, weight, spread / weight)
+def prepare(component: Component, data: Data, context: Context) -> Coordinates:
+    """The coordinates of the rows, by one pass over them."""
+    centre = context.mean - context.shift
+    weight, spread = scatter(data.x, data.weight, context.shift + centre)
+    return coordinates_of(kind_of(component), centre, weight, spread / weight)
+
+
+def kind_of(component: Component) -> str:
+    """Which features a component's structure needs: its second moment."""
+    kind = component.covariance.second_moment
+    assert isinstance(kind, str)
+    return kind
 
 
 def coordinates_of(kind: str, centre: Array, weight: Array, spread: Array) -> Coordinates:
@@ -89,11 +100,19 @@ def coordinates_of(kind: str, centre: Array, weight: Array, spread: Array) -> Co
         root = safe_cholesky(spread + jnp.diag(ridge), ridge)
     else:
         # A multiple of I is one only in coordinates of one scale.
-        if kind == "length":
+        if kind == "trace":
             variance = jnp.broadcast_to(variance.mean(), variance.shape)
         root = jnp.diag(jnp.sqrt(variance))
     inverse = lower_inverse(root)
     return Coordinates(centre, root, weight * einsum("de,ef,gf->dg", inverse, spread, inverse))
+
+
+def part(c: Coordinates, share: Array) -> Coordinates:
+    """The coordinates for a part of the rows, a share () of their weight.
+
+    What is subtracted from a total over all rows is subtracted from the part's share of it.
+    """
+    return c._replace(total=c.total * share)
 
 
 class _Mixture(NamedTuple):
@@ -106,8 +125,8 @@ def _localise(kind: str, params: GMMParams, c: Coordinates) -> _Mixture:
     means = einsum("de,ke->kd", lower_inverse(c.root), params.means - c.centre[None, :])
     if kind in AFFINE:
         identity = jnp.broadcast_to(c.root[None], (shape[0], *c.root.shape))
-        return _Mixture(means, params.family.whitener(params.scale)(identity))
-    precision = params.family.inverse_diagonal(params.scale, shape)
+        return _Mixture(means, params.covariance.whitener(params.scatter)(identity))
+    precision = params.covariance.inverse_diagonal(params.scatter, shape)
     return _Mixture(means, precision * jnp.square(jnp.diagonal(c.root))[None, :])
 
 
@@ -121,12 +140,12 @@ def _squares(kind: str, u: Array) -> Array | None:
     They are (F, B) of (D, B) for the affine kinds and (B, F) of (B, D) for the others. The two degrees are
     kept apart, and 1 is no feature: to put them together in memory would cost as much as their products do.
     """
-    if kind == "dense":
+    if kind == "matrix":
         i, j = _pairs(u.shape[0])
         return u[i] * u[j]
     if kind == "diagonal":
         return jnp.square(u)
-    if kind == "length":
+    if kind == "trace":
         return jnp.square(u).sum(1, keepdims=True)
     return None
 
@@ -148,12 +167,12 @@ def _coefficients(kind: str, m: _Mixture, constant: Array) -> _Coefficients:
         precision = m.inverse
         linear = precision * m.means
     constant = constant - 0.5 * (linear * m.means).sum(1)
-    if kind == "dense":
+    if kind == "matrix":
         i, j = _pairs(n_features)
         # A symmetric form by its triangle: off the diagonal, twice.
         twice = jnp.asarray(np.where(i == j, -0.5, -1), precision.dtype)
         second = precision[:, i, j] * twice[None, :]
-    elif kind == "shared":
+    elif kind == "pooled":
         second = None
     else:
         second = -0.5 * (precision if kind == "diagonal" else precision[:, :1])
@@ -165,13 +184,13 @@ def _squares_of_means(kind: str, means: Array) -> tuple[Array, Array] | tuple[No
 
     Only for kinds of which the first is taken from a block's sums at once.
     """
-    if kind not in ("dense", "diagonal"):
+    if kind not in ("matrix", "diagonal"):
         return None, None
     # A number's leading half has products without rounding (Dekker).
     info = jnp.finfo(means.dtype)
     half = lax.reduce_precision(means, info.nexp, info.nmant // 2)
     rest = means - half
-    i, j = _pairs(means.shape[1]) if kind == "dense" else (np.arange(means.shape[1]),) * 2
+    i, j = _pairs(means.shape[1]) if kind == "matrix" else (np.arange(means.shape[1]),) * 2
     product = means[:, i] * means[:, j]
     left = (half[:, i] * half[:, j] - product) + half[:, i] * rest[:, j] + rest[:, i] * half[:, j]
     return product, lax.stop_gradient(left + rest[:, i] * rest[:, j])
@@ -185,18 +204,9 @@ def _unfold(raw: Array, n_features: int) -> Array:
     return raw[:, back]
 
 
-def accumulate(
-    params: GMMParams,
-    x: Array,
-    sample_weight: Array | None,
-    c: Coordinates,
-    *,
-    shift: Array,
-    block_size: int,
-) -> Moments:
-    """`exact.accumulate` by the quadratic kernel; `params.means` are relative to `shift`."""
-    kind = params.family.quadratic
-    assert kind is not None
+def sums(params: GMMParams, data: Data, shift: Array, c: Coordinates, block_size: int) -> Statistics:
+    """`exact.sums` by the quadratic kernel; `params.means` are relative to `shift`."""
+    kind = kind_of(params.component)
     m = _localise(kind, params, c)
     constant, common = log_constants(params)
     coefficients = _coefficients(kind, m, constant)
@@ -209,7 +219,7 @@ def accumulate(
     axes = "fb" if kind in AFFINE else "bf"
 
     def block(w: Array, b: Array) -> tuple[Any, ...]:
-        w, row = without_junk(w, b)
+        w, row = zero_unused(w, b)
         row = row - origin[None, :]
         if kind in AFFINE:
             u = einsum("de,be->db", inverse, row)
@@ -232,7 +242,7 @@ def accumulate(
         return weight, between, second, log_likelihood, w.sum()
 
     weight, between, second, log_likelihood, total_weight = sum_rows(
-        block, sample_weight, x, block_size=block_size
+        block, data.weight, data.x, block_size=block_size
     )
     # Σ r (u − μ)(u − μ)ᵀ: of the products of μ with itself, what is still to be subtracted.
     if bulk is not None and left is not None:
@@ -240,8 +250,8 @@ def accumulate(
     if kind in AFFINE:
         outer = m.means[:, :, None] * between[:, None, :]
         crossed = outer + outer.swapaxes(1, 2)
-        if kind == "dense":
-            second = _unfold(second, x.shape[1]) - crossed
+        if kind == "matrix":
+            second = _unfold(second, params.n_features) - crossed
             second = einsum("kde,kef,kgf->kdg", m.inverse, second, m.inverse)
         else:
             crossed = crossed + weight[:, None, None] * m.means[:, :, None] * m.means[:, None, :]
@@ -256,8 +266,8 @@ def accumulate(
             crossed = (2 * between + weight[:, None] * m.means) * m.means
             second = (second[:, 0] - crossed.sum(1)) * m.inverse[:, 0]
         moved = between * jnp.diagonal(c.root)[None, :]
-        moved = params.family.whitener(params.scale)(moved[:, :, None])[:, :, 0]
-    return Moments(weight, moved, second, log_likelihood, total_weight)
+        moved = params.covariance.whitener(params.scatter)(moved[:, :, None])[:, :, 0]
+    return Statistics(weight, moved, second, log_likelihood, total_weight)
 
 
 def rounding(params: GMMParams, c: Coordinates) -> Array:
@@ -267,15 +277,27 @@ def rounding(params: GMMParams, c: Coordinates) -> Array:
     of what they add up to, they are as large as aᵀ|P|a with a_i² = μ_i² + Σ_ii. That is the squared distance
     from the common centre in widths, times the condition number where a component is thin across the axes.
     """
-    kind = params.family.quadratic
-    assert kind is not None
+    kind = kind_of(params.component)
     m = _localise(kind, params, c)
     if kind in AFFINE:
         identity = jnp.broadcast_to(jnp.eye(c.root.shape[0], dtype=c.root.dtype), m.inverse.shape)
-        factors = einsum("de,kef->kdf", lower_inverse(c.root), params.family.colour(params.scale, identity))
+        factors = einsum(
+            "de,kef->kdf", lower_inverse(c.root), params.covariance.colour(params.scatter, identity)
+        )
         typical = jnp.sqrt(jnp.square(m.means) + jnp.square(factors).sum(2))
         precision = jnp.abs(einsum("ked,kef->kdf", m.inverse, m.inverse))
         size = einsum("kde,kd,ke->k", precision, typical, typical)
     else:
         size = params.means.shape[1] + (m.inverse * jnp.square(m.means)).sum(1)
     return epsilon(size.dtype) * jnp.sqrt((params.weights * jnp.square(size)).sum())
+
+
+def rows_for(
+    component: Component, n_samples: int, n_components: int, n_features: int, n_fits: int = 1
+) -> int:
+    """Rows per block, for so many mixtures at once."""
+    # Features and responsibilities of a block, twice over: as they are and as they are multiplied.
+    return block_rows(n_samples, n_features_of(kind_of(component), n_features) + n_fits * n_components, 2)
+
+
+QUADRATIC = Kernel("quadratic", sums, prepare, rounding, rows_for)

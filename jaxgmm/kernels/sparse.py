@@ -1,4 +1,4 @@
-"""Sums over those pairs of a sample and a component that count, which in many dimensions are few.
+"""Sparse sums over the pairs of a row and a component whose responsibility is not negligible.
 
 Responsibilities tend to 0 and 1 as features become more: of 64 components of 32 features a sample has one or
 two that are not negligible, and the product that sums second moments over all pairs spends nearly all of its

@@ -1,4 +1,4 @@
-"""Fits of data that are not held in memory: streams, stepwise and incremental EM, checkpoints."""
+"""Out-of-core fits: streams, stepwise and incremental EM, checkpoints."""
 
 from jaxgmm.outofcore._checkpoint import Checkpoint
 from jaxgmm.outofcore._open_source import open_source

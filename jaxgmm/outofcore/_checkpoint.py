@@ -1,4 +1,4 @@
-"""Checkpoints: all that a fit knows between two turns, kept so that a killed one goes on from there."""
+"""Checkpoints: the state of a fit between two iterations, kept so that a killed fit goes on from there."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Settings:
 
 def settings(
     params: GMMParams,
-    survey: host_em.Survey,
+    summary: host_em.DataSummary,
     f: Context,
     numbers: host_em.Numbers,
     prior: Prior | None,
@@ -74,9 +74,9 @@ def settings(
     """The settings of a fit by `outer.climb`, from what it begins with.
 
     Args:
-      params: where it starts, checked, in the dtype of the fit and in the data's own place.
-      survey: of all its data.
-      f: the frame that the survey gave.
+      params: where it starts, checked, in the dtype of the fit and in the coordinates of the data.
+      summary: of all its data.
+      f: the context that the summary gave.
       numbers: tol, max_iter, reg_covar and accelerate. The limit may change, the others may not.
       prior: a checked one, or None.
       history_size: of the state.
@@ -86,12 +86,12 @@ def settings(
     widths = np.sqrt(np.asarray(f.variance, np.float64))
 
     def placed(means: Any) -> Near:
-        return Near((np.asarray(means, np.float64) - survey.mean) / widths, 1.0)
+        return Near((np.asarray(means, np.float64) - summary.mean) / widths, 1.0)
 
     near = {
-        "mean of the data, in its widths": Near(survey.mean / widths, 1.0),
+        "mean of the data, in its widths": Near(summary.mean / widths, 1.0),
         "variance of the data": Near(widths**2),
-        "total weight": Near(np.asarray(survey.total_weight)),
+        "total weight": Near(np.asarray(summary.total_weight)),
         "starting log_weights": Near(np.asarray(params.log_weights, np.float64), 1.0),
         "starting means, in widths of the data": placed(params.means),
     }
@@ -101,10 +101,10 @@ def settings(
     for name, value in parts.items():
         near[f"prior.{name}"] = placed(value) if name == "mean" else Near.relative(value)
     same = {
-        "family": params.family.name,
+        "model": params.model.name,
         "n_components": params.n_components,
         "n_features": params.n_features,
-        "n_samples": survey.n_samples,
+        "n_samples": summary.n_samples,
         "dtype": str(params.means.dtype),
         "tol": float(tol),
         "reg_covar": float(reg_covar),
@@ -135,8 +135,8 @@ class Checkpoint:
 
     Example:
       >>> import jax, jaxgmm, os, tempfile
-      >>> X = jax.random.normal(jax.random.key(0), (500, 2))
-      >>> start = jaxgmm.make_params([0.5, 0.5], [[-1.0, 0.0], [1.0, 0.0]], [1.0, 1.0], "spherical")
+      >>> X = jax.random.normal(jax.random.key(0), (500, 1))
+      >>> start = jaxgmm.make_params([0.5, 0.5], [[-1.0], [1.0]], [1.0, 1.0], "spherical")
       >>> path = os.path.join(tempfile.mkdtemp(), "fit.npz")
       >>> first = jaxgmm.fit_stream(start, X, max_iter=3, checkpoint=jaxgmm.outofcore.Checkpoint(path))
       >>> second = jaxgmm.fit_stream(start, X, max_iter=5, checkpoint=jaxgmm.outofcore.Checkpoint(path))
@@ -172,7 +172,7 @@ class Checkpoint:
         return f"Checkpoint({self.path!r})"
 
     def load(self, settings: Settings) -> State | None:
-        """The state that the file holds, ready for the next turn; None where there is no file.
+        """The state that the file holds, ready for the next iteration; None where there is no file.
 
         Raises:
           ValueError: it is damaged, or of other data or settings; the message says which and what differs.
@@ -264,7 +264,7 @@ def _running(state: State, max_iter: int) -> State:
     """The state, running again if all that ended it was a limit on its steps that is higher now."""
     if int(state.status) != Status.MAX_ITER or int(state.n_iter) >= max_iter:
         return state
-    # The turn that met the limit has prepared the next point, one step further on.
+    # The iteration that met the limit has prepared the next point, one step further on.
     return state._replace(
         n_iter=state.n_iter + jnp.ones((), jnp.int32), status=jnp.full((), RUNNING, jnp.int32)
     )

@@ -1,4 +1,4 @@
-"""Rows from Parquet, Arrow and Zarr: through pyarrow (extra `arrow`) and zarr (extra `zarr`)."""
+"""Columnar sources: Parquet and Arrow through pyarrow (extra `arrow`), Zarr through zarr (extra `zarr`)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A whole fit whose moments come from elsewhere: taken up from where it was kept, climbed, and kept."""
+"""Fits driven from the host: resumed from a checkpoint, iterated, and kept."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from jaxgmm.data import Context
-from jaxgmm.kernels.exact import Moments
+from jaxgmm.kernels.base import Statistics
 from jaxgmm.mixture import GMMParams
 from jaxgmm.outofcore import _checkpoint as checkpoint
 from jaxgmm.outofcore import _host_em as host_em
 from jaxgmm.outofcore._checkpoint import Settings
-from jaxgmm.outofcore._host_em import Numbers, Survey
+from jaxgmm.outofcore._host_em import DataSummary, Numbers
 from jaxgmm.outofcore._progress import Reporter
 from jaxgmm.priors import Prior
 from jaxgmm.result import FitResult
@@ -40,8 +40,8 @@ class Interruption(BaseException):
 
 def fit(
     params: GMMParams,
-    survey: Survey,
-    moments_about: Callable[[GMMParams, Context], Moments],
+    summary: DataSummary,
+    moments_about: Callable[[GMMParams, Context], Statistics],
     numbers: Numbers,
     prior: Prior | None,
     *,
@@ -53,10 +53,10 @@ def fit(
     """A fit from checked arguments.
 
     Args:
-      params: where it starts, in the data's own place.
-      survey: of all rows.
-      moments_about: from parameters whose means are relative to a frame's shift, and that frame, the
-        `Moments` of all rows.
+      params: where it starts, in the coordinates of the data.
+      summary: of all rows.
+      moments_about: from parameters whose means are relative to the shift of a context, and that context, the
+        `Statistics` of all rows.
       numbers: as `validate.iteration` makes them.
       prior: a checked one, or None.
       history_size: of the result.
@@ -64,15 +64,15 @@ def fit(
       kept: where the states are kept, or None.
       report: told of each step, and of the end.
     """
-    f: Context = survey.context(numbers[2], prior, params)
+    f: Context = summary.context(numbers[2], prior, params)
     state = host_em.start(params, f, history_size)
     settings: Settings | None = None
     if kept is not None:
-        settings = checkpoint.settings(params, survey, f, numbers, prior, history_size, source)
+        settings = checkpoint.settings(params, summary, f, numbers, prior, history_size, source)
         earlier = kept.load(settings)
         state = state if earlier is None else earlier
 
-    def moments_of(point: GMMParams) -> Moments:
+    def moments_of(point: GMMParams) -> Statistics:
         return moments_about(point, f)
 
     def after(new: State) -> None:
@@ -82,10 +82,10 @@ def fit(
             kept.save(new, settings)
         report.step(new, float(numbers[0]))
 
-    report.surveyed(survey.n_samples, int(numbers[1]), state)
+    report.begin(summary.n_samples, int(numbers[1]), state)
     try:
         state = host_em.climb(state, f, numbers, moments_of, after)
-        return host_em.result(state, f, survey.total_weight, moments_of)
+        return host_em.result(state, f, summary.total_weight, moments_of)
     except (Interruption, KeyboardInterrupt):
         if kept is not None and settings is not None:
             kept.save(state, settings)

@@ -1,7 +1,8 @@
-"""The loop of a fit whose moments come from elsewhere: a file, other processes, an engine.
+"""EM loop on the host, for statistics that come from a file, other processes or an engine.
 
 It takes the iterations that `fit`'s compiled loop takes (`jaxgmm.solvers.squarem`), one call from the host at
-a time. Between turns everything that is known lies in one `State`, so that a fit can be kept and taken up.
+a time. Between iterations everything that is known lies in one `State`, so that a fit can be kept and taken
+up.
 """
 
 from __future__ import annotations
@@ -15,11 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jaxgmm import _coordinates as coordinates
 from jaxgmm import priors
+from jaxgmm.components.base import Component
 from jaxgmm.data import Context, centring, constant, ridge
-from jaxgmm.em_map import admissible, assess, chart, with_prior
+from jaxgmm.em import admissible, assessed, with_prior
 from jaxgmm.kernels import quadratic
-from jaxgmm.kernels.exact import Moments
+from jaxgmm.kernels.base import Kernel, Statistics
+from jaxgmm.kernels.exact import WHITENED
 from jaxgmm.kernels.programs import jit
 from jaxgmm.mixture import GMMParams, translate
 from jaxgmm.priors import Prior
@@ -31,7 +35,7 @@ Numbers = tuple[Array, Array, Array, Array]  # tol, max_iter, reg_covar, acceler
 
 
 @dataclasses.dataclass(frozen=True)
-class Survey:
+class DataSummary:
     """What a fit must know of data before it begins, in float64 on the host.
 
     Attributes:
@@ -49,23 +53,23 @@ class Survey:
     covariance: np.ndarray | None = None
 
     @staticmethod
-    def of(x: np.ndarray, w: np.ndarray, *, covariance: bool = False) -> Survey:
+    def of(x: np.ndarray, w: np.ndarray, *, covariance: bool = False) -> DataSummary:
         """Of rows x (n, D) with weights w (n,), all finite."""
         x, w = x.astype(np.float64), w.astype(np.float64)
         total = w.sum()
         if not total > 0:
             zero = np.zeros(x.shape[1])
-            return Survey(len(x), 0.0, zero, zero, np.diag(zero) if covariance else None)
+            return DataSummary(len(x), 0.0, zero, zero, np.diag(zero) if covariance else None)
         mean = w @ x / total
         gap = x - mean
         # What rounding has left of the gaps' mean is taken out again.
         rest = w @ gap / total
         if not covariance:
-            return Survey(len(x), float(total), mean + rest, w @ np.square(gap) / total - rest**2)
+            return DataSummary(len(x), float(total), mean + rest, w @ np.square(gap) / total - rest**2)
         spread = (gap * w[:, None]).T @ gap / total - np.outer(rest, rest)
-        return Survey(len(x), float(total), mean + rest, np.diag(spread).copy(), spread)
+        return DataSummary(len(x), float(total), mean + rest, np.diag(spread).copy(), spread)
 
-    def __add__(self, other: Survey) -> Survey:
+    def __add__(self, other: DataSummary) -> DataSummary:
         """Of two sets of rows together, by the formula of Chan, Golub & LeVeque (1979)."""
         if not self.total_weight or not other.total_weight:
             full, empty = (self, other) if self.total_weight else (other, self)
@@ -79,7 +83,7 @@ class Survey:
             covariance = (1 - share) * self.covariance + share * other.covariance
             covariance = covariance + share * (1 - share) * np.outer(gap, gap)
         n_samples = self.n_samples + other.n_samples
-        return Survey(n_samples, total, self.mean + share * gap, variance, covariance)
+        return DataSummary(n_samples, total, self.mean + share * gap, variance, covariance)
 
     def context(self, reg_covar: Array, prior: Prior | None, params: GMMParams) -> Context:
         """As `data.summarise` makes it of an array, with the prior in it."""
@@ -87,28 +91,34 @@ class Survey:
         variance = np.where(self.variance > constant(self.mean, dtype), self.variance, 1.0)
         shift = centring(self.mean, variance)
         added = ridge(reg_covar, variance.astype(dtype))
-        f = Context(jnp.asarray(shift, dtype), jnp.asarray(variance, dtype), added)
-        return with_prior(f, prior, params.family, params.means.shape)
+        f = Context(
+            jnp.asarray(shift, dtype), jnp.asarray(variance, dtype), added, jnp.asarray(self.mean, dtype)
+        )
+        return with_prior(f, prior, params.model, params.means.shape)
 
-    def coordinates(self, f: Context, kind: str) -> quadratic.Coordinates:
-        """As `quadratic.coordinates` makes them of an array, for a family's kind of features."""
+    def coordinates(self, f: Context, component: Component) -> quadratic.Coordinates:
+        """As `quadratic.coordinates` makes them of an array, for a structure's kind of second moment."""
         if self.covariance is None:
-            raise ValueError("this survey has no covariance, which the quadratic kernel needs")
+            raise ValueError("this data summary has no covariance, which the quadratic kernel needs")
         dtype = f.shift.dtype
         centre = jnp.asarray(self.mean - np.asarray(f.shift, np.float64), dtype)
         spread = jnp.asarray(self.covariance, dtype)
-        return quadratic.coordinates_of(kind, centre, jnp.asarray(self.total_weight, dtype), spread)
+        return quadratic.coordinates_of(
+            quadratic.kind_of(component), centre, jnp.asarray(self.total_weight, dtype), spread
+        )
 
 
-@functools.partial(jit, static_argnames=("plain",))
-def _turn(s: State, moments: Moments, f: Context, numbers: Numbers, *, plain: bool) -> State:
+@functools.partial(jit, static_argnames="kernel")
+def _update(
+    s: State, statistics: Statistics, f: Context, numbers: Numbers, prepared: Any, *, kernel: Kernel
+) -> State:
     tol, max_iter, _, accelerate = numbers
-    e = assess(s.point, moments, f)
-    return squarem.turn(e, s, None if plain else chart(s.point.family), tol, max_iter, accelerate)
+    e = assessed(s.point, statistics, f, kernel.rounding(s.point, prepared))
+    return squarem.update(e, s, coordinates.extrapolation(s.point.model), tol, max_iter, accelerate)
 
 
 def start(params: GMMParams, f: Context, history_size: int) -> State:
-    """The state before the first turn; its means are relative to the frame's shift."""
+    """The state before the first iteration; its means are relative to the shift of the context."""
     begin = translate(admissible(params), -f.shift)
     return squarem.begin(begin, squarem.no_memory(params.means.dtype), history_size)
 
@@ -117,29 +127,33 @@ def climb(
     state: State,
     f: Context,
     numbers: Numbers,
-    moments_of: Callable[[GMMParams], Moments],
+    moments_of: Callable[[GMMParams], Statistics],
     after: Callable[[State], Any] | None = None,
+    kernel: Kernel = WHITENED,
+    prepared: Any = None,
 ) -> State:
-    """Turns of EM until its status says that it has ended.
+    """EM iterations until its status says that it has ended.
 
     Args:
       state: from `start`, or as an earlier `after` was given it.
-      f: the frame, the same that the state was begun with.
+      f: the context, the same that the state was begun with.
       numbers: tol, max_iter, reg_covar and accelerate, as `validate.iteration` makes them.
-      moments_of: from parameters whose means are relative to `f.shift`, the `Moments` of all rows.
+      moments_of: from parameters whose means are relative to `f.shift`, the `Statistics` of all rows.
       after: called with each new state; where it raises, nothing of the state is lost to whoever keeps it.
+      kernel: by which the statistics are made, for what their rounding does.
+      prepared: what the kernel knows of the data.
     """
     while int(state.status) == RUNNING:
-        state = _turn(state, moments_of(state.point), f, numbers, plain=False)
+        state = _update(state, moments_of(state.point), f, numbers, prepared, kernel=kernel)
         if after is not None:
             after(state)
     return state
 
 
 def result(
-    state: State, f: Context, total_weight: float, moments_of: Callable[[GMMParams], Moments]
+    state: State, f: Context, total_weight: float, moments_of: Callable[[GMMParams], Statistics]
 ) -> FitResult:
-    """What `jaxgmm.fit` would return: parameters in the data's own place, with their own likelihood.
+    """What `jaxgmm.fit` would return: parameters in the coordinates of the data, with their own likelihood.
 
     Where the shift is not zero the last digits of the means may be lost when it is added back, which costs
     one more pass over the data: what is reported is the likelihood of what is returned.

@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgmm.components.covariance.base import Family
+from jaxgmm.components.base import Component
 from jaxgmm.data import Context
-from jaxgmm.em_map import maximise
-from jaxgmm.kernels.exact import Moments
+from jaxgmm.em import maximise
+from jaxgmm.kernels import exact
+from jaxgmm.kernels.base import Statistics
 from jaxgmm.kernels.programs import jit
 from jaxgmm.mixture import GMMParams
 from jaxgmm.outofcore import _change_of_reference as change_of_reference
@@ -30,22 +31,22 @@ _GAIN = (
 Sweeping = Callable[[State, Context, Passes, int, Callable[[State], Any]], State]
 
 
-def sweeps(family: Family) -> Sweeping:
-    """The sweeps of a fit, for a family whose moments can be carried along; raise for another."""
-    change_of_reference.check(family, "incremental=True")
+def sweeps(component: Component) -> Sweeping:
+    """The sweeps of a fit, for a component whose moments can be carried along; raise for another."""
+    change_of_reference.check(component, "incremental=True")
     return _sweeps
 
 
 @jit
-def _begin(params: GMMParams, total: Moments, f: Context) -> tuple[GMMParams, Moments]:
-    new, _ = maximise(params, total, f.ridge, f.prior)
+def _begin(params: GMMParams, total: Statistics, f: Context) -> tuple[GMMParams, Statistics]:
+    new, _ = maximise(params, total, f)
     return new, change_of_reference.rebase(total, params, new)
 
 
 @jit
 def _replace(
-    params: GMMParams, total: Moments, old: Moments, about: GMMParams, new: Moments, f: Context
-) -> tuple[GMMParams, Moments]:
+    params: GMMParams, total: Statistics, old: Statistics, about: GMMParams, new: Statistics, f: Context
+) -> tuple[GMMParams, Statistics]:
     """Parameters and moments of all rows about them, after a part's moments have been replaced.
 
     `total` and `new` are about `params`, `old` is about the parameters of the sweep before.
@@ -59,7 +60,7 @@ def _replace(
 
 
 @jit
-def _carry(moments: Moments, about: GMMParams, params: GMMParams) -> Moments:
+def _carry(moments: Statistics, about: GMMParams, params: GMMParams) -> Statistics:
     return change_of_reference.rebase(moments, about, params)
 
 
@@ -73,14 +74,14 @@ class _Parts:
 
     def __init__(self, params: GMMParams, f: Context, passes: Passes) -> None:
         self.params, self.f, self.passes = params, f, passes
-        zero = Moments.zero(params)
+        zero = exact.zero(params)
         self._structure = jax.tree.structure(zero)
         size = sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(zero))
         self._n = max(1, min(passes.n_chunks, _GROUPS, _BYTES // size))
-        self._kept: list[tuple[Moments, GMMParams]] = []  # moments, and what they are about
-        self._fresh: list[tuple[Moments, GMMParams]] = []
+        self._kept: list[tuple[Statistics, GMMParams]] = []  # moments, and what they are about
+        self._fresh: list[tuple[Statistics, GMMParams]] = []
         self._here: list[np.ndarray] = []
-        self.total: Moments | None = None
+        self.total: Statistics | None = None
 
     def sweep(self) -> float:
         """One pass; returns the mean log-likelihood of each part where it was visited."""
@@ -94,7 +95,7 @@ class _Parts:
             whole = _sum([m for m, _ in self._fresh])
             self.params, self.total = _begin(self.params, whole, self.f)
         self._kept = self._fresh
-        return sum(float(m.log_likelihood) for m, _ in self._kept) / self.passes.surveyed.total_weight
+        return sum(float(m.log_likelihood) for m, _ in self._kept) / self.passes.summary.total_weight
 
     def _take(self, index: int, leaves: list[np.ndarray]) -> None:
         wide = [np.asarray(a, np.float64) for a in leaves]
@@ -103,7 +104,7 @@ class _Parts:
         part = index * self._n // n_chunks
         if index + 1 < n_chunks and (index + 1) * self._n // n_chunks == part:
             return
-        new: Moments = jax.tree.unflatten(
+        new: Statistics = jax.tree.unflatten(
             self._structure, [jnp.asarray(a, self.passes.dtype) for a in self._here]
         )
         self._here = []
@@ -112,7 +113,7 @@ class _Parts:
             self.params, self.total = _replace(self.params, self.total, *self._kept[part], new, self.f)
 
 
-def _sum(parts: list[Moments]) -> Moments:
+def _sum(parts: list[Statistics]) -> Statistics:
     whole = parts[0]
     for part in parts[1:]:
         whole = whole + part

@@ -1,4 +1,4 @@
-"""Rows from npy files: read into one buffer, never mapped, so that they do not count as the job's memory."""
+"""npy sources: rows read into one buffer, not memory-mapped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Opening what data are given as: arrays, files, data sets, and whatever gives arrays."""
+"""`open_source`: arrays, files, data sets and functions as a `Source`."""
 
 from __future__ import annotations
 

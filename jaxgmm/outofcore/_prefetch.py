@@ -1,4 +1,4 @@
-"""Reading ahead: a thread fills chunks of one fixed shape while the device works on those before."""
+"""Prefetching: a thread fills chunks of one fixed shape while the device works on those before."""
 
 from __future__ import annotations
 

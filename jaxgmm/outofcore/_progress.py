@@ -1,4 +1,4 @@
-"""How far a long fit has come, and about how much longer it will take."""
+"""Progress of a long fit, with an estimate of the time left."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ class Reporter:
         """So many rows of a pass are done."""
         self._tell(dataclasses.replace(self._latest, rows=rows), within=True)
 
-    def surveyed(self, n_samples: int, max_iter: int, state: State) -> None:
+    def begin(self, n_samples: int, max_iter: int, state: State) -> None:
         """The first pass has ended."""
         self._latest = dataclasses.replace(
             self._latest, n_iter=int(state.n_iter), max_iter=max_iter, n_samples=n_samples

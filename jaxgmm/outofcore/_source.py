@@ -1,4 +1,4 @@
-"""What a fit reads its data from when they are not one array: rows in pieces, again in every pass."""
+"""The record `Source`: rows in parts, read again in every pass."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ class Arrays:
         self.wide = is_wide(first[0].dtype)
 
     def describe(self) -> dict[str, Any]:
-        """Numbers alone: the survey of the data tells them from others."""
+        """Numbers alone: the summary of the data tells them from others."""
         return {"kind": "arrays", "n_columns": self._n_columns, "columns": self._selection.features}
 
     def chunks(self, rows: int) -> Iterator[Piece]:

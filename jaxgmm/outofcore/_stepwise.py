@@ -15,13 +15,14 @@ from jax.typing import ArrayLike
 
 from jaxgmm import _validate as validate
 from jaxgmm import priors
-from jaxgmm.data import centring, ridge
+from jaxgmm.data import Context, Data, centring, ridge
 from jaxgmm.density import check_mixture, inputs
-from jaxgmm.em_map import admissible, maximise
-from jaxgmm.kernels.exact import Moments, accumulate, rows_for
+from jaxgmm.em import REG_COVAR, admissible, maximise
+from jaxgmm.kernels import exact
+from jaxgmm.kernels.base import Statistics
+from jaxgmm.kernels.exact import rows_for
 from jaxgmm.kernels.linalg import epsilon
 from jaxgmm.kernels.programs import jit
-from jaxgmm.loop import REG_COVAR
 from jaxgmm.mixture import GMMParams, translate
 from jaxgmm.outofcore import _change_of_reference as change_of_reference
 from jaxgmm.outofcore._open_source import once, open_source
@@ -34,18 +35,14 @@ DECAY = 0.6
 DELAY = 2.0
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["relative", "moments", "shift", "ridge", "n_steps", "log_likelihood", "seen", "prior"],
-    meta_fields=[],
-)
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class StepwiseState:
     """What stepwise EM knows: an immutable pytree, to be kept, handed on, or saved.
 
     Attributes:
       relative: the mixture, with means relative to `shift`.
-      moments: running averages of `Moments` per unit of sample weight, about `relative`.
+      moments: running averages of `Statistics` per unit of sample weight, about `relative`.
       shift: (D,).
       ridge: (D,) what is added to the diagonals of the covariances.
       n_steps: () int32.
@@ -56,7 +53,7 @@ class StepwiseState:
     """
 
     relative: GMMParams
-    moments: Moments
+    moments: Statistics
     shift: Array  # (D,)
     ridge: Array  # (D,)
     n_steps: Array  # ()
@@ -66,7 +63,7 @@ class StepwiseState:
 
     @property
     def params(self) -> GMMParams:
-        """The mixture, in the data's own place."""
+        """The mixture, in the coordinates of the data."""
         return translate(self.relative, self.shift)
 
 
@@ -76,7 +73,7 @@ def _init(params: GMMParams, reg_covar: Array, prior: Prior | None) -> StepwiseS
     shape = (params.n_components, params.n_features)
     weights = params.weights[:, None]
     mean = (weights * params.means).sum(0)
-    within = params.family.diagonal(params.scale, shape)
+    within = params.covariance.diagonal(params.scatter, shape)
     variance = (weights * (within + jnp.square(params.means - mean[None, :]))).sum(0)
     shift = centring(mean, variance)
     relative = translate(params, -shift)
@@ -88,7 +85,7 @@ def _init(params: GMMParams, reg_covar: Array, prior: Prior | None) -> StepwiseS
         jnp.zeros((), jnp.int32),
         jnp.full((), -jnp.inf, params.means.dtype),
         jnp.zeros((), params.means.dtype),
-        None if prior is None else priors.pseudo(prior, params.family, shape, shift),
+        None if prior is None else priors.pseudo(prior, params.covariance, shape, shift),
     )
 
 
@@ -107,8 +104,8 @@ def stepwise_init(
       StepwiseState, for `stepwise_step` and `fit_stepwise`.
 
     Raises:
-      ValueError: for a family whose second moments cannot be carried from one mixture to the next (factor
-        analysers, and families of your own that do not set `Family.quadratic`), or bad arguments.
+      ValueError: for a structure whose second moments cannot be carried from one mixture to the next (factor
+        analysers, and structures of your own with another second moment), or bad arguments.
 
     Example:
       >>> import jaxgmm
@@ -117,10 +114,10 @@ def stepwise_init(
       0
     """
     check_mixture(params)
-    change_of_reference.check(params.family, "stepwise EM")
+    change_of_reference.check(params.component, "stepwise EM")
     dtype = params.means.dtype
     reg = validate.not_negative(reg_covar, "reg_covar", dtype)
-    checked = None if prior is None else priors.check(prior, params.family, params.means.shape, dtype)
+    checked = None if prior is None else priors.check(prior, params.component, params.means.shape, dtype)
     return _init(params, reg, checked)
 
 
@@ -138,7 +135,7 @@ def _step(
 ) -> StepwiseState:
     """`stepwise_step` whose rows count `share` of a step; `fresh` is 0 for rows seen before, else 1."""
     relative, dtype = state.relative, x.dtype
-    new = accumulate(relative, x, w, shift=state.shift, block_size=block_size)
+    new = exact.sums(relative, Data(x, w), state.shift, block_size=block_size)
     some = new.total_weight > 0
     mean = new * (1 / jnp.where(some, new.total_weight, 1))
     size = jnp.power(state.n_steps.astype(dtype) + delay, -decay)
@@ -153,10 +150,9 @@ def _step(
     on = relative.log_weights > -jnp.inf
     moments = moments + change_of_reference.expected(relative, jnp.where(on, least, jnp.zeros((), dtype)))
     seen = state.seen + fresh * new.total_weight
-    if state.prior is None:
-        image, _ = maximise(relative, moments, state.ridge)
-    else:
-        image, _ = maximise(relative, moments * seen, state.ridge, state.prior)
+    one = jnp.ones_like(state.ridge)  # variances and mean of the data, which are not known, are not asked for
+    context = Context(state.shift, one, state.ridge, state.shift, state.prior)
+    image, _ = maximise(relative, moments if state.prior is None else moments * seen, context)
     first = ~jnp.isfinite(state.log_likelihood)
     likelihood = jnp.where(first, mean.log_likelihood, blend(state.log_likelihood, mean.log_likelihood))
     after = StepwiseState(
@@ -177,7 +173,9 @@ def _step(
 def _schedule(decay: ArrayLike, delay: ArrayLike, dtype: Any) -> tuple[Array, Array]:
     rate = validate.not_negative(decay, "decay", dtype)
     if validate.is_concrete(rate) and not 0.5 < float(rate) <= 1:
-        raise ValueError(f"decay must be above 0.5, or steps do not settle, and at most 1; got {float(rate)}")
+        raise ValueError(
+            f"decay must be above 0.5, or steps do not converge, and at most 1; got {float(rate)}"
+        )
     late = validate.not_negative(delay, "delay", dtype)
     if validate.is_concrete(late) and not float(late) > 0:
         raise ValueError(f"delay must be positive; got {float(late)}")
@@ -229,7 +227,7 @@ def stepwise_step(
     x = x.astype(dtype)
     w = validate.weight(sample_weight, x)
     rate, late = _schedule(decay, delay, dtype)
-    rows = rows_for(state.relative.family, x.shape[0], *state.relative.means.shape)
+    rows = rows_for(state.relative.component, x.shape[0], *state.relative.means.shape)
     one = jnp.ones((), dtype)
     return _step(state, x, w, one, one, rate, late, block_size=rows)
 
@@ -308,7 +306,7 @@ def fit_stepwise(
         rows = validate.count(chunk_size, "chunk_size", 1)
     elif data.n_samples is not None:
         rows = min(rows, max(512, data.n_samples // 200))
-    block = rows_for(state.relative.family, rows, *shape)
+    block = rows_for(state.relative.component, rows, *shape)
     for i in range(passes):
         fresh = jnp.asarray(i == 0, dtype)
         with ReadAhead(data, rows, dtype) as chunks:

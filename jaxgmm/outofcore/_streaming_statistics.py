@@ -1,4 +1,4 @@
-"""Passes over a source: its survey, and the `Moments` of all its rows, in memory that does not grow."""
+"""Streaming statistics: passes over a source, in memory that does not grow."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxgmm.data import Context
+from jaxgmm.data import Context, Data
 from jaxgmm.kernels import quadratic
-from jaxgmm.kernels.blocked_sum import block_rows
-from jaxgmm.kernels.exact import Moments, accumulate, rows_for
+from jaxgmm.kernels.base import Kernel, Statistics
+from jaxgmm.kernels.exact import WHITENED
 from jaxgmm.kernels.programs import jit
 from jaxgmm.mixture import GMMParams
-from jaxgmm.outofcore._host_em import Survey
+from jaxgmm.outofcore._host_em import DataSummary
 from jaxgmm.outofcore._prefetch import Chunk, ReadAhead
 from jaxgmm.outofcore._source import Source
 
 _BYTES = {"cpu": 1 << 23}  # of a chunk
 _ACCELERATOR_BYTES = 1 << 26
-_TILE = 4096  # rows that are surveyed at once
+_TILE = 4096  # rows that are summary at once
 
 Watch = Callable[[int], Any]  # told how many rows of a pass are done
 
@@ -35,16 +35,16 @@ def chunk_rows(n_samples: int | None, n_features: int, dtype: np.dtype) -> int:
     return rows if n_samples is None else min(rows, n_samples)
 
 
-def survey(
+def summarise(
     source: Source, rows: int, dtype: np.dtype, *, covariance: bool = False, watch: Watch | None = None
-) -> Survey:
-    """The first pass: what `Survey` holds, with every row and weight checked.
+) -> DataSummary:
+    """The first pass: what `DataSummary` holds, with every row and weight checked.
 
     Raises:
       ValueError: for a number that is not finite in `dtype` or a negative weight, with part, row and column;
         for weights that are zero everywhere.
     """
-    total: Survey | None = None
+    total: DataSummary | None = None
     done = 0
     with ReadAhead(source, rows, dtype) as chunks:
         for chunk in chunks:
@@ -53,7 +53,7 @@ def survey(
                 w = chunk.w[start : min(start + _TILE, chunk.n)]
                 if not (np.isfinite(x).all() and np.isfinite(w).all() and (w >= 0).all()):
                     check(chunk, source)
-                one = Survey.of(x, w, covariance=covariance)
+                one = DataSummary.of(x, w, covariance=covariance)
                 total = one if total is None else total + one
             done += chunk.n
             chunks.release(chunk)
@@ -89,22 +89,19 @@ def check(chunk: Chunk, source: Source) -> None:
     )
 
 
-@functools.partial(jit, static_argnames=("block_size",))
-def _moments(
+@functools.partial(jit, static_argnames=("kernel", "block_size"))
+def _statistics(
     params: GMMParams,
-    x: Array,
-    w: Array,
+    data: Data,
     shift: Array,
-    c: quadratic.Coordinates | None,
+    prepared: Any,
     share: Array,
     *,
+    kernel: Kernel,
     block_size: int,
-) -> Moments:
-    if c is None:
-        return accumulate(params, x, w, shift=shift, by_pairs=True, block_size=block_size)
-    # What the kernel subtracts from a total over all rows it subtracts from each chunk's share.
-    own = c._replace(total=c.total * share)
-    return quadratic.accumulate(params, x, w, own, shift=shift, block_size=block_size)
+) -> Statistics:
+    part = None if prepared is None else quadratic.part(prepared, share)
+    return kernel.sums(params, data, shift, part, block_size)
 
 
 class Passes:
@@ -112,21 +109,23 @@ class Passes:
 
     Args:
       source: the rows.
-      surveyed: what the first pass has found; a later pass that finds other rows raises.
+      summary: what the first pass has found; a later pass that finds other rows raises.
       rows: of a chunk.
       dtype: of the chunks.
       watch: told how many rows of a pass are done.
     """
 
     def __init__(
-        self, source: Source, surveyed: Survey, rows: int, dtype: np.dtype, watch: Watch | None = None
+        self, source: Source, summary: DataSummary, rows: int, dtype: np.dtype, watch: Watch | None = None
     ) -> None:
-        self.source, self.surveyed, self.rows, self.dtype = source, surveyed, rows, dtype
-        self.n_chunks = -(-surveyed.n_samples // rows)
+        self.source, self.summary, self.rows, self.dtype = source, summary, rows, dtype
+        self.n_chunks = -(-summary.n_samples // rows)
         self._watch = watch
 
-    def moments(self, params: GMMParams, f: Context) -> Moments:
-        """Of all rows about `params`, whose means are relative to `f.shift`; by the kernel that f has.
+    def moments(
+        self, params: GMMParams, f: Context, kernel: Kernel = WHITENED, prepared: Any = None
+    ) -> Statistics:
+        """Of all rows about `params`, whose means are relative to `f.shift`.
 
         Chunks are added in float64 on the host; within a chunk the sum is compensated.
         """
@@ -139,9 +138,9 @@ class Passes:
             for i, leaf in enumerate(leaves):
                 total[i] = total[i] + leaf
 
-        structure = self.each(lambda _: params, f, add)
+        structure = self.each(lambda _: params, f, add, kernel=kernel, prepared=prepared)
         leaves = [jnp.asarray(t, self.dtype) for t in total]
-        all_of_them: Moments = jax.tree.unflatten(structure, leaves)
+        all_of_them: Statistics = jax.tree.unflatten(structure, leaves)
         return all_of_them
 
     def each(
@@ -151,26 +150,31 @@ class Passes:
         take: Callable[[int, list[np.ndarray]], Any],
         *,
         ahead: bool = True,
+        kernel: Kernel = WHITENED,
+        prepared: Any = None,
     ) -> Any:
         """Hand the moments of one chunk after another, as a list of arrays, to `take`.
 
         Args:
           params_of: what chunk i is to be about; asked before `take` has had chunk i − 1, unless not `ahead`.
-          f: the frame.
+          f: the context.
           take: called with i and the moments of chunk i.
           ahead: have the device begin a chunk before the one before it is taken.
+          kernel: how the sums are computed.
+          prepared: what the kernel knows of all rows.
 
         Returns:
-          The structure of `Moments` whose leaves `take` was given.
+          The structure of `Statistics` whose leaves `take` was given.
         """
         structure: Any = None
-        waiting: tuple[int, Chunk, Moments] | None = None
+        waiting: tuple[int, Chunk, Statistics] | None = None
         done, weight = 0, 0.0
 
-        def finish(index: int, chunk: Chunk, moments: Moments, chunks: ReadAhead) -> Any:
+        def finish(index: int, chunk: Chunk, moments: Statistics, chunks: ReadAhead) -> Any:
             leaves, structure = jax.tree.flatten(moments)
+            log_likelihood = next(i for i, leaf in enumerate(leaves) if leaf is moments.log_likelihood)
             host = [np.asarray(leaf) for leaf in jax.device_get(leaves)]
-            if not np.isfinite(host[-2]).all():  # its log-likelihood
+            if not np.isfinite(host[log_likelihood]).all():
                 check(chunk, self.source)
             chunks.release(chunk)
             take(index, host)
@@ -181,7 +185,7 @@ class Passes:
                 done += chunk.n
                 own = float(chunk.w[: chunk.n].sum(dtype=np.float64))
                 weight += own
-                moments = self._start(params_of(index), chunk, own, f)
+                moments = self._start(params_of(index), chunk, own, f, kernel, prepared)
                 if waiting is not None:
                     finish(*waiting, chunks)
                     waiting = None
@@ -193,7 +197,7 @@ class Passes:
                     self._watch(done)
             if waiting is not None:
                 structure = finish(*waiting, chunks)
-        expected = self.surveyed
+        expected = self.summary
         if done != expected.n_samples or abs(weight / expected.total_weight - 1) > 1e-9:
             raise ValueError(
                 f"the source gave {done} rows of total weight {weight:.9g} in this pass, and "
@@ -202,17 +206,10 @@ class Passes:
             )
         return structure
 
-    def _start(self, params: GMMParams, chunk: Chunk, weight: float, f: Context) -> Moments:
-        share = jnp.asarray(weight / self.surveyed.total_weight, self.dtype)
-        x, w = jax.device_put((chunk.x, chunk.w))
-        return _moments(
-            params, x, w, f.shift, f.quadratic, share, block_size=self._block(params, f.quadratic is not None)
-        )
-
-    def _block(self, params: GMMParams, features: bool) -> int:
-        k, d = params.means.shape
-        kind = params.family.quadratic
-        if not features or kind is None:
-            return rows_for(params.family, self.rows, k, d)
-        # Features and responsibilities of a block, twice over: as they are and as they are multiplied.
-        return block_rows(self.rows, quadratic.n_features_of(kind, d) + k, 2)
+    def _start(
+        self, params: GMMParams, chunk: Chunk, weight: float, f: Context, kernel: Kernel, prepared: Any
+    ) -> Statistics:
+        share = jnp.asarray(weight / self.summary.total_weight, self.dtype)
+        data = Data(*jax.device_put((chunk.x, chunk.w)))
+        block = kernel.rows(params.component, self.rows, params.n_components, params.n_features, 1)
+        return _statistics(params, data, f.shift, prepared, share, kernel=kernel, block_size=block)

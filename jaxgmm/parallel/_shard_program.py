@@ -1,7 +1,8 @@
-"""The program of a fit over a mesh: the loop inside `shard_map`, its derivative outside.
+"""Program of a fit over a mesh: the loop inside `shard_map`, its derivative outside.
 
 A derivative in reverse mode gives every device a part of a cotangent. A linear solve inside `shard_map` would
-see that part, and take as many turns as suit it; outside there is one solve, of the products of all rows.
+see that part, and take as many iterations as suit it; outside there is one solve, of the products of all
+rows.
 """
 
 from __future__ import annotations
@@ -14,15 +15,17 @@ from jax import Array, lax
 from jax.sharding import Mesh, PartitionSpec
 
 from jaxgmm import priors
-from jaxgmm.data import Context, summarise
-from jaxgmm.em_map import coordinates, evaluate, with_prior
+from jaxgmm._batch import run_many
+from jaxgmm.data import Context, Data, summarise
+from jaxgmm.em import Problem, Settings, evaluate, run, with_prior
+from jaxgmm.kernels.base import Kernel
 from jaxgmm.kernels.blocked_sum import rows_over
+from jaxgmm.kernels.exact import WHITENED
 from jaxgmm.kernels.programs import jit
-from jaxgmm.loop import run, run_many
 from jaxgmm.mixture import GMMParams, translate
 from jaxgmm.priors import Prior
 from jaxgmm.result import FitResult
-from jaxgmm.solvers.implicit import Derivative, Evaluation, with_derivative
+from jaxgmm.solvers.implicit import Evaluation, with_derivative
 from jaxgmm.solvers.squarem import Status
 
 shard_map: Any
@@ -44,11 +47,11 @@ class How(NamedTuple):
     restarts_axis: str | None
     block_size: int
     history_size: int
-    unconverged: str
-    kernel: str
+    unconverged_gradient: str
+    kernels: tuple[Kernel, ...]
 
 
-def lanes_over(axis: str | None) -> PartitionSpec:
+def starts_over(axis: str | None) -> PartitionSpec:
     """How several starts are divided: over an axis, or not at all."""
     return PartitionSpec() if axis is None else PartitionSpec(axis)
 
@@ -65,17 +68,17 @@ def _found(
         options: dict[str, Any] = {
             "block_size": how.block_size,
             "history_size": how.history_size,
-            "kernel": how.kernel,
+            "kernels": how.kernels,
             "axis_name": how.axis_name,
         }
         if many:
-            # Devices that have other lanes may take more turns: they share no sum with these.
-            return run_many(params, x, w, *numbers, lambda lane: prior, **options)
-        return run(params, x, w, *numbers, prior, **options)
+            # Devices that have other fits may take more iterations: they share no sum with these.
+            return run_many(params, Data(x, w), *numbers, lambda index: prior, **options)
+        return run(params, Data(x, w), *numbers, prior, **options)
 
-    rows, everywhere, lanes = PartitionSpec(how.axis_name), PartitionSpec(), lanes_over(how.restarts_axis)
+    rows, everywhere, starts = PartitionSpec(how.axis_name), PartitionSpec(), starts_over(how.restarts_axis)
     mapped = shard_map(
-        part, mesh=how.mesh, in_specs=(lanes, rows, rows, everywhere, everywhere), out_specs=lanes
+        part, mesh=how.mesh, in_specs=(starts, rows, rows, everywhere, everywhere), out_specs=starts
     )
     result: FitResult = mapped(params, x, w, numbers, prior)
     return result
@@ -96,27 +99,29 @@ def _tangents(how: How, primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> 
     _, status, x, w, numbers, prior = primals
     params, many = ends[0], ends[0].means.ndim == 3
     rows, everywhere = PartitionSpec(how.axis_name), PartitionSpec()
-    family, shape = params.family, params.means.shape[-2:]
+    model, shape = params.model, params.means.shape[-2:]
 
     def over_all(function: Any, *specs: PartitionSpec) -> Any:
         return shard_map(function, mesh=how.mesh, in_specs=specs, out_specs=everywhere)
 
-    def surveyed(x: Array, w: Array, reg_covar: Array) -> Context:
+    def summarised(x: Array, w: Array, reg_covar: Array) -> Context:
         with rows_over(how.axis_name):
             return summarise(x, w, reg_covar)
 
     def step(point: GMMParams, data: tuple[Array, Array, Context]) -> Evaluation:
         def own(point: GMMParams, x: Array, w: Array, f: Context) -> Evaluation:
-            return evaluate(how.block_size, point, (x, w, f), axis_name=how.axis_name)
+            return evaluate(WHITENED, how.block_size, how.axis_name, point, Problem(Data(x, w), f))
 
         found: Evaluation = over_all(own, everywhere, rows, rows, everywhere)(point, *data)
         return found
 
-    derivative = Derivative(coordinates(family), how.unconverged, symmetric=family.to_natural is not None)
+    derivative = Settings(numbers[0], numbers[3], unconverged_gradient=how.unconverged_gradient).derivative(
+        model
+    )
 
     def of(x: Array, w: Array, reg_covar: Array, prior: Prior | None) -> Ends:
-        f = over_all(surveyed, rows, rows, everywhere)(x, w, reg_covar)
-        f = with_prior(f, prior, family, shape)
+        f = over_all(summarised, rows, rows, everywhere)(x, w, reg_covar)
+        f = with_prior(f, prior, model, shape)
 
         def one(params: GMMParams, report: Array, status: Array) -> Ends:
             point = lax.stop_gradient(translate(params, -f.shift))
@@ -142,8 +147,8 @@ def _tangents(how: How, primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> 
         "restarts_axis",
         "block_size",
         "history_size",
-        "unconverged",
-        "kernel",
+        "unconverged_gradient",
+        "kernels",
     ),
 )
 def fit_parts(
@@ -158,11 +163,11 @@ def fit_parts(
     restarts_axis: str | None = None,
     block_size: int,
     history_size: int,
-    unconverged: str,
-    kernel: str,
+    unconverged_gradient: str,
+    kernels: tuple[Kernel, ...],
 ) -> FitResult:
     """A fit, or several, of rows divided over an axis of a mesh; `w` is 0 where a row does not count."""
-    how = How(mesh, axis_name, restarts_axis, block_size, history_size, unconverged, kernel)
+    how = How(mesh, axis_name, restarts_axis, block_size, history_size, unconverged_gradient, kernels)
     found = _found(how, *lax.stop_gradient((params, x, w, numbers, prior)))
     ends = found.params, found.log_likelihood, found.objective
     fitted, log_likelihood, objective = _with_derivative(how, ends, found.status, x, w, numbers, prior)

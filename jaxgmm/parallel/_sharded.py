@@ -1,4 +1,4 @@
-"""One fit over several devices: the rows are divided among them, and only `Moments` travel."""
+"""Sharded fits: rows divided over devices, of which only `Statistics` are sent."""
 
 from __future__ import annotations
 
@@ -14,14 +14,17 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
 from jaxgmm import _validate as validate
-from jaxgmm import priors
+from jaxgmm import em, priors
+from jaxgmm._batch import concurrency
+from jaxgmm.data import Data
 from jaxgmm.density import check_mixture, inputs
+from jaxgmm.em import DEFAULT_OPTIONS, MAX_ITER, REG_COVAR, TOL, EMOptions, check_options
 from jaxgmm.kernels import quadratic
+from jaxgmm.kernels.base import Kernel
 from jaxgmm.kernels.exact import rows_for
 from jaxgmm.kernels.programs import is_concrete
-from jaxgmm.loop import DEFAULT_OPTIONS, MAX_ITER, REG_COVAR, TOL, EMOptions, check_options, concurrency
 from jaxgmm.mixture import GMMParams
-from jaxgmm.parallel._shard_program import Numbers, fit_parts, lanes_over
+from jaxgmm.parallel._shard_program import Numbers, fit_parts, starts_over
 from jaxgmm.priors import Prior
 from jaxgmm.result import FitResult
 
@@ -59,6 +62,7 @@ def use_cores(n_cores: int | None = None) -> int:
                 f"use_cores({n}) comes too late: JAX has met its devices, "
                 f"{jax.local_device_count('cpu')} of the CPU. Call it before anything is computed."
             ) from None
+    em.divided = _over_cores
     return n
 
 
@@ -73,13 +77,18 @@ def _cores() -> Mesh:
     return Mesh(np.asarray(jax.local_devices(backend="cpu")), (AXIS,))
 
 
-def over_cores(params: GMMParams, x: Any, w: Any, *rest: Any) -> Mesh | None:
-    """The mesh to divide this fit over, if it is large, on a CPU that shows several cores, and not traced."""
-    if not is_concrete(params, x, w, *rest) or jax.default_backend() != "cpu":
+def _over_cores(
+    params: GMMParams, data: Data, numbers: Numbers, prior: Prior | None, **static: Any
+) -> FitResult | None:
+    """The fit divided over the cores of a CPU, if it is large; None where it had better not be."""
+    x = data.x
+    if jax.default_backend() != "cpu" or len(x.sharding.device_set) > 1:
         return None
     if x.size * params.n_components < _PAYS or len(jax.local_devices(backend="cpu")) < 2:
         return None
-    return _cores() if len(x.sharding.device_set) == 1 else None
+    result = fit_divided(params, x, data.weight, numbers, prior, mesh=_cores(), **static)
+    placed: FitResult = jax.device_put(result, x.sharding)
+    return placed
 
 
 def axis_of(mesh: Mesh, axis_name: str | None) -> str:
@@ -160,23 +169,23 @@ def fit_divided(
     restarts_axis: str | None = None,
     block_size: int,
     history_size: int,
-    unconverged: str,
-    kernel: str,
+    unconverged_gradient: str,
+    kernels: tuple[Kernel, ...],
 ) -> FitResult:
     """`fit_sharded` of checked arguments; its result lies on every device of the mesh."""
     numbers, prior = _put((numbers, prior), NamedSharding(mesh, PartitionSpec()))
-    n_lanes = params.means.shape[0] if restarts_axis is not None else 0
-    if restarts_axis is not None and (over := -n_lanes % mesh.shape[restarts_axis]):
+    n_fits = params.means.shape[0] if restarts_axis is not None else 0
+    if restarts_axis is not None and (over := -n_fits % mesh.shape[restarts_axis]):
         params = jax.tree.map(lambda a: jnp.concatenate([a, jnp.repeat(a[-1:], over, axis=0)]), params)
-    params = _put(params, NamedSharding(mesh, lanes_over(restarts_axis)))
+    params = _put(params, NamedSharding(mesh, starts_over(restarts_axis)))
     result = fit_parts(
         params, *divide(x, w, mesh, axis_name), numbers, prior, mesh=mesh, axis_name=axis_name,
         restarts_axis=restarts_axis, block_size=block_size, history_size=history_size,
-        unconverged=unconverged, kernel=kernel,
+        unconverged_gradient=unconverged_gradient, kernels=kernels,
     )  # fmt: skip
-    if params.means.shape[0] == n_lanes or restarts_axis is None:
+    if params.means.shape[0] == n_fits or restarts_axis is None:
         return result
-    return jax.tree.map(lambda a: a[:n_lanes], result)
+    return jax.tree.map(lambda a: a[:n_fits], result)
 
 
 def fit_sharded(
@@ -196,7 +205,7 @@ def fit_sharded(
 ) -> FitResult:
     """`fit` with the rows of X divided over the devices of a mesh, the loop inside `shard_map`.
 
-    In each EM step one sum of `Moments` over the devices is all that is communicated.
+    In each EM step one sum of `Statistics` over the devices is all that is communicated.
 
     Args:
       params: where to start, as in `fit`; or several starts, with a leading axis R.
@@ -224,7 +233,7 @@ def fit_sharded(
 
     Example:
       >>> import jax, jaxgmm
-      >>> X = jax.random.normal(jax.random.key(0), (1001, 2))
+      >>> X = jax.random.normal(jax.random.key(0), (301, 2))
       >>> start = jaxgmm.make_params([0.5, 0.5], [[-1.0, 0.0], [1.0, 0.0]], [1.0, 1.0], "spherical")
       >>> mesh = jax.sharding.Mesh(jax.devices(), ("rows",))
       >>> jaxgmm.fit_sharded(start, X, mesh=mesh, max_iter=5).params.means.shape
@@ -250,12 +259,12 @@ def fit_sharded(
             f"X {x.shape} has fewer rows than the mesh has devices ({mesh.shape[axis]}); use `fit`"
         )
     shape = params.means.shape[-2:]
-    n_lanes = params.means.shape[0] if many else 1
-    n_lanes = -(-n_lanes // (1 if restarts_axis is None else mesh.shape[restarts_axis]))
+    n_fits = params.means.shape[0] if many else 1
+    n_fits = -(-n_fits // (1 if restarts_axis is None else mesh.shape[restarts_axis]))
     rows = -(-x.shape[0] // mesh.shape[axis])
     if options.block_size is None:
-        width = concurrency(n_lanes, rows, shape[0] * shape[1])
-        block = rows_for(params.family, rows, shape[0], shape[1], width)
+        width = concurrency(n_fits, rows, shape[0] * shape[1])
+        block = rows_for(params.component, rows, shape[0], shape[1], width)
     else:
         block = min(options.block_size, rows)
     return fit_divided(
@@ -263,26 +272,26 @@ def fit_sharded(
         x,
         w,
         validate.iteration(tol, max_iter, reg_covar, accelerate, x.dtype),
-        None if prior is None else priors.check(prior, params.family, shape, x.dtype),
+        None if prior is None else priors.check(prior, params.component, shape, x.dtype),
         mesh=mesh,
         axis_name=axis,
         restarts_axis=restarts_axis,
         block_size=block,
         history_size=options.history_size,
-        unconverged=options.unconverged_gradient,
-        kernel=quadratic.choose(options.kernel, params.family, x.shape[0], n_lanes * shape[0], shape[1]),
+        unconverged_gradient=options.unconverged_gradient,
+        kernels=quadratic.choose(options.kernel, params.component, x.shape[0], n_fits * shape[0], shape[1]),
     )
 
 
 def _starts(params: GMMParams, X: ArrayLike) -> tuple[GMMParams, Array]:
     """Several checked mixtures, with a leading axis, and the data, both in the data's dtype."""
-    n_lanes = params.means.shape[0]
+    n_fits = params.means.shape[0]
     lengths = {leaf.shape[0] if leaf.ndim else 0 for leaf in jax.tree.leaves(params)}
-    if lengths != {n_lanes} or not n_lanes:
+    if lengths != {n_fits} or not n_fits:
         raise ValueError(
             f"the arrays of several params must share a leading axis; theirs are {sorted(lengths)}"
         )
     x = validate.data(X, n_features=params.n_features)
-    for lane in range(n_lanes if is_concrete(params) else 0):
-        check_mixture(jax.tree.map(lambda a, lane=lane: a[lane], params))
+    for i in range(n_fits if is_concrete(params) else 0):
+        check_mixture(jax.tree.map(lambda a, i=i: a[i], params))
     return jax.tree.map(lambda a: jnp.asarray(a, x.dtype), params), x

@@ -1,4 +1,4 @@
-"""Which component each sample belongs to, and the components by themselves."""
+"""Classification pictures: the component of each sample, and the components alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How fits went: the log-likelihood of each start, step by step."""
+"""Histories: the log-likelihood of each start, step by step."""
 
 from __future__ import annotations
 
@@ -32,25 +32,26 @@ def plot_history(results: FitResult, *, ax: Axes | None = None) -> Axes:
     Example:
       >>> import jax, jaxgmm
       >>> from jaxgmm.plot import plot_history
-      >>> X = jax.random.normal(jax.random.key(0), (100, 2))
-      >>> ax = plot_history(jaxgmm.fit_restarts(jax.random.key(1), X, 2, n_init=4))
+      >>> X = jax.random.normal(jax.random.key(0), (200, 2))
+      >>> results = jaxgmm.fit_restarts(jax.random.key(1), X, 2, covariance_type="spherical", n_init=4)
+      >>> ax = plot_history(results)
     """
     history = np.asarray(results.history)
     if not history.size or not np.isfinite(history).any():
         raise ValueError("plot_history: the results keep no finite history; fit with history_size above 0")
-    lanes = history.reshape(-1, history.shape[-1]).astype(np.float64)
+    runs = history.reshape(-1, history.shape[-1]).astype(np.float64)
     failed = ~np.isin(np.asarray(results.status).ravel(), (Status.CONVERGED, Status.MAX_ITER))
-    ends = np.array([h[np.isfinite(h)].max(initial=-np.inf) for h in lanes])
+    ends = np.array([h[np.isfinite(h)].max(initial=-np.inf) for h in runs])
     ends[failed] = -np.inf
     winner = int(ends.argmax())
-    best = np.nanmax(lanes[~failed]) if (~failed).any() else np.nanmax(lanes)
+    best = np.nanmax(runs[~failed]) if (~failed).any() else np.nanmax(runs)
     rounding = 4 * float(np.finfo(history.dtype).eps) * max(1.0, abs(best))
     axes = new_figure((3.5, 3.0)).add_subplot() if ax is None else ax
-    for i in sorted(range(len(lanes)), key=lambda i: i == winner):
-        steps = np.flatnonzero(np.isfinite(lanes[i]))
+    for i in sorted(range(len(runs)), key=lambda i: i == winner):
+        steps = np.flatnonzero(np.isfinite(runs[i]))
         if not steps.size:
             continue
-        short = np.maximum(best - lanes[i, steps], rounding)
+        short = np.maximum(best - runs[i, steps], rounding)
         colour = PALETTE[0] if i == winner else PALETTE[1] if failed[i] else "#8a8a8a"
         axes.plot(
             steps + 1, short, ":" if failed[i] else "-", color=colour, lw=1.4 if i == winner else 0.8,
@@ -63,7 +64,7 @@ def plot_history(results: FitResult, *, ax: Axes | None = None) -> Axes:
     axes.set_xlabel("EM steps", fontsize=TEXT)
     axes.set_ylabel("nats per sample below the best", fontsize=TEXT)
     handles = [Line2D([], [], color=PALETTE[0], marker="o", ms=4, lw=1.4, label="the best")]
-    others = len(lanes) - 1 - int(np.delete(failed, winner).sum())
+    others = len(runs) - 1 - int(np.delete(failed, winner).sum())
     if others:
         handles.append(
             Line2D(

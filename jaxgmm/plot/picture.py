@@ -1,4 +1,4 @@
-"""One mixture and its data, ready to be drawn: a marginal of one feature, or of two."""
+"""Marginals to be drawn: one mixture and its data in one feature, or in two."""
 
 from __future__ import annotations
 

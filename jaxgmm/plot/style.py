@@ -1,4 +1,4 @@
-"""What all pictures share: colours, line styles, sizes of type, and the bare axes."""
+"""Style of all pictures: colours, line styles, sizes of type, and the bare axes."""
 
 from __future__ import annotations
 

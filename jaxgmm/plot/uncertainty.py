@@ -1,4 +1,4 @@
-"""Which samples a mixture is unsure about."""
+"""Uncertainty pictures: samples whose component is in doubt."""
 
 from __future__ import annotations
 

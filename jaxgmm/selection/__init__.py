@@ -1,4 +1,4 @@
-"""Many starts, several numbers of components, criteria, and the choice among structures."""
+"""Model selection: restarts, numbers of components, criteria, and the choice among structures."""
 
 from jaxgmm.selection._criteria import aic, best, bic, check, icl, n_parameters
 from jaxgmm.selection._grid import STRUCTURES, Selection, select

@@ -1,4 +1,4 @@
-"""The mixtures of a race, and which of them are the best."""
+"""Candidates of a search, and the best of them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from jaxgmm.selection._criteria import has_failed
 
 
 class Field(NamedTuple):
-    """Mixtures in the race, all with leading axes (L, n): L numbers of components, n lanes of each."""
+    """Candidates, all with leading axes (L, n): L numbers of components, n of each."""
 
     results: FitResult
     flags: Any  # int32, `Spurious`
@@ -22,7 +22,7 @@ class Field(NamedTuple):
 
 
 def arrays(tree: Any) -> Any:
-    """The module that shuffles lanes between two programs: NumPy compiles nothing, but cannot be traced."""
+    """The module that moves mixtures between two programs: NumPy compiles nothing, but cannot be traced."""
     return np if validate.is_concrete(tree) else jnp
 
 
@@ -33,7 +33,7 @@ def _take(tree: Any, rows: Any) -> Any:
 
 
 def _rank(field: Field, n: int) -> Any:
-    """The best n lanes (L, n): sound ones first, by objective; failed ones last."""
+    """The best n (L, n): sound ones first, by objective; failed ones last."""
     xp = arrays(field)
     value = field.results.objective
     lost = has_failed(field.results.status) | ~xp.isfinite(value)
@@ -48,6 +48,6 @@ def _argsort(xp: Any, a: Any) -> Any:
 
 
 def best_of(field: Field, n: int) -> Field:
-    """The best n lanes (L, n), best first."""
+    """The best n (L, n), best first."""
     kept: Field = _take(field, _rank(field, n))
     return kept

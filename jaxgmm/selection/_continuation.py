@@ -1,4 +1,4 @@
-"""What a search does where it has found only spurious optima: it goes on, as long as another budget lasts."""
+"""Continuation of a search that has found only spurious optima, for another budget."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ def go_on(search: Any, key: Array, field: Field, budget: int, width: int) -> Fie
 
     At most `MORE` times and for `budget` EM steps in all, but two for each start, and not counting those
     to convergence: new starts, of which the best `width` that are still sound are brought to convergence. The
-    first sound optimum ends it. All lanes of a program go to the sizes in question: nothing is compiled anew.
+    first sound optimum ends it. All mixtures of a program go to the sizes in question: nothing is compiled
+    anew.
     """
     if not validate.is_concrete(field, search.settings):
         return field
@@ -34,7 +35,7 @@ def go_on(search: Any, key: Array, field: Field, budget: int, width: int) -> Fie
         more = copy.copy(search)
         more.sizes = np.resize(search.sizes[flawed], len(search.sizes))
         more.n_steps, more.with_ward = np.zeros(len(search.sizes), np.int32), False
-        often = -(-len(search.sizes) // len(flawed))  # lanes that the first of them has
+        often = -(-len(search.sizes) // len(flawed))  # mixtures that the first of them has
         n_starts = width * max(1, round(3 / often))
         steps = max(2, budget // (MORE * n_starts * often))
         # Apart from the keys of `play`, which are two halves of the key.

@@ -1,4 +1,4 @@
-"""Which of several fits to keep: information criteria, the best lane, and the boundary that raises."""
+"""Information criteria, the best of several fits, and the check that raises."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jaxgmm import _validate as validate
-from jaxgmm.components.covariance.base import free_parameters
 from jaxgmm.density import score
 from jaxgmm.em import e_step
 from jaxgmm.mixture import GMMParams
@@ -22,7 +21,7 @@ from jaxgmm.solvers.squarem import Status
 REMEDIES = {
     Status.MAX_ITER: "did not converge within max_iter steps. Raise max_iter, or loosen tol",
     Status.NONFINITE: "met a likelihood that is not finite. Scale the data, or look for NaN and huge values",
-    Status.DECREASED: "met a step that lowered the likelihood. Check a user-defined family's update, or "
+    Status.DECREASED: "met a step that lowered the likelihood. Check the update of your own structure, or "
     "raise reg_covar",
     Status.DEGENERATE: "has a component whose covariance is singular: it has too few distinct points for its "
     "features. Use fewer components, a covariance_type with fewer parameters ('diag', 'tied', factor(q)), "
@@ -50,7 +49,7 @@ def n_parameters(params: GMMParams) -> int | Array:
             f"params must hold one mixture; got log_weights of shape {on.shape}. Use jax.vmap(n_parameters)"
         )
     k: Any = int(np.asarray(on).sum()) if validate.is_concrete(on) else on.sum().astype(jnp.int32)
-    free: int | Array = free_parameters(params.family, k, params.n_features)
+    free: int | Array = params.model.n_parameters(k, params.n_features)
     return free
 
 
@@ -135,7 +134,7 @@ def icl(params: GMMParams, X: ArrayLike, sample_weight: ArrayLike | None = None)
 
 
 def failed(results: FitResult) -> Array:
-    """Which lanes (...,) ended as NONFINITE, DEGENERATE or DECREASED."""
+    """Which fits (...,) ended as NONFINITE, DEGENERATE or DECREASED."""
     return has_failed(results.status) | ~jnp.isfinite(results.log_likelihood)
 
 
@@ -145,14 +144,14 @@ def has_failed(status: Array) -> Array:
 
 
 def best(results: FitResult, criterion: Callable[[GMMParams], Array] | ArrayLike | None = None) -> FitResult:
-    """The best of several fits: the highest objective, or the smallest criterion. Failed lanes are skipped.
+    """The best of several fits: the highest objective, or the smallest criterion. Failed fits are skipped.
 
-    Jittable. If every lane has failed, a failed one is returned, and its status says so.
+    Jittable. If every fit has failed, a failed one is returned, and its status says so.
 
     Args:
       results: a FitResult with one leading axis, as `fit_restarts`, `fit_components` or `vmap` give it.
       criterion: None for the highest objective, which without a prior is the log_likelihood; or what
-        should be smallest: an array with a value for each lane, or a function of one mixture, such as
+        should be smallest: an array with a value for each fit, or a function of one mixture, such as
         `lambda params: jaxgmm.bic(params, X)`.
 
     Returns:
@@ -164,15 +163,15 @@ def best(results: FitResult, criterion: Callable[[GMMParams], Array] | ArrayLike
     Example:
       >>> import jax, jaxgmm
       >>> X = jax.random.normal(jax.random.key(0), (200, 2))
-      >>> results = jaxgmm.fit_components(jax.random.key(1), X, (1, 2, 3), n_init=2)
+      >>> results = jaxgmm.fit_restarts(jax.random.key(1), X, 2, covariance_type="spherical", n_init=4)
       >>> one = jaxgmm.best(results, lambda params: jaxgmm.bic(params, X))
       >>> one.status.shape
       ()
     """
-    lanes = jnp.shape(results.status)
-    if len(lanes) != 1:
+    leading = jnp.shape(results.status)
+    if len(leading) != 1:
         raise ValueError(
-            f"results must have one leading axis, a lane for each fit; got status of shape {lanes}"
+            f"results must have one leading axis, an entry for each fit; got status of shape {leading}"
         )
     if criterion is None:
         value = -results.objective
@@ -180,25 +179,28 @@ def best(results: FitResult, criterion: Callable[[GMMParams], Array] | ArrayLike
         value = jax.vmap(criterion)(results.params)
     else:
         value = jnp.asarray(criterion, results.log_likelihood.dtype)
-    if value.shape != lanes:
-        raise ValueError(f"criterion must give a value for each lane, shape {lanes}; got shape {value.shape}")
+    if value.shape != leading:
+        raise ValueError(
+            f"criterion must give a value for each fit, shape {leading}; got shape {value.shape}"
+        )
     usable = ~failed(results) & jnp.isfinite(value)
     chosen = jnp.argmin(jnp.where(usable, value, jnp.inf))
     return jax.tree.map(lambda a: a[chosen], results)
 
 
 def check(result: FitResult) -> FitResult:
-    """Raise if a fit, or any lane of several, did not converge, saying what can be done; else return it.
+    """Raise if a fit, or any of several, did not converge, saying what can be done; else return it.
 
     For concrete results, outside `jit`.
 
     Raises:
-      RuntimeError: naming the status, the lane and the remedy.
+      RuntimeError: naming the status, the index and the remedy.
 
     Example:
       >>> import jax, jaxgmm
       >>> X = jax.random.normal(jax.random.key(0), (200, 2))
-      >>> result = jaxgmm.check(jaxgmm.best(jaxgmm.fit_restarts(jax.random.key(1), X, 1, n_init=1)))
+      >>> results = jaxgmm.fit_restarts(jax.random.key(1), X, 2, covariance_type="spherical", n_init=4)
+      >>> result = jaxgmm.check(jaxgmm.best(results))
     """
     if not validate.is_concrete(result.status):
         raise TypeError("check needs a concrete result; inside jit look at result.status instead")
@@ -207,6 +209,6 @@ def check(result: FitResult) -> FitResult:
     if not len(bad):
         return result
     status = Status(int(statuses[tuple(bad[0])]))
-    where = "the fit" if np.ndim(result.status) == 0 else f"lane {', '.join(str(i) for i in bad[0])}"
-    more = f" ({len(bad)} of {statuses.size} lanes did not converge.)" if statuses.size > 1 else ""
+    where = "the fit" if np.ndim(result.status) == 0 else f"fit {', '.join(str(i) for i in bad[0])}"
+    more = f" ({len(bad)} of {statuses.size} fits did not converge.)" if statuses.size > 1 else ""
     raise RuntimeError(f"{status.name}: {where} {REMEDIES[status]}.{more}")

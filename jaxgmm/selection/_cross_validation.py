@@ -1,4 +1,4 @@
-"""Likelihood of samples that were left out: cross-validation by sample weights, over one X."""
+"""Cross-validation by sample weights, over one X."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxgmm.data import Data
 from jaxgmm.density import log_prob
+from jaxgmm.em import run
 from jaxgmm.kernels.programs import jit
-from jaxgmm.loop import run
 from jaxgmm.mixture import GMMParams
 from jaxgmm.selection._programs import Settings, prior_for
 
@@ -29,9 +30,9 @@ def _refit(
     whole = jnp.ones(s.x.shape[0], s.x.dtype) if s.w is None else s.w
 
     def one(p: GMMParams, size: Array) -> Array:
-        prior = prior_for(s._replace(w=weights), default, p.family, size)
+        prior = prior_for(s._replace(w=weights), default, p.covariance, size)
         result = run(
-            p, s.x, weights, s.tol, s.max_iter, s.reg_covar, s.accelerate, prior,
+            p, Data(s.x, weights), s.tol, s.max_iter, s.reg_covar, s.accelerate, prior,
             block_size=block_size, history_size=0,
         )  # fmt: skip
         out = whole - weights

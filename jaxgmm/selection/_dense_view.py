@@ -1,4 +1,4 @@
-"""Mixtures of any structure as one kind, so that what does not depend on the structure is compiled once."""
+"""Dense view: mixtures of any structure as one kind, so that what does not depend on it is compiled once."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from jaxgmm.components.covariance.base import Family
 from jaxgmm.components.covariance.full import full
-from jaxgmm.kernels.exact import Moments
+from jaxgmm.components.gaussian import gaussian
+from jaxgmm.kernels.base import Statistics
 from jaxgmm.kernels.linalg import einsum
 from jaxgmm.mixture import GMMParams
 
@@ -40,7 +40,7 @@ def _log_det(scale: Factors, shape: tuple[int, int]) -> Array:
 
 
 # For E-steps and moments. It has no M-step of its own: that is what structures differ in.
-ALIKE: Family = full._replace(name="alike", whitener=_whitener, colour=_colour, log_det=_log_det)
+ALIKE = gaussian(full._replace(name="alike", whitener=_whitener, colour=_colour, log_det=_log_det))
 
 
 def factors(params: GMMParams) -> Factors:
@@ -48,11 +48,11 @@ def factors(params: GMMParams) -> Factors:
     shape = (params.n_components, params.n_features)
     identity = jnp.eye(shape[1], dtype=params.means.dtype)
     identity = jnp.broadcast_to(identity[None], (*shape, shape[1]))
-    family = params.family
+    covariance, scatter = params.covariance, params.scatter
     return Factors(
-        family.colour(params.scale, identity),
-        family.whitener(params.scale)(identity),
-        family.log_det(params.scale, shape),
+        covariance.colour(scatter, identity),
+        covariance.whitener(scatter)(identity),
+        covariance.log_det(scatter, shape),
     )
 
 
@@ -61,15 +61,15 @@ def alike(params: GMMParams, scale: Factors | None) -> GMMParams:
     return params if scale is None else GMMParams(params.log_weights, params.means, scale, ALIKE)
 
 
-def as_seen_by(params: GMMParams, scale: Factors | None, moments: Moments) -> Moments:
-    """Moments about a mixture's means in the metric of `scale`, as the structure of `params` keeps them.
+def as_seen_by(params: GMMParams, scale: Factors | None, moments: Statistics) -> Statistics:
+    """Statistics about a mixture's means in the metric of `scale`, as the structure of `params` keeps them.
 
     Of a structure only its `second_moment` is known, which is linear in the responsibilities. So the second
     moments become 2D samples that have them: with R the correlations, 4R = (I + R)² − (I − R)².
     """
     if scale is None:
         return moments
-    family, n = params.family, moments.weight
+    covariance, scatter, n = params.covariance, params.scatter, moments.weight
     on = n > 0
     mean_square = moments.second / jnp.where(on, n, 1)[:, None, None]
     width = jnp.sqrt(jnp.diagonal(mean_square, axis1=-2, axis2=-1))
@@ -78,10 +78,10 @@ def as_seen_by(params: GMMParams, scale: Factors | None, moments: Moments) -> Mo
     identity = jnp.eye(width.shape[1], dtype=width.dtype)[None]
     samples = jnp.concatenate([identity + correlation, identity - correlation], axis=2)
     residuals = einsum("kde,keb->kdb", scale.colour, width[:, :, None] * samples)
-    whiten = family.whitener(params.scale)
+    whiten = covariance.whitener(scatter)
     sign = jnp.repeat(jnp.asarray([0.25, -0.25], n.dtype), width.shape[1])
     return dataclasses.replace(
         moments,
         first=whiten(einsum("kde,ke->kd", scale.colour, moments.first)[:, :, None])[:, :, 0],
-        second=family.second_moment(params.scale, whiten(residuals), n[:, None] * sign[None, :]),
+        second=covariance.moments(scatter, whiten(residuals), n[:, None] * sign[None, :]),
     )

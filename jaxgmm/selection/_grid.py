@@ -1,4 +1,4 @@
-"""Choosing a covariance structure and a number of components: the whole grid, and what to make of it."""
+"""`select`: a grid of covariance structures and numbers of components, and its table."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ from jaxgmm import _units as units
 from jaxgmm import _validate as validate
 from jaxgmm import priors
 from jaxgmm._display import Table, as_html
-from jaxgmm.components.covariance.base import Family, free_parameters
-from jaxgmm.components.covariance.registry import ALIASES, FAMILIES, get_family
+from jaxgmm.components.covariance.registry import ALIASES
+from jaxgmm.components.covariance.registry import STRUCTURES as RECORDS
+from jaxgmm.components.registry import ModelLike, get_model
+from jaxgmm.components.weights import Model
+from jaxgmm.em import MAX_ITER, REG_COVAR, TOL
 from jaxgmm.init._starts import Init, check_init
-from jaxgmm.loop import MAX_ITER, REG_COVAR, TOL
 from jaxgmm.mixture import GMMParams, active
 from jaxgmm.priors import Prior
 from jaxgmm.result import FitResult
@@ -98,9 +100,11 @@ class Selection:
         Raises:
           KeyError: if the cell is not in the grid.
         """
-        family = (FAMILIES | ALIASES).get(covariance_type)
-        if covariance_type not in self.results and family is not None:
-            same = (name for name, found in self.results.items() if found.params.family is family)
+        structure = (RECORDS | ALIASES).get(covariance_type)
+        if covariance_type not in self.results and structure is not None:
+            same = (
+                name for name, found in self.results.items() if found.params.model == get_model(structure)
+            )
             covariance_type = next(same, covariance_type)
         if covariance_type not in self.results or n_components not in self.n_components:
             raise KeyError(
@@ -184,8 +188,8 @@ def _legend(table: Sequence[Row], criterion: str) -> list[str]:
 
 
 def _cell(results: BestFit, i: int) -> BestFit:
-    lane: BestFit = jax.device_put(jax.tree.map(lambda a: np.asarray(a)[i], results))
-    return dataclasses.replace(lane, params=active(lane.params))
+    cell: BestFit = jax.device_put(jax.tree.map(lambda a: np.asarray(a)[i], results))
+    return dataclasses.replace(cell, params=active(cell.params))
 
 
 def _rows(
@@ -201,7 +205,7 @@ def _rows(
     for i, size in enumerate(sizes):
         status = Status(int(found.status[i]))
         on = int((np.asarray(found.params.log_weights[i]) > -np.inf).sum())
-        free = int(free_parameters(found.params.family, on, found.params.n_features))
+        free = int(found.params.model.n_parameters(on, found.params.n_features))
         mean = float(found.log_likelihood[i]) - log_unit
         usable = status in (Status.CONVERGED, Status.MAX_ITER) and np.isfinite(mean)
         deviance = -2 * n * mean if usable else np.nan
@@ -235,7 +239,7 @@ def select(
     n_components: Sequence[int] | None = None,
     sample_weight: ArrayLike | None = None,
     *,
-    covariance_types: Sequence[str | Family] | None = None,
+    covariance_types: Sequence[ModelLike] | None = None,
     criterion: str = "bic",
     budget: int = BUDGET,
     init: Init = "kmeans++",
@@ -258,7 +262,8 @@ def select(
       X: (N, D).
       n_components: the numbers of components; None for 1 to 9, as far as there are samples.
       sample_weight: (N,) counts of the samples, or None for ones.
-      covariance_types: names or families; None for mclust's fourteen, or its "E" and "V" for one feature.
+      covariance_types: names, structures, components or models; None for mclust's fourteen, or its "E" and
+        "V" for one feature.
       criterion: "bic", "aic", "icl"; "cv", minus the mean log-likelihood of left-out folds, each fit going on
         from the fit to all the data; or "heldout", the same with one fold.
       budget: EM steps for each cell before the finalists converge, as in `fit_best`; as many again for cells
@@ -282,9 +287,7 @@ def select(
     Example:
       >>> import jax, jaxgmm
       >>> X = jax.random.normal(jax.random.key(0), (200, 2))
-      >>> choice = jaxgmm.select(
-      ...     jax.random.key(1), X, (1, 2), covariance_types=("spherical", "full"), budget=100
-      ... )
+      >>> choice = jaxgmm.select(jax.random.key(1), X, (1, 2), covariance_types=("spherical",), budget=100)
       >>> choice.best_row["covariance_type"], choice.best_row["n_components"]
       ('spherical', 1)
 
@@ -298,9 +301,9 @@ def select(
     X = validate.data(X)
     if covariance_types is None:
         covariance_types = STRUCTURES if X.shape[1] > 1 else UNIVARIATE
-    families = _families(covariance_types)
+    models = _models(covariance_types)
     settings, unit = settings_of(
-        X, sample_weight, tol, max_iter, reg_covar, True, max_ratio, tuple(families.values()),
+        X, sample_weight, tol, max_iter, reg_covar, True, max_ratio, tuple(models.values()),
         in_units_of_x=isinstance(prior, Prior) or callable(init),
     )  # fmt: skip
     log_unit = 0.0 if unit is None else float(np.log(unit).sum())
@@ -314,9 +317,11 @@ def select(
     # On the host, in float64: float32 holds a total of 1e6 nats to 0.06.
     n = float(n_samples if settings.w is None else np.asarray(settings.w, float).sum())
 
-    def one(name: str, family: Family) -> tuple[BestFit, list[Row]]:
+    def one(name: str, model: Model) -> tuple[BestFit, list[Row]]:
         # The same key for every structure: they compete from the same seeds.
-        tournament = Tournament(settings, family, sizes, check_init(init), 0, priors.check_name(prior))
+        tournament = Tournament(
+            settings, model, sizes, check_init(init), 0, priors.check_name(prior, model.component)
+        )
         found = tournament.best(key, budget)
         rows = _rows(name, tournament, found, sizes, n, log_unit)
         if criterion in ("cv", "heldout"):
@@ -337,7 +342,7 @@ def select(
     table: list[Row] = []
     results: dict[str, BestFit] = {}
     small = n_samples * n_features * max(sizes) <= _SMALL
-    for name, (found, rows) in side_by_side(one, families, progress, at_once=2 if small else 1):
+    for name, (found, rows) in side_by_side(one, models, progress, at_once=2 if small else 1):
         results[name] = found
         table += rows
     top = _best_row(table, criterion)
@@ -347,18 +352,19 @@ def select(
     return Selection(criterion, tuple(table), results, sizes, best, top)
 
 
-def _families(covariance_types: Sequence[str | Family]) -> dict[str, Family]:
-    if isinstance(covariance_types, str | Family):
+def _models(covariance_types: Sequence[ModelLike]) -> dict[str, Model]:
+    if isinstance(covariance_types, ModelLike):
         raise TypeError(
-            f"covariance_types must be a sequence of names or families; got {covariance_types!r} alone"
+            f"covariance_types must be a sequence of names, structures, components or models; got "
+            f"{covariance_types!r} alone"
         )
-    families: dict[str, Family] = {}
+    models: dict[str, Model] = {}
     for given in covariance_types:
-        family = get_family(given)
-        name = given if isinstance(given, str) else family.name
-        if name in families or family in families.values():
+        model = get_model(given)
+        name = given if isinstance(given, str) else model.name
+        if name in models or model in models.values():
             raise ValueError(f"covariance_types names the structure {name!r} twice")
-        families[name] = family
-    if not families:
+        models[name] = model
+    if not models:
         raise ValueError("covariance_types must name at least one structure; got none")
-    return families
+    return models

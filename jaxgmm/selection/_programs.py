@@ -1,4 +1,4 @@
-"""The compiled programs of a search, each over a few lanes of mixtures and one data set.
+"""Compiled programs of a search, each over a few mixtures and one data set.
 
 Those that know the covariance structure are compiled for each structure anew, and so are few and small; the
 others serve all of them.
@@ -19,16 +19,17 @@ from jax.typing import ArrayLike
 from jaxgmm import _units as units
 from jaxgmm import _validate as validate
 from jaxgmm import priors
-from jaxgmm.components.covariance.base import Family
-from jaxgmm.data import Context, summarise
+from jaxgmm.components.covariance.base import Covariance
+from jaxgmm.components.weights import Model
+from jaxgmm.data import Context, Data, summarise
 from jaxgmm.density import posterior
-from jaxgmm.em_map import reference_params, with_prior
+from jaxgmm.em import reference_params, run, with_prior
 from jaxgmm.init._starts import Init, metric, nearest, seeds, start, ward, widened
+from jaxgmm.kernels import exact
+from jaxgmm.kernels.base import Statistics
 from jaxgmm.kernels.blocked_sum import block_rows, in_range, sum_rows
-from jaxgmm.kernels.exact import Moments, accumulate
 from jaxgmm.kernels.linalg import einsum
 from jaxgmm.kernels.programs import jit
-from jaxgmm.loop import run
 from jaxgmm.mixture import GMMParams, translate
 from jaxgmm.priors import Prior
 from jaxgmm.result import FitResult
@@ -50,39 +51,39 @@ class Settings(NamedTuple):
     accelerate: Array
     max_ratio: Array
     n_effective: Array  # () the sum of the weights
-    surveyed: Context
+    context: Context
     total: Array  # (D, D) factor of the covariance of all the data
     prior: Prior | None
     limits: Limits | None = None  # of the structure; None before it is known, and for that of "full"
 
 
-def prior_for(s: Settings, default: bool, family: Family, n_active: Array) -> Prior | None:
+def prior_for(s: Settings, default: bool, covariance: Covariance, n_active: Array) -> Prior | None:
     """The prior of a mixture with n_active () components: the one that was given, or the default one."""
-    return priors.default(s.x, s.w, n_active, family) if default else s.prior
+    return priors.default(s.x, s.w, n_active, covariance) if default else s.prior
 
 
-def _context_of(s: Settings, default: bool, family: Family, n_components: int, n_active: Array) -> Context:
-    prior = prior_for(s, default, family, n_active)
-    return with_prior(s.surveyed, prior, family, (n_components, s.x.shape[1]))
+def _context_of(s: Settings, default: bool, model: Model, n_components: int, n_active: Array) -> Context:
+    prior = prior_for(s, default, model.covariance, n_active)
+    return with_prior(s.context, prior, model, (n_components, s.x.shape[1]))
 
 
 def settings_of(
     X: ArrayLike, sample_weight: ArrayLike | None, tol: ArrayLike, max_iter: Any, reg_covar: ArrayLike,
-    accelerate: Any, max_ratio: ArrayLike | None, families: Sequence[Family], in_units_of_x: bool,
+    accelerate: Any, max_ratio: ArrayLike | None, models: Sequence[Model], in_units_of_x: bool,
 ) -> tuple[Settings, np.ndarray[Any, Any] | None]:  # fmt: skip
     """The arguments of a search, checked; and the units of its data where these are not 1.
 
-    Units are common to the families; none where some argument is stated `in_units_of_x`.
+    Units are common to the models; none where some argument is stated `in_units_of_x`.
     """
     x = validate.data(X)
     w = validate.weight(sample_weight, x)
     reg = validate.not_negative(reg_covar, "reg_covar", x.dtype)
     unit = None
-    if not in_units_of_x and all(family.rescale is not None for family in families):
-        unit = units.units_of(x, w, families[0] if len(families) == 1 else None)
+    if not in_units_of_x and all(units.rescales(model) for model in models):
+        unit = units.units_of(x, w, models[0] if len(models) == 1 else None)
     if unit is not None:
         x, reg = units.divide(x, unit), units.ridge_in_units(reg, unit)
-    n, surveyed, total = survey(x, w, reg, block_size=block_rows(x.shape[0], 1, x.shape[1]))
+    n, context, total = summarise_data(x, w, reg, block_size=block_rows(x.shape[0], 1, x.shape[1]))
     ratio = jnp.asarray(jnp.inf, x.dtype) if max_ratio is None else validate.ratio(max_ratio, x.dtype)
     settings = Settings(
         x,
@@ -93,7 +94,7 @@ def settings_of(
         validate.flag(accelerate, "accelerate"),
         ratio,
         n,
-        surveyed,
+        context,
         total,
         None,
     )
@@ -101,17 +102,19 @@ def settings_of(
 
 
 @functools.partial(jit, static_argnames="block_size")
-def survey(x: Array, w: Array | None, reg_covar: Array, *, block_size: int) -> tuple[Array, Context, Array]:
-    """Σ of the weights, the frame of the data, and the factor of their covariance."""
+def summarise_data(
+    x: Array, w: Array | None, reg_covar: Array, *, block_size: int
+) -> tuple[Array, Context, Array]:
+    """Σ of the weights, the data summary, and the factor of their covariance."""
     n = jnp.asarray(x.shape[0], x.dtype) if w is None else w.sum()
     return n, summarise(x, w, reg_covar), total_factor(x, w, block_size)
 
 
-@functools.partial(jit, static_argnames=("family", "n_components"))
-def reference(surveyed: Context, *, family: Family, n_components: int) -> tuple[Array, GMMParams]:
+@functools.partial(jit, static_argnames=("model", "n_components"))
+def reference(context: Context, *, model: Model, n_components: int) -> tuple[Array, GMMParams]:
     """(D,) `metric` of a structure, and its K equal components as wide as all the data."""
-    means = jnp.broadcast_to(surveyed.shift[None, :], (n_components, surveyed.shift.shape[0]))
-    return metric(family, surveyed), reference_params(family, means, surveyed.variance)
+    means = jnp.broadcast_to(context.shift[None, :], (n_components, context.shift.shape[0]))
+    return metric(model.covariance, context), reference_params(model, means, context.variance)
 
 
 @functools.partial(jit, static_argnames=("n_components", "init"))
@@ -119,7 +122,7 @@ def seed(keys: Array, unit: Array, s: Settings, *, n_components: int, init: Init
     """Seeds (B, K, D), one set for each key."""
 
     def one(key: Array) -> Array:
-        return seeds(key, s.x, s.w, s.surveyed, unit, n_components=n_components, init=init)
+        return seeds(key, s.x, s.w, s.context, unit, n_components=n_components, init=init)
 
     return jax.vmap(one)(keys)
 
@@ -129,19 +132,19 @@ def ward_places(sizes: Array, unit: Array, s: Settings, *, n_components: int) ->
     """(L, K, D) the means of Ward's clusters, for each of the sizes (L,)."""
 
     def one(size: Array) -> Array:
-        return ward(s.x, s.w, s.surveyed, unit, n_components=n_components, n_active=size)[1]
+        return ward(s.x, s.w, s.context, unit, n_components=n_components, n_active=size)[1]
 
     return jax.vmap(one)(sizes)
 
 
 @functools.partial(jit, static_argnames="block_size")
-def partition(mixtures: GMMParams, s: Settings, *, block_size: int) -> Moments:
-    """Moments about mixtures (B,) of their samples: each is whole with the nearest component that is on."""
-    shift = s.surveyed.shift
+def partition(mixtures: GMMParams, s: Settings, *, block_size: int) -> Statistics:
+    """Statistics about mixtures (B,) of their samples, by hard assignment to the nearest component."""
+    shift = s.context.shift
 
-    def one(m: GMMParams) -> Moments:
+    def one(m: GMMParams) -> Statistics:
         whole = functools.partial(nearest, m)
-        return accumulate(translate(m, -shift), s.x, s.w, reassign=whole, shift=shift, block_size=block_size)
+        return exact.sums(translate(m, -shift), Data(s.x, s.w), shift, block_size=block_size, reassign=whole)
 
     return jax.vmap(one)(mixtures)
 
@@ -150,7 +153,7 @@ def partition(mixtures: GMMParams, s: Settings, *, block_size: int) -> Moments:
 def widen(
     params: GMMParams,
     scale: Factors | None,
-    moments: Moments,
+    moments: Statistics,
     n_active: Array,
     share: Array,
     s: Settings,
@@ -159,22 +162,22 @@ def widen(
 ) -> GMMParams:
     """One structure's mixtures (B,) from moments about `params`, in the metric of `scale`; see `widened`."""
 
-    def one(p: GMMParams, c: Factors | None, m: Moments, size: Array) -> GMMParams:
-        f = _context_of(s, default, p.family, p.n_components, size)
+    def one(p: GMMParams, c: Factors | None, m: Statistics, size: Array) -> GMMParams:
+        f = _context_of(s, default, p.model, p.n_components, size)
         relative = translate(p, -f.shift)
         return translate(widened(relative, as_seen_by(p, c, m), f, share), f.shift)
 
     return jax.vmap(one)(params, scale, moments, n_active)
 
 
-@functools.partial(jit, static_argnames=("default", "family", "n_components", "init", "block_size"))
+@functools.partial(jit, static_argnames=("default", "model", "n_components", "init", "block_size"))
 def start_anyhow(
     keys: Array,
     n_active: Array,
     s: Settings,
     *,
     default: bool,
-    family: Family,
+    model: Model,
     n_components: int,
     init: Init,
     block_size: int,
@@ -182,9 +185,9 @@ def start_anyhow(
     """Starts (B,) of any other kind."""
 
     def one(key: Array, size: Array) -> GMMParams:
-        f = _context_of(s, default, family, n_components, size)
+        f = _context_of(s, default, model, n_components, size)
         return start(
-            key, s.x, s.w, f, family=family, n_components=n_components, block_size=block_size,
+            key, s.x, s.w, f, model=model, n_components=n_components, block_size=block_size,
             init=init, n_active=size,
         )  # fmt: skip
 
@@ -203,13 +206,13 @@ def advance(
     block_size: int,
     history_size: int,
 ) -> tuple[FitResult, Factors | None]:
-    """Every lane up to max_iter EM steps further, and its dense factors where they are not large."""
+    """Every mixture up to max_iter EM steps further, and its dense factors where they are not large."""
 
     def one(p: GMMParams, size: Array) -> tuple[FitResult, Factors | None]:
-        prior = prior_for(s, default, p.family, size)
+        prior = prior_for(s, default, p.covariance, size)
         result = run(
-            p, s.x, s.w, tol, max_iter, s.reg_covar, s.accelerate, prior,
-            block_size=block_size, history_size=history_size, surveyed=s.surveyed,
+            p, Data(s.x, s.w), tol, max_iter, s.reg_covar, s.accelerate, prior,
+            block_size=block_size, history_size=history_size, context=s.context,
         )  # fmt: skip
         if p.n_features > DENSE:
             return result, None
@@ -259,10 +262,10 @@ def draw_moves(keys: Array, log_weights: Array, closeness: Array, change: Array,
 
 
 @functools.partial(jit, static_argnames="block_size")
-def rearrange(moves: Move, mixtures: GMMParams, s: Settings, *, block_size: int) -> Moments:
-    """Moments about mixtures (B,) after one `Move` each."""
+def rearrange(moves: Move, mixtures: GMMParams, s: Settings, *, block_size: int) -> Statistics:
+    """Statistics about mixtures (B,) after one `Move` each."""
 
-    def one(m: Move, p: GMMParams) -> Moments:
-        return split_merge(m, p, s.x, s.w, s.surveyed.shift, block_size)
+    def one(m: Move, p: GMMParams) -> Statistics:
+        return split_merge(m, p, s.x, s.w, s.context.shift, block_size)
 
     return jax.vmap(one)(moves, mixtures)

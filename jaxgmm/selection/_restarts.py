@@ -1,4 +1,4 @@
-"""Many fits at once over one X: restarts, and several numbers of components padded to the largest."""
+"""Restarts: fits from many starts, and of several numbers of components padded to the largest."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from jax.typing import ArrayLike
 from jaxgmm import _units as units
 from jaxgmm import _validate as validate
 from jaxgmm import priors
-from jaxgmm.components.covariance.base import Family
-from jaxgmm.components.covariance.registry import get_family
-from jaxgmm.data import summarise
-from jaxgmm.em_map import with_prior
-from jaxgmm.init._starts import Init, check_init, start
-from jaxgmm.kernels import quadratic
-from jaxgmm.kernels.exact import rows_for
-from jaxgmm.kernels.programs import jit
-from jaxgmm.loop import (
+from jaxgmm._batch import concurrency, run_many
+from jaxgmm.components.registry import ModelLike, get_model
+from jaxgmm.components.weights import Model
+from jaxgmm.data import Data, summarise
+from jaxgmm.em import (
     DEFAULT_OPTIONS,
     MAX_ITER,
     REG_COVAR,
     TOL,
     EMOptions,
     check_options,
-    concurrency,
-    run_many,
+    with_prior,
 )
+from jaxgmm.init._starts import Init, check_init, start
+from jaxgmm.kernels import quadratic
+from jaxgmm.kernels.base import Kernel
+from jaxgmm.kernels.exact import rows_for
+from jaxgmm.kernels.programs import jit
 from jaxgmm.mixture import GMMParams, scale_like
 from jaxgmm.priors import Prior
 from jaxgmm.result import FitResult
@@ -42,13 +42,13 @@ from jaxgmm.selection._criteria import best
     jit,
     static_argnames=(
         "default",
-        "family",
+        "model",
         "n_components",
         "n_init",
         "init",
         "block_size",
         "history_size",
-        "kernel",
+        "kernels",
     ),
 )
 def _fit_batch(
@@ -64,16 +64,16 @@ def _fit_batch(
     starts: GMMParams | None,
     *,
     default: bool,
-    family: Family,
+    model: Model,
     n_components: int,
     n_init: int,
     init: Init | None,
     block_size: int,
     history_size: int,
-    kernel: str,
+    kernels: tuple[Kernel, ...],
 ) -> FitResult:
     """n_init fits; or, for each of `sizes` (L,), the best of n_init fits with that many components on."""
-    surveyed = summarise(x, w, reg_covar)
+    context = summarise(x, w, reg_covar)
     n_fits = n_init * (1 if sizes is None else sizes.shape[0])
     keys = jax.random.split(key, n_fits)
     active = None if sizes is None else jnp.repeat(sizes, n_init)
@@ -82,13 +82,13 @@ def _fit_batch(
         if not default:
             return prior
         on = jnp.asarray(n_components, jnp.int32) if active is None else active[index]
-        return priors.default(x, w, on, family)
+        return priors.default(x, w, on, model.covariance)
 
     def begin(key: Array, index: Array) -> GMMParams:
         assert init is not None
-        f = with_prior(surveyed, prior_of(index), family, (n_components, x.shape[1]))
+        f = with_prior(context, prior_of(index), model, (n_components, x.shape[1]))
         return start(
-            key, x, w, f, family=family, n_components=n_components, block_size=block_size, init=init,
+            key, x, w, f, model=model, n_components=n_components, block_size=block_size, init=init,
             n_active=None if active is None else active[index],
         )  # fmt: skip
 
@@ -101,8 +101,7 @@ def _fit_batch(
             starts = jax.vmap(begin)(keys, indices)
     results = run_many(
         starts,
-        x,
-        w,
+        Data(x, w),
         tol,
         max_iter,
         reg_covar,
@@ -110,8 +109,8 @@ def _fit_batch(
         prior_of,
         block_size=block_size,
         history_size=history_size,
-        surveyed=surveyed,
-        kernel=kernel,
+        context=context,
+        kernels=kernels,
     )
     if sizes is None:
         return results
@@ -139,7 +138,7 @@ def _fit_many(
     sizes: tuple[int, ...] | None,
     n_components: int,
     sample_weight: ArrayLike | None,
-    covariance_type: str | Family,
+    covariance_type: ModelLike,
     n_init: int,
     init: Init | GMMParams,
     tol: ArrayLike,
@@ -152,27 +151,27 @@ def _fit_many(
     check_options(options).only("a fit from several starts", "block_size", "history_size", "kernel")
     w = validate.weight(sample_weight, x)
     n_init = validate.count(n_init, "n_init", 1)
-    family, starts = get_family(covariance_type), None
-    scale_like(family, n_components, x.shape[1])
+    model, starts = get_model(covariance_type), None
+    scale_like(model.component, n_components, x.shape[1])
     if isinstance(init, GMMParams):
         if sizes is not None:
             raise TypeError("init of fit_components cannot be starting mixtures; give them to fit_restarts")
         starts = _checked(init, n_components, x)
-        family, n_init, init = init.family, starts.means.shape[0], "kmeans"
+        model, n_init, init = init.model, starts.means.shape[0], "kmeans"
     n_fits = n_init * (1 if sizes is None else len(sizes))
     width = concurrency(n_fits, x.shape[0], n_components * x.shape[1])
     rows = (
-        rows_for(family, x.shape[0], n_components, x.shape[1], width)
+        rows_for(model.component, x.shape[0], n_components, x.shape[1], width)
         if options.block_size is None
         else min(options.block_size, x.shape[0])
     )
     given = None
-    named = priors.check_name(prior)
+    named = priors.check_name(prior, model.component)
     if named is not None and not isinstance(named, str):
-        given = priors.check(named, family, (n_components, x.shape[1]), x.dtype)
+        given = priors.check(named, model.component, (n_components, x.shape[1]), x.dtype)
     numbers = validate.iteration(tol, max_iter, reg_covar, accelerate, x.dtype)
     # A prior is stated, and a start of the user's made, in the units of X.
-    unit = units.units_of(x, w, family) if given is None and not callable(init) else None
+    unit = units.units_of(x, w, model) if given is None and not callable(init) else None
     if unit is not None:
         x = units.divide(x, unit)
         numbers = (*numbers[:2], units.ridge_in_units(numbers[2], unit), numbers[3])
@@ -186,13 +185,15 @@ def _fit_many(
         given,
         starts,
         default=isinstance(prior, str),
-        family=family,
+        model=model,
         n_components=n_components,
         n_init=n_init,
         init=check_init(init),
         block_size=rows,
         history_size=options.history_size,
-        kernel=quadratic.choose(options.kernel, family, x.shape[0], n_fits * n_components, x.shape[1]),
+        kernels=quadratic.choose(
+            options.kernel, model.component, x.shape[0], n_fits * n_components, x.shape[1]
+        ),
     )
     return results if unit is None else units.multiply_back(results, unit)
 
@@ -203,7 +204,7 @@ def fit_restarts(
     n_components: int,
     sample_weight: ArrayLike | None = None,
     *,
-    covariance_type: str | Family = "full",
+    covariance_type: ModelLike = "full",
     n_init: int = 10,
     init: Init | GMMParams = "kmeans++",
     tol: ArrayLike = TOL,
@@ -220,7 +221,7 @@ def fit_restarts(
       X: (N, D).
       n_components: K; static.
       sample_weight: (N,) or None for ones.
-      covariance_type: a name or a `Family`.
+      covariance_type: a name, a `Covariance`, a `Component` or a `Model`.
       n_init: number of starts; static.
       init: "kmeans++" (seeds, hard assignment, one M-step), "kmeans", "random_points" (K rows, every
         component as wide as the data), "random_resp", "hierarchical" (Ward's clusters; every start is the
@@ -243,8 +244,8 @@ def fit_restarts(
 
     Example:
       >>> import jax, jaxgmm
-      >>> X = jax.random.normal(jax.random.key(0), (300, 2))
-      >>> results = jaxgmm.fit_restarts(jax.random.key(1), X, 2, n_init=4)
+      >>> X = jax.random.normal(jax.random.key(0), (200, 2))
+      >>> results = jaxgmm.fit_restarts(jax.random.key(1), X, 2, covariance_type="spherical", n_init=4)
       >>> results.log_likelihood.shape
       (4,)
       >>> params = jaxgmm.best(results).params
@@ -263,7 +264,7 @@ def fit_components(
     n_components: Sequence[int] = (1, 2, 3, 4, 5, 6, 7, 8, 9),
     sample_weight: ArrayLike | None = None,
     *,
-    covariance_type: str | Family = "full",
+    covariance_type: ModelLike = "full",
     n_init: int = 10,
     init: Init = "kmeans++",
     tol: ArrayLike = TOL,
@@ -284,7 +285,7 @@ def fit_components(
       n_components: the numbers of components, such as range(1, 10). Which they are does not matter to the
         compilation; how many, and the largest, do.
       sample_weight: (N,) or None for ones.
-      covariance_type: a name or a `Family`.
+      covariance_type: a name, a `Covariance`, a `Component` or a `Model`.
       n_init: starts for each number; the best is kept. Static.
       init: as in `fit_restarts`.
       tol: as in `fit`.
@@ -302,8 +303,8 @@ def fit_components(
 
     Example:
       >>> import jax, jaxgmm
-      >>> X = jax.random.normal(jax.random.key(0), (300, 2))
-      >>> results = jaxgmm.fit_components(jax.random.key(1), X, (1, 2, 3), n_init=2)
+      >>> X = jax.random.normal(jax.random.key(0), (200, 2))
+      >>> results = jaxgmm.fit_components(jax.random.key(1), X, (1, 2), covariance_type="spherical", n_init=2)
       >>> bics = jax.vmap(lambda params: jaxgmm.bic(params, X))(results.params)
       >>> int(bics.argmin()) + 1
       1

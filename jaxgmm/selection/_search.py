@@ -1,6 +1,6 @@
-"""The tournament: many starts, the better third of them further, and again; then moves between optima.
+"""Tournament: successive halving of many starts, then split–merge moves between optima.
 
-Every stage advances its mixtures a few lanes at a time by one and the same compiled program, so that a
+Every stage advances its mixtures a few at a time by one and the same compiled program, so that a
 tournament over starts, stages and numbers of components compiles the loop once. Where several sizes run at
 once, their mixtures are starts for the next size up and down.
 """
@@ -8,7 +8,6 @@ once, their mixtures are starts for the next size up and down.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -22,11 +21,11 @@ from jaxgmm import _display as display
 from jaxgmm import _units as units
 from jaxgmm import _validate as validate
 from jaxgmm import priors
-from jaxgmm.components.covariance.base import Family
-from jaxgmm.components.covariance.registry import get_family
+from jaxgmm.components.registry import ModelLike, get_model
+from jaxgmm.components.weights import Model
+from jaxgmm.em import DEFAULT_OPTIONS, MAX_ITER, REG_COVAR, TOL, EMOptions, check_options
 from jaxgmm.init._starts import WIDEN, Init, check_init
 from jaxgmm.kernels.blocked_sum import block_rows
-from jaxgmm.loop import DEFAULT_OPTIONS, MAX_ITER, REG_COVAR, TOL, EMOptions, check_options
 from jaxgmm.mixture import GMMParams, scale_like
 from jaxgmm.priors import Prior
 from jaxgmm.result import FitResult
@@ -38,7 +37,7 @@ from jaxgmm.selection._dense_view import Factors, alike
 from jaxgmm.selection._spurious import MAX_RATIO, describe, limits, total_for
 
 BUDGET = 2000
-_WIDTH = 3  # lanes for each number of components in one call, and finalists
+_WIDTH = 3  # mixtures for each number of components in one call, and finalists
 _MOVES, _TRY, _REFINE = 18, 10, 40  # moves in a round, and EM steps for each of them and for the best
 _WARD = 1 << 24  # samples × components up to which one of the starts is Ward's
 _AGREE = 1e-4  # nats per sample within which two finalists are at the same optimum
@@ -48,7 +47,7 @@ class Plan(NamedTuple):
     """How a budget of EM steps is spent."""
 
     n_starts: int
-    steps: int  # for each lane in the first stage; three times as many in each one after
+    steps: int  # for each mixture in the first stage; three times as many in each one after
     rounds: int  # of split–merge moves
 
 
@@ -67,14 +66,7 @@ def plan(budget: int, *, several: bool = False) -> Plan:
     return Plan(n_starts, steps, max(0, round(left / (_MOVES * _TRY + _WIDTH * _REFINE))))
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=[
-        *("params", "log_likelihood", "objective", "n_iter", "status", "history"),
-        *("flags", "n_agreed", "n_finalists", "n_steps"),
-    ],
-    meta_fields=[],
-)
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, repr=False)
 class BestFit(FitResult):
     """A `FitResult` with what the search knows of it.
@@ -105,32 +97,33 @@ class Tournament:
     def __init__(
         self,
         settings: programs.Settings,
-        family: Family,
+        model: Model,
         sizes: Sequence[int],
         init: Init,
         history_size: int,
         prior: Prior | str | None = None,
     ) -> None:
         n_samples, n_features = settings.x.shape
-        self.settings, self.family, self.init = settings, family, init
+        self.settings, self.model, self.init = settings, model, init
         self.default = isinstance(prior, str)
         if isinstance(prior, Prior):
             shape = (max(sizes), settings.x.shape[1])
-            checked = priors.check(prior, family, shape, settings.x.dtype)
+            checked = priors.check(prior, model.component, shape, settings.x.dtype)
             self.settings = settings = settings._replace(prior=checked)
         bounded = self.default or (isinstance(prior, Prior) and prior.dof is not None)
         self.settings = settings = settings._replace(
-            limits=limits(family, n_features, bounded), total=total_for(family, settings.total)
+            limits=limits(model.covariance, n_features, bounded),
+            total=total_for(model.covariance, settings.total),
         )
         # Only the finalists' last stage has a derivative: where a fit began does not matter to it.
         self.frozen: programs.Settings = jax.lax.stop_gradient(settings)
         self.sizes = np.asarray(sizes, np.int32)
         self.n_components = max(sizes)
-        scale_like(family, self.n_components, n_features)
+        scale_like(model.component, self.n_components, n_features)
         self.block_size = block_rows(n_samples, self.n_components, n_features, _WIDTH * len(sizes))
         self.history_size = history_size
         self.unit, self.reference = programs.reference(
-            self.frozen.surveyed, family=family, n_components=self.n_components
+            self.frozen.context, model=model, n_components=self.n_components
         )
         self.n_steps: Any = np.zeros(len(sizes), np.int32)
         self.with_ward = settings.x.shape[0] * self.n_components <= _WARD
@@ -145,7 +138,7 @@ class Tournament:
 
             def chunk(keys: Array) -> GMMParams:
                 return programs.start_anyhow(
-                    keys, active, self.frozen, default=self.default, family=self.family, init=self.init,
+                    keys, active, self.frozen, default=self.default, model=self.model, init=self.init,
                     n_components=self.n_components, block_size=self.block_size,
                 )  # fmt: skip
 
@@ -197,7 +190,7 @@ class Tournament:
         best = jax.tree.map(
             lambda a: xp.repeat(a[:, 0], _WIDTH, axis=0), (field.results.params, field.factors)
         )
-        # Every lane's own: as many products again, and one more shape that is not compiled.
+        # Those of every mixture: as many products again, and one more shape that is not compiled.
         closeness = programs.overlaps(alike(*best), self.frozen, block_size=self.block_size)
 
         def chunk(inputs: tuple[Array, Array, Array]) -> GMMParams:
@@ -223,9 +216,9 @@ class Tournament:
         return together
 
     def _at(self, places: Any) -> tuple[GMMParams, Factors | None]:
-        """One program's lanes with equal components at `places`, and their dense factors."""
+        """One program's mixtures with equal components at `places`, and their dense factors."""
         xp = arrays((places, self.frozen, self.reference))
-        unit, shift, begin = jax.tree.map(xp.asarray, (self.unit, self.frozen.surveyed.shift, self.reference))
+        unit, shift, begin = jax.tree.map(xp.asarray, (self.unit, self.frozen.context.shift, self.reference))
         on = np.arange(self.n_components)[None, :] < np.repeat(self.sizes, _WIDTH)[:, None]
         scale = None
         if len(unit) <= programs.DENSE:
@@ -239,13 +232,13 @@ class Tournament:
         return dataclasses.replace(begin, log_weights=log_weights, means=places + shift[None, None, :]), scale
 
     def _settle(self, params: GMMParams, scale: Any, moments: Any, share: float) -> GMMParams:
-        """An M-step of one program's lanes."""
+        """An M-step of one program's mixtures."""
         active = np.repeat(self.sizes, _WIDTH)
         wider = np.asarray(share, self.settings.x.dtype)
         return programs.widen(params, scale, moments, active, wider, self.frozen, default=self.default)
 
     def _donors(self, n_exchanges: int, n: int) -> tuple[Any, Any]:
-        """For n programs, the lane that each lane's move begins from, and the change of size: (n, lanes)."""
+        """For n programs, the index that each move begins from, and the change of size: (n, B)."""
         own = np.arange(len(self.sizes))
         donors, change = np.tile(own, (n, 1)), np.zeros((n, len(self.sizes)), np.int32)
         for i in range(n_exchanges):
@@ -255,8 +248,8 @@ class Tournament:
                 found = np.flatnonzero(self.sizes == size - step)
                 if found.size and (size > 1):
                     donors[i, at], change[i, at] = found[0], step
-        lane = np.repeat(donors, _WIDTH, axis=1) * _WIDTH + np.tile(np.arange(_WIDTH), len(self.sizes))
-        return lane, np.repeat(change, _WIDTH, axis=1)
+        index = np.repeat(donors, _WIDTH, axis=1) * _WIDTH + np.tile(np.arange(_WIDTH), len(self.sizes))
+        return index, np.repeat(change, _WIDTH, axis=1)
 
     def play(self, key: Array, budget: int) -> Field:
         """The finalists of every size, converged, best first: leading axes (L, _WIDTH)."""
@@ -302,7 +295,7 @@ class Tournament:
         return placed
 
     def _keys(self, key: Array, n: int) -> Array:
-        """(n, lanes) keys, n times as many as a program has lanes."""
+        """(n, B) keys, n times as many as a program has mixtures."""
         n_lanes = len(self.sizes) * _WIDTH
         return jax.random.split(key, (n, n_lanes))
 
@@ -317,7 +310,7 @@ class Tournament:
         return jax.tree.map(chunked, tree)
 
     def _over(self, chunk: Callable[[Any], Any], inputs: Any) -> Any:
-        """`chunk` of each of the inputs (n, lanes, ...); what it gives, with leading axes (L, n · _WIDTH).
+        """`chunk` of each of the inputs (n, B, ...); what it gives, with leading axes (L, n · _WIDTH).
 
         Inside somebody's trace the calls are one loop, or the program would be compiled n times over.
         """
@@ -344,7 +337,7 @@ def fit_best(
     n_components: int,
     sample_weight: ArrayLike | None = None,
     *,
-    covariance_type: str | Family = "full",
+    covariance_type: ModelLike = "full",
     budget: int = BUDGET,
     init: Init = "kmeans++",
     tol: ArrayLike = TOL,
@@ -370,7 +363,7 @@ def fit_best(
       X: (N, D).
       n_components: K; static.
       sample_weight: (N,) or None for ones.
-      covariance_type: a name or a `Family`.
+      covariance_type: a name, a `Covariance`, a `Component` or a `Model`.
       budget: about how many EM steps to spend before the finalists converge; static. As many again where all
         of them are spurious.
       init: as in `fit_restarts`.
@@ -393,7 +386,7 @@ def fit_best(
     Example:
       >>> import jax, jaxgmm
       >>> X = jax.random.normal(jax.random.key(0), (200, 2))
-      >>> result = jaxgmm.fit_best(jax.random.key(1), X, 2, budget=200)
+      >>> result = jaxgmm.fit_best(jax.random.key(1), X, 2, covariance_type="spherical", budget=100)
       >>> jaxgmm.Status(int(result.status)).name
       'CONVERGED'
 
@@ -401,16 +394,16 @@ def fit_best(
       Karnin, Koren & Somekh (2013), Almost optimal exploration in multi-armed bandits, for successive
       halving; Ueda, Nakano, Ghahramani & Hinton (2000) for split–merge moves.
     """
-    family = get_family(covariance_type)
+    model = get_model(covariance_type)
     check_options(options).only("fit_best", "history_size")
     settings, unit = programs.settings_of(
-        X, sample_weight, tol, max_iter, reg_covar, accelerate, max_ratio, (family,),
+        X, sample_weight, tol, max_iter, reg_covar, accelerate, max_ratio, (model,),
         in_units_of_x=isinstance(prior, Prior) or callable(init),
     )  # fmt: skip
     n = validate.n_components(n_components, settings.x.shape[0])
     tournament = Tournament(
-        settings, family, (n,), check_init(init),
-        options.history_size, priors.check_name(prior),
+        settings, model, (n,), check_init(init),
+        options.history_size, priors.check_name(prior, model.component),
     )  # fmt: skip
     found = tournament.best(validate.key(key), validate.count(budget, "budget", 1))
     result = jax.tree.map(lambda a: a[0], found)

@@ -1,4 +1,4 @@
-"""Split–merge moves: out of a local optimum by merging two components and splitting a third."""
+"""Split–merge moves: two components are merged and a third is split, to leave a local optimum."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxgmm.data import Data
 from jaxgmm.density import posterior
+from jaxgmm.kernels import exact
+from jaxgmm.kernels.base import Statistics
 from jaxgmm.kernels.blocked_sum import in_range, sum_rows
-from jaxgmm.kernels.exact import Moments, accumulate
 from jaxgmm.mixture import GMMParams, translate
 
 
@@ -80,8 +82,8 @@ def draw_exchange(key: Array, log_weights: Array, closeness: Array, change: Arra
 
 def split_merge(
     move: Move, params: GMMParams, x: Array, w: Array | None, shift: Array, block_size: int
-) -> Moments:
-    """Moments about the mixture with the responsibilities of a merged pair and a split component.
+) -> Statistics:
+    """Statistics about the mixture with the responsibilities of a merged pair and a split component.
 
     The pair's responsibilities go to its first member, and the third component's are shared between it and
     the second by a hyperplane through its mean, in its own metric. So the move works for every covariance
@@ -92,10 +94,10 @@ def split_merge(
     """
     first, second, third = move.first, move.second, move.third
 
-    def reassign(r: Array, y: Array, distance: Array) -> Array:
+    def reassign(r: Array, exponent: Array, y: Array) -> Array:
         side = (move.direction[:, None] * y[third]).sum(0) > 0
         merged, split = r[first] + r[second], r[third]
         moved = r.at[first].set(merged).at[second].set(jnp.where(side, split, 0))
         return moved.at[third].set(jnp.where(side, 0, split))
 
-    return accumulate(translate(params, -shift), x, w, reassign=reassign, shift=shift, block_size=block_size)
+    return exact.sums(translate(params, -shift), Data(x, w), shift, block_size=block_size, reassign=reassign)

@@ -1,4 +1,4 @@
-"""Optima that are artefacts: a likelihood that is high because a component describes next to nothing.
+"""Spurious optima: a likelihood that is high because a component describes next to nothing.
 
 A mixture's likelihood is unbounded where a component can shrink onto a few samples while the others describe
 the rest, and near such a singularity there are maxima that mean nothing. Whether there are any depends on
@@ -17,8 +17,8 @@ in component k and N in all, in general position:
   EEI, EII  the same where N − K < 1. Likewise structures whose eigenvalues are bound to a ratio.
   factors   Λ_k Λ_kᵀ + Ψ_k with q factors is singular on n_k ≤ min(q + 1, D) samples.
 
-VEE and VEV have common shapes too, which vanish as those of EEE and EEV. `Family.collapse` says all this of a
-structure in four numbers; without it a structure counts as VVV.
+VEE and VEV have common shapes too, which vanish as those of EEE and EEV. `Covariance.collapse` says all this
+of a structure in four numbers; without it a structure counts as VVV.
 
 One component alone cannot shrink while others describe the rest: it is spurious only where all the data are
 too few. A prior on covariances (`Prior.dof` and `Prior.scale`) bounds the objective, and a component of few
@@ -36,9 +36,11 @@ import numpy as np
 from jax import Array, lax
 
 from jaxgmm import _validate as validate
-from jaxgmm.components.covariance.base import Family
+from jaxgmm.components.covariance.base import Covariance
 from jaxgmm.components.covariance.full import full
-from jaxgmm.kernels.exact import accumulate, location_and_variance
+from jaxgmm.components.gaussian import gaussian
+from jaxgmm.data import Data, location_and_variance
+from jaxgmm.kernels import exact
 from jaxgmm.kernels.linalg import cholesky, eigvalsh, einsum, lower_inverse
 from jaxgmm.mixture import GMMParams
 
@@ -80,8 +82,8 @@ def total_factor(x: Array, w: Array | None, block_size: int) -> Array:
     """Lower Cholesky factor (D, D) of the covariance of all the data, a little wider where it is singular."""
     mean, variance = location_and_variance(x, w)
     width = jnp.sqrt(jnp.where(variance > 0, variance, 1))
-    one = GMMParams(jnp.zeros(1, x.dtype), mean[None, :], jnp.diag(width)[None], full)
-    moments = accumulate(one, x, w, block_size=block_size)
+    one = GMMParams(jnp.zeros(1, x.dtype), mean[None, :], jnp.diag(width)[None], gaussian(full))
+    moments = exact.sums(one, Data(x, w), block_size=block_size)
     correlation = moments.second[0] / moments.total_weight
     eps = float(jnp.finfo(x.dtype).eps)
     identity = jnp.eye(x.shape[1], dtype=x.dtype)
@@ -98,16 +100,16 @@ class Limits(NamedTuple):
     by_volume: Any  # bool, and whether only in its volume
 
 
-def limits(family: Family, n_features: int, bounded: bool = False) -> Limits:
+def limits(covariance: Covariance, n_features: int, bounded: bool = False) -> Limits:
     """The limits of a structure; `bounded`: a prior keeps covariances from being singular."""
-    c = family.collapse(n_features)
+    c = covariance.collapse(n_features)
     each, largest, pooled = (np.int32(0 if bounded else n) for n in (c.each, c.largest, c.pooled))
     return Limits(each, largest, pooled, np.bool_(c.each > 0), np.bool_(c.by_volume))
 
 
-def total_for(family: Family, total: Array) -> Array:
+def total_for(covariance: Covariance, total: Array) -> Array:
     """Of the `total_factor` what a structure can say: without correlations, the standard deviations."""
-    if not family.prior.endswith("I"):
+    if not covariance.prior.endswith("I"):
         return total
     xp: Any = np if validate.is_concrete(total) else jnp
     widths: Array = xp.sqrt(xp.square(xp.asarray(total)).sum(1))

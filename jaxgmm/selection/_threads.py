@@ -1,4 +1,4 @@
-"""Several structures at once: while XLA compiles one, Python traces another."""
+"""Threads: several structures at once, while XLA compiles one and Python traces another."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the mixture estimators have in common: fits from several starts, evaluating, drawing samples."""
+"""Base class of the mixture estimators: fits from several starts, evaluation, sampling."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from jaxgmm.components.covariance.base import Family
-from jaxgmm.components.covariance.diagonal import diag, spherical
-from jaxgmm.components.covariance.full import full
-from jaxgmm.components.covariance.registry import get_family
+from jaxgmm.components.registry import get_model
+from jaxgmm.components.weights import Model
 from jaxgmm.density import posterior_of
 from jaxgmm.kernels.programs import in_float64
 from jaxgmm.mixture import GMMParams
 from jaxgmm.sklearn import _checks as checks
 from jaxgmm.sklearn._conversion import (
+    DIAG,
+    FULL,
     MARGIN,
     SHAPED,
+    SPHERICAL,
     CollapsedError,
     scale_from_cholesky,
     shapes_of,
@@ -94,7 +95,7 @@ class BaseMixture(DensityMixin, BaseEstimator, metaclass=abc.ABCMeta):
 
     @abc.abstractmethod
     def _mixture(self) -> tuple[Host, Host, Any, Any]:
-        """log_weights (K,), means (K, D), scale and family, float64; the weights need not sum to 1."""
+        """log_weights (K,), means (K, D), scale and model, float64; the weights need not sum to 1."""
 
     # Fitting.
 
@@ -230,12 +231,12 @@ class BaseMixture(DensityMixin, BaseEstimator, metaclass=abc.ABCMeta):
         means: Host,
         scale: Any,
         lower: Host | None,
-        family: Family,
+        model: Model,
         offset: Host,
         dtype: Any,
     ) -> None:
         with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
-            shapes = shapes_of(family, scale, lower)
+            shapes = shapes_of(model, scale, lower)
         # Of extreme scale, float32 data have covariances that only float64 can hold.
         info = np.finfo(dtype)
         if any(not info.tiny <= np.abs(a).max() <= info.max for a in shapes):
@@ -243,30 +244,30 @@ class BaseMixture(DensityMixin, BaseEstimator, metaclass=abc.ABCMeta):
         self.weights_ = (weights / weights.sum()).astype(dtype)
         self.means_ = (means + offset).astype(dtype)
         self.covariances_, self.precisions_, self.precisions_cholesky_ = (a.astype(dtype) for a in shapes)
-        self._family = family
+        self._model = model
         # What the attributes do not determine to the last digit, of structures that scikit-learn has not.
-        self._scale = None if family in SHAPED else scale
+        self._scale = None if model in SHAPED else scale
 
-    def _structure(self) -> Family:
+    def _structure(self) -> Model:
         """The fitted structure; of an estimator whose attributes were set by hand, the parameter's."""
-        return getattr(self, "_family", None) or get_family(self.covariance_type)
+        return getattr(self, "_model", None) or get_model(self.covariance_type)
 
     def _sampled_factors(self) -> Host:
         k, d = self.means_.shape
         cholesky = np.asarray(self.precisions_cholesky_, np.float64)
-        if self._structure() == diag:
+        if self._structure() == DIAG:
             return 1 / cholesky
-        if self._structure() == spherical:
+        if self._structure() == SPHERICAL:
             return np.broadcast_to(1 / cholesky[:, None], (k, d))
-        lower: Host = scale_from_cholesky(full, cholesky)
+        lower: Host = scale_from_cholesky(FULL, cholesky)
         return np.broadcast_to(lower, (k, d, d))
 
     # Evaluating.
 
     def _params(self, dtype: Any, offset: Host) -> GMMParams:
         """The fitted mixture for data less an offset."""
-        log_weights, means, scale, family = self._mixture()
-        return to_device(log_weights, means - offset, scale, family, dtype)
+        log_weights, means, scale, model = self._mixture()
+        return to_device(log_weights, means - offset, scale, model, dtype)
 
     def _evaluated(self, X: Host) -> tuple[Host, Host]:
         """Responsibilities (N, K) and log-densities (N,) of validated data, in its dtype."""
@@ -290,9 +291,9 @@ class BaseMixture(DensityMixin, BaseEstimator, metaclass=abc.ABCMeta):
     def _is_wide(self, means: Host) -> bool:
         """Whether float32 residuals from the means (K, D) have digits left at the scale of the components."""
         factors = np.asarray(self.precisions_cholesky_, np.float64)
-        if self._structure() not in (diag, spherical):
+        if self._structure() not in (DIAG, SPHERICAL):
             factors = np.linalg.norm(factors, axis=-1)  # the square roots of the diagonals of the precisions
-        factors = factors.reshape(-1, factors.shape[-1] if self._structure() != spherical else 1)
+        factors = factors.reshape(-1, factors.shape[-1] if self._structure() != SPHERICAL else 1)
         return bool((factors * np.abs(means) * (MARGIN * float(np.finfo(np.float32).eps)) < 1).all())
 
     def __sklearn_is_fitted__(self) -> bool:

@@ -11,22 +11,21 @@ from jax import Array
 from scipy.special import betaln
 from sklearn.utils.validation import check_is_fitted
 
-from jaxgmm.components.covariance.base import Family
-from jaxgmm.components.covariance.diagonal import diag, spherical
-from jaxgmm.components.covariance.tied import tied
+from jaxgmm.components.gaussian import gaussian
+from jaxgmm.components.weights import Model
 from jaxgmm.kernels.blocked_sum import block_rows
 from jaxgmm.kernels.programs import jit
 from jaxgmm.mixture import GMMParams
 from jaxgmm.sklearn import _checks as checks
 from jaxgmm.sklearn import _init as init
 from jaxgmm.sklearn._base import BaseMixture, Trial
-from jaxgmm.sklearn._conversion import log, scale_from_cholesky, to_device
+from jaxgmm.sklearn._conversion import DIAG, SPHERICAL, TIED, log, scale_from_cholesky, to_device
 from jaxgmm.sklearn._data import Host, Rows, compute_dtype
 from jaxgmm.sklearn._em_loop import CHUNK
 from jaxgmm.solvers.squarem import Status
 from jaxgmm.variational._ascent import ascend, start
 from jaxgmm.variational._bound import expected
-from jaxgmm.variational._model import FAMILIES, VariationalPosterior, VariationalPrior, family_of
+from jaxgmm.variational._model import STRUCTURES, VariationalPosterior, VariationalPrior, structure_of
 
 _TYPES = ("dirichlet_process", "dirichlet_distribution")
 _expected = jit(expected)
@@ -114,7 +113,7 @@ class BayesianGaussianMixture(BaseMixture):
 
     _constraints: ClassVar = {
         **BaseMixture._constraints,
-        "covariance_type": checks.option(*(f.name for f in FAMILIES)),
+        "covariance_type": checks.option(*(f.name for f in STRUCTURES)),
         "weight_concentration_prior_type": checks.option(*_TYPES),
         "weight_concentration_prior": checks.number(positive=True, none=True),
         "mean_precision_prior": checks.number(positive=True, none=True),
@@ -161,7 +160,7 @@ class BayesianGaussianMixture(BaseMixture):
         self.verbose_interval = verbose_interval
 
     def _given(self, X: Host, sample_weight: Host | None) -> None:
-        family, d = family_of(self.covariance_type), X.shape[1]
+        model, d = Model(gaussian(structure_of(self.covariance_type))), X.shape[1]
         given = self.weight_concentration_prior
         self.weight_concentration_prior_ = 1.0 / self.n_components if given is None else given
         given = self.mean_precision_prior
@@ -171,15 +170,15 @@ class BayesianGaussianMixture(BaseMixture):
             words = f"should be greater than {d - 1}, but got {given:.3f}."
             raise ValueError(f"The parameter 'degrees_of_freedom_prior' {words}")
         self.degrees_of_freedom_prior_ = d if given is None else given
-        mean, spread = _spread(X, sample_weight, family)
+        mean, spread = _spread(X, sample_weight, model)
         self.mean_prior_ = mean if self.mean_prior is None else checks.means(self.mean_prior, (d,))
         if self.covariance_prior is None:
             self.covariance_prior_ = spread
         else:
-            what, shape = f"{family.name} covariance_prior", np.shape(spread)
-            value = [self.covariance_prior] if family == spherical else self.covariance_prior
-            prior = checks.precisions(value, shape or (1,), family, what)
-            self.covariance_prior_ = float(prior[0]) if family == spherical else prior
+            what, shape = f"{model.name} covariance_prior", np.shape(spread)
+            value = [self.covariance_prior] if model == SPHERICAL else self.covariance_prior
+            prior = checks.precisions(value, shape or (1,), model, what)
+            self.covariance_prior_ = float(prior[0]) if model == SPHERICAL else prior
 
     def _prior(self, rows: Rows) -> VariationalPrior:
         """The prior in the coordinates and the dtype of the rows."""
@@ -205,7 +204,7 @@ class BayesianGaussianMixture(BaseMixture):
         padded[: len(resp)] = resp
         return start(
             jnp.asarray(padded), rows.x, rows.weight, self._prior(rows), self._ridge(rows),
-            family=family_of(self.covariance_type), block_size=self._block(rows),
+            structure=structure_of(self.covariance_type), block_size=self._block(rows),
         )  # fmt: skip
 
     def _ridge(self, rows: Rows) -> Array:
@@ -219,7 +218,7 @@ class BayesianGaussianMixture(BaseMixture):
 
     def _posterior(self, dtype: Any, offset: Host) -> VariationalPosterior:
         """The fitted posterior for data less an offset."""
-        family = family_of(self.covariance_type)
+        structure = structure_of(self.covariance_type)
         k = len(self.means_)
         concentration: Any = self.weight_concentration_
         pair = concentration if isinstance(concentration, tuple) else (concentration, None)
@@ -229,10 +228,10 @@ class BayesianGaussianMixture(BaseMixture):
             "means": np.asarray(self.means_, np.float64) - offset,
             "mean_precision": self.mean_precision_,
             "dof": np.broadcast_to(self.degrees_of_freedom_, k),
-            "scale": scale_from_cholesky(family, self.precisions_cholesky_),
+            "scale": scale_from_cholesky(Model(gaussian(structure)), self.precisions_cholesky_),
         }
         return VariationalPosterior(
-            **jax.tree.map(lambda a: jnp.asarray(np.asarray(a).astype(dtype)), arrays), family=family
+            **jax.tree.map(lambda a: jnp.asarray(np.asarray(a).astype(dtype)), arrays), structure=structure
         )
 
     def _advance(self, state: VariationalPosterior, rows: Rows, bound: float, limit: int) -> _Ascent:
@@ -250,11 +249,11 @@ class BayesianGaussianMixture(BaseMixture):
     def _keep(self, state: VariationalPosterior, rows: Rows, dtype: Any) -> None:
         q = jax.tree.map(lambda a: np.asarray(a, np.float64), state)
         weights = np.asarray(state.weights, np.float64)
-        self._set(weights, q.means, q.scale, None, state.family, rows.offset, dtype)
+        self._set(weights, q.means, q.scale, None, Model(gaussian(state.structure)), rows.offset, dtype)
         pair = (q.concentration, q.rest)
         self.weight_concentration_ = q.concentration if q.rest is None else pair
         self.mean_precision_ = q.mean_precision
-        self.degrees_of_freedom_ = float(q.dof[0]) if state.family == tied else q.dof
+        self.degrees_of_freedom_ = float(q.dof[0]) if state.structure == TIED.covariance else q.dof
         self._log_weights = np.asarray(_expected(state, self._ridge(rows)).log_weights, np.float64)
 
     def _take(self, trial: Trial, rows: Rows, dtype: Any, n_iter: int) -> None:
@@ -266,28 +265,28 @@ class BayesianGaussianMixture(BaseMixture):
             prior = float(self.weight_concentration_prior_)
             self.evidence_bound_ -= float(betaln(a, b) - betaln(1, prior))
 
-    def _mixture(self) -> tuple[Host, Host, Any, Family]:
-        family = self._structure()
-        scale = scale_from_cholesky(family, self.precisions_cholesky_)
-        return self._log_weights, np.asarray(self.means_, np.float64), scale, family
+    def _mixture(self) -> tuple[Host, Host, Any, Model]:
+        model = self._structure()
+        scale = scale_from_cholesky(model, self.precisions_cholesky_)
+        return self._log_weights, np.asarray(self.means_, np.float64), scale, model
 
     def to_params(self) -> GMMParams:
         """The mixture of the expected weights, means and precisions, as the rest of jaxgmm takes it."""
         check_is_fitted(self)
-        _, means, scale, family = self._mixture()
-        return to_device(log(self.weights_), means, scale, family, compute_dtype(self.means_.dtype))
+        _, means, scale, model = self._mixture()
+        return to_device(log(self.weights_), means, scale, model, compute_dtype(self.means_.dtype))
 
 
-def _spread(X: Host, sample_weight: Host | None, family: Family) -> tuple[Host, Any]:
+def _spread(X: Host, sample_weight: Host | None, model: Model) -> tuple[Host, Any]:
     """Mean (D,) and covariance in the form of a prior, over Σ w − 1."""
     weight = np.ones(len(X)) if sample_weight is None else sample_weight
     total = weight.sum()
     mean = np.average(X, axis=0, weights=weight).astype(np.float64)
     residuals = X - mean
     divisor = total - 1 if total > 1 else total
-    if family in (diag, spherical):
+    if model in (DIAG, SPHERICAL):
         variances = weight @ np.square(residuals) / divisor
-        return mean, float(variances.mean()) if family == spherical else variances
+        return mean, float(variances.mean()) if model == SPHERICAL else variances
     return mean, (weight[:, None] * residuals).T @ residuals / divisor
 
 

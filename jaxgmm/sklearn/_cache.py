@@ -1,4 +1,4 @@
-"""Compiled programs kept on disk, so that the next session does not compile them again."""
+"""Compilation cache of the estimators: programs kept on disk for the next session."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hyperparameters checked when an estimator is fitted, in scikit-learn's words."""
+"""Checks of hyperparameters, in scikit-learn's words."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ import numpy as np
 from sklearn.utils import check_array
 
 from jaxgmm import _host_arrays as host_arrays
-from jaxgmm.components.covariance.base import Family
-from jaxgmm.components.covariance.diagonal import diag, spherical
-from jaxgmm.sklearn._conversion import SHAPED
+from jaxgmm.components.weights import Model
+from jaxgmm.sklearn._conversion import DIAG, SHAPED, SPHERICAL
 from jaxgmm.sklearn._data import Host
 
 Check = tuple[Callable[[Any], bool], str]
@@ -96,17 +95,17 @@ def means(value: Any, shape: tuple[int, ...]) -> Host:
     return _array(value, shape, "means").astype(np.float64)
 
 
-def precision_shape(family: Family, n_components: int, n_features: int) -> tuple[int, ...]:
+def precision_shape(model: Model, n_components: int, n_features: int) -> tuple[int, ...]:
     """The shape of `precisions_init`: scikit-learn's for its four structures, dense for the others."""
-    if family in SHAPED:
-        return family.covariance_shape(n_components, n_features)
+    if model in SHAPED:
+        return model.covariance.covariance_shape(n_components, n_features)
     return n_components, n_features, n_features
 
 
-def precisions(value: Any, shape: tuple[int, ...], family: Family, what: str) -> Host:
+def precisions(value: Any, shape: tuple[int, ...], model: Model, what: str) -> Host:
     """Precisions, or what else must be positive definite, of a shape; float64."""
     a = _array(value, shape, what)
-    if family in (diag, spherical):
+    if model in (DIAG, SPHERICAL):
         if (a <= 0).any():
             raise ValueError(f"'{what}' should be positive")
         return a.astype(np.float64)

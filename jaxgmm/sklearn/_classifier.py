@@ -12,8 +12,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from jaxgmm import priors
 from jaxgmm._host_arrays import unmasked
-from jaxgmm.components.covariance.base import Family
-from jaxgmm.components.covariance.registry import get_family
+from jaxgmm.components.registry import ModelLike, get_model
 from jaxgmm.sklearn import _checks as checks
 from jaxgmm.sklearn import _init as init
 from jaxgmm.sklearn._conversion import log, to_device
@@ -35,7 +34,8 @@ class GaussianMixtureClassifier(ClassifierMixin, BaseEstimator):
       model_type: "MclustDA" or "EDDA".
       n_components: of every class, an int, or a list with one for each class, in the order of `classes_`.
         EDDA has one each.
-      covariance_type: a name or a `jaxgmm.components.Family`; for MclustDA also a list, one for each class.
+      covariance_type: a name or a `jaxgmm.components.Covariance`; for MclustDA also a list, one for each
+        class.
       tol: as in `GaussianMixture`, and so on down to `random_state`.
       reg_covar: added to the variances.
       max_iter: EM steps.
@@ -145,7 +145,7 @@ class GaussianMixtureClassifier(ClassifierMixin, BaseEstimator):
     def _of_each(self, value: Any, name: str) -> list[Any]:
         """A parameter for every class."""
         n = len(self.classes_)
-        if isinstance(value, str | Family) or np.ndim(value) == 0:
+        if isinstance(value, ModelLike) or np.ndim(value) == 0:
             return [value] * n
         if len(value) != n:
             raise ValueError(f"{name} must be one, or one for each of the {n} classes; got {value!r}")
@@ -182,12 +182,12 @@ class GaussianMixtureClassifier(ClassifierMixin, BaseEstimator):
         k = len(self.classes_)
         if np.ndim(self.n_components) > 0 or self.n_components != 1:
             raise ValueError(f"EDDA has n_components=1 for every class; got {self.n_components!r}")
-        family = get_family(self.covariance_type)
+        model = get_model(self.covariance_type)
         rows = load(data, weight)
         mixture = self._mixture(k, self.covariance_type)
         prior = mixture._prior(rows)
-        start = init.m_step(np.eye(k)[codes], rows, family, float(self.reg_covar), prior)
-        params = to_device(log(self.class_prior_), start.means, start.scale, family, rows.x.dtype)
+        start = init.m_step(np.eye(k)[codes], rows, model, float(self.reg_covar), prior)
+        params = to_device(log(self.class_prior_), start.means, start.scale, model, rows.x.dtype)
         mixture._keep(params, rows, data.dtype)
         mixture.n_features_in_ = data.shape[1]
         self.mixture_, self.n_iter_ = mixture, 1

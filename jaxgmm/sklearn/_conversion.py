@@ -1,4 +1,4 @@
-"""A mixture as scikit-learn keeps it, in NumPy arrays, and back: covariances, precisions, their factors."""
+"""Conversion between a mixture and scikit-learn's attributes: covariances, precisions, their factors."""
 
 from __future__ import annotations
 
@@ -10,10 +10,8 @@ import numpy as np
 from jax import Array
 from scipy.linalg import solve_triangular
 
-from jaxgmm.components.covariance.base import Family
-from jaxgmm.components.covariance.diagonal import diag, spherical
-from jaxgmm.components.covariance.full import full
-from jaxgmm.components.covariance.tied import tied
+from jaxgmm.components.registry import get_model
+from jaxgmm.components.weights import Model
 from jaxgmm.mixture import GMMParams
 
 Host = np.ndarray[Any, Any]
@@ -33,7 +31,7 @@ class CollapsedError(ValueError):
 
 
 # Whose covariances have scikit-learn's own shapes; those of all others are dense, (K, D, D).
-SHAPED = (full, tied, diag, spherical)
+SHAPED = FULL, TIED, DIAG, SPHERICAL = tuple(map(get_model, ("full", "tied", "diag", "spherical")))
 
 
 class Shapes(NamedTuple):
@@ -85,14 +83,14 @@ def lower_factors(params: GMMParams) -> Host:
     """(K, D, D) lower Cholesky factors of the covariances, from the structure's own: nothing is squared."""
     k, d = params.means.shape
     eye = jnp.broadcast_to(jnp.eye(d, dtype=params.means.dtype), (k, d, d))
-    return _triangular(np.asarray(params.family.colour(params.scale, eye), np.float64))
+    return _triangular(np.asarray(params.covariance.colour(params.scatter, eye), np.float64))
 
 
-def shapes_of(family: Family, scale: Any, lower: Host | None = None) -> Shapes:
+def shapes_of(model: Model, scale: Any, lower: Host | None = None) -> Shapes:
     """All forms of the covariances of a scale in float64; of structures beyond the four, of `lower`."""
-    if family in (diag, spherical):
+    if model in (DIAG, SPHERICAL):
         return Shapes(scale**2, 1 / scale**2, 1 / scale)
-    factor = np.tril(scale) if family in (full, tied) else lower
+    factor = np.tril(scale) if model in (FULL, TIED) else lower
     assert factor is not None
     upper = factor_inverse(factor)
     covariances = factor @ np.swapaxes(factor, -1, -2)
@@ -100,21 +98,21 @@ def shapes_of(family: Family, scale: Any, lower: Host | None = None) -> Shapes:
     return Shapes(covariances, precisions, upper)
 
 
-def scale_from_cholesky(family: Family, precisions_cholesky: Host) -> Host:
+def scale_from_cholesky(model: Model, precisions_cholesky: Host) -> Host:
     """The scale, float64, of one of the four structures from the factors of its precisions."""
     upper = np.asarray(precisions_cholesky, np.float64)
-    if family in (diag, spherical):
+    if model in (DIAG, SPHERICAL):
         return 1 / upper
     return lower_of_upper(upper)
 
 
-def to_device(log_weights: Host, means: Host, scale: Any, family: Family, dtype: Any) -> GMMParams:
+def to_device(log_weights: Host, means: Host, scale: Any, model: Model, dtype: Any) -> GMMParams:
     """The mixture in the dtype that JAX computes in."""
 
     def cast(a: Any) -> Array:
         return jnp.asarray(np.asarray(a).astype(dtype))
 
-    return GMMParams(cast(log_weights), cast(means), jax.tree.map(cast, scale), family)
+    return GMMParams(cast(log_weights), cast(means), jax.tree.map(cast, scale), *model)
 
 
 def log(weights: Host) -> Host:
@@ -135,8 +133,8 @@ def resolved(params: GMMParams, margin: Array) -> Array:
     """
     eps = float(jnp.finfo(params.means.dtype).eps)
     shape = (params.n_components, params.n_features)
-    digits = params.family.diagonal(params.scale, shape) + jnp.square(margin * params.means)
-    narrow = params.family.inverse_diagonal(params.scale, shape) * ((eps * eps) * digits) >= 1
+    digits = params.covariance.diagonal(params.scatter, shape) + jnp.square(margin * params.means)
+    narrow = params.covariance.inverse_diagonal(params.scatter, shape) * ((eps * eps) * digits) >= 1
     leaves = [jnp.isfinite(a).all() for a in (params.means, *jax.tree.leaves(params.scale))]
     on = params.log_weights > -jnp.inf
     return ~(narrow & on[:, None] & (margin > 0)).any() & jnp.stack(leaves).all() & on.any()

@@ -1,4 +1,4 @@
-"""Data on their way in: centred in float64, cast to what JAX computes in, padded to few shapes."""
+"""Input data of the estimators: centred in float64, cast to what JAX computes in, padded to few shapes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""EM under scikit-learn's stopping rule: the package's own step in a compiled loop, a chunk at a time."""
+"""EM loop under scikit-learn's stopping rule, compiled, a number of iterations at a time."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxgmm import priors
-from jaxgmm.em_map import admissible, maximise
-from jaxgmm.kernels.exact import accumulate
+from jaxgmm.data import Context, Data
+from jaxgmm.em import admissible, maximise
+from jaxgmm.kernels import exact
 from jaxgmm.kernels.programs import jit
 from jaxgmm.mixture import GMMParams
 from jaxgmm.sklearn._conversion import resolved
@@ -69,14 +70,17 @@ def climb(
     """
     pseudo = None
     if prior is not None:
-        pseudo = priors.pseudo(prior, params.family, params.means.shape, jnp.zeros_like(x[0]))
+        pseudo = priors.pseudo(prior, params.covariance, params.means.shape, jnp.zeros_like(x[0]))
+
+    zero = jnp.zeros_like(ridge)
+    context = Context(zero, jnp.ones_like(ridge), ridge, zero, pseudo)
 
     def going(state: Climb) -> Array:
         return (state.n_iter < limit) & ~state.converged & state.sound
 
     def iterate(state: Climb) -> Climb:
-        moments = accumulate(state.params, x, w, by_pairs=True, block_size=block_size)
-        image, _ = maximise(state.params, moments, ridge, pseudo)
+        moments = exact.sums(state.params, Data(x, w), block_size=block_size)
+        image, _ = maximise(state.params, moments, context)
         value = moments.log_likelihood / moments.total_weight
         if pseudo is not None:
             value = value + priors.log_density(state.params, pseudo)[0] / moments.total_weight

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from typing import Any, ClassVar
@@ -12,11 +13,8 @@ import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
 from jaxgmm import priors
-from jaxgmm.components.covariance.base import Family, free_parameters
-from jaxgmm.components.covariance.diagonal import diag, spherical
-from jaxgmm.components.covariance.full import full
-from jaxgmm.components.covariance.registry import FAMILIES, get_family
-from jaxgmm.components.covariance.tied import tied
+from jaxgmm.components.registry import ModelLike, get_model
+from jaxgmm.components.weights import Model
 from jaxgmm.density import check_mixture
 from jaxgmm.kernels.blocked_sum import block_rows
 from jaxgmm.mixture import GMMParams
@@ -26,8 +24,12 @@ from jaxgmm.sklearn import _em_loop as em_loop
 from jaxgmm.sklearn import _init as init
 from jaxgmm.sklearn._base import BaseMixture, Trial
 from jaxgmm.sklearn._conversion import (
+    DIAG,
+    FULL,
     MARGIN,
     SHAPED,
+    SPHERICAL,
+    TIED,
     CollapsedError,
     host,
     log,
@@ -44,8 +46,8 @@ _PRIOR: checks.Check = (
     "a jaxgmm.Prior, 'default' or None",
 )
 _STRUCTURE: checks.Check = (
-    lambda v: isinstance(v, str | Family),
-    "the name of a covariance structure or a jaxgmm.components.Family",
+    lambda v: isinstance(v, ModelLike),
+    "the name of a covariance structure or a jaxgmm.components.Covariance",
 )
 
 
@@ -58,8 +60,8 @@ class GaussianMixture(BaseMixture):
 
     Args:
       n_components: number of components.
-      covariance_type: "full", "tied", "diag", "spherical", any other name that `jaxgmm.components.get_family`
-        knows (mclust's fourteen, "factor(5)", "full-equal"), or a `jaxgmm.components.Family`.
+      covariance_type: "full", "tied", "diag", "spherical", any other name that `jaxgmm.components.get_model`
+        knows (mclust's fourteen, "factor(5)", "full-equal"), or a `jaxgmm.components.Covariance`.
       tol: stop when the mean log-likelihood per sample changes by less from one EM step to the next. In
         float32 also when it changes by no more than its rounding; 0 takes max_iter steps.
       reg_covar: added to the variances as it is.
@@ -130,7 +132,7 @@ class GaussianMixture(BaseMixture):
         self,
         n_components: int = 1,
         *,
-        covariance_type: str | Family = "full",
+        covariance_type: ModelLike = "full",
         tol: float = 1e-3,
         reg_covar: float = 1e-6,
         max_iter: int = 100,
@@ -162,30 +164,30 @@ class GaussianMixture(BaseMixture):
         self.prior = prior
 
     def _given(self, X: Host, sample_weight: Host | None) -> Any:
-        family, (k, d) = get_family(self.covariance_type), (self.n_components, X.shape[1])
+        model, (k, d) = get_model(self.covariance_type), (self.n_components, X.shape[1])
         return (
             None if self.weights_init is None else checks.weights_init(self.weights_init, k),
             None if self.means_init is None else checks.means(self.means_init, (k, d)),
             None
             if self.precisions_init is None
             else checks.precisions(
-                self.precisions_init, checks.precision_shape(family, k, d), family, f"{family.name} precision"
+                self.precisions_init, checks.precision_shape(model, k, d), model, f"{model.name} precision"
             ),
         )
 
     def _begin(self, rows: Rows, X: Host, random_state: Any, given: Any) -> GMMParams:
-        family = get_family(self.covariance_type)
+        model = get_model(self.covariance_type)
         weights, means, precisions = given
-        scale = None if precisions is None else _scale_of(precisions, family)
+        scale = None if precisions is None else _scale_of(precisions, model)
         if weights is None or means is None or scale is None:
             resp = init.responsibilities(
                 self.init_params, X, rows.sample_weight, self.n_components, random_state
             )
-            start = init.m_step(resp, rows, family, float(self.reg_covar), self._prior(rows))
+            start = init.m_step(resp, rows, model, float(self.reg_covar), self._prior(rows))
         weights = start.weights if weights is None else weights
         means = start.means if means is None else means - rows.offset
         scale = start.scale if scale is None else scale
-        return to_device(log(weights), means, scale, family, rows.x.dtype)
+        return to_device(log(weights), means, scale, model, rows.x.dtype)
 
     def _resume(self, rows: Rows) -> GMMParams:
         return self._params(rows.x.dtype, rows.offset)
@@ -210,13 +212,13 @@ class GaussianMixture(BaseMixture):
         """The prior in the coordinates of the rows."""
         if self.prior is None:
             return None
-        family = get_family(self.covariance_type)
+        model = get_model(self.covariance_type)
         if isinstance(self.prior, str):
-            return priors.default_prior(rows.x, self.n_components, family, rows.weight)
+            return priors.default_prior(rows.x, self.n_components, model, rows.weight)
         prior = self.prior
         if prior.mean is not None:
             prior = dataclasses.replace(prior, mean=np.asarray(prior.mean, np.float64) - rows.offset)
-        return priors.check(prior, family, (self.n_components, rows.x.shape[1]), rows.x.dtype)
+        return priors.check(prior, model.component, (self.n_components, rows.x.shape[1]), rows.x.dtype)
 
     def _search(self, rows: Rows, X: Host, random_state: Any, given: Any, dtype: Any) -> None:
         if self.n_init != "auto":
@@ -238,25 +240,25 @@ class GaussianMixture(BaseMixture):
 
     def _refine(self, rows: Rows, dtype: Any) -> None:
         """One component's fit is the M-step of any start: take it in float64, whatever JAX computes in."""
-        family = get_family(self.covariance_type)
-        if self.n_components == 1 and self.max_iter > 0 and self.prior is None and family in SHAPED:
-            start = init.m_step(np.ones((len(rows.host), 1)), rows, family, float(self.reg_covar))
-            self._set(*start, None, family, rows.offset, dtype)
+        model = get_model(self.covariance_type)
+        if self.n_components == 1 and self.max_iter > 0 and self.prior is None and model in SHAPED:
+            start = init.m_step(np.ones((len(rows.host), 1)), rows, model, float(self.reg_covar))
+            self._set(*start, None, model, rows.offset, dtype)
 
     def _keep(self, state: GMMParams, rows: Rows, dtype: Any) -> None:
         log_weights, means, scale = host((state.log_weights, state.means, state.scale))
-        lower = None if state.family in SHAPED else lower_factors(state)
-        self._set(np.exp(log_weights), means, scale, lower, state.family, rows.offset, dtype)
+        lower = None if state.model in SHAPED else lower_factors(state)
+        self._set(np.exp(log_weights), means, scale, lower, state.model, rows.offset, dtype)
 
-    def _mixture(self) -> tuple[Host, Host, Any, Family]:
-        family = self._structure()
-        scale = scale_from_cholesky(family, self.precisions_cholesky_) if family in SHAPED else self._scale
-        return log(self.weights_), np.asarray(self.means_, np.float64), scale, family
+    def _mixture(self) -> tuple[Host, Host, Any, Model]:
+        model = self._structure()
+        scale = scale_from_cholesky(model, self.precisions_cholesky_) if model in SHAPED else self._scale
+        return log(self.weights_), np.asarray(self.means_, np.float64), scale, model
 
     def _n_parameters(self) -> int:
         """Free parameters of the components that have a weight."""
         k, d = int((np.asarray(self.weights_) > 0).sum()), self.means_.shape[1]
-        return int(free_parameters(self._structure(), k, d))
+        return int(self._structure().n_parameters(k, d))
 
     def _likelihood(self, X: Any, sample_weight: Any) -> tuple[Host, Host, Host]:
         """Responsibilities, log-densities and weights of new data."""
@@ -331,9 +333,12 @@ class GaussianMixture(BaseMixture):
           [0, 1]
         """
         check_mixture(params)
-        name = params.family.name
-        known = name in FAMILIES and FAMILIES[name] == params.family
-        mixture = cls(params.n_components, covariance_type=name if known else params.family, **parameters)
+        model: Any = params.model
+        with contextlib.suppress(ValueError):
+            model = model.name if get_model(model.name) == model else model
+        if model == get_model(params.covariance):  # a structure of the user's own
+            model = params.covariance
+        mixture = cls(params.n_components, covariance_type=model, **parameters)
         nowhere = Rows(
             params.means, params.log_weights, np.asarray(params.means), np.zeros(params.n_features), None
         )
@@ -350,19 +355,23 @@ def _weights(sample_weight: Any, X: Host) -> Host:
     return np.ones(len(X)) if weight is None else weight
 
 
-def _scale_of(precisions: Host, family: Family) -> Any:
+def _scale_of(precisions: Host, model: Model) -> Any:
     """The structure's own arrays from precisions in their own shape."""
-    if family in (diag, spherical):
+    if model in (DIAG, SPHERICAL):
         return 1 / np.sqrt(precisions)
     lower = lower_of_precision(precisions)
-    if family in (full, tied):
+    if model in (FULL, TIED):
         return lower
     k, d = precisions.shape[:2]
     covariances = lower @ np.swapaxes(lower, -1, -2)
-    shape = family.covariance_shape(k, d)
+    shape = model.covariance.covariance_shape(k, d)
     if shape != (k, d, d):
         variances = np.einsum("kdd->kd", covariances)
-        scale = host(family.from_variances(jnp.asarray(variances.astype(compute_dtype(np.float64)))))
+        scale = host(
+            model.covariance.from_variances(jnp.asarray(variances.astype(compute_dtype(np.float64))))
+        )
     else:
-        scale = host(family.from_covariance(jnp.asarray(covariances.astype(compute_dtype(np.float64)))))
+        scale = host(
+            model.covariance.from_covariance(jnp.asarray(covariances.astype(compute_dtype(np.float64))))
+        )
     return scale

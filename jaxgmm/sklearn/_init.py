@@ -1,4 +1,4 @@
-"""Where EM starts: scikit-learn's own responsibilities from a seed, and one M-step from them on the host."""
+"""Starts of the estimators: scikit-learn's own responsibilities from a seed, and one M-step on the host."""
 
 from __future__ import annotations
 
@@ -11,18 +11,14 @@ import numpy as np
 from jax import Array
 from sklearn.cluster import KMeans, kmeans_plusplus
 
-from jaxgmm.components.covariance.base import Family
-from jaxgmm.components.covariance.diagonal import diag, spherical
-from jaxgmm.components.covariance.full import full
-from jaxgmm.components.covariance.tied import tied
-from jaxgmm.data import Context
-from jaxgmm.em_map import weighted_m_step, with_prior
+from jaxgmm.components.weights import Model
+from jaxgmm.data import Context, Data, location_and_variance
+from jaxgmm.em import weighted_m_step, with_prior
 from jaxgmm.kernels.blocked_sum import block_rows
-from jaxgmm.kernels.exact import location_and_variance
 from jaxgmm.kernels.programs import jit
 from jaxgmm.mixture import GMMParams
 from jaxgmm.priors import Prior
-from jaxgmm.sklearn._conversion import SHAPED, CollapsedError, cholesky, host
+from jaxgmm.sklearn._conversion import DIAG, FULL, SHAPED, SPHERICAL, TIED, CollapsedError, cholesky, host
 from jaxgmm.sklearn._data import Host, Rows
 
 INIT_PARAMS = ("kmeans", "k-means++", "random", "random_from_data")
@@ -61,7 +57,7 @@ def responsibilities(
     return resp
 
 
-def m_step(resp: Host, rows: Rows, family: Family, reg_covar: float, prior: Prior | None = None) -> Start:
+def m_step(resp: Host, rows: Rows, model: Model, reg_covar: float, prior: Prior | None = None) -> Start:
     """One M-step from responsibilities (N, K), with `reg_covar` added to the variances as it is.
 
     For scikit-learn's four structures without a prior in float64 on the host, which compiles nothing.
@@ -70,20 +66,20 @@ def m_step(resp: Host, rows: Rows, family: Family, reg_covar: float, prior: Prio
       CollapsedError: where a covariance is not positive definite.
     """
     shares = resp if rows.sample_weight is None else resp * rows.sample_weight[:, None]
-    if family not in SHAPED or prior is not None:
-        return _compiled(resp, rows, family, reg_covar, prior)
+    if model not in SHAPED or prior is not None:
+        return _compiled(resp, rows, model, reg_covar, prior)
     # scikit-learn's guard against empty components, in units of the weights: only their ratios matter.
     unit = 1.0 if rows.sample_weight is None else rows.sample_weight.mean()
     counts = shares.sum(0) + 10 * np.finfo(np.float64).eps * unit
     blocks = [slice(first, first + 16384) for first in range(0, len(shares), 16384)]
     x = rows.host
     means = sum(shares[b].T @ x[b].astype(np.float64) for b in blocks) / counts[:, None]
-    if family == full:
+    if model == FULL:
         spread = np.stack([_scatter(x, shares[:, k], means[k], blocks) for k in range(len(means))])
         covariances = spread / counts[:, None, None]
         covariances[:, np.arange(x.shape[1]), np.arange(x.shape[1])] += reg_covar
         return Start(counts / counts.sum(), means, cholesky(covariances))
-    if family == tied:
+    if model == TIED:
         if (resp.sum(1) > 0).all():
             # Nothing cancels, however far apart the means are.
             within = sum(_scatter(x, shares[:, k], mean, blocks) for k, mean in enumerate(means))
@@ -101,11 +97,11 @@ def m_step(resp: Host, rows: Rows, family: Family, reg_covar: float, prior: Prio
         for k, mean in enumerate(means):
             variances[k] += shares[b, k] @ np.square(x[b] - mean)
     variances = variances / counts[:, None] + reg_covar
-    if family == spherical:
+    if model == SPHERICAL:
         variances = variances.mean(1)
     if not (variances > 0).all():
         raise CollapsedError
-    assert family in (diag, spherical)
+    assert model in (DIAG, SPHERICAL)
     return Start(counts / counts.sum(), means, np.sqrt(variances))
 
 
@@ -119,18 +115,18 @@ def _scatter(x: Host, weight: Host, centre: Host, blocks: list[slice]) -> Host:
     return total
 
 
-@functools.partial(jit, static_argnames=("family", "block_size"))
+@functools.partial(jit, static_argnames=("model", "block_size"))
 def _device_m_step(
-    r: Array, x: Array, w: Array, reg_covar: Array, prior: Prior | None, *, family: Family, block_size: int
+    r: Array, x: Array, w: Array, reg_covar: Array, prior: Prior | None, *, model: Model, block_size: int
 ) -> GMMParams:
     _, variance = location_and_variance(x, w)
     zero, ridge = jnp.zeros(x.shape[1], x.dtype), jnp.broadcast_to(reg_covar, x.shape[1:])
-    f = Context(zero, jnp.where(variance > 0, variance, 1), ridge)
-    f = with_prior(f, prior, family, (r.shape[1], x.shape[1]))
-    return weighted_m_step(r, x, w, f, family, block_size)
+    f = Context(zero, jnp.where(variance > 0, variance, 1), ridge, zero)
+    f = with_prior(f, prior, model, (r.shape[1], x.shape[1]))
+    return weighted_m_step(r, Data(x, w), f, model, block_size)
 
 
-def _compiled(resp: Host, rows: Rows, family: Family, reg_covar: float, prior: Prior | None) -> Start:
+def _compiled(resp: Host, rows: Rows, model: Model, reg_covar: float, prior: Prior | None) -> Start:
     padded = np.zeros((rows.x.shape[0], resp.shape[1]), rows.x.dtype)
     padded[: len(resp)] = resp
     # A row that no seed took does not count at all.
@@ -138,7 +134,7 @@ def _compiled(resp: Host, rows: Rows, family: Family, reg_covar: float, prior: P
     n_rows = block_rows(rows.x.shape[0], resp.shape[1], rows.x.shape[1])
     params = _device_m_step(
         jnp.asarray(padded), rows.x, weight, jnp.asarray(reg_covar, rows.x.dtype), prior,
-        family=family, block_size=n_rows,
+        model=model, block_size=n_rows,
     )  # fmt: skip
     start = Start(*host((params.weights, params.means, params.scale)))
     if not all(np.isfinite(leaf).all() for leaf in (start.means, *jax.tree.leaves(start.scale))):

@@ -27,7 +27,7 @@ class GaussianMixtureRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
 
     Args:
       n_components: number of components.
-      covariance_type: a name or a `jaxgmm.components.Family`, of inputs and outputs together; structures
+      covariance_type: a name or a `jaxgmm.components.Covariance`, of inputs and outputs together; structures
         without correlations give functions that are constant within a component.
       tol: as in `GaussianMixture`, and so on down to `random_state`.
       reg_covar: added to the variances.

@@ -1,1 +1,1 @@
-"""Fixed points of any map, their derivatives, and the linear solves these need. Nothing of mixtures."""
+"""Solvers: fixed points of any map, their derivatives, and linear solves. Nothing of mixtures."""

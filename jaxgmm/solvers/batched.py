@@ -1,8 +1,8 @@
-"""Many fixed points at once in a few slots, each of which takes the next start when its own has ended.
+"""Batched fixed-point solver: several at a time; those that have converged are replaced by waiting ones.
 
-Plain `vmap` over a `while_loop` turns until the slowest lane has converged, and computes all of the others
-again on every turn. Here the lanes that are still under way fill the batch, so that what a turn costs is
-shared and none of it is wasted before the starts run out.
+Plain `vmap` over a `while_loop` iterates until the slowest of all has converged, and computes all of the
+others again in every iteration. Here those that are still under way fill the batch, so that the cost of an
+iteration is shared, and none of it is wasted before the last starts are taken.
 """
 
 from __future__ import annotations
@@ -18,22 +18,23 @@ from jaxgmm.kernels.manual_axes import varying_like
 from jaxgmm.solvers.implicit import Chart, Derivative, Evaluation
 from jaxgmm.solvers.squarem import (
     RUNNING,
-    Memory,
     Solution,
     State,
     begin,
     no_memory,
     solution,
-    turn,
+    update,
 )
 
 PyTree = Any
 
 
-class _Table(NamedTuple):
-    slots: State  # (W, ...)
-    lane: Array  # (W,) int32: whose state it is; R for nobody's
-    waiting: Array  # () int32: the first lane that has not begun
+class _Batch(NamedTuple):
+    """W states under way, and the R of all fixed points."""
+
+    states: State  # (W, ...)
+    number: Array  # (W,) int32: whose state it is; R for nobody's
+    waiting: Array  # () int32: the first index that has not begun
     ended: State  # (R, ...)
 
 
@@ -43,6 +44,62 @@ def _put(into: PyTree, at: Array, values: PyTree) -> PyTree:
 
 def _take(tree: PyTree, at: Array) -> PyTree:
     return jax.tree.map(lambda a: jnp.take(a, at, axis=0, mode="clip"), tree)
+
+
+def advance(
+    evaluate: Callable[[PyTree, PyTree], Evaluation],
+    states: State,
+    data_of: Callable[[Array], PyTree],
+    *,
+    width: int,
+    chart: Chart | None,
+    tol: Array,
+    max_iter: Array,
+    accelerate: Array,
+) -> State:
+    """Iterations from states (R, ...) until the status of each says that it has ended. Not differentiated.
+
+    Args:
+      evaluate: as in `squarem.solve`.
+      states: where to begin; those that have ended stay.
+      data_of: () int32 -> the data of that index. What does not depend on the index is shared by all of them.
+      width: W, how many are under way at once; static.
+      chart: as in `squarem.solve`.
+      tol: as there.
+      max_iter: (R,) int32, a limit for each.
+      accelerate: as there.
+    """
+    n_all = int(max_iter.shape[0])
+    width = min(width, n_all)
+    indices = jnp.arange(n_all, dtype=jnp.int32)
+    states = lax.stop_gradient(states)
+
+    def one(s: State, index: Array) -> State:
+        limit = jnp.take(max_iter, index, mode="clip")
+        return update(evaluate(s.point, lax.stop_gradient(data_of(index))), s, chart, tol, limit, accelerate)
+
+    def iterate(b: _Batch) -> _Batch:
+        after = jax.vmap(one)(b.states, b.number)
+        over = (after.status != RUNNING) & (b.number < n_all)
+        # Most iterations end nothing, and to replace none costs as much as to replace all.
+        seen = varying_like((b._replace(states=after), over), outside)
+        return lax.cond(over.any(), lambda *a: varying_like(replaced(*a), outside), lambda b, _: b, *seen)
+
+    def replaced(b: _Batch, over: Array) -> _Batch:
+        ended = _put(b.ended, jnp.where(over, b.number, n_all), b.states)
+        following = b.waiting + jnp.cumsum(over.astype(jnp.int32)) - 1
+        index = jnp.where(over, jnp.minimum(following, n_all), b.number)
+        fresh = over & (index < n_all)
+        taken = _take(states, index)
+        kept = jax.tree.map(
+            lambda a, b: jnp.where(fresh.reshape(-1, *(1,) * (a.ndim - 1)), a, b), taken, b.states
+        )
+        return _Batch(kept, index, b.waiting + over.sum(dtype=jnp.int32), ended)
+
+    outside = states, max_iter, tol, accelerate, jax.eval_shape(data_of, indices[0])
+    begun = _Batch(_take(states, indices[:width]), indices[:width], jnp.asarray(width, jnp.int32), states)
+    end = lax.while_loop(lambda b: (b.number < n_all).any(), iterate, varying_like(begun, outside))
+    return end.ended
 
 
 def solve(
@@ -57,59 +114,12 @@ def solve(
     accelerate: Array,
     history_size: int,
     derivative: Derivative,
-    memory: Memory | None = None,
-    turning: Callable[[PyTree, PyTree], Evaluation] | None = None,
 ) -> Solution:
-    """`squarem.solve` from each of some starts.
-
-    Args:
-      evaluate: as there.
-      starts: points with a leading axis R.
-      data_of: () int32 -> the data of that lane. What does not depend on the lane is shared by all of them.
-      width: W, how many lanes are under way at once; static.
-      chart: as there.
-      tol: as there.
-      max_iter: (R,) int32, each lane's own.
-      accelerate: as there.
-      history_size: as there.
-      derivative: as there.
-      memory: as there, with a leading axis R.
-      turning: `evaluate` for the turns, of which nobody asks a derivative; None for the same.
-
-    Returns:
-      A `Solution` with a leading axis R.
-    """
-    n_lanes = int(max_iter.shape[0])
-    width = min(width, n_lanes)
-    lanes = jnp.arange(n_lanes, dtype=jnp.int32)
-    if memory is None:
-        memory = jax.tree.map(lambda a: jnp.broadcast_to(a, (n_lanes,)), no_memory(tol.dtype))
-    first = jax.vmap(lambda p, m: begin(p, m, history_size))(*lax.stop_gradient((starts, memory)))
-
-    def one(s: State, lane: Array) -> State:
-        data = lax.stop_gradient(data_of(lane))
-        limit = jnp.take(max_iter, lane, mode="clip")
-        return turn((turning or evaluate)(s.point, data), s, chart, tol, limit, accelerate)
-
-    def together(t: _Table) -> _Table:
-        slots = jax.vmap(one)(t.slots, t.lane)
-        over = (slots.status != RUNNING) & (t.lane < n_lanes)
-        # Most turns end nothing, and to put away nothing costs as much as to put away all.
-        after = varying_like((t._replace(slots=slots), over), outside)
-        return lax.cond(over.any(), lambda *a: varying_like(replaced(*a), outside), lambda t, _: t, *after)
-
-    def replaced(t: _Table, over: Array) -> _Table:
-        ended = _put(t.ended, jnp.where(over, t.lane, n_lanes), t.slots)
-        following = t.waiting + jnp.cumsum(over.astype(jnp.int32)) - 1
-        lane = jnp.where(over, jnp.minimum(following, n_lanes), t.lane)
-        fresh = over & (lane < n_lanes)
-        taken = _take(first, lane)
-        slots = jax.tree.map(
-            lambda a, b: jnp.where(fresh.reshape(-1, *(1,) * (a.ndim - 1)), a, b), taken, t.slots
-        )
-        return _Table(slots, lane, t.waiting + over.sum(dtype=jnp.int32), ended)
-
-    outside = first, max_iter, tol, accelerate, jax.eval_shape(data_of, lanes[0])
-    begun = _Table(_take(first, lanes[:width]), lanes[:width], jnp.asarray(width, jnp.int32), first)
-    end = lax.while_loop(lambda t: (t.lane < n_lanes).any(), together, varying_like(begun, outside)).ended
-    return jax.vmap(lambda s, lane: solution(evaluate, derivative, s, data_of(lane)))(end, lanes)
+    """`squarem.solve` from each of the starts (R, ...), with the arguments of `advance`."""
+    memory = no_memory(tol.dtype)
+    states = jax.vmap(lambda p: begin(p, memory, history_size))(lax.stop_gradient(starts))
+    states = advance(
+        evaluate, states, data_of, width=width, chart=chart, tol=tol, max_iter=max_iter, accelerate=accelerate
+    )
+    indices = jnp.arange(max_iter.shape[0], dtype=jnp.int32)
+    return jax.vmap(lambda s, i: solution(evaluate, derivative, s, data_of(i)))(states, indices)

@@ -1,4 +1,4 @@
-"""The derivative of a fixed point by the implicit function theorem: a solve with the map's Jacobian."""
+"""Implicit differentiation of a fixed point: a solve with the map's Jacobian."""
 
 from __future__ import annotations
 
@@ -167,12 +167,12 @@ def _implicit(
     twin = operator if how.symmetric else None
 
     def transposed(matvec: Callable[[Array], Array], b: Array) -> Array:
-        return settle(krylov(matvec, b, twin), b)
+        return trusted_or_nan(krylov(matvec, b, twin), b)
 
     def forward(matvec: Callable[[Array], Array], b: Array) -> Array:
-        return settle(krylov(matvec, b), b)
+        return trusted_or_nan(krylov(matvec, b), b)
 
-    def settle(answer: Answer, b: Array) -> Array:
+    def trusted_or_nan(answer: Answer, b: Array) -> Array:
         # Nothing asked, nothing wrong: an unconverged fit that does not enter a loss must not spoil it. Here
         # rather than outside, for a mask of NaN is not linear, and its transpose would be zero.
         asked = (b != 0).any()

@@ -1,4 +1,4 @@
-"""Linear systems and spectra of an operator that is known by its products alone: GMRES and Arnoldi."""
+"""Krylov methods: GMRES and Arnoldi, for an operator known by its products."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def gmres(
             j, _, _, _, g = s
             return (j < m) & (jnp.abs(g[j]) > tol)
 
-        def turn(s: tuple[Array, Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array, Array]:
+        def iterate(s: tuple[Array, Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array, Array]:
             j, basis, upper, rotation, g = s
             column, basis = _extend(matvec, basis, j)
             column = _dot(rotation, column)
@@ -106,7 +106,7 @@ def gmres(
         g = jnp.zeros(m + 1, dtype).at[0].set(length)
         upper, rotation = jnp.zeros((m, m), dtype), jnp.eye(m + 1, dtype=dtype)
         j, basis, upper, _, g = lax.while_loop(
-            go_on, turn, varying_like((jnp.zeros((), jnp.int32), first, upper, rotation, g), b)
+            go_on, iterate, varying_like((jnp.zeros((), jnp.int32), first, upper, rotation, g), b)
         )
         filled = (jnp.arange(m, dtype=jnp.int32) < j) & (jnp.abs(jnp.diagonal(upper)) > 0)
         square = jnp.where(filled[None, :] & filled[:, None], upper, jnp.eye(m, dtype=dtype))

@@ -1,4 +1,4 @@
-"""Fixed points of a map that climbs an objective: safeguarded SQUAREM, its stopping rule, its status.
+"""Fixed points of a map that climbs an objective: safeguarded SQUAREM, stopping rule, status.
 
 Nothing here knows of mixtures. A map F is given as a function that *evaluates* a point θ: F(θ) together with
 what is known at θ itself: the objective, how long the step θ → F(θ) is, and how much of either is rounding.
@@ -74,7 +74,8 @@ class State(NamedTuple):
     history: Array  # (history_size,)
 
 
-def _select(condition: Array, yes: PyTree, no: PyTree) -> PyTree:
+def select(condition: Array, yes: PyTree, no: PyTree) -> PyTree:
+    """One tree or the other, by a condition ()."""
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)
 
 
@@ -108,7 +109,7 @@ def no_memory(dtype: Any) -> Memory:
 
 
 def begin(start: PyTree, memory: Memory, history_size: int) -> State:
-    """The state before the first turn from a start.
+    """The state before the first iteration from a start.
 
     What is not known yet is infinite and not NaN, which JAX's debugging tools report.
     """
@@ -132,7 +133,7 @@ def begin(start: PyTree, memory: Memory, history_size: int) -> State:
 
 
 def onward(end: State) -> State:
-    """The state before the first turn from where another iteration ended, whose steps and memory count on.
+    """The state before a new iteration from where another ended, whose steps and memory count on.
 
     The map may be another one, so that nothing is compared with what the first said of the point.
     """
@@ -140,10 +141,16 @@ def onward(end: State) -> State:
     return fresh._replace(n_iter=end.n_iter, history=end.history)
 
 
-def turn(
+def hand_over(ended: State, fresh: State) -> State:
+    """The state before an iteration on another map: `onward`, or `fresh` if this one has failed."""
+    sound = (ended.status == Status.CONVERGED) | (ended.status == Status.MAX_ITER)
+    return select(sound, onward(ended), fresh)
+
+
+def update(
     e: Evaluation, s: State, chart: Chart | None, tol: Array, max_iter: Array, accelerate: Array
 ) -> State:
-    """One turn, after the map has been evaluated at the state's point; the rest is as in `solve`."""
+    """One iteration, after the map has been evaluated at the state's point: the stopping rule of `solve`."""
     dtype = tol.dtype
     eps = epsilon(dtype)
     history_size = s.history.size
@@ -153,8 +160,8 @@ def turn(
     first = s.objective == -jnp.inf
     good = finite & ~(fell & ~first) & (e.valid | ~s.extrapolated)
 
-    # An extrapolation hides the slow modes behind those that it stirred up: a horizon once seen is
-    # forgotten only by and by.
+    # An extrapolation hides the slow modes: the estimated remaining distance decays by
+    # `_FORGET` from one iteration to the next.
     # Not 0 / 0, where steps of length 0 are asked for (tol=0).
     rate = jnp.clip(e.step / jnp.maximum(s.step, float(jnp.finfo(dtype).tiny)), 0, _MAX_RATE)
     seen = jnp.maximum(rate / (1 - rate), s.horizon * _FORGET)
@@ -173,7 +180,7 @@ def turn(
     plain = jnp.where(finite, plain, outside)
     status = jnp.where(s.extrapolated, status, plain)
 
-    base, image = _select(good, (s.point, e.image), (s.base, s.image))
+    base, image = select(good, (s.point, e.image), (s.base, s.image))
     point, extrapolated, at_radius = image, jnp.asarray(False), jnp.asarray(False)
     if chart is not None:
         finest = jnp.sqrt(jnp.maximum(e.step / jnp.maximum(e.noise, float(jnp.finfo(dtype).tiny)), 1))
@@ -182,9 +189,9 @@ def turn(
         def leap(_: None) -> tuple[PyTree, Array, Array]:
             trial, cut = _extrapolate(chart, (s.base, s.point, e.image), s.radius, finest)
             taken = wanted & ~_has_nan(trial)
-            return _select(taken, trial, image), taken, cut & taken
+            return select(taken, trial, image), taken, cut & taken
 
-        # Also of many lanes at once, plain EM does without: whether to accelerate is the same for all.
+        # Plain EM of a batch also does without: whether to accelerate is the same for all.
         seen_by_both = (image, wanted, s.radius, finest, s.base, s.point, e.image)
 
         def leap_or_not(found: tuple[PyTree, Array, Array]) -> tuple[PyTree, Array, Array]:
@@ -235,8 +242,8 @@ def solve(
 
     Two plain steps θ0 → θ1 → θ2 give r = θ1 − θ0, v = (θ2 − θ1) − r and the trial θ0 + 2αr + α²v with
     α = ‖r‖/‖v‖ cut to [1, radius]. The trial is kept if its objective is no lower than θ1's; otherwise the
-    iteration goes on from θ2, so that it is never slower than the plain one by more than the trial. Each turn
-    of the loop evaluates F once, whatever it is evaluated at: the map is compiled once.
+    iteration goes on from θ2, so that it is never slower than the plain one by more than the trial. Each
+    iteration of the loop evaluates F once, whatever it is evaluated at: the map is compiled once.
 
     It stops when the distance still to go is below `tol`: with ρ the ratio of two consecutive plain steps, a
     step of length Δ leaves Δρ/(1 − ρ). It also stops when Δ is down to rounding (`Evaluation.noise`). With
@@ -280,11 +287,11 @@ def advance(
     max_iter: Array,
     accelerate: Array,
 ) -> State:
-    """Turns from a state until one of them ends the iteration; none if it has ended. Not differentiated."""
+    """Iterations from a state until its status says that it has ended. Not differentiated."""
     outside = data, tol, max_iter, accelerate
 
     def one(s: State) -> State:
-        after = turn(evaluate(s.point, data), s, chart, tol, max_iter, accelerate)
+        after = update(evaluate(s.point, data), s, chart, tol, max_iter, accelerate)
         return varying_like(after, outside)
 
     return lax.while_loop(lambda s: s.status == RUNNING, one, varying_like(state, outside))

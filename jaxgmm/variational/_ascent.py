@@ -1,4 +1,4 @@
-"""Variational EM: responsibilities and posterior by turns, a compiled loop that climbs the evidence bound."""
+"""Variational EM: a compiled loop that climbs the evidence bound."""
 
 from __future__ import annotations
 
@@ -11,16 +11,21 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from jaxgmm import _validate as validate
-from jaxgmm.components.covariance.base import Family
+from jaxgmm.components.covariance.base import Covariance
 from jaxgmm.components.covariance.diagonal import diag, spherical
 from jaxgmm.components.covariance.tied import tied
-from jaxgmm.data import centring
-from jaxgmm.em_map import reference_params
+from jaxgmm.components.gaussian import gaussian
+from jaxgmm.components.registry import ModelLike
+from jaxgmm.components.weights import Model
+from jaxgmm.data import Data, centring, location_and_variance
+from jaxgmm.em import reference_params
+from jaxgmm.kernels import exact
+from jaxgmm.kernels.base import Statistics
 from jaxgmm.kernels.blocked_sum import block_rows
-from jaxgmm.kernels.exact import Moments, accumulate, location_and_variance
 from jaxgmm.kernels.linalg import embed_diagonal, epsilon
 from jaxgmm.kernels.manual_axes import varying_like
 from jaxgmm.kernels.programs import jit
+from jaxgmm.priors import conjugate
 from jaxgmm.solvers.squarem import Status
 from jaxgmm.variational import _model as model
 from jaxgmm.variational._bound import evidence_bound, expected
@@ -31,11 +36,7 @@ MAX_ITER = 1000
 HISTORY_SIZE = 256
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["posterior", "bound", "n_iter", "status", "history"],
-    meta_fields=[],
-)
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class VariationalFit:
     """A variational posterior and how its fit ended; under `vmap` every array has leading batch axes.
@@ -65,16 +66,16 @@ def settled(value: Array, before: Array, tol: Array) -> Array:
     return jnp.abs(value - before) < jnp.maximum(tol, rounding)
 
 
-def _roots(prior: VariationalPrior, family: Family, reg_covar: Array) -> tuple[Array, Array]:
+def _roots(prior: VariationalPrior, structure: Covariance, reg_covar: Array) -> tuple[Array, Array]:
     """Columns (D, R) whose squares are the prior's covariance, and those of the ridge."""
     d = prior.mean.shape[0]
-    if family in (diag, spherical):
-        return root(prior, family)[:, None], jnp.broadcast_to(jnp.sqrt(reg_covar), (d, 1))
-    return root(prior, family), embed_diagonal(jnp.broadcast_to(jnp.sqrt(reg_covar), (d,)))
+    if structure in (diag, spherical):
+        return root(prior, structure)[:, None], jnp.broadcast_to(jnp.sqrt(reg_covar), (d, 1))
+    return root(prior, structure), embed_diagonal(jnp.broadcast_to(jnp.sqrt(reg_covar), (d,)))
 
 
 def maximise(
-    q: VariationalPosterior, moments: Moments, prior: VariationalPrior, reg_covar: Array
+    q: VariationalPosterior, moments: Statistics, prior: VariationalPrior, reg_covar: Array
 ) -> VariationalPosterior:
     """The posterior that is best for responsibilities, from their moments about the means and scale of q.
 
@@ -85,38 +86,29 @@ def maximise(
     References:
       Bishop (2006), equations 10.58–10.63.
     """
-    family, n = q.family, moments.weight
+    structure, n = q.structure, moments.weight
     k = n.shape[0]
-    whiten = family.whitener(q.scale)
+    whiten = structure.whitener(q.scale)
     gap = whiten((prior.mean[None, :] - q.means)[:, :, None])
-    precision = prior.mean_precision + n
-    moved = (moments.first + prior.mean_precision * gap[:, :, 0]) / precision[:, None]
-    some = n > 0
-    safe = jnp.where(some, n, 1)
-    between = moments.first / safe[:, None] - gap[:, :, 0]
     roots, ridge = (
-        whiten(jnp.broadcast_to(a[None], (k, *a.shape))) for a in _roots(prior, family, reg_covar)
+        whiten(jnp.broadcast_to(a[None], (k, *a.shape))) for a in _roots(prior, structure, reg_covar)
     )
-    y = jnp.concatenate([between[:, :, None], roots, ridge], axis=2)
-    times = [
-        (n * prior.mean_precision / precision)[:, None],
-        jnp.ones((k, roots.shape[2]), n.dtype),
-        jnp.broadcast_to(n[:, None], (k, ridge.shape[2])),
-    ]
-    second = jax.tree.map(
-        jnp.add, moments.second, family.second_moment(q.scale, y, jnp.concatenate(times, axis=1))
-    )
-    dof = prior.dof + n
-    # `update` subtracts weight · centre centreᵀ, which has to be n ȳ ȳᵀ.
-    centre = moments.first / jnp.sqrt(safe * dof)[:, None]
-    scale, _ = family.update(q.scale, dof, centre, second, jnp.zeros_like(prior.mean))
-    if family == tied:
+    times = [jnp.ones((k, roots.shape[2]), n.dtype), jnp.broadcast_to(n[:, None], (k, ridge.shape[2]))]
+    strength = jnp.broadcast_to(prior.mean_precision, n.shape)
+    target = conjugate(
+        structure, q.scale, (n, moments.first, moments.second), (strength, gap[:, :, 0]),
+        jnp.broadcast_to(prior.dof, n.shape), jnp.concatenate([roots, ridge], axis=2),
+        jnp.concatenate(times, axis=1),
+    )  # fmt: skip
+    dof = target.weight
+    scale, _ = structure.update(q.scale, dof, target.centre, target.second, jnp.zeros_like(prior.mean))
+    if structure == tied:
         dof = jnp.broadcast_to(dof.mean(), dof.shape)
-    means = q.means + family.colour(q.scale, moved[:, :, None])[:, :, 0]
-    return VariationalPosterior(*model.counted(prior, n), means, precision, dof, scale, family)
+    means = q.means + structure.colour(q.scale, target.mean[:, :, None])[:, :, 0]
+    return VariationalPosterior(*model.counted(prior, n), means, strength + n, dof, scale, structure)
 
 
-@functools.partial(jit, static_argnames=("family", "block_size"))
+@functools.partial(jit, static_argnames=("structure", "block_size"))
 def start(
     r: Array,
     x: Array,
@@ -124,20 +116,20 @@ def start(
     prior: VariationalPrior,
     reg_covar: Array,
     *,
-    family: Family,
+    structure: Covariance,
     block_size: int,
 ) -> VariationalPosterior:
     """The posterior of given responsibilities (N, K); rows of zeros count for nothing."""
     location, variance = location_and_variance(x, w)
     means = jnp.broadcast_to(location, (r.shape[1], x.shape[1]))
-    about = reference_params(family, means, jnp.where(variance > 0, variance, 1))
+    about = reference_params(Model(gaussian(structure)), means, jnp.where(variance > 0, variance, 1))
     q = dataclasses.replace(
-        model.without_data(prior, family, r.shape[1]), means=about.means, scale=about.scale
+        model.without_data(prior, structure, r.shape[1]), means=about.means, scale=about.scale
     )
 
     def again(_: int, q: VariationalPosterior) -> VariationalPosterior:
         params = dataclasses.replace(about, means=q.means, scale=q.scale)
-        new = maximise(q, accumulate(params, x, w, resp=r, block_size=block_size), prior, reg_covar)
+        new = maximise(q, exact.sums(params, Data(x, w), block_size=block_size, resp=r), prior, reg_covar)
         return varying_like(new, r, x, w)
 
     # Twice: the second pass measures about the first one's result, where nothing cancels.
@@ -165,7 +157,7 @@ def ascend(
 
     def iterate(fit: VariationalFit) -> VariationalFit:
         params = expected(fit.posterior, reg_covar)
-        moments = accumulate(params, x, w, block_size=block_size)
+        moments = exact.sums(params, Data(x, w), block_size=block_size)
         image = maximise(fit.posterior, moments, prior, reg_covar)
         value = evidence_bound(params, moments, image, prior)
         finite = jnp.stack([jnp.isfinite(a).all() for a in jax.tree.leaves((image, value))]).all()
@@ -199,7 +191,7 @@ def fit_variational(
     sample_weight: ArrayLike | None = None,
     *,
     prior: VariationalPrior | None = None,
-    covariance_type: str | Family = "full",
+    covariance_type: ModelLike = "full",
     tol: ArrayLike = TOL,
     max_iter: int | Array = MAX_ITER,
     reg_covar: ArrayLike = 0.0,
@@ -230,9 +222,9 @@ def fit_variational(
 
     Example:
       >>> import jax, jaxgmm
-      >>> X = jax.random.normal(jax.random.key(0), (300, 2))
-      >>> resp = jaxgmm.init.random_resp(jax.random.key(1), X, 3)
-      >>> fit = jaxgmm.fit_variational(resp, X)
+      >>> X = jax.random.normal(jax.random.key(0), (200, 2))
+      >>> resp = jaxgmm.init.random_resp(jax.random.key(1), X, 2)
+      >>> fit = jaxgmm.fit_variational(resp, X, covariance_type="spherical")
       >>> jaxgmm.Status(int(fit.status)).name
       'CONVERGED'
 
@@ -243,16 +235,16 @@ def fit_variational(
     r = validate.responsibilities(resp, x)
     w = validate.weight(sample_weight, x)
     w = jnp.ones(x.shape[0], x.dtype) if w is None else w
-    family = model.family_of(covariance_type)
+    structure = model.structure_of(covariance_type)
     if prior is None:
-        prior = model.variational_prior(x, r.shape[1], family, w)
-    checked = model.check(prior, family, x.shape[1], x.dtype)
+        prior = model.variational_prior(x, r.shape[1], structure, w)
+    checked = model.check(prior, structure, x.shape[1], x.dtype)
     reg = validate.not_negative(reg_covar, "reg_covar", x.dtype)
     rows = block_rows(x.shape[0], r.shape[1], x.shape[1])
     # Means are not rounded at a large offset: the fit is about the mean of the data.
     centred, shift = _centred(x, w)
     about = dataclasses.replace(checked, mean=checked.mean - shift)
-    q = start(r, centred, w, about, reg, family=family, block_size=rows)
+    q = start(r, centred, w, about, reg, structure=structure, block_size=rows)
     fit = ascend(
         q, centred, w, jnp.full((), -jnp.inf, x.dtype), validate.not_negative(tol, "tol", x.dtype),
         validate.step_limit(max_iter), reg, about, block_size=rows,

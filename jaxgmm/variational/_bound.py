@@ -11,9 +11,9 @@ from jax.scipy.special import digamma, gammaln
 
 from jaxgmm.components.covariance.diagonal import diag, spherical
 from jaxgmm.components.covariance.tied import tied
-from jaxgmm.density import log_normaliser
-from jaxgmm.kernels.exact import Moments
-from jaxgmm.mixture import GMMParams
+from jaxgmm.components.gaussian import gaussian
+from jaxgmm.kernels.base import Statistics
+from jaxgmm.mixture import GMMParams, log_normaliser
 from jaxgmm.variational._model import VariationalPosterior, VariationalPrior, without_data
 
 LOG_2 = float(np.log(2))
@@ -31,11 +31,11 @@ def _of_precisions(q: VariationalPosterior) -> tuple[Array, int]:
     L is the number of precisions, K or for tied 1; M is D for Wishart distributions and 1 for gammas.
     """
     k, d = q.means.shape
-    if q.family == spherical:
+    if q.structure == spherical:
         return 0.5 * d * q.dof[:, None], 1
-    if q.family == diag:
+    if q.structure == diag:
         return 0.5 * q.dof[:, None], d
-    return _halves(k * q.dof[:1] if q.family == tied else q.dof, d), 1
+    return _halves(k * q.dof[:1] if q.structure == tied else q.dof, d), 1
 
 
 def expected(q: VariationalPosterior, reg_covar: Array) -> GMMParams:
@@ -58,11 +58,11 @@ def expected(q: VariationalPosterior, reg_covar: Array) -> GMMParams:
         piece, left = jnp.concatenate([a - both, none]), jnp.concatenate([none, jnp.cumsum(rest - both)])
         log_weights = (piece + left)[:k]
     # E[log |Λ_k|] − log |E[Λ_k]|
-    scale = 0.5 * (d if q.family == spherical else k if q.family == tied else 1) * q.dof
-    total = precisions.reshape(arguments.shape).sum(1) * times * (d if q.family == spherical else 1)
+    scale = 0.5 * (d if q.structure == spherical else k if q.structure == tied else 1) * q.dof
+    total = precisions.reshape(arguments.shape).sum(1) * times * (d if q.structure == spherical else 1)
     excess = total - d * jnp.log(scale)
-    spread = d / q.mean_precision + reg_covar * q.family.inverse_diagonal(q.scale, (k, d)).sum(-1)
-    return GMMParams(log_weights + 0.5 * (excess - spread), q.means, q.scale, q.family)
+    spread = d / q.mean_precision + reg_covar * q.structure.inverse_diagonal(q.scale, (k, d)).sum(-1)
+    return GMMParams(log_weights + 0.5 * (excess - spread), q.means, q.scale, gaussian(q.structure))
 
 
 def _gammas(q: VariationalPosterior) -> tuple[Array, Array]:
@@ -79,22 +79,22 @@ def _gammas(q: VariationalPosterior) -> tuple[Array, Array]:
 def _powers(q: VariationalPosterior) -> Array:
     """() the logarithm of the normaliser of q, but for gamma functions and powers of π."""
     k, d = q.means.shape
-    log_det, dof = q.family.log_det(q.scale, (k, d)), q.dof
-    if q.family == tied:
+    log_det, dof = q.structure.log_det(q.scale, (k, d)), q.dof
+    if q.structure == tied:
         log_det, dof = log_det[:1], k * dof[:1]
-    half = 0.5 * (d if q.family == spherical else 1) * dof
+    half = 0.5 * (d if q.structure == spherical else 1) * dof
     return -0.5 * (dof * (log_det + d * jnp.log(half))).sum() - 0.5 * d * jnp.log(q.mean_precision).sum()
 
 
 def _trace(params: GMMParams, second: Any) -> Array:
     """() Σ r ‖y‖² from second moments."""
-    if params.family in (diag, spherical):
+    if params.covariance in (diag, spherical):
         return second.sum()
     return jnp.trace(second, axis1=-2, axis2=-1).sum()
 
 
 def evidence_bound(
-    params: GMMParams, moments: Moments, q: VariationalPosterior, prior: VariationalPrior
+    params: GMMParams, moments: Statistics, q: VariationalPosterior, prior: VariationalPrior
 ) -> Array:
     """() the evidence bound of the responsibilities that gave `moments`, and the posterior q that they give.
 
@@ -105,7 +105,7 @@ def evidence_bound(
     constants = params.log_weights + log_normaliser(params)
     exponents = (moments.weight * jnp.where(moments.weight > 0, constants, 0)).sum()
     entropy = moments.log_likelihood - exponents + 0.5 * _trace(params, moments.second)
-    begun = without_data(prior, q.family, k)
+    begun = without_data(prior, q.structure, k)
     (after, plus), (before, minus) = _gammas(q), _gammas(begun)
     gammas = jnp.concatenate([plus, -minus]) * gammaln(jnp.concatenate([after, before]))
     change = gammas.sum() + _powers(q) - _powers(begun)

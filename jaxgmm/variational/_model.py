@@ -1,4 +1,4 @@
-"""The Bayesian mixture: its prior, its variational posterior, and the expectations that EM takes of them."""
+"""Bayesian mixture: its prior, and its variational posterior."""
 
 from __future__ import annotations
 
@@ -13,24 +13,22 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jaxgmm import _validate as validate
-from jaxgmm.components.covariance.base import Family
+from jaxgmm.components.covariance.base import Covariance
 from jaxgmm.components.covariance.diagonal import diag, spherical
 from jaxgmm.components.covariance.full import full
-from jaxgmm.components.covariance.registry import get_family
 from jaxgmm.components.covariance.tied import tied
-from jaxgmm.kernels.exact import location_and_variance, scatter
+from jaxgmm.components.gaussian import gaussian
+from jaxgmm.components.registry import ModelLike, get_model
+from jaxgmm.components.weights import Model
+from jaxgmm.data import location_and_variance, scatter
 from jaxgmm.kernels.linalg import epsilon, safe_cholesky
 from jaxgmm.kernels.programs import jit
 from jaxgmm.mixture import GMMParams
 
-FAMILIES = (full, tied, diag, spherical)
+STRUCTURES = (full, tied, diag, spherical)
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["mean", "mean_precision", "dof", "covariance", "concentration"],
-    meta_fields=["stick_breaking", "last_stick_free"],
-)
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class VariationalPrior:
     """What is believed of a mixture before data: an immutable pytree.
@@ -63,15 +61,11 @@ class VariationalPrior:
     dof: Any  # ()
     covariance: Any  # (D, D), (D,) or ()
     concentration: Any  # ()
-    stick_breaking: bool = True
-    last_stick_free: bool = False
+    stick_breaking: bool = dataclasses.field(default=True, metadata={"static": True})
+    last_stick_free: bool = dataclasses.field(default=False, metadata={"static": True})
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["concentration", "rest", "means", "mean_precision", "dof", "scale"],
-    meta_fields=["family"],
-)
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class VariationalPosterior:
     """The posterior of weights, means and precisions, in the prior's own form: an immutable pytree.
@@ -84,7 +78,7 @@ class VariationalPosterior:
       mean_precision: (K,) β_k.
       dof: (K,) ν_k; for tied the same in all, a K-th of that of the one Wishart distribution.
       scale: the covariance structure's own arrays, of E[Λ_k]⁻¹.
-      family: full, tied, diag or spherical; static.
+      structure: full, tied, diag or spherical; static.
     """
 
     concentration: Array  # (K,) or (K − 1,)
@@ -93,7 +87,7 @@ class VariationalPosterior:
     mean_precision: Array  # (K,)
     dof: Array  # (K,)
     scale: Any
-    family: Family
+    structure: Covariance = dataclasses.field(metadata={"static": True})
 
     @property
     def weights(self) -> Array:
@@ -110,20 +104,20 @@ class VariationalPosterior:
 
     def to_params(self) -> GMMParams:
         """The mixture of the expected weights, means and precisions."""
-        return GMMParams(jnp.log(self.weights), self.means, self.scale, self.family)
+        return GMMParams(jnp.log(self.weights), self.means, self.scale, gaussian(self.structure))
 
 
-def family_of(covariance_type: str | Family) -> Family:
+def structure_of(covariance_type: ModelLike) -> Covariance:
     """One of the four structures that have a conjugate prior with known expectations.
 
     Raises:
       ValueError: for any other.
     """
-    family = get_family(covariance_type)
-    if family not in FAMILIES:
-        names = ", ".join(repr(f.name) for f in FAMILIES)
-        raise ValueError(f"covariance_type must be one of {names} for a variational fit; got {family.name!r}")
-    return family
+    model = get_model(covariance_type)
+    if model not in [Model(gaussian(structure)) for structure in STRUCTURES]:
+        names = ", ".join(repr(f.name) for f in STRUCTURES)
+        raise ValueError(f"covariance_type must be one of {names} for a variational fit; got {model.name!r}")
+    return model.covariance
 
 
 @functools.partial(jit, static_argnames="dense")
@@ -138,7 +132,7 @@ def _moments(x: Array, w: Array, *, dense: bool) -> tuple[Array, Array]:
 def variational_prior(
     X: ArrayLike,
     n_components: int,
-    covariance_type: str | Family = "full",
+    covariance_type: ModelLike = "full",
     sample_weight: ArrayLike | None = None,
     *,
     stick_breaking: bool = True,
@@ -164,22 +158,27 @@ def variational_prior(
       ([1.0], 2.0, 0.25)
     """
     x = validate.data(X)
-    family = family_of(covariance_type)
+    structure = structure_of(covariance_type)
     k = validate.n_components(n_components)
     fields = {f.name for f in dataclasses.fields(VariationalPrior)} - {"stick_breaking", "last_stick_free"}
     if set(overrides) - fields:
         raise TypeError(f"variational_prior takes {sorted(fields)}; got {sorted(set(overrides) - fields)}")
     w = validate.weight(sample_weight, x)
     mean, spread = _moments(
-        x, jnp.ones(x.shape[0], x.dtype) if w is None else w, dense=family in (full, tied)
+        x, jnp.ones(x.shape[0], x.dtype) if w is None else w, dense=structure in (full, tied)
     )
     prior = VariationalPrior(
-        mean, 1.0, float(x.shape[1]), spread.mean() if family == spherical else spread, 1 / k, stick_breaking
+        mean,
+        1.0,
+        float(x.shape[1]),
+        spread.mean() if structure == spherical else spread,
+        1 / k,
+        stick_breaking,
     )
-    return check(dataclasses.replace(prior, **overrides), family, x.shape[1], x.dtype)
+    return check(dataclasses.replace(prior, **overrides), structure, x.shape[1], x.dtype)
 
 
-def check(prior: VariationalPrior, family: Family, n_features: int, dtype: Any) -> VariationalPrior:
+def check(prior: VariationalPrior, structure: Covariance, n_features: int, dtype: Any) -> VariationalPrior:
     """The prior in the data's dtype; raise unless it fits D features and the structure."""
     if not isinstance(prior, VariationalPrior):
         raise TypeError(f"prior must be a VariationalPrior; got {type(prior).__name__}")
@@ -190,17 +189,21 @@ def check(prior: VariationalPrior, family: Family, n_features: int, dtype: Any) 
         if a.shape != shape:
             raise ValueError(
                 f"prior.{name} must have shape {shape} for {n_features} features and "
-                f"covariance_type={family.name!r}; got shape {a.shape}"
+                f"covariance_type={structure.name!r}; got shape {a.shape}"
             )
         validate.finite(a, f"prior.{name}", "Every part of a variational prior is proper.")
         return a
 
     parts = {name: part(name, ()) for name in ("mean_precision", "dof", "concentration")}
-    lowest = {"mean_precision": 0, "dof": n_features - 1 if family in (full, tied) else 0, "concentration": 0}
+    lowest = {
+        "mean_precision": 0,
+        "dof": n_features - 1 if structure in (full, tied) else 0,
+        "concentration": 0,
+    }
     for name, value in parts.items():
         if validate.is_concrete(value) and not float(value) > lowest[name]:
             raise ValueError(f"prior.{name} must be greater than {lowest[name]}; got {float(value)}")
-    covariance = part("covariance", shapes[family])
+    covariance = part("covariance", shapes[structure])
     if validate.is_concrete(covariance):
         values = np.asarray(covariance, np.float64)
         lowest_value = np.linalg.eigvalsh(values).min() if values.ndim == 2 else values.min()
@@ -212,12 +215,12 @@ def check(prior: VariationalPrior, family: Family, n_features: int, dtype: Any) 
     )  # fmt: skip
 
 
-def root(prior: VariationalPrior, family: Family) -> Array:
+def root(prior: VariationalPrior, structure: Covariance) -> Array:
     """A lower factor (D, D) of the prior's covariance, or the root of its diagonal (D,).
 
     Where rounding has made a covariance indefinite, that of one a few units of rounding wider.
     """
-    if family in (diag, spherical):
+    if structure in (diag, spherical):
         return jnp.broadcast_to(jnp.sqrt(prior.covariance), prior.mean.shape)
     variances = jnp.diagonal(prior.covariance)
     width = jnp.sqrt(variances)
@@ -235,17 +238,17 @@ def counted(prior: VariationalPrior, n: Array) -> tuple[Array, Array | None]:
     return 1 + n[:sticks], prior.concentration + later[:sticks]
 
 
-def without_data(prior: VariationalPrior, family: Family, n_components: int) -> VariationalPosterior:
+def without_data(prior: VariationalPrior, structure: Covariance, n_components: int) -> VariationalPosterior:
     """The posterior of K components that have seen nothing."""
     d = prior.mean.shape[0]
-    typical = root(prior, family) / jnp.sqrt(prior.dof)
-    scale = typical if family == tied else jnp.broadcast_to(typical, (n_components, *typical.shape))
+    typical = root(prior, structure) / jnp.sqrt(prior.dof)
+    scale = typical if structure == tied else jnp.broadcast_to(typical, (n_components, *typical.shape))
     ones = jnp.ones(n_components, prior.mean.dtype)
     return VariationalPosterior(
         *counted(prior, 0 * ones),
         means=jnp.broadcast_to(prior.mean, (n_components, d)),
         mean_precision=prior.mean_precision * ones,
         dof=prior.dof * ones,
-        scale=scale[:, 0] if family == spherical else scale,
-        family=family,
+        scale=scale[:, 0] if structure == spherical else scale,
+        structure=structure,
     )

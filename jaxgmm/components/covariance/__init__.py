@@ -1,1 +1,1 @@
-"""Covariance structures: the record, one file for each structure, and the registry of their names."""
+"""Covariance structures: the record `Covariance`, one file for each kind, and their names."""

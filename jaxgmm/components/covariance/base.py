@@ -1,4 +1,4 @@
-"""The record that describes a covariance structure."""
+"""The record `Covariance`: a covariance structure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-Scale = Any  # a family's own pytree of arrays
+from jaxgmm.kernels.linalg import einsum, weighted_squares
+
+Scale = Any  # a covariance's own pytree of arrays
 
 
 class Collapse(NamedTuple):
@@ -56,15 +58,16 @@ def all_as_points(n_features: int) -> Collapse:
     return Collapse(pooled=2)
 
 
-class Family(NamedTuple):
+class Covariance(NamedTuple):
     """A covariance structure: what EM, sampling and derivatives need to know of Σ_1 … Σ_K, and no more.
 
-    Every Σ_k = C_k C_kᵀ is known through an invertible factor C_k that need not be formed. `scale` is
-    whatever pytree of arrays the structure keeps. Residuals r = x − μ_k and whitened residuals y = C_k⁻¹ r
-    are laid out (K, D, B), rows of data last: that is the fast layout. To add a structure, fill in the
-    record; nothing is registered and nothing subclassed. Build it once (at module level, or in a cached
-    constructor) and of named functions: equal records share one compilation, functions are equal only when
-    they are the same object, and a record of lambdas cannot be pickled.
+    It knows nothing of weights, priors and kernels. Every Σ_k = C_k C_kᵀ is known through an invertible
+    factor C_k that need not be formed. `scale` is whatever pytree of arrays the structure keeps. Residuals
+    r = x − μ_k and whitened residuals y = C_k⁻¹ r are laid out (K, D, B), rows of data last: that is the fast
+    layout. To add a structure, fill in the record; only a name is registered, and nothing is subclassed.
+    Build it once (at module level, or in a cached constructor) and of named functions: equal records share
+    one compilation, functions are equal only when they are the same object, and a record of lambdas cannot be
+    pickled.
 
     Fields:
       name: what error messages and saved files call it.
@@ -75,8 +78,12 @@ class Family(NamedTuple):
       log_det: (scale, (K, D)) -> (K,), log |Σ_k|.
       diagonal: (scale, (K, D)) -> (K, D), the variances, the diagonals of Σ_k.
       inverse_diagonal: (scale, (K, D)) -> (K, D), the diagonals of Σ_k⁻¹.
-      second_moment: (scale, y (K, D, B), resp (K, B)) -> pytree of sums over B, linear in resp: of
-        Σ resp y yᵀ, the part that `update` reads.
+      second_moment: the part of Σ resp y yᵀ that `update` reads: "matrix" for all of it (K, D, D), "pooled"
+        for its sum over components (D, D), "diagonal" for its diagonals (K, D), "trace" for its traces (K,);
+        or a function (scale, y (K, D, B), resp (K, B)) -> pytree of sums over B, linear in resp. With a
+        function there is no quadratic kernel, and no incremental or stepwise EM, which carry second moments
+        from one mixture to the next. With "trace" every Σ_k is a multiple of I, with "diagonal" it is
+        diagonal, and with "pooled" all are one.
       update: (scale, weight (K,), mean (K, D), second, ridge (D,)) -> (new scale, change (K,)). The M-step:
         the covariances that maximise the expected log-likelihood given Σ resp, the mean of y and the second
         moments of y about the *current* parameters, plus diag(ridge); and ‖C⁻¹ ΔΣ C⁻ᵀ‖²_F, the squared
@@ -97,12 +104,7 @@ class Family(NamedTuple):
       prior: whose conventions a conjugate prior on the covariances follows, by mclust's letters: "VVV" with a
         matrix for its scale, "VVI" or "VII" for structures without correlations; "EEE", "EEI" or "EII"
         where all covariances are one and have one prior together. See `Prior`.
-      equal_weights: all components that are on have the same mixing weight, which is then no free parameter.
-      quadratic: what the quadratic kernel takes as features: "dense", products, where `second_moment` gives
-        Σ resp y yᵀ (K, D, D); "diagonal", squares, where it gives the diagonals (K, D); "length", where it
-        gives the traces (K,) and Σ_k is a multiple of I; "shared", where all covariances are one and it gives
-        the sum over K (D, D). None: the family has no such kernel, and no incremental or stepwise EM, which
-        carry second moments from one mixture to the next.
+      free_volumes: whether each Σ_k alone may be multiplied by any number; otherwise all may by one.
       rescale: (scale, unit (D,)) -> the scale of the mixture in which feature j is multiplied by unit_j.
         None: data of extreme scale are fitted as they are.
       by_feature: whether the features may have different units there; otherwise all units are equal.
@@ -118,7 +120,7 @@ class Family(NamedTuple):
     log_det: Callable[[Scale, tuple[int, int]], Array]
     diagonal: Callable[[Scale, tuple[int, int]], Array]
     inverse_diagonal: Callable[[Scale, tuple[int, int]], Array]
-    second_moment: Callable[[Scale, Array, Array], Any]
+    second_moment: str | Callable[[Scale, Array, Array], Any]
     update: Callable[[Scale, Array, Array, Any, Array], tuple[Scale, Array]]
     to_covariance: Callable[[Scale, tuple[int, int]], Array]
     from_covariance: Callable[[Array], Scale]
@@ -129,34 +131,52 @@ class Family(NamedTuple):
     to_unconstrained: Callable[[Scale], Any] | None = None
     from_unconstrained: Callable[[Any, tuple[int, int]], Scale] | None = None
     prior: str = "VVV"
-    equal_weights: bool = False
-    quadratic: str | None = None
+    free_volumes: bool = False
     rescale: Callable[[Scale, Array], Scale] | None = None
     by_feature: bool = False
     collapse: Callable[[int], Collapse] = any_direction
 
     def __repr__(self) -> str:
         """Short, for the record's functions say nothing to a reader."""
-        return f"Family({self.name!r})"
+        return f"Covariance({self.name!r})"
+
+    def moments(self, scale: Scale, y: Array, resp: Array) -> Any:
+        """`second_moment` of whitened residuals y (K, D, B) with weights resp (K, B)."""
+        if callable(self.second_moment):
+            return self.second_moment(scale, y, resp)
+        return _MOMENTS[self.second_moment](y, resp)
 
 
-def free_weights(family: Family, n_components: Any) -> Any:
-    """How many mixing weights are free: K − 1, or none where they are all the same. K may be traced."""
-    return 0 if family.equal_weights else n_components - 1
+def _matrix(y: Array, resp: Array) -> Array:
+    return einsum("kdb,keb->kde", y * resp[:, None, :], y)
+
+
+def _pooled(y: Array, resp: Array) -> Array:
+    # Summed over k last: a product over (k, b) at once would transpose y first, at three times the cost.
+    return _matrix(y, resp).sum(0)
+
+
+def _trace(y: Array, resp: Array) -> Array:
+    return einsum("kb,kb->k", jnp.square(y).sum(1), resp)
+
+
+_MOMENTS = {"matrix": _matrix, "pooled": _pooled, "diagonal": weighted_squares, "trace": _trace}
 
 
 @functools.lru_cache
-def is_from_package(family: Family) -> bool:
+def is_from_package(covariance: Covariance) -> bool:
     """Whether every function of a record is one of this package: such records are checked by its tests."""
 
     def module(function: Any) -> str:
         return getattr(getattr(function, "func", function), "__module__", None) or ""
 
-    return all(module(field).startswith(__package__ + ".") for field in family if callable(field))
+    return all(module(field).startswith(__package__ + ".") for field in covariance if callable(field))
 
 
 @functools.lru_cache
-def check_record(family: Family, n_components: int, n_features: int, dtype: Any = jnp.float32) -> None:
+def check_record(
+    covariance: Covariance, n_components: int, n_features: int, dtype: Any = jnp.float32
+) -> None:
     """Raise unless a record's functions give what the record promises of K components in D features.
 
     Nothing is computed: shapes and dtypes are inferred, of numbers in `dtype`.
@@ -165,6 +185,11 @@ def check_record(family: Family, n_components: int, n_features: int, dtype: Any 
       TypeError: naming the field, the shape and dtype that it should give, and those that it gives.
     """
     k, d, rows = n_components, n_features, 5
+    if not callable(covariance.second_moment) and covariance.second_moment not in _MOMENTS:
+        raise TypeError(
+            f"{covariance.name!r}: second_moment must be one of {list(_MOMENTS)} or a function; got "
+            f"{covariance.second_moment!r}"
+        )
 
     def of(*shape: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, dtype)
@@ -173,7 +198,7 @@ def check_record(family: Family, n_components: int, n_features: int, dtype: Any 
         try:
             found = jax.eval_shape(function, *arguments)
         except Exception as error:
-            raise TypeError(f"{family.name!r}: {field} fails for K = {k}, D = {d}: {error}") from error
+            raise TypeError(f"{covariance.name!r}: {field} fails for K = {k}, D = {d}: {error}") from error
         if expected is None:
             return found
         trees = (expected, found)
@@ -181,49 +206,40 @@ def check_record(family: Family, n_components: int, n_features: int, dtype: Any 
         structures: list[Any] = [jax.tree.structure(t) for t in trees]
         if wanted != got or structures[0] != structures[1]:
             raise TypeError(
-                f"{family.name!r}: {field} must give {', '.join(wanted)} for K = {k}, D = {d}, as a pytree "
-                f"like {structures[0]}; it gives {', '.join(got)} as {structures[1]}"
+                f"{covariance.name!r}: {field} must give {', '.join(wanted)} for K = {k}, D = {d}, as a "
+                f"pytree like {structures[0]}; it gives {', '.join(got)} as {structures[1]}"
             )
         return found
 
     shape = (k, d)
     # A structure may refuse so many components or features here, in words of its own.
-    scale = jax.eval_shape(family.from_variances, of(k, d))
+    scale = jax.eval_shape(covariance.from_variances, of(k, d))
     if wrong := [a for a in jax.tree.leaves(scale) if a.dtype != dtype]:
         raise TypeError(
-            f"{family.name!r}: from_variances must give {jnp.dtype(dtype).name} for variances of that dtype; "
-            f"it gives {wrong[0].dtype.name}"
+            f"{covariance.name!r}: from_variances must give {jnp.dtype(dtype).name} for variances of that "
+            f"dtype; it gives {wrong[0].dtype.name}"
         )
-    check("whitener", of(k, d, rows), lambda s, r: family.whitener(s)(r), scale, of(k, d, rows))
-    check("colour", of(k, d, rows), family.colour, scale, of(k, d, rows))
-    check("log_det", of(k), lambda s: family.log_det(s, shape), scale)
-    check("diagonal", of(k, d), lambda s: family.diagonal(s, shape), scale)
-    check("inverse_diagonal", of(k, d), lambda s: family.inverse_diagonal(s, shape), scale)
-    check("to_covariance", of(k, d, d), lambda s: family.to_covariance(s, shape), scale)
-    second = check("second_moment", None, family.second_moment, scale, of(k, d, rows), of(k, rows))
-    check("update", (scale, of(k)), family.update, scale, of(k), of(k, d), second, of(d))
-    check("from_covariance", scale, family.from_covariance, of(*family.covariance_shape(k, d)))
-    if family.to_natural is not None and family.from_natural is not None:
-        natural = check("to_natural", None, family.to_natural, scale, of(k), scale, of(k, d))
-        check("from_natural", (scale, of(k, d)), family.from_natural, scale, of(k), natural)
-    if family.to_unconstrained is not None and family.from_unconstrained is not None:
-        back = family.from_unconstrained
-        free = check("to_unconstrained", None, family.to_unconstrained, scale)
-        given, wanted = sum(a.size for a in jax.tree.leaves(free)), family.n_parameters(k, d)
+    check("whitener", of(k, d, rows), lambda s, r: covariance.whitener(s)(r), scale, of(k, d, rows))
+    check("colour", of(k, d, rows), covariance.colour, scale, of(k, d, rows))
+    check("log_det", of(k), lambda s: covariance.log_det(s, shape), scale)
+    check("diagonal", of(k, d), lambda s: covariance.diagonal(s, shape), scale)
+    check("inverse_diagonal", of(k, d), lambda s: covariance.inverse_diagonal(s, shape), scale)
+    check("to_covariance", of(k, d, d), lambda s: covariance.to_covariance(s, shape), scale)
+    second = check("second_moment", None, covariance.moments, scale, of(k, d, rows), of(k, rows))
+    check("update", (scale, of(k)), covariance.update, scale, of(k), of(k, d), second, of(d))
+    check("from_covariance", scale, covariance.from_covariance, of(*covariance.covariance_shape(k, d)))
+    if covariance.to_natural is not None and covariance.from_natural is not None:
+        natural = check("to_natural", None, covariance.to_natural, scale, of(k), scale, of(k, d))
+        check("from_natural", (scale, of(k, d)), covariance.from_natural, scale, of(k), natural)
+    if covariance.to_unconstrained is not None and covariance.from_unconstrained is not None:
+        back = covariance.from_unconstrained
+        free = check("to_unconstrained", None, covariance.to_unconstrained, scale)
+        given, wanted = sum(a.size for a in jax.tree.leaves(free)), covariance.n_parameters(k, d)
         if given != wanted:
             raise TypeError(
-                f"{family.name!r}: to_unconstrained must give n_parameters = {wanted} numbers for K = {k}, "
-                f"D = {d}; it gives {given}"
+                f"{covariance.name!r}: to_unconstrained must give n_parameters = {wanted} numbers for "
+                f"K = {k}, D = {d}; it gives {given}"
             )
         check("from_unconstrained", scale, lambda f: back(f, shape), free)
-    if family.rescale is not None:
-        check("rescale", scale, family.rescale, scale, of(d))
-
-
-def free_parameters(family: Family, n_components: Any, n_features: int) -> Any:
-    """Free parameters of K components: weights, means and covariances. K may be traced.
-
-    Everything that counts parameters asks this.
-    """
-    covariances = family.n_parameters(n_components, n_features)
-    return free_weights(family, n_components) + n_components * n_features + covariances
+    if covariance.rescale is not None:
+        check("rescale", scale, covariance.rescale, scale, of(d))

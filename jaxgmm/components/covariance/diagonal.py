@@ -1,4 +1,4 @@
-"""No correlations: `diag` keeps standard deviations (K, D), `spherical` one for each component (K,)."""
+"""Structures without correlations: `diag` keeps standard deviations (K, D), `spherical` one for each (K,)."""
 
 from __future__ import annotations
 
@@ -8,18 +8,14 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array
 
-from jaxgmm.components.covariance.base import Family, any_axis, any_volume
+from jaxgmm.components.covariance.base import Covariance, any_axis, any_volume
 from jaxgmm.components.covariance.full import SQRT_HALF
-from jaxgmm.kernels.linalg import einsum, embed_diagonal, epsilon, weighted_squares
+from jaxgmm.kernels.linalg import embed_diagonal, epsilon
 
 
 def _diag_whitener(scale: Array) -> Callable[[Array], Array]:
     inverse = 1 / scale
     return lambda residuals: residuals * inverse[:, :, None]
-
-
-def _diag_second_moment(scale: Array, y: Array, resp: Array) -> Array:
-    return weighted_squares(y, resp)
 
 
 def positive(target: Array, spread: Array) -> Array:
@@ -103,7 +99,7 @@ def _diag_rescale(scale: Array, unit: Array) -> Array:
     return scale * unit[None, :]
 
 
-diag = Family(
+diag = Covariance(
     name="diag",
     covariance_shape=_diag_shape,
     whitener=_diag_whitener,
@@ -111,7 +107,7 @@ diag = Family(
     log_det=_diag_log_det,
     diagonal=_diag_variances,
     inverse_diagonal=_diag_precisions,
-    second_moment=_diag_second_moment,
+    second_moment="diagonal",
     update=_diag_update,
     to_covariance=_diag_to_covariance,
     from_covariance=nan_sqrt,
@@ -122,7 +118,7 @@ diag = Family(
     to_unconstrained=_log,
     from_unconstrained=_exp,
     prior="VVI",
-    quadratic="diagonal",
+    free_volumes=True,
     rescale=_diag_rescale,
     by_feature=True,
     collapse=any_axis,
@@ -132,10 +128,6 @@ diag = Family(
 def _spherical_whitener(scale: Array) -> Callable[[Array], Array]:
     inverse = 1 / scale
     return lambda residuals: residuals * inverse[:, None, None]
-
-
-def _spherical_second_moment(scale: Array, y: Array, resp: Array) -> Array:
-    return einsum("kb,kb->k", jnp.square(y).sum(1), resp)
 
 
 def _spherical_update(
@@ -205,7 +197,7 @@ def _spherical_rescale(scale: Array, unit: Array) -> Array:
     return scale * unit[:1]
 
 
-spherical = Family(
+spherical = Covariance(
     name="spherical",
     covariance_shape=_spherical_shape,
     whitener=_spherical_whitener,
@@ -213,7 +205,7 @@ spherical = Family(
     log_det=_spherical_log_det,
     diagonal=_spherical_variances,
     inverse_diagonal=_spherical_precisions,
-    second_moment=_spherical_second_moment,
+    second_moment="trace",
     update=_spherical_update,
     to_covariance=_spherical_to_covariance,
     from_covariance=nan_sqrt,
@@ -224,7 +216,7 @@ spherical = Family(
     to_unconstrained=_log,
     from_unconstrained=_exp,
     prior="VII",
-    quadratic="length",
+    free_volumes=True,
     rescale=_spherical_rescale,
     collapse=any_volume,
 )

@@ -1,4 +1,4 @@
-"""mclust's structures with correlations that share something: VEE, EVV, EEV, VEV, EVE and VVE.
+"""mclust's structures with correlations and shared parts: VEE, EVV, EEV, VEV, EVE and VVE.
 
 The letters say volume, shape and orientation: E equal, V varying. EEE is `tied`, VVV `full`. Where both shape
 and orientation are shared, or neither, scale holds a lower "factor" of determinant 1, (1, D, D) or
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxgmm.components.covariance.base import Collapse, Family, all_as_points, any_direction
+from jaxgmm.components.covariance.base import Collapse, Covariance, all_as_points, any_direction
 from jaxgmm.components.covariance.eigen_diagonal import evi_from_variances, rescale_width, vei_from_variances
 from jaxgmm.components.covariance.eigen_parts import (
     logs_bound,
@@ -82,10 +82,6 @@ def _diagonal(scale: Scale, shape: tuple[int, int]) -> Array:
 
 def _inverse_diagonal(scale: Scale, shape: tuple[int, int]) -> Array:
     return jnp.broadcast_to(column_squares(inverses_of(scale)), shape)
-
-
-def _second_moment(scale: Scale, y: Array, resp: Array) -> Array:
-    return einsum("kdb,keb->kde", y * resp[:, None, :], y)
 
 
 def _to_covariance(scale: Scale, shape: tuple[int, int]) -> Array:
@@ -304,15 +300,16 @@ def _shape_collapse(n_features: int) -> Collapse:
     return any_direction(n_features) if n_features > 1 else all_as_points(n_features)
 
 
-VEE = Family(
+VEE = Covariance(
     name="VEE",
+    free_volumes=True,
     covariance_shape=_shape,
     whitener=_whitener,
     colour=_colour,
     log_det=_log_det,
     diagonal=_diagonal,
     inverse_diagonal=_inverse_diagonal,
-    second_moment=_second_moment,
+    second_moment="matrix",
     update=vee_update,
     to_covariance=_to_covariance,
     from_covariance=_vee_from_covariance,
@@ -322,13 +319,13 @@ VEE = Family(
     from_natural=_factor_from_natural,
     to_unconstrained=_factor_free,
     from_unconstrained=_factor_bound,
-    quadratic="dense",
     rescale=rescale_width,
     collapse=_vee_collapse,
 )
 
 EVV = VEE._replace(
     name="EVV",
+    free_volumes=False,
     update=evv_update,
     from_covariance=_evv_from_covariance,
     from_variances=_evv_from_variances,
@@ -338,6 +335,7 @@ EVV = VEE._replace(
 
 EEV = VEE._replace(
     name="EEV",
+    free_volumes=False,
     update=eev_update,
     from_covariance=_eev_from_covariance,
     from_variances=_eev_from_variances,
@@ -351,6 +349,7 @@ EEV = VEE._replace(
 
 VEV = EEV._replace(
     name="VEV",
+    free_volumes=True,
     update=vev_update,
     from_covariance=_vev_from_covariance,
     from_variances=_vev_from_variances,
@@ -369,6 +368,7 @@ EVE = EEV._replace(
 
 VVE = EEV._replace(
     name="VVE",
+    free_volumes=True,
     update=vve_update,
     from_covariance=_vve_from_covariance,
     from_variances=_vve_from_variances,

@@ -1,4 +1,4 @@
-"""mclust's structures without correlations that share something: EII, EEI, VEI and EVI.
+"""mclust's structures without correlations and with shared parts: EII, EEI, VEI and EVI.
 
 The letters say volume, shape and orientation: E equal, V varying, I identity. VVI is `diag`, VII `spherical`.
 The scale is described in `volume`.
@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxgmm.components.covariance.base import Collapse, Family, all_as_points, any_axis, any_volume
+from jaxgmm.components.covariance.base import Collapse, Covariance, all_as_points, any_axis, any_volume
 from jaxgmm.components.covariance.diagonal import nan_sqrt, positive
 from jaxgmm.components.covariance.eigen_parts import (
     common_shape,
@@ -27,7 +27,7 @@ from jaxgmm.components.covariance.eigen_parts import (
     shares,
     widths,
 )
-from jaxgmm.kernels.linalg import embed_diagonal, weighted_squares
+from jaxgmm.kernels.linalg import embed_diagonal
 
 Scale = dict[str, Array]
 
@@ -51,10 +51,6 @@ def _diagonal(scale: Scale, shape: tuple[int, int]) -> Array:
 
 def _inverse_diagonal(scale: Scale, shape: tuple[int, int]) -> Array:
     return jnp.broadcast_to(1 / jnp.square(widths(scale)), shape)
-
-
-def _second_moment(scale: Scale, y: Array, resp: Array) -> Array:
-    return weighted_squares(y, resp)
 
 
 def _to_covariance(scale: Scale, shape: tuple[int, int]) -> Array:
@@ -109,8 +105,7 @@ def _eei_from_variances(variances: Array) -> Scale:
 
 
 @jax.jit
-def vei_from_variances(variances: Array) -> Scale:
-    """The width (K, 1) and shape (1, D) nearest to variances (K, D); NaN where they are not positive."""
+def _nearest_vei(variances: Array) -> Scale:
     good = (variances > 0).all(-1, keepdims=True)
     safe = jnp.where(good, variances, 1)
     volume, shape = common_shape(safe, _equal(variances.shape[0], variances.dtype))
@@ -118,12 +113,22 @@ def vei_from_variances(variances: Array) -> Scale:
 
 
 @jax.jit
-def evi_from_variances(variances: Array) -> Scale:
-    """The width (1, 1) and shape (K, D) nearest to variances (K, D); NaN where they are not positive."""
+def _nearest_evi(variances: Array) -> Scale:
     good = (variances > 0).all(-1, keepdims=True)
     safe = jnp.where(good, variances, 1)
     volume, shape = common_volume(safe, _equal(variances.shape[0], variances.dtype))
     return {"width": jnp.sqrt(volume), "shape": jnp.where(good, jnp.sqrt(shape), jnp.nan)}
+
+
+# Functions of a record can be pickled by their names; what `jit` makes of one cannot.
+def vei_from_variances(variances: Array) -> Scale:
+    """The width (K, 1) and shape (1, D) nearest to variances (K, D); NaN where they are not positive."""
+    return _nearest_vei(variances)
+
+
+def evi_from_variances(variances: Array) -> Scale:
+    """The width (1, 1) and shape (K, D) nearest to variances (K, D); NaN where they are not positive."""
+    return _nearest_evi(variances)
 
 
 def _eii_from_covariance(variance: Array) -> Scale:
@@ -196,7 +201,7 @@ def _evi_collapse(n_features: int) -> Collapse:
     return any_axis(n_features) if n_features > 1 else all_as_points(n_features)
 
 
-EII = Family(
+EII = Covariance(
     name="EII",
     covariance_shape=_eii_shape,
     whitener=_whitener,
@@ -204,7 +209,7 @@ EII = Family(
     log_det=_log_det,
     diagonal=_diagonal,
     inverse_diagonal=_inverse_diagonal,
-    second_moment=_second_moment,
+    second_moment="diagonal",
     update=_eii_update,
     to_covariance=_to_covariance,
     from_covariance=_eii_from_covariance,
@@ -215,7 +220,6 @@ EII = Family(
     to_unconstrained=_free,
     from_unconstrained=_bound,
     prior="EII",
-    quadratic="diagonal",
     rescale=rescale_width,
     collapse=all_as_points,
 )
@@ -234,6 +238,7 @@ EEI = EII._replace(
 
 VEI = EII._replace(
     name="VEI",
+    free_volumes=True,
     covariance_shape=_variances_shape,
     update=_vei_update,
     from_covariance=vei_from_variances,
@@ -245,6 +250,7 @@ VEI = EII._replace(
 
 EVI = VEI._replace(
     name="EVI",
+    free_volumes=False,
     update=_evi_update,
     from_covariance=evi_from_variances,
     from_variances=evi_from_variances,

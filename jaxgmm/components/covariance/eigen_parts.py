@@ -1,4 +1,4 @@
-"""Volumes and shapes: what the structures Σ_k = λ_k D_k A_k D_kᵀ, |A_k| = 1, share and what they do not.
+"""Volumes and shapes of Σ_k = λ_k D_k A_k D_kᵀ, |A_k| = 1, shared or not.
 
 A scale keeps standard deviations, "width" = √λ and "shape" = √A of product 1, or both in one "width" where a
 structure ties them the same way. What is shared has a leading axis of 1, what is not one of K, so that

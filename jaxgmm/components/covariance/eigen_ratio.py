@@ -1,4 +1,4 @@
-"""A bound on the ratio of eigenvalues, which bounds the likelihood and keeps components from being spikes."""
+"""Eigenvalue-ratio constraint: bounds the likelihood and keeps components from collapsing."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxgmm.components.covariance.base import Family, Scale, all_as_points
+from jaxgmm.components.covariance.base import Covariance, Scale, all_as_points
 from jaxgmm.components.covariance.diagonal import diag, spherical
 from jaxgmm.components.covariance.full import full
 from jaxgmm.components.covariance.rotations import principal_axes
@@ -82,7 +82,7 @@ _LIMITS: dict[str, Callable[[Array, Array, float], Array]] = {
 
 
 def _update(
-    base: Family, ratio: float, scale: Scale, weight: Array, mean: Array, second: Any, ridge: Array
+    base: Covariance, ratio: float, scale: Scale, weight: Array, mean: Array, second: Any, ridge: Array
 ) -> tuple[Scale, Array]:
     free, _ = base.update(scale, weight, mean, second, ridge)
     new = _LIMITS[base.name](free, weight, ratio)
@@ -93,14 +93,14 @@ def _update(
     return new, jnp.square(product - identity).sum((1, 2))
 
 
-def _limited(base: Family, ratio: float, make: Callable[[Array], Scale], given: Array) -> Scale:
+def _limited(base: Covariance, ratio: float, make: Callable[[Array], Scale], given: Array) -> Scale:
     """The scale that `make` gives, within the ratio, for components of equal weight."""
     scale = make(given)
     return _LIMITS[base.name](scale, jnp.ones(scale.shape[0], scale.dtype), ratio)
 
 
 @functools.lru_cache
-def eigen_ratio(family: Family, ratio: float) -> Family:
+def eigen_ratio(covariance: Covariance, ratio: float) -> Covariance:
     """A structure whose eigenvalues, those of all components together, are within a ratio of each other.
 
     After every M-step max_kj λ_kj ≤ ratio · min_kj λ_kj over the eigenvalues of the components that are on;
@@ -110,39 +110,40 @@ def eigen_ratio(family: Family, ratio: float) -> Family:
     would leave the constraint.
 
     Args:
-      family: full, tied, diag or spherical. For tied the ratio is that within the one matrix.
+      covariance: full, tied, diag or spherical. For tied the ratio is that within the one matrix.
       ratio: at least 1.
 
     Returns:
-      The family, named for example "full-ratio(100)", by which `get_family` knows it. Equal arguments give
-      the same record. It counts the parameters of `family`.
+      The structure, named for example "full-ratio(100)", by which `get_covariance` knows it. Equal arguments
+      give the same record. It counts the parameters of `covariance`.
 
     Raises:
-      ValueError: for another family, or a ratio below 1 or not finite.
+      ValueError: for another structure, or a ratio below 1 or not finite.
 
     Example:
-      >>> from jaxgmm.components import eigen_ratio, full, get_family
-      >>> get_family("full-ratio(100)") is eigen_ratio(full, 100.0)
+      >>> from jaxgmm.components import eigen_ratio, full, get_covariance
+      >>> get_covariance("full-ratio(100)") is eigen_ratio(full, 100.0)
       True
 
     References:
       García-Escudero, Gordaliza, Matrán & Mayo-Iscar (2008), A general trimming approach to robust cluster
       analysis, Annals of Statistics 36; Ingrassia (2004); Fritz, García-Escudero & Mayo-Iscar (2013).
     """
-    if family not in (full, tied, diag, spherical):
-        raise ValueError(f"eigen_ratio supports full, tied, diag and spherical; got {family.name!r}")
+    if covariance not in (full, tied, diag, spherical):
+        raise ValueError(f"eigen_ratio supports full, tied, diag and spherical; got {covariance.name!r}")
     if not 1 <= ratio < float("inf"):
         raise ValueError(f"ratio must be a finite number of at least 1; got {ratio}")
     ratio = float(ratio)
-    return family._replace(
-        name=f"{family.name}-ratio({ratio:.12g})",
-        update=functools.partial(_update, family, ratio),
-        from_covariance=functools.partial(_limited, family, ratio, family.from_covariance),
-        from_variances=functools.partial(_limited, family, ratio, family.from_variances),
+    return covariance._replace(
+        name=f"{covariance.name}-ratio({ratio:.12g})",
+        update=functools.partial(_update, covariance, ratio),
+        from_covariance=functools.partial(_limited, covariance, ratio, covariance.from_covariance),
+        from_variances=functools.partial(_limited, covariance, ratio, covariance.from_variances),
         to_natural=None,
         from_natural=None,
         to_unconstrained=None,
         from_unconstrained=None,
+        free_volumes=False,
         by_feature=False,  # eigenvalues of features in other units have another ratio
         collapse=all_as_points,
     )

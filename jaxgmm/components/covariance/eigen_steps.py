@@ -1,4 +1,4 @@
-"""The M-steps of mclust's structures with correlations that share something.
+"""M-steps of mclust's structures with correlations and shared parts.
 
 `eigen` describes their scale: a "factor" and a "width", or an "orientation" and widths along it.
 """
@@ -101,7 +101,7 @@ def _common_factor(factors: Array, share: Array) -> tuple[Array, Array]:
 
 
 def vee_update(scale: Scale, *moments: Array) -> tuple[Scale, Array]:
-    """The M-step of VEE, with its change, as `Family.update` has it."""
+    """The M-step of VEE, with its change, as `Covariance.update` has it."""
     on, share, lower = _targets(scale, *moments)
     width, factor = _common_factor(lower, share)
     width = jnp.where(on[:, None], width, 1)
@@ -111,7 +111,7 @@ def vee_update(scale: Scale, *moments: Array) -> tuple[Scale, Array]:
 
 
 def evv_update(scale: Scale, *moments: Array) -> tuple[Scale, Array]:
-    """The M-step of EVV, with its change, as `Family.update` has it."""
+    """The M-step of EVV, with its change, as `Covariance.update` has it."""
     _, share, lower = _targets(scale, *moments)
     own = jnp.exp(_log_diagonal(lower))[:, None, None]
     width = jnp.sqrt((share * jnp.square(own[:, 0, 0])).sum())
@@ -136,14 +136,14 @@ def _turned_change(old: Scale, new: Scale, rotation: Array) -> Array:
 
 
 def eev_update(scale: Scale, *moments: Array) -> tuple[Scale, Array]:
-    """The M-step of EEV, with its change, as `Family.update` has it."""
+    """The M-step of EEV, with its change, as `Covariance.update` has it."""
     _, share, rotation, variances, orientation = _own_axes(scale, moments)
     new = {"orientation": orientation, "width": scale["width"] * jnp.sqrt(pooled(variances, share))}
     return new, _turned_change(scale, new, rotation)
 
 
 def vev_update(scale: Scale, *moments: Array) -> tuple[Scale, Array]:
-    """The M-step of VEV, with its change, as `Family.update` has it."""
+    """The M-step of VEV, with its change, as `Covariance.update` has it."""
     on, share, rotation, variances, orientation = _own_axes(scale, moments)
     volume, shape = common_shape(variances, share)
     new = grown({**scale, "orientation": orientation}, jnp.where(on[:, None], volume, 1), shape)
@@ -162,7 +162,7 @@ def _shared_axes(
 
 
 def eve_update(scale: Scale, *moments: Array) -> tuple[Scale, Array]:
-    """The M-step of EVE, with its change, as `Family.update` has it."""
+    """The M-step of EVE, with its change, as `Covariance.update` has it."""
     share, rotation, variances, orientation = _shared_axes(scale, moments, equal_volume=True)
     volume, shape = common_volume(variances, share)
     new = grown({**scale, "orientation": orientation}, volume, shape)
@@ -170,7 +170,7 @@ def eve_update(scale: Scale, *moments: Array) -> tuple[Scale, Array]:
 
 
 def vve_update(scale: Scale, *moments: Array) -> tuple[Scale, Array]:
-    """The M-step of VVE, with its change, as `Family.update` has it."""
+    """The M-step of VVE, with its change, as `Covariance.update` has it."""
     _, rotation, variances, orientation = _shared_axes(scale, moments, equal_volume=False)
     new = {"orientation": orientation, "width": scale["width"] * jnp.sqrt(variances)}
     return new, _turned_change(scale, new, rotation)

@@ -1,4 +1,4 @@
-"""Mixtures of factor analysers: Σ_k = Λ_k Λ_kᵀ + Ψ_k with loadings Λ (D, q) and a diagonal Ψ.
+"""Factor analysers: Σ_k = Λ_k Λ_kᵀ + Ψ_k with loadings Λ (D, q) and a diagonal Ψ.
 
 A covariance of D² numbers is described by D(q + 1), and everything that EM does with it costs O(Dq) a sample.
 Scale is {"loadings": Λ (K, D, q), "noise": √Ψ (K, D)}. Λ is known up to a rotation of its columns.
@@ -27,7 +27,7 @@ import numpy as np
 from jax import Array, lax
 
 from jaxgmm import _validate as validate
-from jaxgmm.components.covariance.base import Collapse, Family
+from jaxgmm.components.covariance.base import Collapse, Covariance
 from jaxgmm.components.covariance.full import SQRT_HALF
 from jaxgmm.kernels.linalg import (
     cholesky,
@@ -283,12 +283,12 @@ def _nearest(rank: int, covariance: Array) -> Scale:
         psi, previous, count = state
         return (count < _MAX_NEAREST) & (jnp.abs(psi - previous) > 2 * eps * psi).any()
 
-    def turn(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+    def iterate(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         psi, _, count = state
         return jnp.maximum(1 - jnp.square(loadings(psi)).sum(-1), _LEAST_NOISE), psi, count + 1
 
     psi = (1 - 0.5 * rank / n_features) / jnp.square(inverse).sum(0)
-    psi, _, _ = lax.while_loop(go_on, turn, varying_like((psi, psi + 1, jnp.zeros((), jnp.int32))))
+    psi, _, _ = lax.while_loop(go_on, iterate, varying_like((psi, psi + 1, jnp.zeros((), jnp.int32))))
     # Where the covariance is not positive definite, psi is NaN from the start.
     return {"loadings": width[:, None] * loadings(psi), "noise": width * jnp.sqrt(psi)}
 
@@ -355,7 +355,7 @@ def _rescale(scale: Scale, unit: Array) -> Scale:
 
 
 @functools.lru_cache
-def factor(rank: int) -> Family:
+def factor(rank: int) -> Covariance:
     """Factor analysers: every component has a covariance Λ_k Λ_kᵀ + Ψ_k of its own, with `rank` factors.
 
     x = μ_k + Λ_k z + e with z ~ N(0, I_q) and e ~ N(0, Ψ_k), Ψ_k diagonal: D(q + 1) − q(q − 1)/2 numbers for
@@ -371,8 +371,8 @@ def factor(rank: int) -> Family:
       rank: q, the number of factors, at least 1 and below the number of features.
 
     Returns:
-      A `Family` whose scale is {"loadings": Λ (K, D, q), "noise": √Ψ (K, D)}. Its name, such as "factor(2)",
-      can be passed as covariance_type too.
+      A `Covariance` whose scale is {"loadings": Λ (K, D, q), "noise": √Ψ (K, D)}. Its name, such as
+      "factor(2)", can be passed as covariance_type too.
 
     Raises:
       ValueError, TypeError: for a rank that is not an int or is below 1; where it is used, for a rank that is
@@ -382,9 +382,9 @@ def factor(rank: int) -> Family:
       >>> import jax, jaxgmm
       >>> from jaxgmm.components import factor
       >>> X = jax.random.normal(jax.random.key(0), (200, 6))
-      >>> results = jaxgmm.fit_restarts(jax.random.key(1), X, 2, covariance_type=factor(2), n_init=1)
-      >>> results.params.scale["loadings"].shape
-      (1, 2, 6, 2)
+      >>> resp = jaxgmm.init.random_resp(jax.random.key(1), X, 2)
+      >>> jaxgmm.m_step(resp, X, covariance_type=factor(2)).scale["loadings"].shape
+      (2, 6, 2)
 
     References:
       Rubin & Thayer (1982), EM algorithms for ML factor analysis, Psychometrika 47; Ghahramani & Hinton
@@ -392,7 +392,7 @@ def factor(rank: int) -> Family:
       high-dimensional data by mixtures of factor analyzers, CSDA 41.
     """
     rank = validate.count(rank, "rank", 1)
-    return Family(
+    return Covariance(
         name=f"factor({rank})",
         covariance_shape=_Ranked(_covariance_shape, rank),
         whitener=_whitener,
@@ -410,6 +410,7 @@ def factor(rank: int) -> Family:
         from_natural=_from_natural,
         to_unconstrained=_to_unconstrained,
         from_unconstrained=_from_unconstrained,
+        free_volumes=True,
         rescale=_rescale,
         by_feature=True,
         collapse=_Ranked(_collapse, rank),

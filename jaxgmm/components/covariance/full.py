@@ -1,4 +1,4 @@
-"""Every component has a covariance of its own: scale is the lower Cholesky factors (K, D, D)."""
+"""Full covariances, one for each component: lower Cholesky factors (K, D, D)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxgmm.components.covariance.base import Family
+from jaxgmm.components.covariance.base import Covariance
 from jaxgmm.kernels.linalg import (
     cholesky,
     column_squares,
@@ -42,10 +42,6 @@ def _diagonal(scale: Array, shape: tuple[int, int]) -> Array:
 
 def _inverse_diagonal(scale: Array, shape: tuple[int, int]) -> Array:
     return column_squares(lower_inverse(scale))
-
-
-def _second_moment(scale: Array, y: Array, resp: Array) -> Array:
-    return einsum("kdb,keb->kde", y * resp[:, None, :], y)
 
 
 def covariance_step(spread: Array, mean: Array, inverse: Array, ridge: Array) -> tuple[Array, Array]:
@@ -154,7 +150,7 @@ def rescale_factors(factors: Array, unit: Array) -> Array:
     return factors * unit.reshape((1,) * (factors.ndim - 2) + (-1, 1))
 
 
-full = Family(
+full = Covariance(
     name="full",
     covariance_shape=_covariance_shape,
     whitener=_whitener,
@@ -162,7 +158,7 @@ full = Family(
     log_det=_log_det,
     diagonal=_diagonal,
     inverse_diagonal=_inverse_diagonal,
-    second_moment=_second_moment,
+    second_moment="matrix",
     update=_update,
     to_covariance=to_dense,
     from_covariance=cholesky_of,
@@ -172,7 +168,7 @@ full = Family(
     from_natural=_from_natural,
     to_unconstrained=factor_to_unconstrained,
     from_unconstrained=factor_from_unconstrained,
-    quadratic="dense",
+    free_volumes=True,
     rescale=rescale_factors,
     by_feature=True,
 )

@@ -1,4 +1,4 @@
-"""Orthogonal matrices: eigenvectors that can be differentiated, charts, and axes common to many matrices."""
+"""Orthogonal matrices: differentiable eigenvectors, charts, and common principal axes."""
 
 from __future__ import annotations
 

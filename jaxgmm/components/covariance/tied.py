@@ -1,4 +1,4 @@
-"""All components share one covariance: scale is its lower Cholesky factor (D, D)."""
+"""Tied covariance, one for all components: its lower Cholesky factor (D, D)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array
 
-from jaxgmm.components.covariance.base import Collapse, Family
+from jaxgmm.components.covariance.base import Collapse, Covariance
 from jaxgmm.components.covariance.full import (
     SQRT_HALF,
     cholesky_of,
@@ -49,11 +49,6 @@ def _diagonal(scale: Array, shape: tuple[int, int]) -> Array:
 
 def _inverse_diagonal(scale: Array, shape: tuple[int, int]) -> Array:
     return jnp.broadcast_to(column_squares(lower_inverse(scale))[None, :], shape)
-
-
-def _second_moment(scale: Array, y: Array, resp: Array) -> Array:
-    # Summed over k last: a product over (k, b) at once would transpose y first, at three times the cost.
-    return einsum("kdb,keb->kde", y * resp[:, None, :], y).sum(0)
 
 
 def _update(scale: Array, weight: Array, mean: Array, second: Array, ridge: Array) -> tuple[Array, Array]:
@@ -103,7 +98,7 @@ def _collapse(n_features: int) -> Collapse:
     return Collapse(pooled=n_features + 1)
 
 
-tied = Family(
+tied = Covariance(
     name="tied",
     covariance_shape=_covariance_shape,
     whitener=_whitener,
@@ -111,7 +106,7 @@ tied = Family(
     log_det=_log_det,
     diagonal=_diagonal,
     inverse_diagonal=_inverse_diagonal,
-    second_moment=_second_moment,
+    second_moment="pooled",
     update=_update,
     to_covariance=_to_covariance,
     from_covariance=cholesky_of,
@@ -122,7 +117,6 @@ tied = Family(
     to_unconstrained=factor_to_unconstrained,
     from_unconstrained=factor_from_unconstrained,
     prior="EEE",
-    quadratic="shared",
     rescale=rescale_factors,
     by_feature=True,
     collapse=_collapse,

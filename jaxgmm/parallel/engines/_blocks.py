@@ -1,4 +1,4 @@
-"""What a worker does with a block of rows: check and describe it, or sum its moments; NumPy in and out.
+"""Block functions of the workers: checks, the data summary and `Statistics`; NumPy in and out.
 
 Sums leave a worker in float64, so that adding those of many blocks loses nothing, whatever the fit's dtype.
 """
@@ -16,10 +16,13 @@ import jax
 import numpy as np
 
 from jaxgmm._host_arrays import unmasked
-from jaxgmm.kernels.exact import Moments, accumulate, rows_for
+from jaxgmm.data import Data
+from jaxgmm.kernels import exact
+from jaxgmm.kernels.base import Statistics
+from jaxgmm.kernels.exact import rows_for
 from jaxgmm.kernels.programs import jit
 from jaxgmm.mixture import GMMParams
-from jaxgmm.outofcore._host_em import Survey
+from jaxgmm.outofcore._host_em import DataSummary
 
 _x64: Any
 try:
@@ -49,19 +52,19 @@ class Fault(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Sums:
-    """The arrays of a `Moments`, in float64 on the host; `+` adds them."""
+    """The arrays of a `Statistics`, in float64 on the host; `+` adds them."""
 
     arrays: tuple[Array, ...]
 
     def __add__(self, other: Sums) -> Sums:
         return Sums(tuple(a + b for a, b in zip(self.arrays, other.arrays, strict=True)))
 
-    def moments(self, params: GMMParams) -> Moments:
+    def moments(self, params: GMMParams) -> Statistics:
         """The record that they are the arrays of, in the dtype of its params."""
-        like = jax.eval_shape(lambda p: Moments.zero(p), params)
+        like = jax.eval_shape(exact.zero, params)
         dtype = params.means.dtype
         arrays = [jax.numpy.asarray(a.astype(dtype)) for a in self.arrays]
-        moments: Moments = jax.tree.unflatten(jax.tree.structure(like), arrays)
+        moments: Statistics = jax.tree.unflatten(jax.tree.structure(like), arrays)
         return moments
 
 
@@ -95,8 +98,8 @@ def _vector(weights: Any, n_rows: int, dtype: Any) -> Array:
         return w.astype(dtype, copy=False)
 
 
-def survey_block(X: Any, weights: Any, n_features: int, dtype: str) -> Survey:
-    """The `Survey` of a block (n, D) with weights (n,) or None, and the one look at whether it is sound.
+def summary_block(X: Any, weights: Any, n_features: int, dtype: str) -> DataSummary:
+    """The `DataSummary` of a block (n, D) with weights (n,) or None, and the one look at whether it is sound.
 
     Raises:
       Fault: another number of columns, what is not a number or beyond `dtype`, or a weight below 0.
@@ -111,12 +114,14 @@ def survey_block(X: Any, weights: Any, n_features: int, dtype: str) -> Survey:
     if wrong.any():
         row = int(np.flatnonzero(wrong)[0])
         raise Fault(f"its weight is {w[row]}; weights must be finite and not negative", row)
-    return Survey.of(x, w)
+    return DataSummary.of(x, w)
 
 
 @functools.partial(jit, static_argnames=("block_size",))
-def _moments(params: GMMParams, x: jax.Array, w: jax.Array, shift: jax.Array, *, block_size: int) -> Moments:
-    return accumulate(params, x, w, shift=shift, by_pairs=True, block_size=block_size)
+def _moments(
+    params: GMMParams, x: jax.Array, w: jax.Array, shift: jax.Array, *, block_size: int
+) -> Statistics:
+    return exact.sums(params, Data(x, w), shift, block_size=block_size)
 
 
 def _cut(n_rows: int) -> Iterator[tuple[int, int]]:
@@ -148,7 +153,7 @@ def moments_block(X: Any, weights: Any, params: GMMParams, shift: Array) -> Sums
                 filled, none = np.zeros((length, d), dtype), np.zeros(length, dtype)
                 filled[: len(rows)], none[: len(rows)] = rows, weight
                 rows, weight = filled, none
-            sums = _moments(params, rows, weight, shift, block_size=rows_for(params.family, length, k, d))
+            sums = _moments(params, rows, weight, shift, block_size=rows_for(params.component, length, k, d))
             arrays = tuple(np.asarray(a).astype(np.float64) for a in jax.tree.leaves(sums))
             total = arrays if total is None else tuple(a + b for a, b in zip(total, arrays, strict=True))
     assert total is not None
@@ -193,7 +198,7 @@ def over(
     return Outcome(total)
 
 
-def settle() -> None:
+def use_one_thread() -> None:
     """In a process that an engine keeps for work: JAX on one thread of the CPU, unless it runs already.
 
     The engine has as many such processes as it wants cores used, and none of them is to take an accelerator.

@@ -1,4 +1,4 @@
-"""Dask: the blocks of an array or the partitions of a data frame, mapped where they are."""
+"""Dask engine: blocks of an array or partitions of a data frame."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def _block(
     x: Any, w: Any, task: tuple[Callable[..., Any], tuple[Any, ...]], part: int, process: str
 ) -> Outcome:
     if process != _PROCESS:
-        blocks.settle()
+        blocks.use_one_thread()
     function, broadcast = task
     x = x.to_numpy() if hasattr(x, "to_numpy") else x
     w = w.to_numpy() if hasattr(w, "to_numpy") else w

@@ -14,15 +14,15 @@ from jaxgmm import _validate as validate
 from jaxgmm import priors
 from jaxgmm.data import Context
 from jaxgmm.density import check_mixture
-from jaxgmm.kernels.exact import Moments
-from jaxgmm.loop import DEFAULT_OPTIONS, MAX_ITER, REG_COVAR, TOL, EMOptions, check_options
+from jaxgmm.em import DEFAULT_OPTIONS, MAX_ITER, REG_COVAR, TOL, EMOptions, check_options
+from jaxgmm.kernels.base import Statistics
 from jaxgmm.mixture import GMMParams
 from jaxgmm.outofcore import _checkpoint as checkpoints
 from jaxgmm.outofcore import _host_driver as host_driver
 from jaxgmm.outofcore._checkpoint import Checkpoint
-from jaxgmm.outofcore._host_em import Survey
+from jaxgmm.outofcore._host_em import DataSummary
 from jaxgmm.outofcore._progress import Reporter
-from jaxgmm.parallel.engines._blocks import Sums, moments_block, survey_block
+from jaxgmm.parallel.engines._blocks import Sums, moments_block, summary_block
 from jaxgmm.priors import Prior
 from jaxgmm.result import FitResult
 
@@ -61,9 +61,9 @@ def fit_engine(
     checkpoint: Checkpoint | str | None = None,
     progress: bool | Callable[..., Any] | None = None,
 ) -> FitResult:
-    """`fit` of data that an engine holds: each EM step is one map over its blocks and one sum of `Moments`.
+    """`fit` of data that an engine holds: each EM step is one map over blocks and one sum of `Statistics`.
 
-    The turns are those of `fit`, taken here; only parameters go to the workers, and only sums come back, in
+    The iterations are those of `fit`; only parameters go to the workers, and only sums come back, in
     float64. A first pass surveys the data and checks them. What an engine does about workers that are lost,
     it does: a block that is computed again gives the same bits.
 
@@ -106,18 +106,18 @@ def fit_engine(
     dtype = jnp.result_type(params.means.dtype)
     params = jax.tree.map(lambda a: jnp.asarray(a, dtype), params)
     numbers = validate.iteration(tol, max_iter, reg_covar, accelerate, dtype)
-    checked = None if prior is None else priors.check(prior, params.family, params.means.shape, dtype)
+    checked = None if prior is None else priors.check(prior, params.component, params.means.shape, dtype)
     check_options(options).only("fit_engine", "history_size")
     size = options.history_size
-    survey = engine.map_reduce(survey_block, params.n_features, str(dtype))
-    if not isinstance(survey, Survey) or not survey.total_weight > 0:
+    summary = engine.map_reduce(summary_block, params.n_features, str(dtype))
+    if not isinstance(summary, DataSummary) or not summary.total_weight > 0:
         raise ValueError("the engine holds no rows, or none with a weight above 0: there is nothing to fit")
 
-    def moments_about(point: GMMParams, f: Context) -> Moments:
+    def moments_about(point: GMMParams, f: Context) -> Statistics:
         sums: Sums = engine.map_reduce(moments_block, jax.device_get(point), np.asarray(f.shift))
         return sums.moments(point)
 
     return host_driver.fit(
-        params, survey, moments_about, numbers, checked, history_size=size, source={}, kept=kept,
+        params, summary, moments_about, numbers, checked, history_size=size, source={}, kept=kept,
         report=report,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Blocks in this process: the engine that the others are held against."""
+"""Local engine: blocks in this process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Spark: the partitions of a data frame, mapped as Arrow batches."""
+"""Spark engine: partitions of a data frame, as Arrow batches."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _sum(
     function: Callable[..., Any], broadcast: tuple[Any, ...], pairs: Iterator[tuple[Any, Any]]
 ) -> Outcome:
     """What a task makes of the blocks of its partition."""
-    blocks.settle()
+    blocks.use_one_thread()
     part = _partition()
     return blocks.over(function, pairs, broadcast, part, f"partition {part}")
 

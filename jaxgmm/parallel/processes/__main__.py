@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxgmm.components.covariance.registry import get_family
+from jaxgmm.components.registry import get_model
 from jaxgmm.io import load, save
 from jaxgmm.outofcore._checkpoint import Checkpoint
 from jaxgmm.outofcore._open_source import open_source
@@ -106,8 +106,8 @@ def _fit(options: argparse.Namespace) -> int:
     if options.init is not None:
         params = agreed(lambda: load(options.init))
     else:
-        family, k = agreed(lambda: (get_family(options.covariance), _components(options.components)))
-        params = init.cluster(source, k, family, np.dtype(np.float64), options.seed)
+        model, k = agreed(lambda: (get_model(options.covariance), _components(options.components)))
+        params = init.cluster(source, k, model, np.dtype(np.float64), options.seed)
     checkpoint = None
     if options.checkpoint is not None:
         checkpoint = agreed(

@@ -1,4 +1,4 @@
-"""What processes tell each other: whether all is well, and bytes of one length.
+"""Collectives: bytes and errors exchanged among processes.
 
 Every exchange begins with headers, always of one size, so that a process that has come to harm can take part
 in the next one, whatever that is about, and all of them learn of it before anyone waits for numbers.

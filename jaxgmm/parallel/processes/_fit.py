@@ -14,18 +14,19 @@ from jaxgmm import _validate as validate
 from jaxgmm import priors
 from jaxgmm.data import Context
 from jaxgmm.density import check_mixture
-from jaxgmm.kernels.exact import Moments
-from jaxgmm.loop import DEFAULT_OPTIONS, MAX_ITER, REG_COVAR, TOL, EMOptions, check_options
+from jaxgmm.em import DEFAULT_OPTIONS, MAX_ITER, REG_COVAR, TOL, EMOptions, check_options
+from jaxgmm.kernels import exact
+from jaxgmm.kernels.base import Statistics
 from jaxgmm.mixture import GMMParams
 from jaxgmm.outofcore import _checkpoint as checkpoints
 from jaxgmm.outofcore import _host_driver as host_driver
 from jaxgmm.outofcore._checkpoint import Checkpoint, Settings
 from jaxgmm.outofcore._host_driver import Interruption
-from jaxgmm.outofcore._host_em import Survey
+from jaxgmm.outofcore._host_em import DataSummary
 from jaxgmm.outofcore._open_source import open_source
 from jaxgmm.outofcore._progress import Reporter
 from jaxgmm.outofcore._source import Source
-from jaxgmm.outofcore._streaming_statistics import Passes, chunk_rows, survey
+from jaxgmm.outofcore._streaming_statistics import Passes, chunk_rows, summarise
 from jaxgmm.parallel.processes import _collectives as collectives
 from jaxgmm.parallel.processes._collectives import agreed, digest, gather, gather_floats, sum_floats
 from jaxgmm.parallel.processes._shutdown import Stopped
@@ -78,13 +79,13 @@ class _Kept:
                 self._problem = error
 
 
-def total_survey(local: Survey) -> Survey:
-    """The survey of all processes from that of each."""
+def total_summary(local: DataSummary) -> DataSummary:
+    """The summary of all processes from that of each."""
     own = np.concatenate([[local.n_samples, local.total_weight], local.mean, local.variance])
-    total = Survey(0, 0.0, np.zeros_like(local.mean), np.zeros_like(local.variance))
+    total = DataSummary(0, 0.0, np.zeros_like(local.mean), np.zeros_like(local.variance))
     for a in gather_floats(own):
         mean, variance = np.split(a[2:], 2)
-        total = total + Survey(int(a[0]), float(a[1]), mean, variance)
+        total = total + DataSummary(int(a[0]), float(a[1]), mean, variance)
     return total
 
 
@@ -116,9 +117,9 @@ def fit_distributed(
     """`fit` of the data of all processes of a run, each of which reads its own part, of any length.
 
     Called by every process, with its own source and otherwise the same arguments. Each EM step is one pass of
-    each process over its part; only `Moments` are sent, and added in float64 in the processes' order, so that
-    all of them hold the same numbers, and a run that is repeated gives the same bits. With one process it is
-    `fit_stream` by the whitened kernel.
+    each process over its part; only `Statistics` are sent, and added in float64 in the processes' order, so
+    that all of them hold the same numbers, and a run that is repeated gives the same bits. With one process
+    it is `fit_stream` by the whitened kernel.
 
     What is wrong with the data of one process is told to all of them before anyone waits. For what else can
     happen to a process, call this within `together()`.
@@ -166,17 +167,17 @@ def fit_distributed(
         )
         states = _Kept(kept)
         kind = _kind(data, dtype)
-        family, shape = params.family, params.means.shape
+        model, shape = params.model, params.means.shape
 
         def watch(rows: int) -> None:
             report.watch(rows)
             if collectives.signal.asked:
                 raise Interruption
 
-        def surveyed() -> tuple[Any, ...]:
+        def prepared() -> tuple[Any, ...]:
             begin = jax.tree.map(lambda a: jnp.asarray(a, kind), params)
             numbers = validate.iteration(tol, max_iter, reg_covar, accelerate, kind)
-            checked = None if prior is None else priors.check(prior, family, shape, kind)
+            checked = None if prior is None else priors.check(prior, model.component, shape, kind)
             check_options(options).only("fit_distributed", "history_size")
             size = options.history_size
             rows = chunk_rows(data.n_samples, shape[1], kind)
@@ -187,17 +188,17 @@ def fit_distributed(
                 numbers,
                 checked,
                 size,
-                Passes(data, survey(data, rows, kind, watch=watch), rows, kind, watch),
+                Passes(data, summarise(data, rows, kind, watch=watch), rows, kind, watch),
             )
 
-        begin, numbers, checked, size, passes = agreed(surveyed)
+        begin, numbers, checked, size, passes = agreed(prepared)
         collectives.same(
-            digest(begin, family.name.encode(), numbers, checked, np.asarray(size)),
+            digest(begin, model.name.encode(), numbers, checked, np.asarray(size)),
             "the processes of a fit must be given the same params and settings, and these were not",
         )
         result = host_driver.fit(
             begin,
-            total_survey(passes.surveyed),
+            total_summary(passes.summary),
             lambda point, f: _moments(point, f, passes, states),
             numbers,
             checked,
@@ -243,7 +244,7 @@ def _opened(
     return report, kept, data
 
 
-def _moments(point: GMMParams, f: Context, passes: Passes, states: _Kept) -> Moments:
+def _moments(point: GMMParams, f: Context, passes: Passes, states: _Kept) -> Statistics:
     """Of the rows of all processes, by a pass of each over its own."""
 
     def own() -> np.ndarray:
@@ -258,17 +259,17 @@ def _moments(point: GMMParams, f: Context, passes: Passes, states: _Kept) -> Mom
         return sums[0]
 
     # The processes' bits are the same unless their processors or versions of JAX are not; and then one of
-    # them might take another turn than the others, and wait for them.
+    # them might take another iteration than the others, and wait for them.
     total = sum_floats(
         agreed(own),
         digest(point)[:6] + b"\0\0",  # a float64 that is no NaN
         "the processes have come to different parameters by rounding: run them on processors of one kind, "
         "with one version of JAX",
     )
-    like, structure = jax.tree.flatten(jax.eval_shape(Moments.zero, point))
+    like, structure = jax.tree.flatten(jax.eval_shape(exact.zero, point))
     leaves, at = [], 0
     for a in like:
         leaves.append(jnp.asarray(total[at : at + a.size].reshape(a.shape), a.dtype))
         at += a.size
-    moments: Moments = jax.tree.unflatten(structure, leaves)
+    moments: Statistics = jax.tree.unflatten(structure, leaves)
     return moments

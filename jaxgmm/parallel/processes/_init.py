@@ -1,4 +1,4 @@
-"""Where a distributed fit may start: clusters of each process's sample, clustered again."""
+"""Starts of a distributed fit: clusters of each process's sample, clustered again."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgmm.components.covariance.base import Family
-from jaxgmm.em_map import reference_params
+from jaxgmm.components.weights import Model
+from jaxgmm.em import reference_params
 from jaxgmm.init import _starts as starts
 from jaxgmm.mixture import GMMParams
-from jaxgmm.outofcore._host_em import Survey
+from jaxgmm.outofcore._host_em import DataSummary
 from jaxgmm.outofcore._source import Source
-from jaxgmm.outofcore._streaming_statistics import chunk_rows, survey
+from jaxgmm.outofcore._streaming_statistics import chunk_rows, summarise
 from jaxgmm.parallel.processes._collectives import ProcessError, agreed, gather_floats
-from jaxgmm.parallel.processes._fit import total_survey
+from jaxgmm.parallel.processes._fit import total_summary
 
 _ROWS = 10_000  # of each process
 _MORE = 4  # clusters of a process, for each component
@@ -40,7 +40,7 @@ def draw(source: Source, rows: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return kept[:n], weights[:n]
 
 
-def cluster(source: Source, n_components: int, family: Family, dtype: np.dtype, seed: int) -> GMMParams:
+def cluster(source: Source, n_components: int, model: Model, dtype: np.dtype, seed: int) -> GMMParams:
     """Starting parameters, the same in every process; only sums over clusters are sent, and no rows.
 
     Each process draws a sample of its rows and finds 4 K clusters in it by k-means; K clusters of all those
@@ -49,11 +49,11 @@ def cluster(source: Source, n_components: int, family: Family, dtype: np.dtype, 
     """
     d, k = source.n_features, n_components
 
-    def own() -> tuple[Survey, np.ndarray, np.ndarray]:
-        return survey(source, chunk_rows(source.n_samples, d, dtype), dtype), *draw(source, _ROWS, seed)
+    def own() -> tuple[DataSummary, np.ndarray, np.ndarray]:
+        return summarise(source, chunk_rows(source.n_samples, d, dtype), dtype), *draw(source, _ROWS, seed)
 
     local, x, w = agreed(own)
-    total = total_survey(local)
+    total = total_summary(local)
     unit = np.sqrt(np.where(total.variance > 0, total.variance, 1.0))
     table = np.zeros((_MORE * k, d + 1))
     standard = (x - total.mean) / unit
@@ -70,7 +70,7 @@ def cluster(source: Source, n_components: int, family: Family, dtype: np.dtype, 
     gap, share = x - means[_nearest(x / unit, means / unit)], w * local.total_weight / max(w.sum(), 1e-300)
     within = sum(gather_floats(share @ np.square(gap))) / total.total_weight
     variance = jnp.asarray(np.maximum(within, 1e-3 * np.square(unit)), dtype)
-    return reference_params(family, jnp.asarray(means, dtype), variance)
+    return reference_params(model, jnp.asarray(means, dtype), variance)
 
 
 def _nearest(x: np.ndarray, centres: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""How processes become one run: `initialize`, and what it refuses."""
+"""`initialize`: joining processes into one run, and what is refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Processes of one run on this host, for trying out: started together, and ended together."""
+"""Launcher of several processes on this host, for trying out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which process reads which of the parts."""
+"""Partition of the parts of a source among processes."""
 
 from __future__ import annotations
 

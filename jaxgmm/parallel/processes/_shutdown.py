@@ -1,4 +1,4 @@
-"""How a run of many processes ends when one of them fails or is told to: all of them, soon, with a word."""
+"""Coordinated shutdown: every process ends, with an error message, when one of them fails or is stopped."""
 
 from __future__ import annotations
 

@@ -1,0 +1,108 @@
+"""Uniform background: the last component of a mixture, beside those of another family."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+from jax import Array
+
+from jaxgmm.components.base import Component, Scale, Shape, Sums, Target
+
+
+def _is_last(n_components: int) -> Array:
+    return jnp.arange(n_components, dtype=jnp.int32) == n_components - 1
+
+
+def _prepare(c: Component, means: Array, scale: Scale) -> Any:
+    return c.options.prepare(c.options, means, scale["inner"])
+
+
+def _expect(c: Component, prepared: Any, x: Array) -> tuple[Array, Any]:
+    exponent, latent = c.options.expect(c.options, prepared, x)
+    return jnp.where(_is_last(exponent.shape[0])[:, None], 0, exponent), latent
+
+
+def _log_normaliser(c: Component, scale: Scale, shape: Shape) -> Array:
+    inner = c.options.log_normaliser(c.options, scale["inner"], shape)
+    return jnp.where(_is_last(shape[0]), scale["log_density"], inner)
+
+
+def _log_density(c: Component, prepared: Any, x: Array, on: Array) -> tuple[Array, Array]:
+    last = _is_last(on.shape[0])
+    relative, offset = c.options.log_density(c.options, prepared, x, on & ~last)
+    # Far from every component the background is all there is: it takes the offset out again.
+    background = on[-1]
+    both = jnp.where(background, relative + offset[None, :], relative)
+    return jnp.where(last[:, None], 0, both), jnp.where(background, 0, offset)
+
+
+def _statistics(c: Component, prepared: Any, latent: Any, resp: Array) -> Sums:
+    inner = jnp.where(_is_last(resp.shape[0])[:, None], 0, resp)
+    sums: Sums = c.options.statistics(c.options, prepared, latent, inner)
+    return sums
+
+
+def _maximise(
+    c: Component, means: Array, scale: Scale, weight: Array, sums: Sums, target: Target | None, ridge: Array
+) -> tuple[Array, Scale, Array]:
+    inner = jnp.where(_is_last(weight.shape[0]), 0, weight)
+    means, new, length = c.options.maximise(c.options, means, scale["inner"], inner, sums, target, ridge)
+    return means, {**scale, "inner": new}, length
+
+
+def _start(c: Component, variances: Array) -> Scale:
+    # The box that has the variances of all the data, uniform: its sides are √12 standard deviations.
+    log_density = -0.5 * jnp.log(12 * variances[-1]).sum()
+    return {"inner": c.options.start(c.options, variances), "log_density": log_density}
+
+
+def _scatter(c: Component, scale: Scale) -> Any:
+    return c.options.scatter(c.options, scale["inner"])
+
+
+def _with_scatter(c: Component, scale: Scale, scatter: Any) -> Scale:
+    return {**scale, "inner": c.options.with_scatter(c.options, scale["inner"], scatter)}
+
+
+def _n_parameters(c: Component, n_components: Any, n_features: int) -> Any:
+    return c.options.n_parameters(c.options, n_components - 1, n_features)
+
+
+def background(component: Component) -> Component:
+    """Components of a family, and a last one that is uniform: rows that belong to none of the others.
+
+    Of K components the first K − 1 are those of `component`. The last has the density exp(log_density), whose
+    logarithm is scale["log_density"]; a start takes the box that has the data's variances. Its share is
+    estimated, and nothing else of it. It has a mean and a covariance in the arrays, without use.
+
+    Args:
+      component: a `Component`, such as gaussian("full").
+
+    Returns:
+      A `Component` whose scale is {"inner": that of the components, "log_density": ()}; its name, such as
+      "background(full)", can be passed as covariance_type too.
+
+    Example:
+      >>> from jaxgmm.components import background, gaussian
+      >>> background(gaussian("diag"))
+      Component('background(diag)')
+
+    References:
+      Banfield & Raftery (1993), Model-based Gaussian and non-Gaussian clustering, Biometrics 49.
+    """
+    return Component(
+        name=f"background({component.name})",
+        covariance=component.covariance,
+        prepare=_prepare,
+        expect=_expect,
+        log_normaliser=_log_normaliser,
+        log_density=_log_density,
+        statistics=_statistics,
+        maximise=_maximise,
+        start=_start,
+        scatter=_scatter,
+        with_scatter=_with_scatter,
+        n_parameters=_n_parameters,
+        options=component,
+    )

@@ -1,0 +1,106 @@
+"""The record `Component`: the density of one component of a mixture, as EM needs it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from jax import Array
+
+from jaxgmm.components.covariance.base import Covariance
+
+Scale = Any  # a component's own pytree of arrays
+Shape = tuple[int, int]  # (K, D)
+
+
+class Sums(NamedTuple):
+    """Sums over samples that a component's M-step reads, linear in the responsibilities.
+
+    Fields:
+      first: (K, D) Σ w r u y, with y the whitened residuals and u the weight that the component itself gives
+        a row, 1 for a Gaussian.
+      second: the covariance structure's part of Σ w r u y yᵀ; for "full", (K, D, D).
+      extra: a pytree of what else it needs; () for a Gaussian.
+    """
+
+    first: Array
+    second: Any
+    extra: Any = ()
+
+
+class Target(NamedTuple):
+    """What moves a component: its next mean, and the moments that `Covariance.update` reads.
+
+    Fields:
+      mean: (K, D) the next means, in whitened coordinates about the current ones.
+      weight: (K,) the divisor of the second moments.
+      centre: (K, D) the mean that is taken out of the second moments.
+      second: as `Sums.second`.
+    """
+
+    mean: Array
+    weight: Array
+    centre: Array
+    second: Any
+
+
+class Component(NamedTuple):
+    """The density of one component: pure functions of its means (K, D) and of `scale`, a pytree of arrays.
+
+    The density is exp(log_normaliser + exponent). Rows of data come as columns (D, B), responsibilities and
+    exponents as (K, B): that is the fast layout. To add a component family, fill in the record in one file,
+    of named functions, as `components/student_t.py` does. Each function takes the record itself as its first
+    argument, not written below, for its `covariance` and `options`.
+
+    Fields:
+      name: what error messages and saved files call it.
+      covariance: the structure of its scatter matrices Σ_k.
+      prepare: (means, scale) -> what `expect` needs of them (inverse factors), computed once an iteration;
+        any object.
+      expect: (prepared, x (D, B)) -> exponents (K, B), finite, and what `statistics` needs of the
+        block, a pytree that begins with the whitened residuals (K, D, B).
+      log_normaliser: (scale, (K, D)) -> (K,), the logarithm of the density where the exponent is 0.
+      log_density: (prepared, x (D, B), on (K,)) -> exponents as relative (K, B) + offset (B,), where the
+        largest `relative` of those that are on is finite wherever x lies.
+      statistics: (prepared, what expect gave, resp (K, B)) -> `Sums` over B, linear in resp.
+      maximise: (means, scale, weight (K,), Sums, Target or None, ridge (D,)) -> (means, scale, length (K,)).
+        The M-step: the parameters that maximise the expected log-likelihood, and the squared Fisher length of
+        the step. A component of weight 0 stays where it is. A `Target` is given where a prior takes part;
+        `extra` is () for the plain moments of a start.
+      start: variances (K, D) -> the scale of components of that width.
+      scatter: scale -> the arrays of `covariance`.
+      with_scatter: (scale, arrays of `covariance`) -> the scale with these.
+      n_parameters: (K, D) -> number of free parameters of means and scale; K may be traced.
+      variance_factor: scale -> (K,), what Σ_k is multiplied by to give the covariances; None for 1.
+      normal_factor: (key, scale, labels (n,)) -> (n,), what standard normal numbers are multiplied by to draw
+        from the density; None for 1.
+      to_free, from_free: scale -> array (K, E) of unconstrained numbers for what the scale holds besides
+        `covariance`'s arrays, and (scale, array) -> scale: coordinates of extrapolation, derivatives and
+        gradient fits. None where there is nothing else.
+      is_gaussian: whether the exponent is −½ ‖C_k⁻¹ (x − μ_k)‖² and the sums are plain moments, so that the
+        quadratic and sparse kernels, priors, and what else is known of Gaussians apply.
+      options: hashable settings of the family, such as whether degrees of freedom are fixed.
+    """
+
+    name: str
+    covariance: Covariance
+    prepare: Callable[[Component, Array, Scale], Any]
+    expect: Callable[[Component, Any, Array], tuple[Array, Any]]
+    log_normaliser: Callable[[Component, Scale, Shape], Array]
+    log_density: Callable[[Component, Any, Array, Array], tuple[Array, Array]]
+    statistics: Callable[[Component, Any, Any, Array], Sums]
+    maximise: Callable[..., tuple[Array, Scale, Array]]
+    start: Callable[[Component, Array], Scale]
+    scatter: Callable[[Component, Scale], Any]
+    with_scatter: Callable[[Component, Scale, Any], Scale]
+    n_parameters: Callable[[Component, Any, int], Any]
+    variance_factor: Callable[[Component, Scale], Array] | None = None
+    normal_factor: Callable[[Component, Array, Scale, Array], Array] | None = None
+    to_free: Callable[[Component, Scale], Array] | None = None
+    from_free: Callable[[Component, Scale, Array], Scale] | None = None
+    is_gaussian: bool = False
+    options: Any = None
+
+    def __repr__(self) -> str:
+        """Short, for the record's functions say nothing to a reader."""
+        return f"Component({self.name!r})"
