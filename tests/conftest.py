@@ -7,11 +7,10 @@ import json
 import math
 import os
 import pathlib
-import subprocess
-import sys
 import tempfile
-import zlib
 from typing import NamedTuple
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # or XLA tells of every cached program
 
 import jax
 import jax.numpy as jnp
@@ -19,34 +18,8 @@ import numpy as np
 import pytest
 
 import jaxgmm
-from jaxgmm.components import FAMILIES
-from jaxgmm.kernels.programs import CACHES_RIGHT, CPU_OPTIONS, keep_programs
-
-# What the tests compile themselves is compiled as the package compiles what it can: compilation is most of
-# the tests' time. Read when JAX first meets a device, which is later than this.
-_FLAGS = " ".join(
-    [
-        *(f"--{name}={str(value).lower()}" for name, value in CPU_OPTIONS.items()),
-        "--xla_backend_extra_options=xla_cpu_disable_loop_unrolling",  # which only a flag can say
-    ]
-)
-_ASKED = "JAXGMM_TEST_FLAGS"
-
-
-def _are_known(flags):
-    """Whether XLA knows its flags, in a process of its own: one that it does not know is the end of it."""
-    command = [sys.executable, "-c", "import jax; jax.devices('cpu')"]
-    return not subprocess.run(
-        command,
-        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        check=False,
-    ).returncode
-
-
-if _ASKED not in os.environ:  # pytest's workers inherit the answer
-    os.environ[_ASKED] = _FLAGS if jax.__version_info__ < (0, 11) or _are_known(_FLAGS) else ""
-os.environ["XLA_FLAGS"] = f"{os.environ[_ASKED]} {os.environ.get('XLA_FLAGS', '')}".strip()
+from jaxgmm.components import gaussian
+from jaxgmm.kernels.programs import CACHES_RIGHT, keep_programs
 
 # What one process of a test run has compiled, the others take from it: pytest's workers inherit the folder.
 _KEPT = "JAXGMM_TEST_PROGRAMS"
@@ -61,46 +34,6 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 DATA = pathlib.Path(__file__).parent / "data"
-NAMES = sorted(FAMILIES)
-# For whole fits that test EM rather than a structure; also what the `name` fixture runs over.
-CORE = ["diag", "full", "spherical", "tied"]
-QUICK = ["full"]
-# Tests of whole fits that are quick in float32 only, and examples of whole searches that are not.
-SINGLE = {
-    "test_check_passes_what_converged",
-    "test_the_bound_never_falls",
-    "test_a_step_is_the_dense_one",
-    "test_from_covariance_is_exact_on_the_structure_and_nan_where_it_is_not_positive_definite",
-    "test_equal_values_have_finite_derivatives_that_are_right_where_the_choice_does_not_matter",
-    "test_it_solves_and_measures_its_own_residual",
-    "test_scale_does_not_matter_and_zero_is_zero",
-    "test_every_fit_is_finite_or_says_why_and_converged_means_it",
-    "test_both_kernels_give_the_same_moments",
-    "test_a_family_written_by_a_user_fits_every_way",
-    "test_moments_add_and_zero_is_the_identity",
-    "test_vmap_is_a_loop_and_jit_is_eager",
-    "test_a_zero_weight_leaves_a_row_out_whatever_it_holds",
-    "test_a_bad_lane_leaves_the_others_alone",
-    "test_a_fit_ends_where_the_whitened_one_does",
-    "test_an_awkward_sample_still_has_a_usable_lane",
-    "test_the_unit_of_x_moves_the_likelihood_by_its_own_logarithm",
-    "test_data_that_a_users_jit_closes_over_are_checked_and_fit",
-    "test_integer_weights_are_repetition",
-    "test_blocks_in_memory_give_the_fit_of_all_rows",
-    "test_one_process_alone_fits_as_fit_does",
-}
-LONG_EXAMPLES = (
-    "selection",
-    "inference",
-    "gradients",
-    "distributions",
-    "components.covariance.factor",
-    "components.covariance.registry",
-    "plot.history",
-    "sklearn.bayesian",
-    "variational",
-)
-CONTINUOUS = "VEV"  # of what is slow, for continuous integration
 # What moves the fits of a structure as it moves the data: any linear map, a scaling of each axis, or only a
 # rotation with one scaling.
 EQUIVARIANCE = {
@@ -108,54 +41,6 @@ EQUIVARIANCE = {
     **dict.fromkeys(["diag", "EEI", "VEI", "EVI"], "axes"),
     **dict.fromkeys(["spherical", "EII", "EEV", "VEV", "EVE", "VVE"], "similar"),
 }
-
-
-def pytest_addoption(parser):
-    parser.addoption(
-        "--few", action="store_true", help="of a test's sets of parameters the first and the last"
-    )
-    parser.addoption("--part", default="1/1", help="of the tests, by their names: 2/3 for the second third")
-
-
-def pytest_collection_modifyitems(config, items):
-    """In float64 the quick tests take one structure: what goes wrong with the others there shows in float32.
-
-    A test of outside numbers has no `dtype`, and is not meant. Of what a slow test repeats, CI takes one set
-    of parameters, with a structure that has all there is; of outside numbers it takes every `model`.
-    """
-    repeats = {}
-    for item in items:
-        values = item.callspec.params if hasattr(item, "callspec") else {}
-        name = _function(item)
-        single = name in SINGLE or values.get("name", "full") != "full"
-        example = name.startswith(tuple(f"jaxgmm.{room}" for room in LONG_EXAMPLES))
-        if (values.get("dtype") == "float64" and single) or example:
-            item.add_marker(pytest.mark.slow)
-        rare = item.get_closest_marker("exhaustive")
-        if values and "model" not in values and item.get_closest_marker("slow") and not rare:
-            repeats.setdefault((item.path, item.originalname), []).append((item, values.values()))
-    for same in repeats.values():
-        taken = next((item for item, values in same if CONTINUOUS in values), same[0][0])
-        for item, _ in same:
-            if item is not taken:
-                item.add_marker(pytest.mark.exhaustive)
-    part, parts = map(int, config.getoption("part").split("/"))
-    drop = [item for item in items if zlib.crc32(_function(item).encode()) % parts != part % parts]
-    if config.getoption("few"):
-        each = {}
-        for item in items:
-            quick = item.get_closest_marker("slow") is None
-            each.setdefault((item.path, _function(item), quick), []).append(item)
-        kept = {item for same in each.values() for item in (same[0], same[-1])}
-        drop += [item for item in items if item not in kept]
-    config.hook.pytest_deselected(items=list(dict.fromkeys(drop)))
-    dropped = set(drop)
-    items[:] = [item for item in items if item not in dropped]
-
-
-def _function(item):
-    """The test's name, whatever its parameters."""
-    return getattr(item, "originalname", item.name)
 
 
 @contextlib.contextmanager
@@ -171,9 +56,11 @@ def x64(enabled: bool):
 
 @pytest.fixture(autouse=True, scope="module")
 def _forget_compiled_programs():
-    """Thousands of compiled programs use up the memory maps that a process may have, and crash it."""
+    """Thousands of compiled programs use up the memory maps of a process (65,530), and crash it."""
     yield
-    jax.clear_caches()
+    maps = pathlib.Path("/proc/self/maps")
+    if not maps.exists() or len(maps.read_bytes().splitlines()) > 30_000:
+        jax.clear_caches()
 
 
 @pytest.fixture(params=["float32", "float64"], ids=["x32", "x64"])
@@ -187,33 +74,6 @@ def double():
     """64-bit JAX, for tests against outside numbers."""
     with x64(True):
         yield np.dtype("float64")
-
-
-def costly(name, *rest, quick=CORE):
-    """A parameter set that only the slow tests take, if the structure is not of the core."""
-    return pytest.param(name, *rest, marks=() if name in quick else pytest.mark.slow)
-
-
-# The quick tests of EM itself take the structure that has all there is: a matrix for each component.
-@pytest.fixture(params=[costly(n, quick=QUICK) for n in CORE])
-def name(request):
-    return request.param
-
-
-# For tests of what a structure itself must do: all of them in float32, and in float64 those that are not
-# held against mclust's numbers in that precision. `every_name` is for what is cheap.
-every_name = pytest.mark.parametrize("name", NAMES)
-every_name_at_a_cost = pytest.mark.parametrize("name", [costly(n) for n in NAMES])
-every = pytest.mark.parametrize(
-    ("name", "dtype"),
-    [
-        costly(n, t, quick=("full", "diag"))
-        for n in NAMES
-        for t in ("float32", "float64")
-        if n in CORE or t == "float32"
-    ],
-    indirect=["dtype"],
-)
 
 
 @pytest.fixture(scope="session")
@@ -276,7 +136,7 @@ def soft_labels(labels, n_components, dtype=np.float64):
 
 
 def start_from(X, labels, name, dtype, **options):
-    """Starting parameters of one family from soft labels."""
+    """Starting parameters of one model from soft labels."""
     resp = soft_labels(labels, int(labels.max()) + 1, dtype)
     return jaxgmm.m_step(resp, X.astype(dtype), covariance_type=name, **options)
 
@@ -286,7 +146,8 @@ def dense(params):
     wide = [np.asarray(a, np.float64) for a in (params.weights, params.means)]
     with x64(True):
         scale = jax.tree.map(lambda a: jnp.asarray(np.asarray(a), jnp.float64), params.scale)
-        cov = params.family.to_covariance(scale, params.means.shape)
+        scatter = params.component.scatter(params.component, scale)
+        cov = params.covariance.to_covariance(scatter, params.means.shape)
     return *wide, np.asarray(cov)
 
 
@@ -306,7 +167,7 @@ def given(family, cov):
 def takes_rows(family, scale, n_components, n_features):
     """For each array of a scale, whether its leading axis is the components'."""
     one, other = (
-        jax.tree.leaves(jaxgmm.mixture.scale_like(family, k, n_features))
+        jax.tree.leaves(jaxgmm.mixture.scale_like(gaussian(family), k, n_features))
         for k in (n_components, n_components + 1)
     )
     return [a.shape != b.shape for a, b in zip(one, other, strict=True)]

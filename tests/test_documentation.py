@@ -1,6 +1,9 @@
 """The README and the pages of the site: every Python block runs and prints what the page says."""
 
+import ast
 import contextlib
+import importlib
+import inspect
 import io
 import pathlib
 import re
@@ -12,7 +15,9 @@ from tests.test_package import PUBLIC
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-QUICK = {"interchange", "performance"}
+# The blocks of the others compile for one to two minutes: searches, restarts and gradients, which are tested
+# as functions. What they print is checked by running them before a release.
+EXECUTED = {"from_scikit_learn"}
 
 # A block, and the text block right below it, if there is one: what it prints.
 _BLOCK = re.compile(r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```\n)?", re.MULTILINE | re.DOTALL)
@@ -40,14 +45,46 @@ def _last_digits(number):
     return 2.001 * 10.0 ** -len(decimals) if decimals else 0.0
 
 
-@pytest.mark.parametrize(
-    "page",
-    [
-        pytest.param(p, id=p.stem, marks=() if p.stem in QUICK else pytest.mark.slow)
-        for p in PAGES
-        if blocks(p)
-    ],
-)
+def named(code):
+    """(the object, its name, the keywords it is called with) of everything of jaxgmm that a code names."""
+    places, tree = {}, ast.parse(code)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            places |= {
+                a.asname or a.name: importlib.import_module(a.name) for a in node.names if a.name == "jaxgmm"
+            }
+        elif isinstance(node, ast.ImportFrom) and node.module.partition(".")[0] == "jaxgmm":
+            module = importlib.import_module(node.module)
+            places |= {a.asname or a.name: getattr(module, a.name) for a in node.names}
+    calls = {
+        id(n.func): [k.arg for k in n.keywords if k.arg] for n in ast.walk(tree) if isinstance(n, ast.Call)
+    }
+    for node in ast.walk(tree):
+        path, inner = [], node
+        while isinstance(inner, ast.Attribute):
+            path.insert(0, inner.attr)
+            inner = inner.value
+        if isinstance(inner, ast.Name) and inner.id in places:
+            found = places[inner.id]
+            for part in path:
+                # A number of a result has no attributes of jaxgmm's.
+                found = getattr(found, part)
+            yield found, ".".join([inner.id, *path]), calls.get(id(node), [])
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p)], ids=lambda p: p.stem)
+def test_every_block_names_what_there_is_and_gives_it_arguments_that_it_has(page):
+    text = "import jaxgmm\n" + "\n".join(code for _, code, _ in blocks(page))
+    seen = list(named(text))
+    assert len(seen) > 1
+    for function, name, keywords in seen:
+        if keywords and callable(function):
+            parameters = inspect.signature(function).parameters
+            if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+                assert set(keywords) <= set(parameters), f"{page.name}: {name}"
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if p.stem in EXECUTED], ids=lambda p: p.stem)
 def test_every_block_runs_and_prints_what_the_page_says(page, monkeypatch):
     monkeypatch.chdir(ROOT)
     namespace = {"__name__": "__main__"}

@@ -1,13 +1,12 @@
 """Saving and loading: exact round trips, and a reader that no file can fool."""
 
 import contextlib
+import dataclasses
 import io
 import os
 import pickle
 import stat
 import struct
-import subprocess
-import sys
 import tracemalloc
 import zipfile
 
@@ -17,31 +16,18 @@ import numpy as np
 import pytest
 
 import jaxgmm
-from jaxgmm.components import FAMILIES
+from jaxgmm.components import STRUCTURES as RECORDS
+from jaxgmm.components import gaussian
 from jaxgmm.io import atomic_write, load, load_columns, save
 from jaxgmm.io.archive import FORMAT_VERSION
+from tests.conftest import x64
+from tests.problems import K, every_structure_and_precision
 
 
-@contextlib.contextmanager
-def precision(dtype):
-    before = jax.config.jax_enable_x64
-    jax.config.update("jax_enable_x64", np.dtype(dtype) == np.float64)
-    try:
-        yield np.dtype(dtype)
-    finally:
-        jax.config.update("jax_enable_x64", before)
-
-
-@pytest.fixture(params=["float32", "float64"])
-def bits(request):
-    with precision(request.param) as dtype:
-        yield dtype
-
-
-def mixture(name, dtype="float32", n_components=3, n_features=2, off=()):
+def mixture(name, dtype="float32", n_components=K, n_features=2, off=()):
     """A mixture of one family with numbers that no decimal notation holds exactly."""
     rng = np.random.default_rng(5)
-    family = FAMILIES[name]
+    family = RECORDS[name]
     weights = rng.uniform(1, 2, n_components)
     weights[list(off)] = 0
     means = rng.normal(size=(n_components, n_features)) * 1e3
@@ -49,7 +35,7 @@ def mixture(name, dtype="float32", n_components=3, n_features=2, off=()):
         log_weights=jnp.asarray(np.log(np.where(weights > 0, weights, 1) / weights.sum()), dtype),
         means=jnp.asarray(means, dtype),
         scale=family.from_variances(jnp.asarray(rng.uniform(0.1, 2, means.shape), dtype)),
-        family=family,
+        component=gaussian(family),
     )
     on = jnp.asarray(weights > 0)
     params = jax.tree.unflatten(
@@ -67,7 +53,7 @@ def mixture(name, dtype="float32", n_components=3, n_features=2, off=()):
 def identical(a, b):
     left, right = jax.tree.leaves(a), jax.tree.leaves(b)
     return (
-        a.family == b.family
+        a.model == b.model
         and len(left) == len(right)
         and all(
             x.dtype == y.dtype and np.array_equal(np.asarray(x), np.asarray(y))
@@ -100,32 +86,19 @@ def saved(tmp_path):
 # --- round trips
 
 
-@pytest.mark.parametrize("name", sorted(FAMILIES))
-@pytest.mark.parametrize("off", [(), (1,)], ids=["all on", "one off"])
-def test_round_trip_is_exact(tmp_path, name, off, bits):
-    params = mixture(name, bits, off=off)
+@every_structure_and_precision
+def test_a_round_trip_is_exact(tmp_path, name, dtype):
+    params = mixture(name, dtype, off=(1,))
     save(tmp_path / "m", params)
     assert identical(load(tmp_path / "m"), params)
     assert load_columns(tmp_path / "m") is None
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (1, 5), (4, 1), (40, 7)])
-def test_round_trip_of_any_size(tmp_path, shape):
-    params = mixture("full", n_components=shape[0], n_features=shape[1])
-    save(tmp_path / "m", params)
-    assert identical(load(str(tmp_path / "m")), params)
-
-
-@pytest.mark.slow
-def test_a_fit_survives(tmp_path):
-    X = np.random.default_rng(0).normal(size=(60, 2)).astype(np.float32)
-    results = jaxgmm.fit_components(jax.random.key(0), X, (1, 2), n_init=1)
-    for lane in range(2):
-        params = jax.tree.map(lambda a, lane=lane: a[lane], results.params)
+def test_a_round_trip_of_any_size_is_exact(tmp_path):
+    for shape in ((1, 1), (1, 5), (40, 7)):
+        params = mixture("spherical", n_components=shape[0], n_features=shape[1])
         save(tmp_path / "m", params)
-        again = load(tmp_path / "m")
-        assert identical(again, params)
-        np.testing.assert_array_equal(jaxgmm.log_prob(again, X), jaxgmm.log_prob(params, X))
+        assert identical(load(str(tmp_path / "m")), params)
 
 
 def test_same_model_same_bytes(tmp_path):
@@ -136,24 +109,24 @@ def test_same_model_same_bytes(tmp_path):
 
 def test_numpy_reads_it(saved):
     members = arrays(saved)
-    assert str(members["family"]) == "full"
+    assert str(members["model"]) == "full"
     assert members["means"].shape == (3, 2)
 
 
 def test_float64_in_a_float32_session(tmp_path):
-    with precision("float64"):
+    with x64(True):
         save(tmp_path / "m", mixture("full", "float64"))
-    with precision("float32"):
+    with x64(False):
         params = load(tmp_path / "m")
     assert params.means.dtype == np.float32
     np.testing.assert_allclose(params.means, arrays(tmp_path / "m")["means"], rtol=1e-7)
 
 
 def test_float64_that_float32_cannot_hold(tmp_path):
-    with precision("float64"):
+    with x64(True):
         params = jaxgmm.make_params(np.ones(1), np.zeros((1, 1)), np.full(1, 1e-200), "spherical")
         save(tmp_path / "m", params)
-    with precision("float32"), pytest.raises(ValueError, match="jax_enable_x64"):
+    with x64(False), pytest.raises(ValueError, match="jax_enable_x64"):
         load(tmp_path / "m")
 
 
@@ -167,10 +140,10 @@ def test_columns(tmp_path, columns):
     assert load_columns(tmp_path / "m") == tuple(columns)
 
 
-@pytest.mark.parametrize("columns", [["a"], ["a", "a"], ["a", ""], ["a", "b\0"], ["a", 3], ["a", "\x1b[31m"]])
-def test_bad_columns_are_refused(tmp_path, columns):
-    with pytest.raises(ValueError, match="columns"):
-        save(tmp_path / "m", mixture("diag"), columns=columns)
+def test_bad_columns_are_refused(tmp_path):
+    for columns in (["a"], ["a", "a"], ["a", ""], ["a", "b\0"], ["a", 3], ["a", "\x1b[31m"]):
+        with pytest.raises(ValueError, match="columns"):
+            save(tmp_path / "m", mixture("diag"), columns=columns)
     assert os.listdir(tmp_path) == []
 
 
@@ -193,14 +166,13 @@ def test_other_objects_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("field", ["log_weights", "means", "scale"])
-@pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_bad_values_are_refused(tmp_path, field, value):
+def test_bad_values_are_refused(tmp_path, field):
     params = mixture("diag")
-    fields = {"log_weights": params.log_weights, "means": params.means, "scale": params.scale}
-    fields[field] = fields[field].at[(0,) * fields[field].ndim].set(value)
-    bad = jaxgmm.GMMParams(**fields, family=params.family)
-    with pytest.raises(ValueError, match=r"finite|sum to 1"):
-        save(tmp_path / "m", bad)
+    for value in (np.nan, np.inf):
+        spoilt = np.array(getattr(params, field))
+        spoilt.flat[0] = value
+        with pytest.raises(ValueError, match=r"finite|sum to 1"):
+            save(tmp_path / "m", dataclasses.replace(params, **{field: spoilt}))
     assert os.listdir(tmp_path) == []
 
 
@@ -211,32 +183,32 @@ def test_half_precision_is_refused(tmp_path):
 
 
 def test_a_user_family_must_be_confirmed(tmp_path):
-    own = FAMILIES["diag"]._replace(name="mine")
-    params = jaxgmm.GMMParams(*jax.tree.leaves(mixture("diag")), family=own)
-    with pytest.raises(ValueError, match=r"'mine' is not in jaxgmm's table.*family="):
+    own = RECORDS["diag"]._replace(name="mine")
+    params = jaxgmm.GMMParams(*jax.tree.leaves(mixture("diag")), component=gaussian(own))
+    with pytest.raises(ValueError, match=r"'mine' is not in jaxgmm's table.*covariance_type="):
         save(tmp_path / "m", params)
-    save(tmp_path / "m", params, family=own)
-    assert identical(load(tmp_path / "m", family=own), params)
+    save(tmp_path / "m", params, covariance_type=own)
+    assert identical(load(tmp_path / "m", covariance_type=own), params)
     with pytest.raises(ValueError, match="user's own"):
         load(tmp_path / "m")
     with pytest.raises(ValueError, match="'mine', not the 'full'"):
-        load(tmp_path / "m", family=FAMILIES["full"])
+        load(tmp_path / "m", covariance_type=RECORDS["full"])
 
 
 def test_a_user_family_that_borrows_a_name(tmp_path):
-    own = FAMILIES["diag"]._replace(to_covariance=lambda scale, shape: scale)
-    params = jaxgmm.GMMParams(*jax.tree.leaves(mixture("diag")), family=own)
+    own = RECORDS["diag"]._replace(to_covariance=lambda scale, shape: scale)
+    params = jaxgmm.GMMParams(*jax.tree.leaves(mixture("diag")), component=gaussian(own))
     with pytest.raises(ValueError, match="not in jaxgmm's table"):
         save(tmp_path / "m", params)
     with pytest.raises(ValueError, match="another record"):
-        save(tmp_path / "m", params, family=FAMILIES["diag"])
-    save(tmp_path / "m", params, family=own)
+        save(tmp_path / "m", params, covariance_type=RECORDS["diag"])
+    save(tmp_path / "m", params, covariance_type=own)
     with pytest.raises(ValueError, match="user's own"):
         load(tmp_path / "m")
 
 
 def test_a_user_family_with_a_tree_for_a_scale(tmp_path):
-    diag = FAMILIES["diag"]
+    diag = RECORDS["diag"]
     own = diag._replace(
         name="tree",
         from_variances=lambda v: {"b": {"sd": jnp.sqrt(v)}, "a": (jnp.ones(v.shape[1]),)},
@@ -244,9 +216,9 @@ def test_a_user_family_with_a_tree_for_a_scale(tmp_path):
     )
     base = mixture("diag")
     scale = {"b": {"sd": base.scale}, "a": (jnp.arange(1.0, 3.0),)}
-    params = jaxgmm.GMMParams(base.log_weights, base.means, scale, own)
-    save(tmp_path / "m", params, family=own)
-    again = load(tmp_path / "m", family=own)
+    params = jaxgmm.GMMParams(base.log_weights, base.means, scale, gaussian(own))
+    save(tmp_path / "m", params, covariance_type=own)
+    again = load(tmp_path / "m", covariance_type=own)
     assert identical(again, params)
     assert jax.tree.structure(again) == jax.tree.structure(params)
 
@@ -254,8 +226,8 @@ def test_a_user_family_with_a_tree_for_a_scale(tmp_path):
 # --- writing whole or not at all
 
 
-@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit])
-def test_an_interrupted_write_leaves_nothing(tmp_path, error):
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_an_interrupted_write_leaves_what_was_there(tmp_path, error):
     path = tmp_path / "f"
 
     def write_half():
@@ -341,10 +313,10 @@ def refused(path, match=None):
         load_columns(path)
 
 
-@pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04", b"PK\x05\x06" + bytes(18), bytes(1000)])
-def test_not_a_zip(tmp_path, content):
-    (tmp_path / "m").write_bytes(content)
-    refused(tmp_path / "m", "not a jaxgmm model")
+def test_what_is_no_zip_is_refused(tmp_path):
+    for content in (b"", b"hello", b"PK\x03\x04", b"PK\x05\x06" + bytes(18), bytes(1000)):
+        (tmp_path / "m").write_bytes(content)
+        refused(tmp_path / "m", "not a jaxgmm model")
 
 
 def test_an_npz_of_something_else(tmp_path):
@@ -354,28 +326,28 @@ def test_an_npz_of_something_else(tmp_path):
 
 def test_truncation_anywhere(saved):
     content = saved.read_bytes()
-    for end in range(0, len(content), 3):
+    for end in range(0, len(content), 17):
         saved.write_bytes(content[:end])
         refused(saved)
 
 
-@pytest.mark.parametrize("mask", [0x01, 0x80, 0xFF])
-def test_a_flipped_byte_is_found_or_harmless(saved, mask):
+def test_a_flipped_byte_is_found_or_harmless(saved):
     params, content = load(saved), saved.read_bytes()
     harmless = 0
-    for at in range(0, len(content), 2):
-        saved.write_bytes(content[:at] + bytes([content[at] ^ mask]) + content[at + 1 :])
+    every = range(0, len(content), 3)
+    for at in every:
+        saved.write_bytes(content[:at] + bytes([content[at] ^ (1 << at % 8)]) + content[at + 1 :])
         with contextlib.suppress(ValueError):
             assert identical(load(saved), params), f"byte {at}: another model"
             harmless += 1
     # Dates, attributes and the like; everything else is under a checksum.
-    assert harmless < 0.25 * len(content) / 2
+    assert harmless < 0.25 * len(every)
 
 
 def test_random_bytes_in_place_of_members(saved):
     rng = np.random.default_rng(0)
     content = bytearray(saved.read_bytes())
-    for _ in range(200):
+    for _ in range(100):
         damaged = bytearray(content)
         at = int(rng.integers(len(content) - 40))
         damaged[at : at + 40] = rng.bytes(40)
@@ -388,7 +360,7 @@ def test_random_headers_inside_a_sound_zip(saved):
     """The checksums are right, so that the npy parser itself has to hold."""
     rng = np.random.default_rng(1)
     members = arrays(saved)
-    for _ in range(300):
+    for _ in range(100):
         with zipfile.ZipFile(saved, "w") as archive:
             for name, array in members.items():
                 content = io.BytesIO()
@@ -434,18 +406,18 @@ def test_a_header_is_not_evaluated(saved, tmp_path):
     refused(saved, "does not hold plain numbers")
 
 
-@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
-def test_a_bomb_is_refused_before_it_is_unpacked(saved, method):
+def test_a_bomb_is_refused_before_it_is_unpacked(saved):
     members = arrays(saved)
-    rewrite(saved, members | {"means": np.zeros((3, 2_000_000), np.float32)}, method)
-    assert saved.stat().st_size < 1_000_000
-    tracemalloc.start()
-    try:
-        refused(saved, "compressed")
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert peak < 2_000_000
+    for method in (zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
+        rewrite(saved, members | {"means": np.zeros((3, 2_000_000), np.float32)}, method)
+        assert saved.stat().st_size < 1_000_000
+        tracemalloc.start()
+        try:
+            refused(saved, "compressed")
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        assert peak < 2_000_000
 
 
 def test_a_huge_declared_shape(saved):
@@ -476,8 +448,8 @@ def test_a_family_that_would_need_far_more_memory_than_the_file(saved):
         saved,
         {
             "format_version": np.int64(1),
-            "family": np.str_("full"),
-            "custom_family": np.False_,
+            "model": np.str_("full"),
+            "custom_model": np.False_,
             "log_weights": np.zeros(1, np.float32),
             "means": np.zeros((1, n), np.float32),
             "scale_0": np.zeros((1, 1, 1), np.float32),
@@ -497,12 +469,11 @@ def test_a_lying_directory(saved):
         refused(saved)
 
 
-@pytest.mark.parametrize(
-    "name", ["../../evil", "/etc/evil", "means.npy/x", "scale_2", "scale_00", "Means", ""]
-)
-def test_foreign_members(saved, name):
-    rewrite(saved, arrays(saved) | {name: np.zeros(2)})
-    refused(saved, "unknown")
+def test_foreign_members_are_refused(saved):
+    members = arrays(saved)
+    for name in ("../../evil", "/etc/evil", "means.npy/x", "scale_2", "scale_00", "Means", ""):
+        rewrite(saved, members | {name: np.zeros(2)})
+        refused(saved, "unknown")
     assert os.listdir(saved.parent) == [saved.name]
 
 
@@ -526,7 +497,7 @@ def test_too_many_members(saved):
 
 def test_a_missing_member(saved):
     members = arrays(saved)
-    for name in ("family", "custom_family", "log_weights", "means"):
+    for name in ("model", "custom_model", "log_weights", "means"):
         rewrite(saved, {other: array for other, array in members.items() if other != name})
         refused(saved, f"missing: \\['{name}'\\]")
 
@@ -537,58 +508,58 @@ def test_a_newer_version_is_said_to_be_newer(saved):
     refused(saved, "newer jaxgmm.*upgrade")
 
 
-@pytest.mark.parametrize(
-    "version", [np.int64(0), np.int64(-1), np.float64(1), np.ones(2, np.int64), np.str_("1")]
-)
-def test_a_bad_version(saved, version):
-    rewrite(saved, arrays(saved) | {"format_version": version})
-    refused(saved, "format_version")
+def test_a_bad_version_is_refused(saved):
+    members = arrays(saved)
+    for version in (np.int64(0), np.int64(-1), np.float64(1), np.ones(2, np.int64), np.str_("1")):
+        rewrite(saved, members | {"format_version": version})
+        refused(saved, "format_version")
 
 
 full = np.tile(np.eye(2, dtype=np.float32), (3, 1, 1))
 
 
-@pytest.mark.parametrize(
-    ("changes", "match"),
-    [
-        ({"family": np.str_("nonsense")}, "covariance_type must be one of"),
-        ({"family": np.str_("diag")}, "shapes"),
-        ({"family": np.array(["full"])}, "family must be text"),
-        ({"family": np.float64(1)}, "family must be text"),
-        ({"custom_family": np.int64(0)}, "custom_family"),
-        ({"custom_family": np.True_}, "user's own"),
-        ({"log_weights": np.zeros(3, np.float32)}, "sum to 1, got 3"),
-        ({"log_weights": np.array([0, np.nan, -np.inf], np.float32)}, "finite"),
-        ({"log_weights": np.full(3, -np.inf, np.float32)}, "sum to 1, got 0"),
-        ({"log_weights": np.full(3, 1e30, np.float32)}, "sum to 1"),
-        ({"log_weights": np.zeros((3, 1), np.float32)}, "log_weights must have shape"),
-        ({"log_weights": np.zeros(2, np.float32)}, "log_weights must have shape"),
-        ({"log_weights": np.log(np.full(3, 1 / 3))}, "dtype of means"),
-        ({"means": np.zeros((3, 2), np.int64)}, "floating point"),
-        ({"means": np.zeros((3, 2), bool)}, "floating point"),
-        ({"means": np.zeros(3, np.float32)}, "means must have shape"),
-        ({"means": np.zeros((0, 2), np.float32)}, "means must have shape"),
-        ({"means": np.zeros((3, 3), np.float32)}, "shapes"),
-        ({"means": np.full((3, 2), np.inf, np.float32)}, "finite"),
-        ({"means": np.asfortranarray(np.zeros((3, 2), np.float32))}, "plain numbers"),
-        ({"means": np.zeros((3, 2), ">f4")}, "plain numbers"),
-        ({"means": np.zeros((3, 2), np.float16)}, "plain numbers"),
-        ({"means": np.zeros((3, 2), np.complex64)}, "plain numbers"),
-        ({"scale_0": -full}, "positive definite"),
-        ({"scale_0": 0 * full}, "positive definite"),
-        ({"scale_0": np.ones((3, 2, 2), np.float32)}, "lower triangular"),
-        ({"scale_0": full * np.nan}, "finite"),
-        ({"scale_0": full.astype(np.float64)}, "dtype of means"),
-        ({"scale_1": full}, "shapes"),
-        ({"columns": np.array(["a"])}, "columns must name"),
-        ({"columns": np.array(["a", "a"])}, "differ"),
-        ({"columns": np.array(["a", "\x1b[2J"])}, "printable"),
-        ({"columns": np.zeros(2)}, "columns must be text"),
-    ],
-)
-def test_contents_that_are_no_mixture(saved, changes, match):
-    rewrite(saved, arrays(saved) | changes)
-    refused(saved, match)
+NO_MIXTURES = [
+    ({"model": np.str_("nonsense")}, "covariance_type must be one of"),
+    ({"model": np.str_("diag")}, "shapes"),
+    ({"model": np.array(["full"])}, "model must be text"),
+    ({"model": np.float64(1)}, "model must be text"),
+    ({"custom_model": np.int64(0)}, "custom_model"),
+    ({"custom_model": np.True_}, "user's own"),
+    ({"log_weights": np.zeros(3, np.float32)}, "sum to 1, got 3"),
+    ({"log_weights": np.array([0, np.nan, -np.inf], np.float32)}, "finite"),
+    ({"log_weights": np.full(3, -np.inf, np.float32)}, "sum to 1, got 0"),
+    ({"log_weights": np.full(3, 1e30, np.float32)}, "sum to 1"),
+    ({"log_weights": np.zeros((3, 1), np.float32)}, "log_weights must have shape"),
+    ({"log_weights": np.zeros(2, np.float32)}, "log_weights must have shape"),
+    ({"log_weights": np.log(np.full(3, 1 / 3))}, "dtype of means"),
+    ({"means": np.zeros((3, 2), np.int64)}, "floating point"),
+    ({"means": np.zeros((3, 2), bool)}, "floating point"),
+    ({"means": np.zeros(3, np.float32)}, "means must have shape"),
+    ({"means": np.zeros((0, 2), np.float32)}, "means must have shape"),
+    ({"means": np.zeros((3, 3), np.float32)}, "shapes"),
+    ({"means": np.full((3, 2), np.inf, np.float32)}, "finite"),
+    ({"means": np.asfortranarray(np.zeros((3, 2), np.float32))}, "plain numbers"),
+    ({"means": np.zeros((3, 2), ">f4")}, "plain numbers"),
+    ({"means": np.zeros((3, 2), np.float16)}, "plain numbers"),
+    ({"means": np.zeros((3, 2), np.complex64)}, "plain numbers"),
+    ({"scale_0": -full}, "positive definite"),
+    ({"scale_0": 0 * full}, "positive definite"),
+    ({"scale_0": np.ones((3, 2, 2), np.float32)}, "lower triangular"),
+    ({"scale_0": full * np.nan}, "finite"),
+    ({"scale_0": full.astype(np.float64)}, "dtype of means"),
+    ({"scale_1": full}, "shapes"),
+    ({"columns": np.array(["a"])}, "columns must name"),
+    ({"columns": np.array(["a", "a"])}, "differ"),
+    ({"columns": np.array(["a", "\x1b[2J"])}, "printable"),
+    ({"columns": np.zeros(2)}, "columns must be text"),
+]
+
+
+def test_contents_that_are_no_mixture_are_refused(saved):
+    members = arrays(saved)
+    for changes, match in NO_MIXTURES:
+        rewrite(saved, members | changes)
+        refused(saved, match)
 
 
 def test_text_that_is_not_unicode(saved):
@@ -607,12 +578,3 @@ def test_columns_of_a_damaged_file(saved):
     rewrite(saved, arrays(saved) | {"columns": np.array(["a", "b", "c"])})
     with pytest.raises(ValueError, match="columns must name the 2 features"):
         load_columns(saved)
-
-
-def test_a_model_travels_to_a_new_process(saved):
-    code = (
-        "import sys, jaxgmm.io; p = jaxgmm.io.load(sys.argv[1]); "
-        "sys.stdout.write(p.family.name + str(p.means.shape) + str('polars' in sys.modules))"
-    )
-    run = subprocess.run([sys.executable, "-c", code, str(saved)], capture_output=True, text=True, check=True)
-    assert run.stdout == "full(3, 2)False"

@@ -24,8 +24,6 @@ from jaxgmm.plot import (
 
 matplotlib.use("Agg")
 
-NAMES = ["full", "tied", "diag", "spherical"]
-
 
 def mixture(n_features, n_components=3, seed=0, off=()):
     rng = np.random.default_rng(seed)
@@ -109,7 +107,7 @@ def test_shaded_regions_hold_what_the_key_says():
 
 def test_one_dimension_is_the_density():
     params = mixture(1)
-    X = draw(params, 500)
+    X = draw(params, 50)
     _, axes = canvas()
     plot_density(params, X, ax=axes, columns=["height"])
     total, *shares = axes.lines
@@ -139,33 +137,33 @@ def test_histogram_uses_the_weights():
 
 
 def test_switched_off_components_are_not_drawn_and_keep_the_others_numbers():
-    params = mixture(2, n_components=4, off=(1,))
+    params = mixture(2, off=(1,))
     _, axes = canvas()
     plot_density(params, draw(params, 50), ax=axes)
-    assert len(ellipses(axes)) == 6
-    assert texts(axes) == ["0", "2", "3"]
+    assert len(ellipses(axes)) == 4
+    assert texts(axes) == ["0", "2"]
 
 
 def test_rows_without_weight_are_not_drawn():
-    params = mixture(2, n_components=1)
-    X = np.concatenate([draw(params, 20), [[1e6, 1e6]]])
+    params = mixture(2)
+    X = np.concatenate([draw(params, 50), [[1e6, 1e6]]])
     _, axes = canvas()
-    plot_density(params, X, ax=axes, sample_weight=np.append(np.ones(20), 0))
-    assert sum(len(points.get_offsets()) for points in axes.collections[1:]) == 20
+    plot_density(params, X, ax=axes, sample_weight=np.append(np.ones(50), 0))
+    assert sum(len(points.get_offsets()) for points in axes.collections[1:]) == 50
     assert axes.get_xlim()[1] < 1e5
 
 
 def test_many_points_are_sampled_and_said_so():
     params = mixture(2)
     _, axes = canvas()
-    plot_density(params, draw(params, 6000), ax=axes, max_points=500)
-    assert sum(len(points.get_offsets()) for points in axes.collections[1:]) == 500
-    assert "500 of 6,000 rows" in [text.get_text() for text in axes.get_legend().get_texts()]
+    plot_density(params, draw(params, 50), ax=axes, max_points=20)
+    assert sum(len(points.get_offsets()) for points in axes.collections[1:]) == 20
+    assert "20 of 50 rows" in [text.get_text() for text in axes.get_legend().get_texts()]
 
 
 def test_points_have_the_colour_of_their_likeliest_component():
     params = mixture(2)
-    X = draw(params, 100)
+    X = draw(params, 50)
     _, axes = canvas()
     plot_density(params, X, ax=axes)
     labels = np.asarray(jaxgmm.predict(params, X.astype(np.float32)))
@@ -174,37 +172,13 @@ def test_points_have_the_colour_of_their_likeliest_component():
     assert len({points.get_facecolor()[0].tobytes() for points in scatters}) == 3
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("n_features", [1, pytest.param(2, marks=pytest.mark.slow), 3])
-def test_every_family_draws(name, n_features):
-    k = 2
-    covariances = {
-        "full": np.tile(np.eye(n_features), (k, 1, 1)),
-        "tied": np.eye(n_features),
-        "diag": np.ones((k, n_features)),
-        "spherical": np.ones(k),
-    }[name]
-    means = np.arange(2.0 * n_features).reshape(2, n_features)
-    params = jaxgmm.make_params([0.5, 0.5], means, covariances, name)
-    figure = Figure(layout="constrained")
-    assert plot_fit(params, draw(params, 30), figure=figure) is figure
-    assert (ink(figure) < 200).any()
-
-
-def test_triangle_of_panels():
-    params = mixture(4)
-    figure = Figure()
-    columns = ["alpha", "beta", "gamma", "delta"]
-    assert plot_pairs(params, draw(params, 50), figure=figure, columns=columns) is figure
-    assert len(figure.axes) == 10
-    assert [axes.get_xlabel() for axes in figure.axes[-4:]] == columns
-    assert len(ellipses(figure.axes[1])) == 6
-
-
-def test_a_panel_is_the_marginal():
+def test_pairs_are_a_triangle_of_panels_each_of_which_is_the_marginal():
     params = mixture(3)
     figure, alone = Figure(), canvas()[1]
-    plot_pairs(params, figure=figure)
+    columns = ["alpha", "beta", "gamma"]
+    assert plot_pairs(params, figure=figure, columns=columns) is figure
+    assert len(figure.axes) == 6
+    assert [axes.get_xlabel() for axes in figure.axes[-3:]] == columns
     first = np.ix_([0, 1], [0, 1])
     marginal = jaxgmm.make_params(
         params.weights, params.means[:, :2], jnp.stack([c[first] for c in params.covariances])
@@ -284,17 +258,16 @@ def test_the_label_of_the_best_stays_within_the_axes():
         assert label.y0 > frame.y0 - 3
 
 
-@pytest.mark.parametrize("n_features", [1, 2, 3, 5])
-@pytest.mark.slow
+@pytest.mark.parametrize("n_features", [1, 3])
 def test_a_page_has_the_criteria_where_there_was_a_choice(n_features):
     params = mixture(n_features)
     panels = n_features * (n_features + 1) // 2 if n_features > 2 else 1
     table = rows({"full": [900.0, 512.0, 530.0]})
     for used, more in ((table, 1), (table[:1], 0), ([], 0)):
         figure = Figure(layout="constrained")
-        plot_fit(params, draw(params, 40), used, figure=figure)
+        assert plot_fit(params, draw(params, 50), used, figure=figure) is figure
         assert len(figure.axes) == panels + more
-        ink(figure)
+    assert (ink(figure) < 200).any()
 
 
 def test_names_are_text_not_mathematics():
@@ -332,7 +305,7 @@ def test_bad_arguments(call, match):
 def matrix_of(params):
     """The same mixture twice, as `vmap` would give it."""
     return jaxgmm.GMMParams(
-        *(jnp.stack([a, a]) for a in (params.log_weights, params.means, params.scale)), params.family
+        *(jnp.stack([a, a]) for a in (params.log_weights, params.means, params.scale)), params.covariance
     )
 
 
@@ -341,7 +314,7 @@ def test_no_global_state_is_touched():
 
     settings, figures = dict(matplotlib.rcParams), pyplot.get_fignums()
     params = mixture(2)
-    plot_fit(params, draw(params, 20), rows({"full": [3.0, 2.0]}), figure=Figure(layout="constrained"))
+    plot_fit(params, draw(params, 50), rows({"full": [3.0, 2.0]}), figure=Figure(layout="constrained"))
     assert dict(matplotlib.rcParams) == settings
     assert pyplot.get_fignums() == figures
 

@@ -1,55 +1,51 @@
 """The variational fit: its bound against evidence in closed form, its posterior against scikit-learn's."""
 
 import dataclasses
+import functools
 import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import sklearn.cluster
 import sklearn.mixture
 from numpy.testing import assert_allclose
 from scipy.special import betaln, gammaln, logsumexp, multigammaln
 from scipy.stats import multivariate_t
 
 import jaxgmm
+from jaxgmm.variational import variational_prior
+from jaxgmm.variational._ascent import ascend
 from jaxgmm.variational._bound import expected
-from jaxgmm.variational._model import FAMILIES
-from tests.conftest import CORE, costly, overlapping
+from tests.problems import LABELS, D, K, N, X
+from tests.quick import quick_jit
 
-TYPES = [costly(n, quick=["full"]) for n in CORE]
-X, LABELS = overlapping(150, 4, 3)
-RESP = np.eye(5)[np.random.default_rng(0).integers(0, 5, size=150)]
-PRIORS = pytest.mark.parametrize(
-    "stick_breaking", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["process", "dirichlet"]
-)
-
-# In the quick tests one precision: each fit compiles for seconds.
-single = pytest.mark.parametrize(
-    "dtype", ["float32", pytest.param("float64", marks=pytest.mark.slow)], indirect=True
-)
-double_precision = pytest.mark.parametrize(
-    "dtype", [pytest.param("float32", marks=pytest.mark.slow), "float64"], indirect=True
+ONES = np.ones(N)
+RESP = np.eye(K)[np.random.default_rng(0).integers(0, K, size=N)]
+# Each is a program: every structure, and both kinds of weights.
+KINDS = pytest.mark.parametrize(
+    ("name", "stick_breaking"),
+    [("full", True), ("full", False), ("tied", False), ("diag", True), ("spherical", False)],
+    ids=lambda value: {True: "process", False: "dirichlet"}.get(value, value),
 )
 
 
-def fit(resp, x, dtype, name, **options):
-    prior = options.pop("prior", None)
-    if prior is None:
-        stick_breaking = options.pop("stick_breaking", True)
-        prior = jaxgmm.variational.variational_prior(
-            x.astype(dtype), resp.shape[1], name, stick_breaking=stick_breaking
-        )
-    return jaxgmm.fit_variational(
-        resp.astype(dtype), x.astype(dtype), prior=prior, covariance_type=name, **options
-    )
+_fit = quick_jit(jaxgmm.fit_variational, static_argnames="covariance_type")
 
 
-def predictive(x, name, prior):
+def fit(resp, x, prior, name="full", weight=ONES, dtype=np.float64, **options):
+    """`fit_variational`, always with weights and of one shape, so that most tests share their programs."""
+    arrays = [np.asarray(a, dtype) for a in (resp, x, weight)]
+    return _fit(*arrays, prior=prior, covariance_type=name, **options)
+
+
+@functools.cache
+def t_density(rows, name, prior):
     """log p(x) of one Gaussian, as the product of the Student t densities of each row given those before."""
     m, beta, dof = np.asarray(prior.mean, float), float(prior.mean_precision), float(prior.dof)
-    scale, d, total = np.asarray(prior.covariance, float), x.shape[1], 0.0
-    for row in x:
+    scale, d, total = np.asarray(prior.covariance, float), len(prior.mean), 0.0
+    for row in map(np.array, rows):
         gap, widen = row - m, (beta + 1) / beta
         if name == "diag":
             one = [multivariate_t(m[j], scale[j] * widen / dof, df=dof).logpdf(row[j]) for j in range(d)]
@@ -66,190 +62,173 @@ def predictive(x, name, prior):
     return total
 
 
-def of_labels(labels, k, prior):
+@dataclasses.dataclass(frozen=True, eq=False)
+class Numbers:
+    """A prior that can be a key of a cache: by identity."""
+
+    mean: np.ndarray
+    mean_precision: float
+    dof: float
+    covariance: np.ndarray
+
+
+def numbers(prior):
+    return Numbers(prior.mean, prior.mean_precision, prior.dof, prior.covariance)
+
+
+def predictive(x, name, prior):
+    return t_density(tuple(map(tuple, x)), name, prior)
+
+
+def tied_predictive(x, labels, prior):
+    """log p(x | z) with one covariance for all components."""
+    beta, dof = float(prior.mean_precision), K * float(prior.dof)
+    scale, m, value = (
+        K * np.asarray(prior.covariance),
+        np.asarray(prior.mean),
+        -x.size / 2 * np.log(2 * np.pi),
+    )
+
+    def log_z():
+        return multigammaln(dof / 2, D) - dof / 2 * np.linalg.slogdet(scale / 2)[1]
+
+    value -= log_z()
+    for k in range(K):
+        own = x[labels == k]
+        n, gap = len(own), own.mean(0) - m
+        scale = scale + n * np.cov(own.T, bias=True) + beta * n / (beta + n) * np.outer(gap, gap)
+        value += D / 2 * np.log(beta / (beta + n))
+    dof += len(x)
+    return value + log_z()
+
+
+def of_labels(labels, prior):
     """log p(z), the weights integrated out."""
-    n, gamma = np.bincount(labels, minlength=k), float(prior.concentration)
+    n, gamma = np.bincount(labels, minlength=K), float(prior.concentration)
     if not prior.stick_breaking:
-        return gammaln(k * gamma) - gammaln(k * gamma + n.sum()) + (gammaln(gamma + n) - gammaln(gamma)).sum()
+        return gammaln(K * gamma) - gammaln(K * gamma + n.sum()) + (gammaln(gamma + n) - gammaln(gamma)).sum()
     later = n[::-1].cumsum()[::-1] - n
     # The last component has all that is left.
     return (betaln(1 + n, gamma + later) - betaln(1, gamma))[:-1].sum()
 
 
-@pytest.mark.parametrize("name", TYPES)
-@single
-def test_with_one_component_the_bound_is_the_log_evidence(name, dtype):
-    x = X[:40] + 50
-    prior = jaxgmm.variational.variational_prior(
-        x, 1, name, stick_breaking=False, mean_precision=0.3, dof=5.5, mean=np.full(4, 49.0)
-    )
-    result = fit(np.ones((40, 1)), x, dtype, name, prior=prior)
-    rtol = 1e-10 if dtype == np.float64 else 2e-5
-    assert_allclose(float(result.bound), predictive(x, name, prior), rtol=rtol)
-    assert int(result.status) == jaxgmm.Status.CONVERGED
-    assert int(result.n_iter) == 2
-    # One component has all of the weight, however weights are drawn.
-    broken = fit(np.ones((40, 1)), x, dtype, name, prior=dataclasses.replace(prior, stick_breaking=True))
-    assert_allclose(float(broken.bound), predictive(x, name, prior), rtol=rtol)
-    assert_allclose(broken.posterior.weights, [1.0])
-
-
-@pytest.mark.slow
-def test_the_evidence_of_the_normal_wishart_model_in_closed_form(double):
-    n, d = X.shape
-    prior = jaxgmm.variational.variational_prior(X, 1, stick_breaking=False)
-
-    def log_z(dof, scale):
-        return multigammaln(dof / 2, d) + dof * d / 2 * np.log(2) - dof / 2 * np.linalg.slogdet(scale)[1]
-
-    before, after = np.cov(X.T), np.cov(X.T) + n * np.cov(X.T, bias=True)
-    value = log_z(d + n, after) - log_z(d, before) - n * d / 2 * np.log(2 * np.pi) - d / 2 * np.log(1 + n)
-    assert_allclose(float(fit(np.ones((n, 1)), X, double, "full", prior=prior).bound), value, rtol=1e-11)
-
-
-@PRIORS
-@pytest.mark.parametrize("name", [costly(n, quick=["spherical"]) for n in ("full", "diag", "spherical")])
-@pytest.mark.slow
+@KINDS
 def test_where_labels_are_certain_the_bound_is_the_evidence_with_them(name, stick_breaking, double):
     """Clusters far apart: the only posterior mass is at one labelling, and the bound is exact there."""
-    rng = np.random.default_rng(1)
-    labels = np.repeat([0, 1, 2], [10, 6, 4])
-    x = np.array([[0.0, 0], [1e4, 0], [0, 1e4]])[labels] + rng.normal(size=(20, 2))
-    prior = jaxgmm.variational.variational_prior(
-        x, 3, name, stick_breaking=stick_breaking, concentration=0.7, mean_precision=1e-3,
-        covariance={"full": 2 * np.eye(2), "diag": np.ones(2), "spherical": 1.5}[name],
+    x = X + np.array([[0.0, 0, 0], [1e4, 0, 0], [0, 1e4, 0]])[LABELS]
+    prior = variational_prior(
+        x, K, name, stick_breaking=stick_breaking, concentration=0.7, mean_precision=1e-3, dof=4.5,
+        covariance={"diag": 2 * np.ones(D), "spherical": 1.5}.get(name, 2 * np.eye(D)),
     )  # fmt: skip
-    result = fit(np.eye(3)[labels], x, double, name, prior=prior)
-    groups = sum(predictive(x[labels == k], name, prior) for k in range(3))
-    assert_allclose(float(result.bound), groups + of_labels(labels, 3, prior), rtol=1e-10)
+    result = fit(np.eye(K)[LABELS], x, prior, name)
+    if name == "tied":
+        groups = tied_predictive(x, LABELS, prior)
+    else:
+        groups = sum(
+            predictive(x[labels], name, numbers(prior)) for labels in (k == LABELS for k in range(K))
+        )
+    assert_allclose(float(result.bound), groups + of_labels(LABELS, prior), rtol=1e-10)
+    assert int(result.status) == jaxgmm.Status.CONVERGED
 
 
-@pytest.mark.slow
-def test_for_tied_covariances_as_well(double):
-    rng = np.random.default_rng(1)
-    labels = np.repeat([0, 1, 2], [10, 6, 4])
-    x = np.array([[0.0, 0], [1e4, 0], [0, 1e4]])[labels] + rng.normal(size=(20, 2))
-    prior = jaxgmm.variational.variational_prior(
-        x, 3, "tied", stick_breaking=False, mean_precision=1e-3, covariance=2 * np.eye(2)
-    )
-    result = fit(np.eye(3)[labels], x, double, "tied", prior=prior)
-    scale, m, beta, dof = 3 * 2 * np.eye(2), np.asarray(prior.mean), 1e-3, 3 * 2.0
-    value = -20 * np.log(2 * np.pi) + of_labels(labels, 3, prior)
-    value -= multigammaln(dof / 2, 2) - dof / 2 * np.linalg.slogdet(scale / 2)[1]
-    for k in range(3):
-        own = x[labels == k]
-        n, gap = len(own), own.mean(0) - m
-        scale = scale + n * np.cov(own.T, bias=True) + beta * n / (beta + n) * np.outer(gap, gap)
-        value += np.log(beta / (beta + n))
-    dof += 20
-    value += multigammaln(dof / 2, 2) - dof / 2 * np.linalg.slogdet(scale / 2)[1]
-    assert_allclose(float(result.bound), value, rtol=1e-10)
-
-
-@PRIORS
-@pytest.mark.parametrize("name", ["full", pytest.param("spherical", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("name", "stick_breaking"), [("full", True), ("spherical", False)])
 def test_the_bound_is_below_the_evidence_summed_over_all_labels(name, stick_breaking, double):
-    x = np.random.default_rng(0).normal(size=(6, 2)) * 2
-    prior = jaxgmm.variational.variational_prior(x, 2, name, stick_breaking=stick_breaking)
-    labellings = [np.array(z) for z in itertools.product(range(2), repeat=6)]
-    # Every row is in one of the two components.
-    assert_allclose(logsumexp([of_labels(z, 2, prior) for z in labellings]), 0, atol=1e-12)
-    terms = [
-        of_labels(z, 2, prior) + sum(predictive(x[z == k], name, prior) for k in range(2)) for z in labellings
-    ]
-    evidence = logsumexp(terms)
-    bounds = [float(fit(np.eye(2)[z], x, double, name, prior=prior).bound) for z in labellings[::5]]
-    assert max(bounds) < evidence
-    assert max(bounds) > max(terms)  # a cloud of labellings says more than the best one
+    """Of six samples; the others weigh nothing."""
+    n = 6
+    weight = (np.arange(N) < n).astype(float)
+    prior = variational_prior(X, K, name, weight, stick_breaking=stick_breaking)
+    labellings = [np.array(z) for z in itertools.product(range(K), repeat=n)]
+    # Every row is in one of the components.
+    assert_allclose(logsumexp([of_labels(z, prior) for z in labellings]), 0, atol=1e-12)
+    known, x = numbers(prior), X[:n]
+    terms = np.array(
+        [of_labels(z, prior) + sum(predictive(x[z == k], name, known) for k in range(K)) for z in labellings]
+    )
+    starts = [int(terms.argmax()), *range(0, len(terms), 100)]
+    padded = [np.concatenate([labellings[i], np.zeros(N - n, int)]) for i in starts]
+    bounds = [float(fit(np.eye(K)[z], X, prior, name, weight).bound) for z in padded]
+    assert max(bounds) < logsumexp(terms)
+    # A labelling by itself is a posterior too, and the fit begins there.
+    assert (bounds > terms[starts]).all()
 
 
-@PRIORS
-@pytest.mark.parametrize("name", TYPES)
-@double_precision
-def test_the_bound_never_falls(name, stick_breaking, dtype):
+@KINDS
+def test_the_bound_never_falls(name, stick_breaking, double):
+    prior = variational_prior(X, K, name, stick_breaking=stick_breaking)
     for reg_covar in (0.0, 0.1):
-        result = fit(
-            RESP, X, dtype, name, stick_breaking=stick_breaking, reg_covar=reg_covar, tol=1e-5,
-            history_size=1024,
-        )  # fmt: skip
+        result = fit(RESP, X, prior, name, reg_covar=reg_covar, tol=1e-5)
         history = np.asarray(result.history)[: int(result.n_iter)]
         assert int(result.status) == jaxgmm.Status.CONVERGED
         assert len(history) > 5
-        eps = np.finfo(dtype).eps
-        assert np.diff(history).min() > -64 * eps * np.abs(history).max()
+        assert np.diff(history).min() > -64 * np.finfo(float).eps * np.abs(history).max()
 
 
-@PRIORS
-@pytest.mark.parametrize("name", [costly(n, quick=["full"]) for n in ("full", "tied")])
-@pytest.mark.slow
+@pytest.mark.parametrize(("name", "stick_breaking"), [("full", True), ("full", False), ("tied", False)])
 def test_the_posterior_is_scikit_learns(name, stick_breaking, double):
     theirs = sklearn.mixture.BayesianGaussianMixture(
-        n_components=5, covariance_type=name, tol=1e-6, max_iter=1000, random_state=0, reg_covar=0,
+        n_components=K, covariance_type=name, tol=1e-6, max_iter=1000, random_state=0, reg_covar=0,
         weight_concentration_prior_type="dirichlet_process" if stick_breaking else "dirichlet_distribution",
     ).fit(X)  # fmt: skip
-    start = sklearn.cluster.KMeans(5, n_init=1, random_state=0).fit(X).labels_
-    prior = jaxgmm.variational.variational_prior(X, 5, name, stick_breaking=stick_breaking)
-    prior = dataclasses.replace(prior, last_stick_free=True)
-    ours = fit(np.eye(5)[start], X, double, name, prior=prior, tol=1e-6)
+    start = sklearn.cluster.KMeans(K, n_init=1, random_state=0).fit(X).labels_
+    prior = variational_prior(X, K, name, stick_breaking=stick_breaking)
+    if stick_breaking:
+        prior = dataclasses.replace(prior, last_stick_free=True)
+    ours = fit(np.eye(K)[start], X, prior, name, tol=1e-6)
     q = ours.posterior
     assert int(ours.n_iter) == theirs.n_iter_
     assert_allclose(q.weights, theirs.weights_, rtol=1e-9)
     assert_allclose(q.means, theirs.means_, rtol=1e-8, atol=1e-9)
     assert_allclose(q.mean_precision, theirs.mean_precision_, rtol=1e-9)
-    assert_allclose(q.dof, np.broadcast_to(theirs.degrees_of_freedom_, 5), rtol=1e-9)
-    covariances = theirs.covariances_ if name == "full" else np.stack([theirs.covariances_] * 5)
+    assert_allclose(q.dof, np.broadcast_to(theirs.degrees_of_freedom_, K), rtol=1e-9)
+    covariances = theirs.covariances_ if name == "full" else np.stack([theirs.covariances_] * K)
     assert_allclose(q.to_params().covariances, covariances, rtol=1e-7, atol=1e-9)
-    resp, log_prob = jax.jit(jaxgmm.e_step)(expected(q, jnp.zeros(())), X)
+    resp, log_prob = jaxgmm.e_step(expected(q, jnp.zeros(())), X)
     assert_allclose(resp, theirs.predict_proba(X), atol=1e-9)
     # The one Wishart distribution of "tied" has K times the degrees of freedom that scikit-learn takes.
     ahead = np.asarray(log_prob) - theirs.score_samples(X)
     assert_allclose(ahead, ahead[0] if name == "tied" else 0, atol=1e-8)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", TYPES)
-def test_weights_are_as_good_as_repetition(name, dtype):
-    counts = np.random.default_rng(0).integers(0, 3, size=150)
-    prior = jaxgmm.variational.variational_prior(X, 5, name, counts)
-    again = jaxgmm.variational.variational_prior(np.repeat(X, counts, axis=0), 5, name)
-    jax.tree.map(lambda a, b: assert_allclose(a, b, rtol=1e-4, atol=1e-5), prior, again)
-    by_weight = fit(RESP, X, dtype, name, prior=prior, sample_weight=counts, max_iter=10, tol=0)
-    rows = np.repeat(np.arange(150), counts)
-    repeated = fit(RESP[rows], X[rows], dtype, name, prior=prior, max_iter=10, tol=0)
-    rtol = 1e-9 if dtype == np.float64 else 1e-4
-    assert_allclose(by_weight.bound, repeated.bound, rtol=rtol)
-    assert_allclose(by_weight.posterior.means, repeated.posterior.means, rtol=10 * rtol, atol=rtol)
+@KINDS
+def test_weights_are_as_good_as_repetition(name, stick_breaking, double):
+    """Every other row twice, and of the same number of rows in all."""
+    counts, rows = np.arange(N) % 2 * 2.0, np.repeat(np.arange(1, N, 2), 2)
+    prior = variational_prior(X, K, name, counts, stick_breaking=stick_breaking)
+    again = variational_prior(X[rows], K, name, stick_breaking=stick_breaking)
+    jax.tree.map(lambda a, b: assert_allclose(a, b, rtol=1e-12, atol=1e-14), prior, again)
+    by_weight = fit(RESP, X, prior, name, counts, max_iter=10, tol=0)
+    repeated = fit(RESP[rows], X[rows], prior, name, max_iter=10, tol=0)
+    assert_allclose(by_weight.bound, repeated.bound, rtol=1e-9)
+    assert_allclose(by_weight.posterior.means, repeated.posterior.means, rtol=1e-8, atol=1e-9)
 
 
-@pytest.mark.slow
-def test_it_vmaps_over_starts_and_stops_each_by_itself():
-    x = X.astype(np.float32)
-    prior = jaxgmm.variational.variational_prior(x, 5)
-    starts = np.stack([np.roll(RESP, i, axis=0) for i in range(3)]).astype(np.float32)
+def test_it_vmaps_over_starts_and_stops_each_by_itself(double):
+    prior = variational_prior(X, K, "diag")
+    starts = np.stack([np.roll(RESP, i, axis=0) for i in range(3)])
 
     def run(resp):
-        return jaxgmm.fit_variational(resp, x, prior=prior)
+        return jaxgmm.fit_variational(resp, X, ONES, prior=prior, covariance_type="diag")
 
-    together = jax.vmap(run)(starts)
+    together = quick_jit(jax.vmap(run))(starts)
+    assert len(set(np.asarray(together.n_iter).tolist())) > 1
     for i, start in enumerate(starts):
-        alone = run(start)
-        assert abs(int(alone.n_iter) - int(together.n_iter[i])) <= 1
-        assert_allclose(together.bound[i], alone.bound, rtol=1e-5)
-        # Where it stops moves by a step of the float32 bound: 1.5e-4 was seen on another processor.
-        assert_allclose(together.posterior.weights[i], alone.posterior.weights, atol=5e-4)
+        alone = fit(start, X, prior, "diag")
+        assert int(alone.n_iter) == int(together.n_iter[i])
+        assert_allclose(together.bound[i], alone.bound, rtol=1e-10)
+        assert_allclose(together.posterior.weights[i], alone.posterior.weights, atol=1e-8)
 
 
-@pytest.mark.slow
-def test_components_that_are_not_needed_lose_their_weight():
-    x = np.random.default_rng(0).normal(size=(150, 4)) + np.where(np.arange(150) < 75, 0, 9)[:, None]
-    weights = np.sort(fit(RESP, x, np.float32, "full", max_iter=500).posterior.weights)
-    assert weights[:3].sum() < 0.02
+def test_components_that_are_not_needed_lose_their_weight(double):
+    x = np.random.default_rng(0).normal(size=(N, D)) + np.where(np.arange(N) < N // 2, 0, 9)[:, None]
+    weights = fit(RESP, x, variational_prior(x, K), max_iter=500).posterior.weights
+    assert np.sort(weights)[0] < 0.02
+    assert np.sort(weights)[1] > 0.4
 
 
-@pytest.mark.slow
 def test_an_offset_changes_nothing_but_the_means(dtype):
-    near = fit(RESP, X, dtype, "full", tol=1e-2)
-    far = fit(RESP, X + 1e3, dtype, "full", tol=1e-2)
+    near, far = (
+        fit(RESP, x, variational_prior(x.astype(dtype), K), dtype=dtype, tol=1e-2) for x in (X, X + 1e3)
+    )
     tol = 1e-8 if dtype == np.float64 else 1e-3
     assert_allclose(far.bound, near.bound, rtol=tol)
     assert_allclose(far.posterior.weights, near.posterior.weights, atol=10 * tol)
@@ -259,40 +238,33 @@ def test_an_offset_changes_nothing_but_the_means(dtype):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"dof": 3.0}, "prior.dof must be greater than 3"),
+        ({"dof": 2.0}, "prior.dof must be greater than 2"),
         ({"mean_precision": 0.0}, "prior.mean_precision"),
         ({"concentration": -1.0}, "prior.concentration"),
-        ({"mean": np.zeros(3)}, "prior.mean must have shape"),
-        ({"covariance": np.zeros((4, 4))}, "positive definite"),
-        ({"covariance": np.ones(4)}, r"prior.covariance must have shape \(4, 4\)"),
+        ({"mean": np.zeros(2)}, "prior.mean must have shape"),
+        ({"covariance": np.zeros((3, 3))}, "positive definite"),
+        ({"covariance": np.ones(3)}, r"prior.covariance must have shape \(3, 3\)"),
     ],
 )
-def test_a_prior_that_does_not_fit_is_named(change, words):
-    prior = dataclasses.replace(jaxgmm.variational.variational_prior(X, 5), **change)
+def test_a_prior_that_does_not_fit_is_named(change, words, double):
+    prior = dataclasses.replace(variational_prior(X, K), **change)
     with pytest.raises(ValueError, match=words):
-        fit(RESP, X, np.float32, "full", prior=prior)
+        jaxgmm.fit_variational(RESP, X, prior=prior)
 
 
-def test_what_it_has_no_prior_for_is_refused():
+def test_what_it_has_no_prior_for_is_refused(double):
     with pytest.raises(ValueError, match="must be one of 'full', 'tied', 'diag', 'spherical'"):
-        jaxgmm.variational.variational_prior(X, 5, "VVE")
+        variational_prior(X, K, "VVE")
     with pytest.raises(TypeError, match="strength"):
-        jaxgmm.variational.variational_prior(X, 5, strength=1.0)
+        variational_prior(X, K, strength=1.0)
     with pytest.raises(TypeError, match="VariationalPrior"):
-        jaxgmm.fit_variational(RESP, X, prior=jaxgmm.default_prior(X, 5))
-    assert [f.name for f in FAMILIES] == ["full", "tied", "diag", "spherical"]
+        jaxgmm.fit_variational(RESP, X, prior=jaxgmm.Prior())
 
 
-@pytest.mark.slow
-def test_nothing_traced_compiles_anew():
-    from jaxgmm.variational._ascent import ascend
-
-    x = X.astype(np.float32)
+def test_nothing_traced_compiles_anew(double):
     sizes = set()
     for i in range(3):
-        prior = jaxgmm.variational.variational_prior(x, 5, concentration=0.1 + i, mean_precision=1.0 + i)
-        jaxgmm.fit_variational(
-            RESP.astype(np.float32), x, prior=prior, tol=10.0**-i, max_iter=5 + i, reg_covar=0.1 * i
-        )
+        prior = variational_prior(X, K, concentration=0.1 + i, mean_precision=1.0 + i)
+        jaxgmm.fit_variational(RESP, X, prior=prior, tol=10.0**-i, max_iter=5 + i, reg_covar=0.1 * i)
         sizes.add(ascend._cache_size())
     assert len(sizes) == 1

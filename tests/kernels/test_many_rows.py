@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 import jaxgmm
-from jaxgmm import EMOptions
 
 D, K = 3, 2
 RNG = np.random.default_rng(0)
@@ -30,9 +29,9 @@ def log_joint(X):
     return constant - 0.5 * np.square(y).sum(-1)
 
 
-@pytest.fixture(params=[16_385, 100_003])
-def X(request, double):
-    return RNG.normal(size=(request.param, D))
+@pytest.fixture
+def X(double):
+    return RNG.normal(size=(16_385, D))
 
 
 @pytest.fixture
@@ -57,7 +56,7 @@ def test_densities(X, params):
         np.testing.assert_allclose(total, expected.sum(), rtol=1e-11)
 
 
-def test_one_em_step_of_both_kernels(X, params):
+def test_one_em_step(X, params):
     joint = log_joint(X)
     resp = np.exp(joint - np.logaddexp(joint[:, :1], joint[:, 1:]))
     n = resp.sum(0)
@@ -68,12 +67,7 @@ def test_one_em_step_of_both_kernels(X, params):
     def step(x):
         return jaxgmm.em_step(params, x, reg_covar=0.0)[0]
 
-    def by_features(x):
-        options = {"max_iter": 1, "tol": 0.0, "accelerate": False, "reg_covar": 0.0}
-        rare = EMOptions(kernel="quadratic", history_size=0)
-        return jaxgmm.fit(params, x, options=rare, **options).params
-
-    for new in (step(X), jax.jit(step)(X), jax.jit(jax.vmap(step))(X[None]), by_features(X)):
+    for new in (jax.jit(step)(X), jax.jit(jax.vmap(step))(X[None])):
         new = jax.tree.map(lambda a, like: a.reshape(like.shape), new, params)
         np.testing.assert_allclose(new.weights, n / len(X), rtol=1e-9)
         np.testing.assert_allclose(new.means, means, rtol=1e-8, atol=1e-10)
@@ -90,15 +84,3 @@ def test_conditionals(X, params):
     found, total = jax.jit(lambda x: (jax.vmap(of_row)(x), jax.vmap(of_row)(x).sum(0)))(X)
     np.testing.assert_allclose(found, expected, rtol=1e-11, atol=1e-12)
     np.testing.assert_allclose(total, expected.sum(0), rtol=1e-10)
-
-
-def test_influence(X):
-    # Of one component the maximum is in closed form: a row's influence on the mean is (x − μ) / N.
-    one = jaxgmm.make_params([1.0], X.mean(0)[None], np.cov(X.T, bias=True)[None])
-    expected = (X - X.mean(0)) / len(X)
-
-    def of_rows(x):
-        return jaxgmm.inference.influence(one, x, function=lambda p: p.means[0])
-
-    for found in (of_rows(X), jax.jit(of_rows)(X)):
-        np.testing.assert_allclose(found, expected, rtol=1e-7, atol=1e-12)

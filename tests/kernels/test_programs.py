@@ -11,12 +11,10 @@ import pytest
 
 import jaxgmm
 from jaxgmm.components import full, spherical
-from jaxgmm.data import summarise
-from jaxgmm.em_map import evaluate
 from jaxgmm.kernels import programs
-from tests.conftest import costly, every_name_at_a_cost, overlapping, start_from, times_used, x64
+from tests.conftest import overlapping, start_from, x64
+from tests.problems import D, K, N, few_structures
 
-N, D, K = 40, 2, 3
 COMPILED = []
 
 
@@ -63,28 +61,19 @@ CALLS = {
     "fit with a prior": lambda v: jaxgmm.fit(v.params, v.X, v.w, prior=v.prior, **v.options),
     "default_prior": lambda v: jaxgmm.default_prior(v.X, K, sample_weight=v.w),
     "log_prior": lambda v: jaxgmm.log_prior(v.params, v.prior),
-    "fit_restarts": lambda v: jaxgmm.fit_restarts(v.key, v.X, K, n_init=2, **v.options),
-    "fit_components": lambda v: jaxgmm.fit_components(v.key, v.X, v.sizes, n_init=2, **v.options),
-    "fit_components with default priors": lambda v: jaxgmm.fit_components(
-        v.key, v.X, v.sizes, n_init=2, prior="default", **v.options
+    "fit_components": lambda v: jaxgmm.fit_components(
+        v.key, v.X, v.sizes, covariance_type="spherical", n_init=2, **v.options
     ),
     "em_step": lambda v: jaxgmm.em_step(v.params, v.X, v.w, reg_covar=v.options["reg_covar"]),
     "m_step": lambda v: jaxgmm.m_step(v.resp, v.X, sample_weight=v.w, reg_covar=v.options["reg_covar"]),
-    "from_responsibilities": lambda v: jaxgmm.init.from_responsibilities(v.resp, v.X, sample_weight=v.w),
     "e_step": lambda v: jaxgmm.e_step(v.params, v.X),
     "log_prob": lambda v: jaxgmm.log_prob(v.params, v.X),
-    "component_log_prob": lambda v: jaxgmm.component_log_prob(v.params, v.X),
     "predict": lambda v: jaxgmm.predict(v.params, v.X),
     "score": lambda v: jaxgmm.score(v.params, v.X, v.w),
     "elbo": lambda v: jaxgmm.elbo(v.params, v.resp, v.X, v.w),
     "sample": lambda v: jaxgmm.sample(v.key, v.params, N),
-    "kmeans_plusplus": lambda v: jaxgmm.init.kmeans_plusplus(v.key, v.X, K, v.w),
     "kmeans": lambda v: jaxgmm.init.kmeans(v.key, v.X, K, v.w),
-    "random_points": lambda v: jaxgmm.init.random_points(v.key, v.X, K, v.w),
-    "random_resp": lambda v: jaxgmm.init.random_resp(v.key, v.X, K),
-    "aic": lambda v: jaxgmm.aic(v.params, v.X, v.w),
     "bic": lambda v: jaxgmm.bic(v.params, v.X, v.w),
-    "icl": lambda v: jaxgmm.icl(v.params, v.X, v.w),
     "make_params": lambda v: jaxgmm.make_params(v.params.weights, v.params.means, v.params.covariances),
 }
 
@@ -112,107 +101,90 @@ def test_the_count_sees_a_compilation_and_only_that():
     assert compilations(lambda: double(np.zeros(18, np.float32))) >= 1
 
 
-# With a prior, what compiles is the same loop with more arrays in it.
-_SLOW = ("fit with a prior", "fit_components with default priors")
+LARGE = ("fit", "fit with a prior", "fit_components", "em_step", "m_step", "kmeans")
 
 
-@pytest.mark.parametrize("call", [costly(c, quick=set(CALLS) - set(_SLOW)) for c in CALLS])
-def test_other_values_of_the_same_shape_compile_nothing(call):
+@pytest.mark.parametrize(
+    "calls", [*([c] for c in LARGE), [c for c in CALLS if c not in LARGE]], ids=[*LARGE, "the others"]
+)
+def test_other_values_of_the_same_shape_compile_nothing(calls):
     first, second, third = (values(seed) for seed in range(3))
-    jax.block_until_ready(CALLS[call](first))
-    assert compilations(lambda: CALLS[call](second)) == 0
-    assert compilations(lambda: CALLS[call](third)) == 0
+    for call in calls:
+        jax.block_until_ready(CALLS[call](first))
+        assert compilations(lambda call=call: CALLS[call](second)) == 0, call
+        assert compilations(lambda call=call: CALLS[call](third)) == 0, call
 
 
-def test_numpy_lists_and_jax_arrays_share_the_loop():
+def test_a_fit_is_traced_once_whatever_kind_of_numbers_it_is_given():
+    family, traces = counting(spherical)
     v = values(0)
-    CALLS["fit"](v)
-    before = jaxgmm.em._fit._cache_size()
+    start = jaxgmm.m_step(v.resp, v.X, sample_weight=v.w, covariance_type=family)
+    traces.clear()
+    jaxgmm.fit(start, v.X, v.w, **v.options)
+    once = len(traces)
+    assert 1 <= once <= 2  # JAX may trace a loop's body twice to settle its types
     for kind in (jnp.asarray, np.ndarray.tolist, lambda a: a.astype(np.float64), np.asfortranarray):
-        others = types.SimpleNamespace(**vars(v))
-        others.X, others.w = kind(v.X), kind(v.w)
-        CALLS["fit"](others)
-    assert jaxgmm.em._fit._cache_size() == before
-
-
-def test_options_of_any_number_type_share_the_loop():
-    v = values(0)
-    CALLS["fit"](v)
-    before = jaxgmm.em._fit._cache_size()
+        jaxgmm.fit(start, kind(v.X), kind(v.w), **v.options)
     for options in (
         {"tol": np.float64(0.5), "max_iter": np.int64(4), "reg_covar": 0},
         {"tol": jnp.asarray(1e-2), "max_iter": jnp.asarray(5, jnp.int32), "reg_covar": np.float32(1e-3)},
         {"tol": 1, "max_iter": np.int32(6), "reg_covar": 0.0, "accelerate": jnp.asarray(False)},
     ):
-        jaxgmm.fit(v.params, v.X, v.w, **options)
-    assert jaxgmm.em._fit._cache_size() == before
+        jaxgmm.fit(start, v.X, v.w, **options)
+    jaxgmm.fit(start, values(1).X, v.w)
+    assert len(traces) == once
 
 
 def test_all_numbers_of_components_share_the_trace_of_one_loop():
-    v = values(0)
-    alone, of_alone = counting(spherical)
-    jax.eval_shape(lambda k: jaxgmm.fit_components(k, v.X, (9,), n_init=1, covariance_type=alone), v.key)
-    family, traces = counting(spherical)
-    jaxgmm.fit_components(v.key, v.X, range(1, 10), n_init=1, covariance_type=family)
-    assert len(traces) == len(of_alone)
-    # As many others, with the same largest, use the same program.
-    other = (9, 1, 1, 5, 4, 4, 2, 8, 3)
-    assert (
-        compilations(lambda: jaxgmm.fit_components(v.key, v.X, other, n_init=1, covariance_type=family)) == 0
-    )
-    assert len(traces) == len(of_alone)
-
-
-def test_a_fit_traces_its_loop_once_whatever_it_is_given():
-    family, traces = counting(spherical)
-    first, second = values(0), values(1)
-    start = jaxgmm.m_step(first.resp, first.X, covariance_type=family)
-    traces.clear()
-    jaxgmm.fit(start, first.X, **first.options)
-    once = len(traces)
-    assert 1 <= once <= 2  # JAX may trace a loop's body twice to settle its types
-    jaxgmm.fit(start, second.X, **second.options)
-    assert len(traces) == once
+    v, counts = values(0), []
+    for sizes in ((4,), (1, 2, 3, 4)):
+        family, traces = counting(spherical)
+        jax.eval_shape(
+            lambda k, sizes=sizes, family=family: jaxgmm.fit_components(
+                k, v.X, sizes, n_init=1, covariance_type=family
+            ),
+            v.key,
+        )
+        counts.append(len(traces))
+    assert counts[0] == counts[1] > 0
 
 
 def test_equal_families_share_a_compilation():
     v = values(0)
-    call = functools.partial(jaxgmm.fit_restarts, v.key, v.X, K, n_init=2)
-    jax.block_until_ready(call(covariance_type="full"))
-    assert compilations(lambda: call(covariance_type=full)) == 0
-    assert compilations(lambda: call(covariance_type=full._replace())) == 0
+    jax.block_until_ready(jaxgmm.m_step(v.resp, v.X, sample_weight=v.w, covariance_type="full"))
+    for same in (full, full._replace()):
+        call = functools.partial(jaxgmm.m_step, v.resp, v.X, sample_weight=v.w, covariance_type=same)
+        assert compilations(call) == 0
 
 
-@pytest.mark.parametrize("name", ["full", "diag"])
-def test_a_fit_inside_jit_is_one_program_without_64_bit_numbers_for_float32_data(name):
+def test_a_fit_is_one_program_without_64_bit_numbers_for_float32_data():
     # Under x64 a constant without a dtype is float64: the strict promotion of the tests would raise, and
     # a conversion would show in the program.
     with x64(True):
         X, labels = overlapping(N, D, K)
         X = X.astype(np.float32)
-        start = start_from(X, labels, name, np.float32)
-        program = jax.make_jaxpr(functools.partial(jaxgmm.fit, max_iter=3))(start, X)
-        assert "while" in str(program)
-        assert not wide(program)
-        prior = jaxgmm.default_prior(X, K, name, weight_concentration=2.0)
-        assert not wide(jax.make_jaxpr(functools.partial(jaxgmm.fit, max_iter=3, prior=prior))(start, X))
-        result = jaxgmm.fit(start, X, max_iter=3)
-        dtypes = {leaf.dtype for leaf in jax.tree.leaves(result)}
+        start = start_from(X, labels, "full", np.float32)
+        prior = jaxgmm.default_prior(X, K, "full", weight_concentration=2.0)
+        for options in ({}, {"prior": prior}):
+            program = jax.make_jaxpr(functools.partial(jaxgmm.fit, max_iter=3, **options))(start, X)
+            assert "while" in str(program)
+            assert not wide(program)
+        dtypes = {leaf.dtype for leaf in jax.tree.leaves(jax.eval_shape(jaxgmm.fit, start, X))}
     assert dtypes == {np.dtype("float32"), np.dtype("int32")}
 
 
-@pytest.mark.parametrize("init", ["kmeans++", "kmeans", "random_points", "random_resp"])
-def test_float32_restarts_stay_float32_under_x64(init):
+def test_float32_restarts_stay_float32_under_x64():
     with x64(True):
         X = overlapping(N, D, K)[0].astype(np.float32)
+        for init in ("kmeans++", "kmeans", "random_points", "random_resp"):
 
-        def run(key, X):
-            return jaxgmm.fit_restarts(key, X, K, n_init=2, init=init)
+            def run(key, X, init=init):
+                return jaxgmm.fit_restarts(key, X, K, covariance_type="spherical", n_init=2, init=init)
 
-        assert not wide(jax.make_jaxpr(run)(jax.random.key(0), X))
+            assert not wide(jax.make_jaxpr(run)(jax.random.key(0), X)), init
 
 
-@every_name_at_a_cost
+@few_structures
 def test_other_functions_of_float32_stay_float32_under_x64(name):
     with x64(True):
         X, labels = overlapping(N, D, K)
@@ -230,15 +202,6 @@ def test_other_functions_of_float32_stay_float32_under_x64(name):
             )  # fmt: skip
 
         assert not wide(jax.make_jaxpr(everything)(params, X, resp))
-
-
-@pytest.mark.parametrize("name", ["full", "tied"])
-def test_a_step_inverts_its_factors_once_and_its_images_once(name):
-    x = jnp.asarray(np.random.default_rng(0).normal(size=(40, 3)), jnp.float32)
-    params = start_from(x, np.arange(40) % 2, name, np.float32)
-    f = summarise(x, None, jnp.asarray(1e-6, jnp.float32))
-    program = jax.make_jaxpr(lambda p: evaluate(40, p, (x, None, f)))(params)
-    assert times_used("triangular_solve", program) == 2
 
 
 def doubled():

@@ -1,4 +1,4 @@
-"""Moments from the pairs of samples and components that count are those from all pairs."""
+"""Statistics from the pairs of samples and components that count are those from all pairs."""
 
 import dataclasses
 
@@ -8,34 +8,29 @@ import numpy as np
 import pytest
 
 import jaxgmm
-from jaxgmm import Status, loop
+from jaxgmm.data import Data
 from jaxgmm.kernels import exact, sparse
-from jaxgmm.kernels.exact import accumulate
-from jaxgmm.outofcore import _streaming_statistics as streaming_statistics
-from jaxgmm.parallel.engines import _blocks as blocks
-from tests.conftest import costly
+from tests.quick import quick_jit
 
 N, D, K, BLOCK = 500, 4, 3, 16
 FAR, NEAR = 40.0, 1.0
 
 
-def mixture(name, dtype, apart):
-    """Clusters so far apart, the samples of one after those of another, and a mixture of that structure."""
+def mixture(apart):
+    """A mixture of clusters so far apart, and samples of it, those of one after those of another."""
     rng = np.random.default_rng(0)
-    centres = apart * np.array([[1, 0, 0, 0], [0, 1, 0, -1], [-1, 0, 1, 0]])
+    means = apart * np.array([[1, 0, 0, 0], [0, 1, 0, -1], [-1, 0, 1, 0]])
+    root = rng.normal(size=(D, D))
     labels = np.sort(rng.choice(K, N, p=[0.2, 0.5, 0.3]))
-    x = centres[labels] + rng.normal(size=(N, D)) @ rng.normal(size=(D, D))
-    x = jnp.asarray(x, dtype)
-    resp = jnp.asarray(0.1 / K + 0.9 * np.eye(K)[labels], dtype)
-    params = jaxgmm.m_step(resp, x, covariance_type=name)
-    # Its components as narrow as the clusters: the samples of one are nothing to another.
-    return params if apart == NEAR else jaxgmm.em_step(jaxgmm.em_step(params, x)[0], x)[0], x
+    x = means[labels] + rng.normal(size=(N, D)) @ root
+    params = jaxgmm.make_params([0.2, 0.5, 0.3], means.astype(np.float32), np.stack([root.T @ root] * K))
+    return params, jnp.asarray(x, jnp.float32)
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     """The sums by pairs for these few numbers too."""
-    monkeypatch.setattr(exact, "_TURNS", 1)
+    monkeypatch.setattr(exact, "_ONE_AT_A_TIME", 1)
     monkeypatch.setattr(sparse, "_FEATURES", 1)
     monkeypatch.setattr(sparse, "_COMPONENTS", 1)
     monkeypatch.setattr(sparse, "_LARGE", 1)
@@ -44,7 +39,10 @@ def small(monkeypatch):
 
 
 def measured(params, x, w=None, by_pairs=True):
-    return accumulate(params, x, w, shift=jnp.full(D, 0.5, x.dtype), by_pairs=by_pairs, block_size=BLOCK)
+    # What is made of the responsibilities needs all of them.
+    reassign = None if by_pairs else lambda r, *_: r
+    shift = jnp.full(D, 0.5, x.dtype)
+    return exact.sums(params, Data(x, w), shift, block_size=BLOCK, reassign=reassign)
 
 
 def close(a, b, dtype):
@@ -59,9 +57,9 @@ def mark(monkeypatch):
     """From its call on sums over pairs come out doubled, and moments of all pairs three times as large."""
 
     def begin():
-        by_pairs, block = sparse.sums, exact._block
+        by_pairs, block = sparse.sums, exact._gaussian_block
         monkeypatch.setattr(sparse, "sums", lambda *a: tuple(2 * part for part in by_pairs(*a)))
-        monkeypatch.setattr(exact, "_block", lambda *a: block(*a) * 3)
+        monkeypatch.setattr(exact, "_gaussian_block", lambda *a: block(*a) * 3)
 
     return begin
 
@@ -70,49 +68,34 @@ def doubled(m):
     return dataclasses.replace(m, first=m.first * 2, second=m.second * 2)
 
 
-@pytest.mark.parametrize("apart", [FAR, NEAR])
-@pytest.mark.parametrize("structure", [costly(n, quick=("full",)) for n in ("full", "tied", "EEV")])
-def test_the_moments_are_those_of_all_pairs(structure, apart, dtype, mark):
-    params, x = mixture(structure, dtype, apart)
+def test_the_moments_are_those_of_all_pairs_block_by_block(mark):
     # Weights of zero where anything may stand, and the rows of a last block that overlaps.
-    w = np.random.default_rng(1).uniform(0.5, 2, N).astype(dtype)
+    w = np.random.default_rng(1).uniform(0.5, 2, N).astype(np.float32)
     w[[3, 77]] = 0
-    spoilt = x.at[3].set(jnp.nan).at[77].set(jnp.inf)
-    expected = measured(params, x, jnp.asarray(w), by_pairs=False)
-    mark()
-    found = jax.jit(measured)(params, spoilt, jnp.asarray(w))
-    close(found, doubled(expected) if apart == FAR else expected * 3, dtype)
-
-
-def shared():
-    """A mixture, its samples, and a sample that belongs to two of its components."""
-    params, x = mixture("full", np.float32, FAR)
-    wide = jaxgmm.make_params(params.weights, params.means, 9 * params.covariances, "full")
-    return wide, x, (params.means[0] + params.means[1]) / 2
-
-
-def test_a_block_whose_pairs_are_many_is_summed_as_it_was(mark):
-    params, x, middle = shared()
-    # One block of samples that two components share, but for those that are surveyed.
+    params, x = mixture(FAR)
+    near, y = mixture(NEAR)
+    wide = dataclasses.replace(params, scale=3 * params.scale)
+    # Samples that two components share, in some blocks, but for those that are surveyed.
     one = slice(8 * BLOCK, 12 * BLOCK)
     unseen = (jnp.arange(N) % (N // BLOCK) != 0)[one, None]
-    x = x.at[one].set(jnp.where(unseen, middle, x[one]))
-    first, here, last = (
-        measured(params, part, by_pairs=False) for part in jnp.split(x, [one.start, one.stop])
-    )
-    mark()
-    found = jax.jit(measured)(params, x)
-    close(found, doubled(first) + here * 3 + doubled(last), np.float32)
+    partly = x.at[one].set(jnp.where(unseen, (params.means[0] + params.means[1]) / 2, x[one]))
+    all_pairs = quick_jit(lambda p, x, w: measured(p, x, w, by_pairs=False))
 
+    def of(params, x, rows):
+        return all_pairs(params, x, jnp.asarray(w * rows))
 
-def test_under_vmap_each_is_what_it_is_alone(mark):
-    params, x, middle = shared()
-    several = jnp.stack([x, jnp.broadcast_to(middle, x.shape), x + 0.1])
-    near, *far = (measured(params, several[i], by_pairs=False) for i in (1, 0, 2))
+    rows = np.arange(N)
+    here = (rows >= one.start) & (rows < one.stop)
+    expected = [
+        doubled(of(params, x, np.ones(N, np.float32))),
+        of(near, y, np.ones(N, np.float32)) * 3,
+        doubled(of(wide, partly, (~here).astype(np.float32))) + of(wide, partly, here.astype(np.float32)) * 3,
+    ]
     mark()
-    found = jax.jit(jax.vmap(lambda x: measured(params, x)))(several)
-    for i, expected in enumerate((doubled(far[0]), near * 3, doubled(far[1]))):
-        close(jax.tree.map(lambda a, i=i: a[i], found), expected, np.float32)
+    by_pairs = quick_jit(measured)
+    for (p, data), moments in zip(((params, x), (near, y), (wide, partly)), expected, strict=True):
+        spoilt = data.at[3].set(jnp.nan).at[77].set(jnp.inf)
+        close(by_pairs(p, spoilt, jnp.asarray(w)), moments, np.float32)
 
 
 def test_what_does_not_count_is_lost_in_rounding(dtype):
@@ -124,61 +107,6 @@ def test_what_does_not_count_is_lost_in_rounding(dtype):
         [True, dtype == np.float64, False, True, False],
         [False, True, True, False, True],
     ]
-
-
-def run(params, x, **options):
-    numbers = jnp.asarray(1e-5, x.dtype), jnp.asarray(60), jnp.asarray(1e-6, x.dtype), jnp.asarray(True)
-    return loop.run(params, x, None, *numbers, block_size=BLOCK, history_size=60, **options)
-
-
-def test_a_fit_by_pairs_ends_where_another_does_and_has_a_derivative(monkeypatch):
-    params, x = mixture("full", np.float32, FAR)
-    # Loops that end when they do have no reverse derivative, and would say so as they are traced.
-    jax.make_jaxpr(jax.grad(lambda x: run(params, x).log_likelihood))(x)
-    by_pairs = jax.jit(run)(params, x)
-    monkeypatch.setattr(sparse, "_FEATURES", D + 1)
-    jax.clear_caches()
-    other = jax.jit(run)(params, x)
-    assert by_pairs.status == other.status == Status.CONVERGED
-    np.testing.assert_allclose(by_pairs.log_likelihood, other.log_likelihood, rtol=4e-6)  # 30 ε
-    np.testing.assert_allclose(by_pairs.params.means, other.params.means, atol=1e-4)
-
-
-def many(params, x):
-    starts = jax.tree.map(lambda a: jnp.stack([a, a]), params)
-    numbers = jnp.asarray(1e-5, x.dtype), jnp.asarray(60), jnp.asarray(1e-6, x.dtype), jnp.asarray(True)
-    return loop.run_many(starts, x, None, *numbers, block_size=BLOCK, history_size=60)
-
-
-def one_pass(module):
-    def measured(params, x):
-        rest = (None, jnp.ones(())) if module is streaming_statistics else ()
-        return module._moments(
-            params, x, jnp.ones(N, x.dtype), jnp.zeros(D, x.dtype), *rest, block_size=BLOCK
-        )
-
-    return measured
-
-
-@pytest.mark.parametrize("fit", [run, many, one_pass(streaming_statistics), one_pass(blocks)])
-def test_what_is_not_differentiated_takes_them(fit, monkeypatch):
-    taken, by_pairs = [], sparse.sums
-    monkeypatch.setattr(sparse, "sums", lambda *a: taken.append(None) or by_pairs(*a))
-    jax.clear_caches()
-    jax.make_jaxpr(fit)(*mixture("full", np.float32, NEAR))
-    assert taken
-
-
-def test_a_bad_sample_is_not_left_out():
-    params, x = mixture("full", np.float32, FAR)
-    result = jax.jit(run)(params, x.at[123, 1].set(jnp.nan))
-    assert result.status == Status.NONFINITE
-
-
-def test_restarts_are_fits():
-    params, x = mixture("full", np.float32, FAR)
-    found, one = jax.jit(many)(params, x), jax.jit(run)(params, x)
-    np.testing.assert_allclose(found.log_likelihood, jnp.stack([one.log_likelihood] * 2), rtol=1e-6)
 
 
 def test_where_it_applies(monkeypatch):

@@ -6,172 +6,177 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import special, stats
 
 import jaxgmm
-from jaxgmm import EMOptions
-from jaxgmm.kernels.exact import accumulate
-from jaxgmm.outofcore import _change_of_reference as change_of_reference
-from tests.conftest import CORE, costly, dense, overlapping, start_from
+from jaxgmm.outofcore import fit_stepwise, stepwise_init, stepwise_step
+from tests.conftest import dense
+from tests.outofcore import streams
+from tests.outofcore.streams import STRUCTURE, assert_same_bits, gap, start
+from tests.outofcore.test_stream import PRIOR
+from tests.problems import WEIGHT, D, K, X, fitted
 
-X, LABELS = overlapping(8000, 2, 3, seed=4)
-X = X.astype(np.float32)
-N = 400  # rows of a step, everywhere: one program for a structure
-
-
-@pytest.fixture(scope="module")
-def away():
-    """A start that is not the optimum."""
-    return start_from(X + 20, LABELS, "full", np.float32)
+ROWS = 50  # of a step, everywhere: one program for a structure
+MANY = np.random.default_rng(0).permutation(X.repeat(20, 0))
 
 
-@pytest.mark.slow
-def test_one_pass_comes_near_the_optimum(away):
-    start, best = away, jaxgmm.fit(away, X + 20, tol=1e-4, options=EMOptions(kernel="whitened"))
-    state = jaxgmm.outofcore.fit_stepwise(start, X + 20, chunk_size=N)
-    assert int(state.n_steps) == 20
-    begun, ended = float(jaxgmm.score(start, X + 20)), float(jaxgmm.score(state.params, X + 20))
-    optimum = float(best.log_likelihood)
-    assert ended > optimum - 0.1 * (optimum - begun)
-    more = jaxgmm.outofcore.fit_stepwise(start, X + 20, chunk_size=N, n_passes=5)
-    assert optimum - float(jaxgmm.score(more.params, X + 20)) < 0.5 * (optimum - ended) + 1e-4
-    np.testing.assert_allclose(state.log_likelihood, ended, atol=0.1)
+def blocks(n):
+    """Pairs of rows and weights, over and over."""
+    for i in range(n):
+        part = slice(i % 4 * ROWS, (i % 4 + 1) * ROWS)
+        yield X[part], WEIGHT[part]
 
 
-def test_a_state_goes_on_where_it_was(away):
-    whole = jaxgmm.outofcore.fit_stepwise(away, X + 20, chunk_size=N)
-    half = jaxgmm.outofcore.fit_stepwise(away, X[:4000] + 20, chunk_size=N)
-    jax.tree.map(
-        np.testing.assert_array_equal, whole, jaxgmm.outofcore.fit_stepwise(half, X[4000:] + 20, chunk_size=N)
-    )
+def joint(mixture, x):
+    """(n, K) log π_k p_k(x), by SciPy."""
+    columns = [
+        np.log(w) + stats.multivariate_normal(m, c).logpdf(x) for w, m, c in zip(*mixture, strict=True)
+    ]
+    return np.stack(columns, 1)
+
+
+@pytest.mark.parametrize("name", ["full", "tied", "diag", "spherical"])
+def test_a_step_is_the_recursion_of_cappe_and_moulines(double, name):
+    """Against running averages of r, r x and r x xᵀ in float64, one structure for each kind of moments."""
+    covariances = {
+        "full": np.tile(np.eye(D) + 0.5, (K, 1, 1)), "tied": np.eye(D) + 0.5,
+        "diag": np.tile([1.0, 2.0, 0.5], (K, 1)), "spherical": np.array([1.0, 2.0, 0.5]),
+    }  # fmt: skip
+    params = jaxgmm.make_params([0.2, 0.3, 0.5], X[:K], covariances[name], name)
+    state, likelihood = stepwise_init(params, reg_covar=0.0), 0.0
+    mixture = dense(params)
+    weights, means, wide = mixture
+    s0, s1 = weights, weights[:, None] * means
+    s2 = weights[:, None, None] * (wide + means[:, :, None] * means[:, None, :])
+    for t, (x, w) in enumerate(blocks(6)):
+        state = stepwise_step(state, x, w, decay=0.7, delay=1.5)
+        log_joint = joint(mixture, x)
+        log_density = special.logsumexp(log_joint, 1)
+        resp = np.exp(log_joint - log_density[:, None]) * w[:, None] / w.sum()
+        size = min(1.0, (t + 1.5) ** -0.7)
+        s0 = (1 - size) * s0 + size * resp.sum(0)
+        s1 = (1 - size) * s1 + size * resp.T @ x
+        s2 = (1 - size) * s2 + size * np.einsum("nk,nd,ne->kde", resp, x, x)
+        share = size if t else 1.0
+        likelihood = (1 - share) * likelihood + share * (w @ log_density / w.sum())
+        means = s1 / s0[:, None]
+        within = s2 / s0[:, None, None] - means[:, :, None] * means[:, None, :]
+        if name == "tied":
+            within = np.tile(np.einsum("k,kde->de", s0, within) / s0.sum(), (K, 1, 1))
+        if name == "diag":
+            within = within * np.eye(D)
+        if name == "spherical":
+            within = np.trace(within, axis1=1, axis2=2)[:, None, None] / D * np.eye(D)
+        mixture = (s0 / s0.sum(), means, within)
+    for a, b in zip(mixture, dense(state.params), strict=True):
+        np.testing.assert_allclose(b, a, rtol=1e-10, atol=1e-10)
+    np.testing.assert_allclose(state.log_likelihood, likelihood, rtol=1e-12)
+    np.testing.assert_allclose(state.seen, WEIGHT.sum() + WEIGHT[: 2 * ROWS].sum())
+    assert int(state.n_steps) == 6
+
+
+def test_one_pass_comes_near_the_optimum_and_more_come_nearer(double):
+    def short_of_it(state):
+        optimum = float(fitted(STRUCTURE, "float64").result.log_likelihood)
+        return optimum - special.logsumexp(joint(dense(state.params), X), 1).mean()
+
+    begun = short_of_it(stepwise_init(start("float64")))
+    once = fit_stepwise(start("float64"), MANY, chunk_size=ROWS)
+    assert int(once.n_steps) == 80
+    assert short_of_it(once) < 0.1 * begun
+    more = fit_stepwise(start("float64"), MANY, chunk_size=ROWS, n_passes=5)
+    assert short_of_it(more) < 0.5 * short_of_it(once)
+    assert float(more.seen) == len(MANY)
+
+
+def test_a_state_goes_on_where_it_was(double):
+    begin, some = start("float64"), MANY[:400]
+    whole = fit_stepwise(begin, some, chunk_size=ROWS)
+    half = fit_stepwise(begin, some[:200], chunk_size=ROWS)
+    assert_same_bits(whole, fit_stepwise(half, some[200:], chunk_size=ROWS))
     # By steps, and from an iterator that can be read only once.
-    state = jaxgmm.outofcore.stepwise_init(away)
-    for i in range(0, 4000, N):
-        state = jaxgmm.outofcore.stepwise_step(state, X[i : i + N] + 20)
-    np.testing.assert_allclose(state.params.means, half.params.means, rtol=1e-5)
-    once = jaxgmm.outofcore.fit_stepwise(
-        away, (X[i : i + 100] + 20 for i in range(0, 4000, 100)), chunk_size=N
+    state = stepwise_init(begin)
+    for i in range(0, 200, ROWS):
+        state = stepwise_step(state, some[i : i + ROWS], np.ones(ROWS))
+    assert_same_bits(half, state)
+    assert_same_bits(half, fit_stepwise(begin, iter(np.split(some[:200], 8)), chunk_size=ROWS))
+
+
+def test_it_scans_and_rows_that_cannot_be_learnt_from_change_nothing(double):
+    begin = stepwise_init(start("float64"))
+    x, w = (np.stack(a) for a in zip(*blocks(4), strict=True))
+    x[1, 7, 2] = np.nan
+    scanned, _ = jax.jit(lambda s, xw: jax.lax.scan(lambda s, xw: (stepwise_step(s, *xw), None), s, xw))(
+        begin, (jnp.asarray(x), jnp.asarray(w))
     )
-    jax.tree.map(np.testing.assert_array_equal, half, once)
+    state = begin
+    for i in (0, 2, 3):
+        state = stepwise_step(state, x[i], w[i])
+    assert gap(state, scanned) < 1e-10
+    with pytest.raises(ValueError, match="X must be finite"):
+        stepwise_step(begin, x[1], w[1])
+    with pytest.raises(ValueError, match="array 1, row 7, column 2: must be finite"):
+        fit_stepwise(begin, list(x), chunk_size=ROWS)
 
 
-def test_it_scans(away):
-    blocks = (X[:4000] + 20).reshape(10, N, 2)
-    start = jaxgmm.outofcore.stepwise_init(away)
-    state, _ = jax.jit(
-        lambda s, b: jax.lax.scan(lambda s, x: (jaxgmm.outofcore.stepwise_step(s, x), None), s, b)
-    )(start, jnp.asarray(blocks))
-    step = jaxgmm.outofcore.fit_stepwise(away, X[:4000] + 20, chunk_size=N)
-    np.testing.assert_allclose(state.params.means, step.params.means, rtol=1e-4)
-
-
-@pytest.mark.parametrize("name", ["full", *(costly(n, quick=[]) for n in ("tied", "VEV"))])
-def test_a_step_of_size_one_is_an_em_step(double, name):
-    start = start_from(X[:N], LABELS[:N], name, np.float64)
-    state = jaxgmm.outofcore.stepwise_init(start, reg_covar=0.0)
-    # (0 + 1)^(−1) = 1: all of the past is forgotten.
-    state = jaxgmm.outofcore.stepwise_step(state, X[:N].astype(np.float64), decay=1.0, delay=1.0)
-    wanted, _ = jaxgmm.em_step(start, X[:N].astype(np.float64), reg_covar=0.0)
-    for a, b in zip(dense(state.params), dense(wanted), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9)
-    # And its moments are those of these rows about the new parameters.
-    resp = jaxgmm.responsibilities(start, X[:N].astype(np.float64))
-    fresh = accumulate(
-        state.relative, jnp.asarray(X[:N], jnp.float64), None, resp=resp, shift=state.shift, block_size=N
-    )
-    np.testing.assert_allclose(state.moments.first, fresh.first / N, atol=1e-9)
-    for a, b in zip(jax.tree.leaves(state.moments.second), jax.tree.leaves(fresh.second), strict=True):
-        np.testing.assert_allclose(a, b / N, atol=1e-9)
-
-
-@pytest.mark.parametrize("name", [costly(n, quick=["diag"]) for n in [*CORE, "VEV"]])
-def test_what_a_mixture_expects_of_itself_changes_nothing(double, name):
-    params = start_from(X[:N], LABELS[:N], name, np.float64)
-    new, length = jaxgmm.em_map.maximise(
-        params, change_of_reference.expected(params, params.weights), jnp.zeros(2, jnp.float64)
-    )
-    assert float(length) < 1e-20
-    for a, b in zip(dense(params), dense(new), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-9)
-
-
-def test_a_component_without_rows_keeps_its_shape(away):
-    state = jaxgmm.outofcore.stepwise_init(away)
-    far = dataclasses.replace(away, means=away.means.at[2].set(jnp.asarray([500.0, 500.0])))
-    state = jaxgmm.outofcore.stepwise_init(far)
-    for i in range(150):
-        state = jaxgmm.outofcore.stepwise_step(state, X[(i % 20) * N : (i % 20 + 1) * N] + 20, decay=0.51)
+def test_a_component_without_rows_keeps_its_place_and_shape(double):
+    begin = start("float64")
+    far = dataclasses.replace(begin, means=begin.means.at[2].set(500.0))
+    state = stepwise_init(far)
+    for x, w in blocks(150):
+        state = stepwise_step(state, x, w, decay=0.51)
     assert float(state.params.weights[2]) < 1e-6
-    np.testing.assert_allclose(state.params.means[2], [500, 500], rtol=1e-4)
+    np.testing.assert_allclose(state.params.means[2], np.full(D, 500.0), rtol=1e-4)
     np.testing.assert_allclose(state.params.covariances[2], far.covariances[2], rtol=1e-2)
 
 
-def test_rows_that_cannot_be_learnt_from_change_nothing_under_jit(away):
-    state = jaxgmm.outofcore.stepwise_init(away)
-    bad = jnp.full((N, 2), jnp.nan, jnp.float32)
-    after = jax.jit(jaxgmm.outofcore.stepwise_step)(state, bad)
-    jax.tree.map(np.testing.assert_array_equal, state, after)
-    with pytest.raises(ValueError, match="X must be finite"):
-        jaxgmm.outofcore.stepwise_step(state, bad)
-    with pytest.raises(ValueError, match="array 1, row 0, column 0: must be finite"):
-        jaxgmm.outofcore.fit_stepwise(state, [X, np.asarray(bad)], chunk_size=N)
+def test_a_prior_counts_against_each_row_once(double):
+    """Though the state holds averages of the rows, and however often they are passed over."""
+
+    def passes(n, decay, delay):
+        return fit_stepwise(
+            start("float64"), (X, WEIGHT), chunk_size=len(X), n_passes=n, decay=decay, delay=delay,
+            prior=PRIOR, reg_covar=0.0,
+        )  # fmt: skip
+
+    def em_step(params):
+        return jaxgmm.em_step(params, X, WEIGHT, prior=PRIOR, reg_covar=0.0)[0]
+
+    # (0 + 1)^(−1) = 1: all of the past is forgotten, and the step is one of EM.
+    assert gap(em_step(start("float64")), passes(1, 1.0, 1.0).params) < 1e-10
+    state = passes(300, 0.51, 1.0)
+    np.testing.assert_allclose(state.seen, WEIGHT.sum())
+    # Steps of the same rows end at the fixed point of EM with the prior.
+    assert gap(em_step(state.params), state.params, 0.1) < 1e-5
+    # A state goes on with the prior that it has, and takes no second one.
+    assert stepwise_step(state, X, WEIGHT).prior is not None
+    with pytest.raises(ValueError, match="prior must be None where params is a StepwiseState"):
+        fit_stepwise(state, X, prior=PRIOR)
+    with pytest.raises(ValueError, match=r"prior\.mean must have shape"):
+        stepwise_init(start("float64"), prior=dataclasses.replace(PRIOR, mean=np.zeros(4)))
 
 
-def test_arguments_are_checked(away):
-    start = away
-    for wrong, kind, said in [
+@pytest.mark.parametrize(
+    ("wrong", "kind", "said"),
+    [
         ({"decay": 0.5}, ValueError, "decay must be above 0.5"),
         ({"decay": 1.1}, ValueError, "decay must be above 0.5"),
         ({"delay": 0}, ValueError, "delay must be positive"),
         ({"n_passes": 0}, ValueError, "n_passes must be at least 1"),
-        ({"columns": [0]}, ValueError, "2 features of params; it has 1"),
+        ({"columns": [0]}, ValueError, "3 features of params; it has 1"),
         ({"reg_covar": -1}, ValueError, "reg_covar must be"),
-    ]:
-        with pytest.raises(kind, match=said):
-            jaxgmm.outofcore.fit_stepwise(start, X, **wrong)
-    with pytest.raises(TypeError, match="can be read once"):
-        jaxgmm.outofcore.fit_stepwise(start, iter([X]), n_passes=2)
+        ({"source": iter([X]), "n_passes": 2}, TypeError, "can be read once"),
+    ],
+)
+def test_arguments_are_checked(double, wrong, kind, said):
+    with pytest.raises(kind, match=said):
+        fit_stepwise(**{"params": start("float64"), "source": X, **wrong})
+
+
+def test_what_it_cannot_go_on_from_is_refused(double):
+    begin = start("float64")
     with pytest.raises(TypeError, match="state must be a StepwiseState"):
-        jaxgmm.outofcore.stepwise_step(start, X)
-    Y = np.column_stack([X, X[:, :1] * 2 + X[:, 1:] ** 2])
-    with pytest.raises(ValueError, match=r"stepwise EM needs .* 'factor\(1\)' keeps others"):
-        jaxgmm.outofcore.stepwise_init(start_from(Y[:N], LABELS[:N], "factor(1)", np.float32))
-
-
-PRIOR = jaxgmm.Prior(
-    mean=np.array([20.0, 21.0]), strength=40.0, dof=60.0, scale=np.array([[30.0, 5.0], [5.0, 20.0]]),
-    weight_concentration=np.array([90.0, 5.0, 1.0]),
-)  # fmt: skip
-
-
-def test_a_step_of_size_one_is_an_em_step_under_the_same_prior(double):
-    """The prior counts against the rows' weights, though the state holds averages of them."""
-    x = X[:N].astype(np.float64) + 20
-    w = np.linspace(0.5, 3.0, N)
-    start = start_from(x, LABELS[:N], "full", np.float64)
-    state = jaxgmm.outofcore.stepwise_init(start, reg_covar=0.0, prior=PRIOR)
-    state = jaxgmm.outofcore.stepwise_step(state, x, w, decay=1.0, delay=1.0)
-    wanted, _ = jaxgmm.em_step(start, x, w, reg_covar=0.0, prior=PRIOR)
-    for a, b in zip(dense(state.params), dense(wanted), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9)
-    np.testing.assert_allclose(state.seen, w.sum())
-
-
-def test_passes_over_the_same_rows_come_near_the_fit_with_a_prior(away):
-    x = X[:4000] + 20
-    best = jaxgmm.fit(away, x, tol=1e-4, prior=PRIOR, options=EMOptions(kernel="whitened")).params
-    plain = jaxgmm.fit(away, x, tol=1e-4, options=EMOptions(kernel="whitened")).params
-    # 0.15 was measured; the last steps of size 80^(−0.6) = 0.07 leave noise of some of their own length.
-    state = jaxgmm.outofcore.fit_stepwise(away, x, chunk_size=N, n_passes=8, prior=PRIOR)
-    assert float(state.seen) == 4000  # each row once, in however many passes
-    found = state.params
-
-    def apart(a, b):
-        return float(jnp.abs(a.means - b.means).max() + jnp.abs(a.covariances - b.covariances).max())
-
-    assert apart(found, best) < 0.25 * apart(plain, best)
-    # It goes on with the prior that it has, and takes no second one.
-    assert jaxgmm.outofcore.stepwise_step(state, x[:N]).prior is not None
-    with pytest.raises(ValueError, match="prior must be None where params is a StepwiseState"):
-        jaxgmm.outofcore.fit_stepwise(state, x, prior=PRIOR)
-    with pytest.raises(ValueError, match=r"prior\.mean must have shape"):
-        jaxgmm.outofcore.stepwise_init(away, prior=dataclasses.replace(PRIOR, mean=np.zeros(3)))
+        stepwise_step(begin, X)
+    own = streams.own_moments(begin)
+    with pytest.raises(ValueError, match=r"stepwise EM needs .* 'mine' keeps others"):
+        stepwise_init(own)

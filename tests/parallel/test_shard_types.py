@@ -1,131 +1,82 @@
-"""Fits inside a `shard_map`, and of arrays whose type says how they are divided (explicit sharding)."""
+"""Fits inside a `shard_map`, and of arrays whose type says how they are divided (explicit sharding).
 
-import subprocess
-import sys
+What is wrong there is wrong when a program is traced, so that only test_sharded.py runs such programs.
+"""
+
+import dataclasses
 
 import jax
-import pytest
-
-PROGRAM = """
-import sys
-import jax, jax.numpy as jnp, numpy as np
+import jax.numpy as jnp
+import numpy as np
 import optax
-import jaxgmm
-jaxgmm.parallel.use_cores(2)
-from jax.sharding import NamedSharding, PartitionSpec as P
-from tests.conftest import overlapping, start_from
+import pytest
+from jax.sharding import PartitionSpec
 
-X, labels = overlapping(200, 2, 2, seed=2)
-jax.config.update("jax_enable_x64", True)
-start = start_from(X, labels, "full", np.float64)
-STRUCTURES = {name: start_from(X, labels, name, np.float64) for name in ("VVE", "VEV", "factor(1)")}
-CALLS = {
-    "fit": lambda p, x: jaxgmm.fit(p, x, options=jaxgmm.EMOptions(kernel="whitened")),
-    "quadratic": lambda p, x: jaxgmm.fit(p, x, options=jaxgmm.EMOptions(kernel="quadratic", block_size=16)),
-    "auto": lambda p, x: jaxgmm.fit(p, x, x[:, 0] ** 2, options=jaxgmm.EMOptions(kernel="auto")),
-    "e_step": jaxgmm.e_step,
-    "m_step": lambda p, x: jaxgmm.m_step(jaxgmm.e_step(p, x)[0], x),
-    "em_step": jaxgmm.em_step,
-    "predict": jaxgmm.predict,
-    "log_prob": jaxgmm.log_prob,
-    "fit_restarts": lambda p, x: jaxgmm.fit_restarts(jax.random.key(0), x, 2, n_init=3),
-}
+import jaxgmm
+from jaxgmm import EMOptions
+from tests.problems import K, X, fitted
+
 KEY = jax.random.key(0)
-OTHERS = {
-    "hierarchical": lambda _, x: jaxgmm.fit_restarts(KEY, x, 2, init="hierarchical", n_init=1, max_iter=9),
+CALLS = {
+    "fit": lambda p, x: jaxgmm.fit(p, x),
+    "fit by blocks": lambda p, x: jaxgmm.fit(p, x, options=EMOptions(kernel="quadratic", block_size=16)),
+    "fit by both kernels": lambda p, x: jaxgmm.fit(p, x, x[:, 0] ** 2, options=EMOptions(kernel="auto")),
+    "fit of VVE": lambda p, x: jaxgmm.fit(as_structure(p, "VVE"), x),
+    "fit of VEV": lambda p, x: jaxgmm.fit(as_structure(p, "VEV"), x),
+    "fit of factor(1)": lambda p, x: jaxgmm.fit(as_structure(p, "factor(1)"), x),
+    "gradient of fit": lambda p, x: jax.grad(lambda y: jaxgmm.fit(p, y).log_likelihood)(x),
+    "steps": lambda p, x: (
+        jaxgmm.e_step(p, x),
+        jaxgmm.m_step(jaxgmm.e_step(p, x)[0], x),
+        jaxgmm.em_step(p, x),
+    ),
+    "densities": lambda p, x: (jaxgmm.predict(p, x), jaxgmm.log_prob(p, x), jaxgmm.score(p, x)),
+    "fit_restarts": lambda p, x: jaxgmm.fit_restarts(KEY, x, K, n_init=3),
+    "hierarchical starts": lambda p, x: jaxgmm.fit_restarts(KEY, x[:20], K, init="hierarchical", n_init=1),
     "fit_unrolled": lambda p, x: jaxgmm.gradients.fit_unrolled(p, x, n_steps=5),
     "fit_gradient": lambda p, x: jaxgmm.fit_gradient(p, x, optax.adam(1e-2), n_steps=5, key=KEY),
     "fit_variational": lambda p, x: jaxgmm.fit_variational(jaxgmm.e_step(p, x)[0], x),
-    **{name: lambda _, x, q=q: jaxgmm.fit(q, x, max_iter=20) for name, q in STRUCTURES.items()},
 }
 
 
-def same(got, want):
-    # In float64, programs of other shapes round differently by some 1e-13, and a fit contracts errors.
-    for a, b in zip(*map(jax.tree.leaves, (got, want)), strict=True):
-        np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-9, atol=1e-9)
+def as_structure(params, name):
+    """The same weights and means in another structure."""
+    family = jaxgmm.components.get_covariance(name)
+    scale = family.from_variances(jnp.ones_like(params.means))
+    return dataclasses.replace(params, scale=scale, component=jaxgmm.components.gaussian(family))
 
 
-def in_shard_map(calls):
-    mesh = jax.sharding.Mesh(np.array(jax.devices()), ("data",))
+def single():
+    """A start and data in float32."""
+    return jax.tree.map(lambda a: np.asarray(a, np.float32), fitted("diag", "float64").start), X.astype("f4")
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_it_can_be_called_inside_a_shard_map(name):
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("data",))
     try:
-        shard_map, flag = jax.shard_map, "check_vma"
+        shard_map, flags = jax.shard_map, {"check_vma": True}
     except AttributeError:  # before JAX 0.6
         from jax.experimental.shard_map import shard_map
-        flag = "check_rep"
-    # JAX 0.5 cannot check a while_loop in shard_map.
-    flags = [{flag: True}, {flag: False}] if flag == "check_vma" else [{flag: False}]
-    both = jax.tree.map(lambda a: jnp.stack([a, a]), start)
 
-    def divided(call, x, options, params, spec):
-        def part(p, x):
-            p = p if spec == P() else jax.tree.map(lambda a: a[0], p)
-            return jax.tree.map(lambda a: jnp.asarray(a)[None], call(p, x))
+        flags = {"check_rep": False}  # JAX 0.5 cannot check a while_loop
 
-        mapped = shard_map(part, mesh=mesh, in_specs=(spec, P("data")), out_specs=P("data"), **options)
-        return jax.jit(mapped)(params, x)
+    def part(params, x):
+        return jax.tree.map(lambda a: jnp.asarray(a)[None], CALLS[name](params, x))
 
-    for name, call in calls.items():
-        wanted = [call(start, part) for part in (X[:100], X[100:])]
-        for options in flags if name in ("fit", "fit_restarts") else flags[:1]:
-            got = divided(call, X, options, start, P())
-            for i, want in enumerate(wanted):
-                same(jax.tree.map(lambda a: a[i], got), want)
-    if calls is OTHERS:
-        return
-    same(divided(CALLS["fit"], X, flags[0], both, P("data")), divided(CALLS["fit"], X, flags[0], start, P()))
-
-    def slope(p, x):
-        return jax.grad(lambda y: CALLS["fit"](p, y).log_likelihood)(x)
-
-    got = divided(slope, X, flags[0], start, P())
-    for i, part in enumerate((X[:100], X[100:])):
-        same(got[i], slope(start, part))
+    rows = PartitionSpec("data")
+    mapped = shard_map(part, mesh=mesh, in_specs=(PartitionSpec(), rows), out_specs=rows, **flags)
+    jax.eval_shape(mapped, *single())
 
 
-def explicit():
-    mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Explicit,))
-    x = jax.device_put(X, NamedSharding(mesh, P("data", None)))
-    for name, call in CALLS.items():
-        want = call(start, X)
-        same(call(start, x), want)
+@pytest.mark.skipif(not hasattr(jax, "set_mesh"), reason="this JAX has no arrays with explicit sharding")
+@pytest.mark.parametrize("name", ["fit", "steps", "densities", "fit_restarts"])
+def test_it_takes_arrays_with_explicit_sharding(name):
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Explicit,))
+    start, x = single()
+    x = jax.device_put(x, jax.sharding.NamedSharding(mesh, PartitionSpec("data", None)))
+    assert x.aval.sharding.spec[0] == "data"
+    jax.eval_shape(CALLS[name], start, x)
+    if name == "fit":
         with jax.set_mesh(mesh):
-            same(jax.jit(call)(start, x), want)
-            if name in ("fit", "log_prob"):
-                same(call(start, x), want)
-        if name in ("fit", "log_prob"):
-            same(jax.jit(call)(start, x), want)
-
-
-if sys.argv[1] == "explicit":
-    explicit()
-else:
-    in_shard_map(OTHERS if sys.argv[1] == "map others" else CALLS)
-"""
-
-
-def run(what):
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, what],
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-
-
-def test_one_fit_for_each_shard_is_the_fit_of_that_part():
-    run("map")
-
-
-@pytest.mark.slow
-def test_other_structures_and_fits_in_each_shard_are_those_of_that_part():
-    run("map others")
-
-
-@pytest.mark.skipif(
-    not hasattr(jax, "set_mesh"), reason="this version of JAX has no arrays with explicit sharding"
-)
-def test_arrays_with_explicit_sharding_are_fitted():
-    run("explicit")
+            jax.eval_shape(CALLS[name], start, x)

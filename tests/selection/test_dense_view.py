@@ -1,52 +1,69 @@
-"""Mixtures of any structure as one kind: what it says of data is what the structure's own says."""
+"""Mixtures of any structure as one kind: what is summed about them is what the structure's own would be."""
 
 import functools
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import jaxgmm
 from jaxgmm.density import posterior
-from jaxgmm.init._starts import nearest
-from jaxgmm.kernels.exact import accumulate
+from jaxgmm.kernels.base import Statistics
 from jaxgmm.selection._dense_view import alike, as_seen_by, factors
-from tests.conftest import every_name_at_a_cost, overlapping, start_from
+from tests.conftest import dense, start_from
+from tests.problems import LABELS, D, K, X
+from tests.quick import quick_jit
 
-N = 200
-X, LABELS = overlapping(N, 3, 3)
-
-
-@every_name_at_a_cost
-def test_e_step_and_moments_are_the_structures_own(name):
-    """Also of a partition, where a component may have fewer samples than features, or none."""
-    x, params = X.astype("f4"), start_from(X, LABELS, name, "f4")
-    common = alike(params, factors(params))
-    np.testing.assert_allclose(posterior(common, x)[1], jaxgmm.log_prob(params, x), rtol=2e-5, atol=2e-5)
-    np.testing.assert_allclose(posterior(common, x)[0], jaxgmm.responsibilities(params, x), atol=2e-5)
-
-    far = jnp.array([[0, 0, 0], [50, 50, 50], [90, 0, 0]], jnp.float32)
-    apart = jaxgmm.GMMParams(params.log_weights, params.means + far, params.scale, params.family)
-    for mixture, assign in ((params, None), (params, nearest), (apart, nearest)):
-        reassign = None if assign is None else functools.partial(assign, mixture)
-        scale = factors(mixture)
-        own, seen = (
-            accumulate(m, x, None, reassign=reassign, block_size=64) for m in (mixture, alike(mixture, scale))
-        )
-        got = as_seen_by(mixture, scale, seen)
-        for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(own), strict=True):
-            np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5 * float(jnp.abs(b).max()))
+# One for each shape of the second moment, and a rotation.
+NAMES = ("full", "tied", "diag", "spherical", "VVE")
 
 
-@pytest.mark.parametrize("name", ["full", "VEV"])
-def test_thin_covariances_lose_nothing(name):
+@functools.partial(quick_jit, static_argnames="name")
+def views(params, resp, residuals, name):
+    """The dense factors; moments of `residuals` (K, D, B) by way of them, and the structure's own."""
+    scale, n = factors(params), resp.sum(1)
+    white = jnp.einsum("kde,keb->kdb", scale.white, residuals, precision="highest")
+    second = jnp.einsum("kb,kdb,keb->kde", resp, white, white, precision="highest")
+    first = jnp.einsum("kb,kdb->kd", resp, white, precision="highest")
+    got = as_seen_by(params, scale, Statistics(n, first, second, n.sum(), n.sum()))
+    own = params.covariance.whitener(params.scale)(residuals)
+    return scale, got, (resp[:, None] * own).sum(-1), params.covariance.moments(params.scale, own, resp)
+
+
+def residuals_of(params, x):
+    return jnp.asarray(np.asarray(x)[:60].T[None] - np.asarray(params.means)[:, :, None])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_moments_are_the_structures_own(name):
+    """Also of a component that has fewer samples than features, or none."""
+    params = start_from(X, LABELS, name, np.float32)
+    resp = np.random.default_rng(0).uniform(size=(K, 60)).astype(np.float32)
+    resp[1, 2:] = 0
+    resp[2] = 0
+    scale, got, first, second = views(params, resp, residuals_of(params, X.astype("f4")), name)
+    cov = dense(params)[2]
+    np.testing.assert_allclose(scale.colour @ scale.colour.swapaxes(1, 2), cov, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(scale.white @ scale.colour, np.stack([np.eye(D)] * K), atol=1e-5)
+    np.testing.assert_allclose(scale.log_det, np.linalg.slogdet(cov)[1], rtol=1e-5, atol=1e-5)
+    for a, b in ((got.first, first), (got.second, second)):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5 * float(jnp.abs(b).max()))
+
+
+def test_the_e_step_is_the_structures_own():
+    x, params = X.astype("f4"), start_from(X, LABELS, "diag", np.float32)
+    resp, log_prob = quick_jit(posterior)(alike(params, factors(params)), x)
+    own = jaxgmm.e_step(params, x)
+    np.testing.assert_allclose(log_prob, own[1], rtol=2e-5, atol=2e-5)
+    np.testing.assert_allclose(resp, own[0], atol=2e-5)
+
+
+def test_thin_covariances_lose_nothing():
     """Standard deviations of 1 to 1e-4, turned: in float32 their covariances would not be definite."""
     turn, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))
     x = (X @ (turn * np.array([1, 1e-2, 1e-4]) @ turn.T)).astype("f4")
-    params = start_from(x, LABELS, name, "f4")
-    own, seen = (accumulate(m, x, None, block_size=64) for m in (params, alike(params, factors(params))))
-    got = as_seen_by(params, factors(params), seen)
+    params = start_from(x, LABELS, "full", np.float32)
+    resp = np.ones((K, 60), np.float32)
+    _, got, _, second = views(params, resp, residuals_of(params, x), "full")
     # A residual is rounded by its length, up to 1e4 widths: 6e-4. By way of covariances it was 2e-3 and more.
-    np.testing.assert_allclose(got.weight, own.weight, rtol=6e-4)
-    np.testing.assert_allclose(got.second, own.second, atol=6e-4 * float(jnp.abs(own.second).max()))
+    np.testing.assert_allclose(got.second, second, atol=6e-4 * float(jnp.abs(second).max()))

@@ -7,19 +7,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import jaxgmm
-from jaxgmm.components import get_family
+from jaxgmm.components import get_covariance, get_model
 from jaxgmm.components.covariance.base import Collapse
 from jaxgmm.selection import Spurious
 from jaxgmm.selection._grid import STRUCTURES
-from jaxgmm.selection._spurious import limits, spurious, total_factor, total_for
+from jaxgmm.selection._spurious import describe, limits, spurious, total_factor, total_for
+from tests.quick import quick_jit
 
 D = 3
 FEATURES = np.array([1.0, 10.0, 1e4])  # standard deviations of the data
 OTHERS = ("factor(1)", "factor(2)", "full-ratio(100)", "full-equal", "spherical-equal")
 
 
-@jax.jit
+_total = quick_jit(lambda x: total_factor(x, None, 50))
+
+
+@quick_jit
 def _flags(log_weights, means, covariances, total, limited):
     return spurious(log_weights, means, covariances, jnp.asarray(100.0), total, jnp.asarray(1e5), limited)
 
@@ -28,7 +31,7 @@ def flags(name, weights, variances, bounded=False):
     """Of components far apart with diagonal covariances, in the data of 100 samples."""
     weights, variances = np.asarray(weights, np.float32), np.asarray(variances, np.float32)
     means = (np.arange(len(weights))[:, None] * FEATURES[None, :] * 10).astype(np.float32)
-    family = get_family(name)
+    family = get_model(name).covariance
     total = total_for(family, jnp.diag(jnp.asarray(FEATURES, jnp.float32)))
     dense = jax.vmap(jnp.diag)(variances)
     return Spurious(int(_flags(np.log(weights), means, dense, total, limits(family, D, bounded))))
@@ -55,18 +58,19 @@ def test_a_component_has_few_samples_only_where_it_could_collapse_on_them(names,
     assert {name: smallest_counts(name) for name in names} == dict.fromkeys(names, count)
 
 
+_one = jax.jit(
+    lambda n, limited: spurious(jnp.zeros(1), jnp.zeros((1, D)), None, n, jnp.eye(D), 1e5, limited)
+)
+
+
 @pytest.mark.parametrize("name", [*STRUCTURES, *OTHERS])
 def test_one_component_is_never_narrow_and_few_only_where_the_data_are(name):
     narrow = np.square(FEATURES)[None, :] * np.array([1.0, 1.0, 1e-9])
     assert flags(name, [1.0], narrow) == 0
     assert flags(name, [1.0], np.ones((1, D))) == 0
-    c = get_family(name).collapse(D)
+    c = get_model(name).covariance.collapse(D)
     needed = max(c.each, c.largest, c.pooled)
-    family, eye = get_family(name), jnp.eye(D)
-    few = [
-        int(spurious(jnp.zeros(1), jnp.zeros((1, D)), None, jnp.asarray(n), eye, 1e5, limits(family, D)))
-        for n in (needed - 1.0, float(needed))
-    ]
+    few = [int(_one(jnp.float32(n), limits(get_model(name).covariance, D))) for n in (needed - 1, needed)]
     assert few == [Spurious.FEW, 0]
 
 
@@ -92,12 +96,13 @@ def test_narrowness_is_measured_in_what_a_structure_can_say():
 
 
 def test_what_components_share_needs_samples_of_all_of_them():
-    eye = jnp.eye(D, dtype=jnp.float32)
+    @quick_jit
+    def flagged(weights, n, limited):
+        return spurious(weights, jnp.zeros((4, D)), None, n, jnp.eye(D), 1e5, limited)
 
     def few(name, k, n):
-        weights = jnp.full(k, -np.log(k))
-        limited = limits(get_family(name), D)
-        return bool(spurious(weights, jnp.zeros((k, D)), None, jnp.asarray(float(n)), eye, 1e5, limited))
+        weights = np.where(np.arange(4) < k, -np.log(k), -np.inf).astype(np.float32)
+        return bool(flagged(weights, jnp.float32(n), limits(get_model(name).covariance, D)))
 
     # EEE: N − K ≥ D, and one to spare; EII: N − K ≥ 1, likewise; EEV: a component of D + 1, likewise.
     assert [few("EEE", 4, n) for n in (7, 8)] == [True, False]
@@ -117,29 +122,49 @@ def test_a_prior_of_covariances_takes_the_place_of_samples():
 
 def test_one_feature_has_no_shape():
     for name in ("EVI", "EVV", "EVE"):
-        assert get_family(name).collapse(1) == Collapse(pooled=2)
-        assert get_family(name).collapse(2).each > 0
-    assert get_family("VVV").collapse(1).each == 2
+        assert get_covariance(name).collapse(1) == Collapse(pooled=2)
+        assert get_covariance(name).collapse(2).each > 0
+    assert get_covariance("VVV").collapse(1).each == 2
 
 
 def test_a_record_of_your_own_counts_as_full():
-    own = get_family("diag")
+    own = get_covariance("diag")
     fields = {name: getattr(own, name) for name in own._fields if name != "collapse"}
-    assert type(own)(**fields).collapse(4) == get_family("VVV").collapse(4) == Collapse(each=5)
-
-
-def test_spheres_in_features_of_different_scale_are_sound(double):
-    """In closed form at K = 1; and with two clusters of one size, one of which is small."""
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(200, 2)) * np.array([1.0, 1e4])
-    x[:3] += np.array([0.0, 1e6])
-    choice = jaxgmm.select(jax.random.key(0), x, (1, 2), covariance_types=("VII", "EII"), budget=100)
-    assert [row["spurious"] for row in choice.table] == [""] * 4
-    assert choice.best_row["n_components"] == 2
+    assert type(own)(**fields).collapse(4) == get_covariance("VVV").collapse(4) == Collapse(each=5)
 
 
 def test_the_total_of_a_structure_without_correlations(double):
     x = np.random.default_rng(0).normal(size=(50, 2)) @ np.array([[1, 0.9], [0, 0.1]])
-    total = total_factor(jnp.asarray(x), None, 50)
-    assert total_for(get_family("full"), total) is total
-    np.testing.assert_allclose(total_for(get_family("diag"), total), np.diag(x.std(0)), rtol=1e-6)
+    total = _total(jnp.asarray(x))
+    assert total_for(get_covariance("full"), total) is total
+    np.testing.assert_allclose(total_for(get_covariance("diag"), total), np.diag(x.std(0)), rtol=1e-6)
+
+
+def test_narrowness_is_relative_to_the_covariance_of_the_data(double):
+    """A direction in which all the data are narrow is not held against a component."""
+    x = np.random.default_rng(0).normal(size=(50, 2)) * np.array([1.0, 1e-4]) @ np.array([[1, 1], [1, -1.0]])
+    total = _total(jnp.asarray(x))
+    np.testing.assert_allclose(total @ total.T, np.cov(x.T, bias=True), rtol=1e-6)
+    cov = np.stack([np.cov(x.T, bias=True)] * 2)
+    apart, narrow = np.array([x.mean(0), x.mean(0) + 10]), quick_jit(spurious)
+    flag = narrow(jnp.log(jnp.full(2, 0.5)), apart, cov, 500.0, total, 10.0)
+    assert int(flag) == 0
+    flag = narrow(jnp.log(jnp.full(2, 0.5)), apart, cov, 500.0, jnp.eye(2), 10.0)
+    assert int(flag) == Spurious.NARROW
+
+
+def test_components_that_are_nearly_equal_are_twins():
+    near = np.square(FEATURES)[None, :] * np.array([[1.0], [1.01]])
+
+    def flag(gap, weights=(0.5, 0.5)):
+        with np.errstate(divide="ignore"):
+            log_weights = np.log(np.array(weights, np.float32))
+        means = (np.array([[0.0], [gap]]) * FEATURES).astype(np.float32)
+        total = jnp.diag(jnp.asarray(FEATURES, jnp.float32))
+        dense = jax.vmap(jnp.diag)(near.astype(np.float32))
+        return Spurious(int(_flags(log_weights, means, dense, total, limits(get_covariance("full"), D))))
+
+    assert flag(0.03) == Spurious.TWINS
+    assert flag(3.0) == 0
+    assert flag(0.03, (1.0, 0.0)) == 0
+    assert describe(Spurious.FEW | Spurious.NARROW | Spurious.TWINS) == "few samples, too narrow, twins"

@@ -1,7 +1,9 @@
-"""scikit-learn's own tests of its mixtures, read from the installed wheel and run against our estimators."""
+"""Some of scikit-learn's own tests of its mixtures, from the installed wheel, run against our estimators."""
 
 import importlib.util
+import inspect
 import pathlib
+import sys
 from unittest import mock
 
 import numpy as np
@@ -10,81 +12,61 @@ import sklearn
 import sklearn.mixture
 
 import jaxgmm.sklearn
-from tests.conftest import x64
 
 FOLDER = pathlib.Path(sklearn.__file__).parent / "mixture" / "tests"
 ESTIMATORS = {name: getattr(jaxgmm.sklearn, name) for name in ("GaussianMixture", "BayesianGaussianMixture")}
 
-# Tests of what scikit-learn keeps to itself, and of arrays that are not NumPy's.
-FUNCTIONS = "of scikit-learn's private functions only"
-PRIVATE = {
-    "test_suffstat_sk_full": FUNCTIONS,
-    "test_suffstat_sk_tied": FUNCTIONS,
-    "test_suffstat_sk_diag": FUNCTIONS,
-    "test_gaussian_suffstat_sk_spherical": FUNCTIONS,
-    "test_compute_log_det_cholesky": FUNCTIONS,
-    "test_gaussian_mixture_log_probabilities": FUNCTIONS,
-    "test_log_dirichlet_norm": FUNCTIONS,
-    "test_log_wishart_norm": FUNCTIONS,
-    "test_gaussian_mixture_precisions_init": "calls the private methods _initialize and _set_parameters",
-    "test_compare_covar_type": "calls the private methods _check_parameters and _initialize_parameters",
-    "test_gaussian_mixture_all_init_does_not_estimate_gaussian_parameters": (
-        "counts the calls of a private function"
-    ),
-    "test_gaussian_mixture_array_api_compliance": "JAX computes; other array libraries are not dispatched to",
-    "test_gaussian_mixture_raises_where_array_api_not_implemented": "the same",
-}
-# What float32 cannot do, for the tests that are left out without 64-bit JAX.
-SINGLE = {
-    "test_gaussian_warm_start": "compares a continued fit with another to seven decimals",
-    "test_bayesian_monotonic_likelihood": "wants a bound that does not fall by its last digit either",
-}
-# The words of an error, which are the newest release's.
-if tuple(map(int, sklearn.__version__.split(".")[:2])) < (1, 7):
-    PRIVATE["test_regularisation"] = "the message said less then"
+# Of what users rely on and our own tests do not have; each compiles little. The others are of scikit-learn's
+# private functions, or show what the comparison with its estimators shows, for many shapes of data.
+CHOSEN = [
+    "test_check_weights",
+    "test_check_means",
+    "test_gaussian_mixture_predict_predict_proba",
+    "test_gaussian_mixture_fit_predict",
+    "test_gaussian_mixture_fit_convergence_warning",
+    "test_convergence_detected_with_warm_start",
+    "test_score",
+    "test_score_samples",
+    "test_init_means_not_duplicated",
+    "test_means_for_all_inits",
+    "test_max_iter_zero",
+    "test_mixture_n_components_greater_than_n_samples_error",
+]
 
 
-def _read(name):
-    """The test functions of one of their modules, with our classes in place of theirs."""
-    path = FOLDER / f"test_{name}.py"
-    if not path.exists():
-
-        def missing():
+@pytest.fixture(scope="module")
+def theirs():
+    """Their test functions by name, with our classes in place of theirs and one structure for all four."""
+    found = {}
+    for name in ("gaussian_mixture", "mixture"):
+        path = FOLDER / f"test_{name}.py"
+        if not path.exists():
             pytest.skip(f"{path} is not installed")
-
-        return {f"test_{name}": missing}
-    spec = importlib.util.spec_from_file_location(f"borrowed_{name}", path)
-    module = importlib.util.module_from_spec(spec)
-    with mock.patch.multiple(sklearn.mixture, **ESTIMATORS):
-        spec.loader.exec_module(module)
-    prefix = name.removesuffix("_mixture")
-    return {
-        f"test_{prefix}_{n.removeprefix('test_')}": f
-        for n, f in vars(module).items()
-        if n.startswith("test_") and n not in PRIVATE
-    }
+        spec = importlib.util.spec_from_file_location(f"borrowed_{name}", path)
+        module = importlib.util.module_from_spec(spec)
+        with mock.patch.multiple(sklearn.mixture, **ESTIMATORS):
+            spec.loader.exec_module(module)
+        module.COVARIANCE_TYPE = ["full"]
+        found |= {n: f for n, f in vars(module).items() if n.startswith("test_")}
+    return found
 
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
+def cases(function):
+    """The arguments of each run of one of their tests."""
+    given = {"global_dtype": np.float32, "global_random_seed": 42}
+    runs = [{name: given[name] for name in inspect.signature(function).parameters if name in given}]
+    for mark in getattr(function, "pytestmark", []):
+        if mark.name == "parametrize":
+            names, values = [n.strip() for n in mark.args[0].split(",")], mark.args[1]
+            rows = values if len(names) > 1 else [(v,) for v in values]
+            runs = [run | dict(zip(names, row, strict=True)) for run in runs for row in rows]
+    return runs
 
 
-@pytest.fixture(params=["x32", "x64"], autouse=True)
-def _precision(request):
-    if request.param == "x32" and request.node.originalname in SINGLE:
-        pytest.skip(SINGLE[request.node.originalname])
-    with x64(request.param == "x64"):
-        yield
-
-
-@pytest.fixture(params=[np.float32, np.float64], ids=["float32", "float64"])
-def global_dtype(request):
-    return request.param
-
-
-@pytest.fixture
-def global_random_seed():
-    return 42
-
-
-for _name in ("gaussian_mixture", "bayesian_mixture", "mixture"):
-    globals().update(_read(_name))
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.parametrize("name", CHOSEN)
+def test_our_estimators_pass(name, theirs):
+    assert name in theirs, f"scikit-learn {sklearn.__version__} has no {name}"
+    for arguments in cases(theirs[name]):
+        sys.stdout.write(f"{arguments}\n")  # pytest shows it beside a failure
+        theirs[name](**arguments)

@@ -8,7 +8,6 @@ from scipy.stats import multivariate_normal
 from sklearn import datasets
 from sklearn.linear_model import LinearRegression
 
-from jaxgmm.components import FAMILIES
 from jaxgmm.sklearn import GaussianMixture, GaussianMixtureClassifier, GaussianMixtureRegressor
 
 IRIS, SPECIES = datasets.load_iris(return_X_y=True)
@@ -19,7 +18,11 @@ ROW = np.stack([5.0 * CLUMP, np.zeros(150)], 1) + RNG.normal(size=(150, 2))
 SIDE = np.array(["even", "odd"])[CLUMP % 2]
 
 
-@pytest.mark.parametrize("name", ["VVV", "EEE"])
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [("VVV", "float32"), ("VVV", "float64"), ("EEE", "float32")],
+    indirect=["dtype"],
+)
 def test_edda_is_bayes_rule_with_the_maximum_likelihood_gaussians(name, dtype):
     model = GaussianMixtureClassifier("EDDA", covariance_type=name, reg_covar=0).fit(IRIS, SPECIES)
     groups = [IRIS[c == SPECIES] for c in range(3)]
@@ -32,17 +35,10 @@ def test_edda_is_bayes_rule_with_the_maximum_likelihood_gaussians(name, dtype):
     assert_allclose(model.predict_proba(IRIS), softmax(np.stack(joint, 1), axis=1), atol=tol)
     assert_array_equal(model.predict(IRIS), model.classes_[np.argmax(joint, 0)])
     assert model.score(IRIS, SPECIES) > 0.97
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", FAMILIES)
-def test_edda_takes_every_structure(name):
-    model = GaussianMixtureClassifier("EDDA", covariance_type=name).fit(IRIS, SPECIES)
-    assert model.score(IRIS, SPECIES) > 0.85
     assert model.mixture_.covariance_type == name
 
 
-def test_mixtures_tell_apart_what_single_gaussians_do_not(dtype):
+def test_mixtures_tell_apart_what_single_gaussians_do_not():
     plain = GaussianMixtureClassifier(random_state=0).fit(ROW, SIDE)
     mixed = GaussianMixtureClassifier(n_components=2, random_state=0, max_iter=500).fit(ROW, SIDE)
     assert mixed.score(ROW, SIDE) > 0.93 > 0.8 > plain.score(ROW, SIDE)
@@ -51,13 +47,13 @@ def test_mixtures_tell_apart_what_single_gaussians_do_not(dtype):
     assert_allclose(np.exp(mixed.predict_log_proba(ROW)), mixed.predict_proba(ROW))
 
 
-@pytest.mark.slow
 def test_each_class_may_have_its_own_components_structure_and_probability():
     model = GaussianMixtureClassifier(
-        n_components=[1, 2], covariance_type=["tied", "spherical"], class_prior=[0.9, 0.1], random_state=0
-    ).fit(ROW, SIDE)
+        n_components=[1, 2], covariance_type=["tied", "full"], class_prior=[0.9, 0.1], random_state=0,
+        max_iter=500,
+    ).fit(ROW, SIDE)  # fmt: skip
     assert [m.n_components for m in model.estimators_] == [1, 2]
-    assert [m.covariances_.shape for m in model.estimators_] == [(2, 2), (2,)]
+    assert [m.covariances_.shape for m in model.estimators_] == [(2, 2), (2, 2, 2)]
     densities = [m.score_samples(ROW) for m in model.estimators_]
     joint = np.stack(densities, 1) + np.log([0.9, 0.1])
     assert_allclose(model.predict_proba(ROW), softmax(joint, axis=1), atol=1e-6)
@@ -65,7 +61,7 @@ def test_each_class_may_have_its_own_components_structure_and_probability():
 
 def test_weights_of_the_classifier_are_as_good_as_repetition():
     counts = np.random.default_rng(1).integers(0, 3, size=150)
-    for settings in ({}, {"model_type": "EDDA", "covariance_type": "EEE"}):
+    for settings in ({}, {"model_type": "EDDA"}):
         by_weight = GaussianMixtureClassifier(**settings).fit(IRIS, SPECIES, sample_weight=counts)
         repeated = GaussianMixtureClassifier(**settings).fit(
             np.repeat(IRIS, counts, axis=0), np.repeat(SPECIES, counts)
@@ -90,30 +86,16 @@ def test_what_does_not_fit_the_classes_is_named(parameters, words):
         GaussianMixtureClassifier(**parameters).fit(ROW, SIDE)
 
 
-def test_one_component_is_linear_regression(dtype):
+def test_one_component_is_linear_regression_even_far_from_zero():
     X, Y = IRIS[:, :2] + 1e3, IRIS[:, 2:] - 1e3
     line = LinearRegression().fit(X, Y)
     model = GaussianMixtureRegressor(reg_covar=0).fit(X, Y)
-    assert_allclose(model.predict(X), line.predict(X), rtol=1e-6 if dtype == np.float32 else 1e-9)
+    assert_allclose(model.predict(X), line.predict(X), rtol=1e-6)
     mean, covariance = model.predict(X, return_cov=True)
     residuals = Y - mean
     assert_allclose(covariance[0], residuals.T @ residuals / len(X), rtol=1e-3)
     _, std = model.predict(X, return_std=True)
     assert_allclose(std, np.sqrt(np.diagonal(covariance, axis1=1, axis2=2)), rtol=1e-6)
-    single = GaussianMixtureRegressor(reg_covar=0).fit(X, Y[:, 0])
-    assert_allclose(single.predict(X), model.predict(X)[:, 0], rtol=1e-6)
-    assert single.predict(X, return_std=True)[1].shape == (150,)
-
-
-@pytest.mark.slow
-def test_more_components_bend_the_line(dtype):
-    x = np.linspace(-3, 3, 150)[:, None]
-    y = np.sin(x[:, 0]) + 0.05 * RNG.normal(size=150)
-    model = GaussianMixtureRegressor(4, random_state=0, max_iter=500).fit(x, y)
-    assert model.score(x, y) > 0.97 > 0.7 > GaussianMixtureRegressor().fit(x, y).score(x, y)
-    mean, std = model.predict(x, return_std=True)
-    inside = np.abs(y - mean) < 2 * std
-    assert 0.9 < inside.mean() <= 1
 
 
 def test_the_regressor_is_regress_of_its_mixture():
@@ -131,10 +113,7 @@ def test_the_regressor_is_regress_of_its_mixture():
     for r, m, s in zip(softmax(log_prob, 1).T, joint.means_, joint.covariances_, strict=True):
         by_hand += r * (m[3] + (IRIS[:, :3] - m[:3]) @ np.linalg.solve(s[:3, :3], s[:3, 3]))
     assert_allclose(model.predict(IRIS[:, :3]), by_hand, atol=1e-4)
-
-
-def test_both_widths_at_once_are_refused():
-    model = GaussianMixtureRegressor().fit(IRIS[:, :3], IRIS[:, 3])
+    assert model.predict(IRIS[:, :3], return_std=True)[1].shape == (150,)
     with pytest.raises(ValueError, match="At most one"):
         model.predict(IRIS[:, :3], return_std=True, return_cov=True)
 
@@ -150,13 +129,13 @@ def test_masked_entries_are_refused_by_their_place():
     masked, labels = np.ma.masked_array(IRIS, IRIS > 7), np.arange(len(IRIS)) % 3
     place = r"masked array, and entry \(102, 0\) is masked"
     weight = np.ma.masked_array(np.ones(len(IRIS)), np.arange(len(IRIS)) == 7)
-    classifier = GaussianMixtureClassifier().fit(IRIS, labels)
-    regressor = GaussianMixtureRegressor().fit(IRIS, IRIS[:, 0])
+    classifier = GaussianMixtureClassifier().fit(IRIS, SPECIES)
+    regressor = GaussianMixtureRegressor().fit(IRIS[:, :3], IRIS[:, 3])
     for call in (
         lambda: GaussianMixtureClassifier().fit(masked, labels),
         lambda: classifier.predict(masked),
         lambda: GaussianMixtureRegressor().fit(masked, IRIS[:, 0]),
-        lambda: regressor.predict(masked),
+        lambda: regressor.predict(masked[:, :3]),
     ):
         with pytest.raises(ValueError, match=place):
             call()

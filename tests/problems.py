@@ -1,0 +1,61 @@
+"""The problems and fits that the tests share.
+
+XLA compiles a program for every shape, precision, structure and static option; compiling is nearly all of the
+tests' time. So a test takes its data from here, its fit from `fitted`, and its own options only where they
+are what it tests.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import pytest
+
+import jaxgmm
+from jaxgmm.components import STRUCTURES as RECORDS
+from tests.conftest import overlapping, start_from, x64
+
+N, D, K = 200, 3, 3  # the shape of nearly every test
+STRUCTURES = tuple(RECORDS)
+# One for each shape of the second moment, and one with a rotation: what holds for these holds for all, where
+# the structure is only passed on.
+FEW = ("full", "diag", "VVE")
+
+X, LABELS = overlapping(N, D, K)  # float64 (N, D), int (N,)
+WEIGHT = np.random.default_rng(1).uniform(0.5, 1.5, N)  # (N,)
+
+
+class Fitted(NamedTuple):
+    """One fit to its fixed point."""
+
+    x: np.ndarray  # (N, D)
+    start: jaxgmm.GMMParams
+    result: jaxgmm.FitResult
+
+    @property
+    def params(self) -> jaxgmm.GMMParams:
+        """The mixture."""
+        return self.result.params
+
+
+@functools.cache
+def fitted(name: str = "full", precision: str = "float32") -> Fitted:
+    """`fit` with its defaults, from soft labels, in one precision; computed once in a process."""
+    with x64(precision == "float64"):
+        x = X.astype(precision)
+        start = start_from(X, LABELS, name, precision)
+        return Fitted(x, start, jax.block_until_ready(jaxgmm.fit(start, x)))
+
+
+# For a property of structures: all of them in one precision, and one in the other.
+every_structure = pytest.mark.parametrize("name", STRUCTURES)
+few_structures = pytest.mark.parametrize("name", FEW)
+every_structure_and_precision = pytest.mark.parametrize(
+    ("name", "dtype"), [(n, "float32") for n in STRUCTURES] + [("full", "float64")], indirect=["dtype"]
+)
+few_structures_and_precision = pytest.mark.parametrize(
+    ("name", "dtype"), [(n, "float32") for n in FEW] + [("full", "float64")], indirect=["dtype"]
+)
