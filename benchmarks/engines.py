@@ -24,6 +24,7 @@ os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tables
 
 import jaxgmm
 from jaxgmm import EMOptions
@@ -127,6 +128,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", nargs="*", default=names, help=" ".join(names))
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", metavar="FILE", help="put the table into a file for tables.py")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     x, start = data()
@@ -153,6 +155,15 @@ def main() -> None:
         apart = "" if means[name] is None else f"   means apart {np.abs(means[name] - first).max():.1e}"
         rounds = ", ".join(f"{t:.0f}" for t in each)
         print(f"{name:<8}{min(each):>8.0f} ms a step   ({rounds}){apart}", flush=True)
+    if arguments.json:
+        tables.add(
+            arguments.json, "Engines",
+            f"Time of one EM step with two local workers, {N=:,} {D=} {K=} full, in several rounds; mllib is "
+            "Spark's own `GaussianMixture`.",
+            ["engine", *(f"round {i + 1}, ms" for i in range(arguments.rounds))],
+            [[name, *map(tables.significant, each)] for name, each in times.items()],
+            ("jax", "dask", "pyspark"),
+        )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -16,6 +16,9 @@ import json
 import subprocess
 import sys
 import time
+from typing import Any
+
+import tables
 
 SIZES = [(100, 2, 3), (500, 4, 5), (2000, 8, 8), (20_000, 8, 8), (50_000, 16, 10), (200_000, 16, 16)]
 
@@ -49,6 +52,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--kinds", default="full,diag")
+    parser.add_argument("--json", metavar="FILE", help="put the table into a file for tables.py")
     parser.add_argument("--measure", nargs=5, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.measure:
@@ -56,6 +60,7 @@ def main() -> None:
         measure(which, int(n), int(d), int(k), kind)
         return
     print(" kind       N   D   K     N·K·D          first  ratio              then  ratio          score")
+    rows: list[list[Any]] = []
     for kind in given.kinds.split(","):
         for n, d, k in SIZES:
             found: dict[str, list[list[float]]] = {"jaxgmm": [], "sklearn": []}
@@ -67,11 +72,22 @@ def main() -> None:
             (f, t, s), (g, u, v) = (
                 [sorted(c)[len(c) // 2] for c in zip(*runs, strict=True)] for runs in found.values()
             )
+            measured = [tables.significant(v) for v in (f, g / f, t, u / t)]
+            rows.append([kind, n, d, k, n * k * d, *measured])
             print(
                 f"{kind:>5} {n:>7} {d:>3} {k:>3} {n * k * d:>9} {f:>6.2f} {g:>7.3f} {g / f:>6.2f}"
                 f" {t:>8.4f} {u:>8.4f} {u / t:>6.2f}  {s:.4f} {v:.4f}",
                 flush=True,
             )
+    if given.json:
+        tables.add(
+            given.json, "The scikit-learn estimator",
+            "Wall time of `jaxgmm.sklearn.GaussianMixture` and of scikit-learn's: the first fit in a "
+            "process, with compilation, and later fits.",
+            ["covariance", "N", "D", "K", "N·K·D", "first fit, jaxgmm, s", "first fit, scikit-learn / jaxgmm",
+             "later fits, jaxgmm, s", "later fits, scikit-learn / jaxgmm"],
+            rows, ("jax", "scikit-learn"),
+        )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -12,12 +12,14 @@ memory says so.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import statistics
 import time
 from typing import Any
 
-from speed import Library
+import tables
+from speed import LIBRARIES, Library
 
 CASES: dict[str, dict[str, Any]] = {
     "A": {"n": 1_000_000, "d": 32, "k": 64, "kind": "full", "n_iter": 5},
@@ -56,11 +58,13 @@ def rates() -> dict[str, float]:
     }
 
 
-def measure(case: dict[str, Any], libraries: list[str], repeats: int, rate: dict[str, float]) -> None:
+def measure(case: dict[str, Any], libraries: list[str], repeats: int, rate: dict[str, float]) -> list[Any]:
+    """Print what each library took; the row of the table."""
     n, d, k, n_iter = case["n"], case["d"], case["k"], case["n_iter"]
     features = {"full": d * (d + 3) // 2, "tied": d, "diag": 2 * d, "spherical": d + 1}[case["kind"]]
     work, read = 4 * n * k * features, 4 * n * d
     own = None
+    taken: dict[str, float] = {}
     for name in libraries:
         library = Library(name, len(os.sched_getaffinity(0)))
         answer = library.ask(do="prepare", case=case | {"seed": 0})
@@ -78,6 +82,7 @@ def measure(case: dict[str, Any], libraries: list[str], repeats: int, rate: dict
             continue
         wall = statistics.median(times)
         own = own or wall
+        taken[name] = wall
         end = library.ask(do="finish")
         library.close()
         products, reading = work / wall / rate["gemm"], read / wall / (rate["copy"] / 2)
@@ -86,6 +91,10 @@ def measure(case: dict[str, Any], libraries: list[str], repeats: int, rate: dict
             f"{reading:>8.1%} of reading{answer['ready']:>8.1f} s first{end['log_likelihood']:>13.5f}",
             flush=True,
         )
+    ours = taken.get("jaxgmm", math.nan)
+    ratios = [taken.get(name, math.nan) / ours for name in libraries if name != "jaxgmm"]
+    measured = [tables.significant(v) for v in (1e3 * ours, *ratios, 100 * work / ours / rate["gemm"])]
+    return [n, d, k, case["kind"], *measured]
 
 
 def main() -> None:
@@ -93,6 +102,7 @@ def main() -> None:
     parser.add_argument("--cases", default=",".join(CASES))
     parser.add_argument("--libraries", default="jaxgmm,gmmx,torch")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--json", metavar="FILE", help="put the table into a file for tables.py")
     args = parser.parse_args()
     # Each process takes what it needs, and no more: they share the card.
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
@@ -102,10 +112,22 @@ def main() -> None:
         f"float32 products {rate['gemm'] / 1e12:.1f} TFLOP/s, copying {rate['copy'] / 1e12:.2f} TB/s",
         flush=True,
     )
+    libraries, rows = args.libraries.split(","), []
     for letter in args.cases.split(","):
         case = CASES[letter]
         print(f"{letter}: N={case['n']:,} D={case['d']} K={case['k']} {case['kind']}", flush=True)
-        measure(case, args.libraries.split(","), args.repeats, rate)
+        rows.append(measure(case, libraries, args.repeats, rate))
+    if args.json:
+        import jax
+
+        names = [f"{LIBRARIES[name]} / jaxgmm" for name in libraries if name != "jaxgmm"]
+        tables.add(
+            args.json, "One EM step on a GPU",
+            "Wall time of one EM step, and the share of the rate of float32 products that jaxgmm reaches.",
+            ["N", "D", "K", "covariance", "jaxgmm, wall ms", *names, "share of products, %"], rows,
+            ("jax", *libraries), on=jax.devices()[0].device_kind,
+            notes=[f"Products {rate['gemm'] / 1e12:.1f} TFLOP/s, copying {rate['copy'] / 1e12:.2f} TB/s."],
+        )  # fmt: skip
 
 
 if __name__ == "__main__":

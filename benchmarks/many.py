@@ -24,6 +24,7 @@ os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
+import tables  # noqa: E402
 from peers import Gmmx, covariances, data, log_likelihood  # noqa: E402
 from sklearn.mixture import GaussianMixture  # noqa: E402
 
@@ -32,7 +33,8 @@ import jaxgmm  # noqa: E402
 Run = Callable[[], tuple[float, float]]
 
 
-def compare(what: str, runs: dict[str, Run], repeats: int) -> None:
+def compare(what: str, runs: dict[str, Run], repeats: int) -> list[list[Any]]:
+    """Print what each of the runs took; the rows of the table."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     values = {}
     first = {}
@@ -46,7 +48,7 @@ def compare(what: str, runs: dict[str, Run], repeats: int) -> None:
             values[name] = run()
             times[name].append(time.process_time() - clock)
     print(what)
-    own = float(np.median(next(iter(times.values()))))
+    own, rows = float(np.median(next(iter(times.values())))), []
     for name in runs:
         t = float(np.median(times[name]))
         print(
@@ -54,9 +56,12 @@ def compare(what: str, runs: dict[str, Run], repeats: int) -> None:
             f"   log-likelihood, mean {values[name][0]:.5f}, best {values[name][1]:.5f}",
             flush=True,
         )
+        measured = [tables.significant(t), tables.significant(t / own)]
+        rows.append([what, name, *measured, *(tables.significant(v, 5) for v in values[name])])
+    return rows
 
 
-def restarts(repeats: int) -> None:
+def restarts(repeats: int) -> list[list[Any]]:
     n, d, k, lanes = 2000, 8, 8, 50
     x, weights, _, variances = data({"n": n, "d": d, "k": k, "seed": 1})
     rng = np.random.default_rng(0)
@@ -104,8 +109,8 @@ def restarts(repeats: int) -> None:
         print(f"gmmx left out: {error}")
     else:
         runs["gmmx"] = gmmx
-    compare("50 restarts, 50 plain EM steps each", runs, repeats)
-    compare(
+    rows = compare("50 restarts, 50 plain EM steps each", runs, repeats)
+    return rows + compare(
         "50 restarts to convergence",
         {
             "jaxgmm": ours(),
@@ -116,7 +121,7 @@ def restarts(repeats: int) -> None:
     )
 
 
-def components(repeats: int) -> None:
+def components(repeats: int) -> list[list[Any]]:
     x, *_ = data({"n": 5000, "d": 4, "k": 8, "seed": 2})
     X = jnp.asarray(x)
     sizes = range(1, 16)
@@ -136,7 +141,7 @@ def components(repeats: int) -> None:
 
         return run
 
-    compare(
+    rows = compare(
         "K = 1..15, a k-means start and 50 plain EM steps each",
         {
             "jaxgmm": ours(tol=0.0, max_iter=50, accelerate=False),
@@ -144,7 +149,7 @@ def components(repeats: int) -> None:
         },
         repeats,
     )
-    compare(
+    return rows + compare(
         "K = 1..15, a k-means start each, to convergence",
         {
             "jaxgmm": ours(),
@@ -159,6 +164,16 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=["restarts", "components"])
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--json", metavar="FILE", help="put the table into a file for tables.py")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
-    {"restarts": restarts, "components": components}[arguments.what](arguments.repeats)
+    rows = {"restarts": restarts, "components": components}[arguments.what](arguments.repeats)
+    if arguments.json:
+        sizes = {"restarts": "N=2000 D=8 K=8", "components": "N=5000 D=4"}[arguments.what]
+        tables.add(
+            arguments.json, f"Many fits: {arguments.what}, {os.cpu_count()}-core machine",
+            f"CPU time of many fits ({sizes}) beside loops over the other libraries' fits, on one core, "
+            "without compilation.",
+            ["fits", "library", "CPU s", "library / jaxgmm", "mean log-likelihood", "best log-likelihood"],
+            rows, ("jax", "scikit-learn", "gmmx"),
+        )  # fmt: skip

@@ -2,14 +2,15 @@
 
     python benchmarks/speed.py                        # every case
     python benchmarks/speed.py --cases a,b --repeats 5 --threads 1
+    python benchmarks/speed.py --json FILE            # and the table of it for tables.py
 
 Same float32 data, same start, the same fixed number of plain EM iterations; one process per library, pinned
 to the same cores. Time per iteration is the difference between fits of 2n and n iterations, over n, so that
 what a fit costs once does not count; the first call and the peak memory stand beside it. The median of the
-repeats is shown, and the float64 log-likelihood of the result, so that a fast wrong answer shows. The floor
-is what the machine's own rates, measured in between, allow for the arithmetic of the quadratic form of EM:
-two products of (K, F) features, K exponentials per sample, and reading X once. A library that is not
-installed, or has no such covariances, is left out with the reason.
+repeats is shown, and the float64 log-likelihood of the result, so that a fast wrong answer shows. The bound
+is the time that the arithmetic of the quadratic form of EM takes at the machine's own rates, which NumPy
+measures between the repeats: two products of (K, F) features, K exponentials per sample, and reading X once.
+A library that is not installed, or has no such covariances, is left out with the reason.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ import sys
 import time
 from typing import Any
 
+import tables
+
 CASES: dict[str, dict[str, Any]] = {
     "a": {"n": 10_000, "d": 2, "k": 5, "kind": "full", "n_iter": 50},
     "b": {"n": 100_000, "d": 16, "k": 16, "kind": "full", "n_iter": 10},
@@ -37,7 +40,10 @@ CASES: dict[str, dict[str, Any]] = {
     "g": {"n": 200_000, "d": 32, "k": 64, "kind": "full", "n_iter": 2},
     "h": {"n": 50_000, "d": 128, "k": 32, "kind": "full", "n_iter": 1},
 }
-LIBRARIES = ("jaxgmm", "scikit-learn", "gmmx", "torch", "pomegranate")
+LIBRARIES = {
+    "jaxgmm": "jaxgmm", "scikit-learn": "scikit-learn", "gmmx": "gmmx", "torch": "PyTorch",
+    "pomegranate": "pomegranate",
+}  # fmt: skip
 
 
 class Library:
@@ -104,7 +110,7 @@ def rates() -> dict[str, float]:
     }
 
 
-def floor(case: dict[str, Any], rate: dict[str, float]) -> float:
+def bound(case: dict[str, Any], rate: dict[str, float]) -> float:
     """Seconds per iteration that the quadratic form of EM needs at these rates."""
     n, d, k = case["n"], case["d"], case["k"]
     features = {"full": (d + 1) * (d + 2) // 2, "tied": d + 1, "diag": 2 * d + 1, "spherical": d + 2}
@@ -112,7 +118,10 @@ def floor(case: dict[str, Any], rate: dict[str, float]) -> float:
     return products / rate["gemm"] + n * k / rate["exp"] + 4 * n * d / (rate["copy"] / 2)
 
 
-def measure(case: dict[str, Any], libraries: list[str], threads: int, repeats: int, seconds: float) -> None:
+def measure(
+    case: dict[str, Any], libraries: list[str], threads: int, repeats: int, seconds: float
+) -> list[Any]:
+    """Print what each library took; the row of the table."""
     running, answers = [], {}
     for name in libraries:
         library = Library(name, threads)
@@ -125,13 +134,13 @@ def measure(case: dict[str, Any], libraries: list[str], threads: int, repeats: i
         answers[name] = answer
     n = case["n_iter"]
     times: dict[str, list[tuple[float, float]]] = {library.name: [] for library in running}
-    floors = []
+    bounds: list[float] = []
     began = time.perf_counter()
     for done in range(repeats):
         if done and time.perf_counter() - began > seconds:
             print(f"  stopped after {done} of {repeats} repeats")
             break
-        floors.append(floor(case, rates()))
+        bounds.append(bound(case, rates()))
         for library in tuple(running):
             short, long = (library.ask(do="run", n_iter=i) for i in (n, 2 * n))
             if lost := short.get("absent") or long.get("absent"):
@@ -139,24 +148,34 @@ def measure(case: dict[str, Any], libraries: list[str], threads: int, repeats: i
                 running.remove(library)
                 continue
             times[library.name].append(tuple((long[what] - short[what]) / n for what in ("cpu", "wall")))
-    least = statistics.median(floors)
-    print(f"  floor {1e3 * least:.2f} ms")
+    least = statistics.median(bounds)
+    print(f"  bound {1e3 * least:.2f} ms")
     print(
-        f"  {'':<14}{'CPU ms':>9}{'wall ms':>9}{'jaxgmm ×':>10}{'to floor':>10}{'first s':>9}{'peak MB':>9}"
+        f"  {'':<14}{'CPU ms':>9}{'wall ms':>9}{'jaxgmm ×':>10}{'to bound':>10}{'first s':>9}{'peak MB':>9}"
         f"{'log-lik.':>13}"
     )
     own = None
+    taken: dict[str, tuple[float, float]] = {}  # CPU and wall time
+    reached: list[float] = []
     for library in running:
         cpu, wall = (statistics.median(t[i] for t in times[library.name]) for i in (0, 1))
         own = cpu if library.name == "jaxgmm" else own
         end = library.ask(do="finish")
         library.close()
+        taken[library.name] = cpu, wall
+        reached.append(end.get("log_likelihood", math.nan))
         print(
             f"  {library.name:<14}{1e3 * cpu:>9.2f}{1e3 * wall:>9.2f}{cpu / (own or cpu):>10.2f}"
             f"{cpu / least:>10.2f}{answers[library.name]['ready']:>9.2f}{end.get('peak_mb', math.nan):>9.0f}"
             f"{end.get('log_likelihood', math.nan):>13.5f}",
             flush=True,
         )
+    absent = (math.nan, math.nan)
+    ours, clock = taken.get("jaxgmm", absent), 0 if threads == 1 else 1
+    ratios = [taken.get(name, absent)[clock] / ours[clock] for name in libraries if name != "jaxgmm"]
+    spread = max(reached) - min(reached) if reached else math.nan
+    measured = [tables.significant(v) for v in (1e3 * ours[clock], *ratios, ours[0] / least, spread)]
+    return [case["n"], case["d"], case["k"], case["kind"], len(bounds), *measured]
 
 
 def main() -> None:
@@ -166,16 +185,30 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=600, help="begin no repeat of a case after these")
     parser.add_argument("--threads", type=int, default=1, help="cores that each process is pinned to")
+    parser.add_argument("--json", metavar="FILE", help="put the table into a file for tables.py")
     args = parser.parse_args()
     # The rates are those of one core, too; before NumPy starts its threads.
     os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"))
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-args.threads :])
+    libraries, rows = args.libraries.split(","), []
     for letter in args.cases.split(","):
         case = CASES[letter]
         print(
             f"{letter}: N={case['n']:,} D={case['d']} K={case['k']} {case['kind']}, {args.threads} thread(s)"
         )
-        measure(case, args.libraries.split(","), args.threads, args.repeats, args.seconds)
+        rows.append(measure(case, libraries, args.threads, args.repeats, args.seconds))
+    if args.json:
+        cores = {1: "one core", 2: "two cores"}.get(args.threads, f"{args.threads} cores")
+        clock = "CPU" if args.threads == 1 else "wall"
+        names = [f"{LIBRARIES[name]} / jaxgmm" for name in libraries if name != "jaxgmm"]
+        tables.add(
+            args.json,
+            f"One EM step, {cores} of a {os.cpu_count()}-core machine",
+            f"Time of one EM step, each process on {cores}; the ratios of libraries are of {clock} time.",
+            ["N", "D", "K", "covariance", "repeats", f"jaxgmm, {clock} ms", *names, "jaxgmm, CPU / bound",
+             "largest difference of mean log-likelihoods"],
+            rows, ("jax", *libraries),
+        )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -26,6 +26,8 @@ import threading
 import time
 from typing import Any
 
+import tables
+
 D, K, STEPS, REPEATS = 16, 8, 4, 3
 
 
@@ -129,6 +131,7 @@ def main() -> None:
     parser.add_argument("--folder")
     parser.add_argument("--kernel", default="quadratic")
     parser.add_argument("--drop", action="store_true")
+    parser.add_argument("--json", metavar="FILE", help="put the table into a file for tables.py")
     parser.add_argument("--measure", nargs=2, metavar=("HOW", "PATH"), help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.measure:
@@ -136,6 +139,7 @@ def main() -> None:
         return
     sizes = [int(n) for n in given.rows.split(",")]
     in_memory: float | None = None
+    lines: list[list[Any]] = []
     print(
         f"{'rows':>10} {'how':>8} {'s/step':>8} {'ratio':>6} {'cpu':>6} {'base MB':>8} {'anonymous MB':>13}"
     )
@@ -155,11 +159,22 @@ def main() -> None:
                 got = json.loads(done.stdout)
                 in_memory = got["seconds"] / rows if how == "memory" else in_memory
                 ratio = got["seconds"] / rows / in_memory if in_memory else float("nan")
+                measured = (got["seconds"], ratio, got["cpu"], got["most"])
+                lines.append([rows, how, *map(tables.significant, measured)])
                 print(
                     f"{rows:>10} {how:>8} {got['seconds']:8.3f} {ratio:6.2f} {got['cpu']:6.2f} "
                     f"{got['base']:8.0f} {got['most']:13.0f}",
                     flush=True,
                 )
+    if given.json:
+        tables.add(
+            given.json, "Streams",
+            f"Time of one EM step on N × {D} data read from files, {K=} full, {given.kernel} kernel, beside "
+            "a fit in memory, and the anonymous memory of the process.",
+            ["N", "source", "s per step", "time per row / in memory", "CPU s per step",
+             "anonymous memory, MB"],
+            lines, ("jax", "pyarrow"),
+        )  # fmt: skip
 
 
 if __name__ == "__main__":
