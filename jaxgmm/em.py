@@ -534,9 +534,9 @@ def run(
         here = fixed.context._replace(shift=fixed.context.shift - back)
         limit = jnp.where(closing, 0, max_iter)
 
-        def by(kernel: Kernel, block_size: int, point: GMMParams) -> tuple[Statistics, Array]:
+        def by(kernel: Kernel, block_size: int, point: GMMParams) -> Statistics:
             statistics = kernel.sums(point, fixed.data, here.shift, fixed.prepared, block_size)
-            return varying_like((statistics, kernel.rounding(point, fixed.prepared)), outside)
+            return varying_like(statistics, outside)
 
         def iterate(state: State) -> State:
             with rows_over(s.axis_name):
@@ -544,7 +544,8 @@ def run(
                     statistics = exact.sums(state.point, fixed.data, here.shift, block_size=blocks[1])
                     rounded = jnp.zeros((), tol.dtype)
                 else:
-                    statistics, rounded = lax.cond(
+                    rounded = jnp.where(i == 0, first.rounding(state.point, fixed.prepared), 0)
+                    statistics = lax.cond(
                         i == 0,
                         functools.partial(by, first, blocks[0]),
                         functools.partial(by, WHITENED, blocks[1]),
