@@ -4,7 +4,7 @@
 
 Each engine holds its data in memory before the clock starts. A step of ours is the median time from one step
 of a fit to the next, MLlib's the difference of fits of 21 and 1 iterations. Load matters: the engines are
-timed in turn, several times over, and the least median is given. MLlib computes in float64 and starts by
+run alternately, several times over, and the least median is given. MLlib computes in float64 and starts by
 itself.
 """
 

@@ -43,8 +43,8 @@ Written by `python benchmarks/tables.py` from `benchmarks/results.json`: change 
 * A column "A / B" is the time of A divided by the time of B: above 1, B is faster. Ratios can be compared
   within a table. Milliseconds of different tables cannot.
 * "One EM step": all libraries take the same data, the same start and the same number of plain EM steps. There
-  is one process for each library, pinned to the same cores, and the processes are timed in turn. The time of
-  a step is the difference between two fits of different length, divided by the difference in steps: the
+  is one process for each library, pinned to the same cores, and the processes are run alternately. The time
+  of a step is the difference between two fits of different length, divided by the difference in steps: the
   median of the repeats.
 * "PyTorch" is the hand-written EM in `benchmarks/peers.py`.
 * "Bound" is an estimate of the least time of a step on one core: the products, exponentials and bytes read by

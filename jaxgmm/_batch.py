@@ -28,7 +28,7 @@ _TOGETHER = 1 << 18  # numbers that fits side by side may work on for each block
 
 
 def concurrency(n_fits: int, n_samples: int, numbers: int) -> int:
-    """How many fits to have under way at once, for so many numbers to work on in each for every sample.
+    """How many fits to compute together; each computes `numbers` numbers per row.
 
     A CPU gains by several only as long as they fit its cache; an accelerator takes as many as there are.
     """

@@ -55,8 +55,8 @@ def assess(
     # The likelihood is a sum of the same terms as the kernel's, with their rounding.
     rounded = jnp.where(kernel_rounding > 0, noise, 0)
 
-    # A component that is narrower, in some direction, than the last digits of its own place and width is a
-    # point or a plane, and its likelihood has no bound.
+    # A component whose width in some direction is below the rounding of its mean and of its largest width is
+    # a point or a plane: its likelihood has no bound.
     digits = image.covariance.diagonal(image.scatter, shape) + jnp.square(image.means)
     floor = (8 * eps) ** 2 * digits + (8 * eps * eps) ** 2 * context.variance[None, :]
     narrow = image.covariance.inverse_diagonal(image.scatter, shape) * floor >= 1

@@ -31,9 +31,7 @@ class Data:
 class Context(NamedTuple):
     """What EM knows beside the rows: the data summary and the prior."""
 
-    shift: (
-        Array  # (D,)  the centring: subtracted from the data, so that means are not rounded at a large offset
-    )
+    shift: Array  # (D,)  the centring: subtracted from the data, against rounding at a large offset
     variance: Array  # (D,)  of the features; 1 for a constant feature
     ridge: Array  # (D,)  what is added to the diagonals of the covariances
     mean: Array  # (D,)  of the features

@@ -607,7 +607,7 @@ def fit(
         always plain.
       options: `EMOptions`: the kernel, block size, history, and what becomes of untrusted derivatives.
 
-    On a CPU whose cores JAX shows as devices (`use_cores`), a large fit is divided among them.
+    After `jaxgmm.parallel.use_cores()`, a large fit is divided among the cores of a CPU.
 
     Of these only the options are static: other values compile nothing anew.
 

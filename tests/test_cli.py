@@ -699,7 +699,9 @@ def test_user_errors_end_with_2():
 # --- the process: signals, extras, the cache, pipes
 
 
-needs_cache = pytest.mark.skipif(jax.__version_info__ < (0, 6, 1), reason="there the command keeps no cache")
+needs_cache = pytest.mark.skipif(
+    jax.__version_info__ < (0, 6, 1), reason="the persistent cache of this JAX gives wrong results"
+)
 
 WAITING = """
 import sys, time

@@ -69,12 +69,31 @@ def _n_parameters(c: Component, n_components: Any, n_features: int) -> Any:
     return c.options.n_parameters(c.options, n_components - 1, n_features)
 
 
+def _normal_factor(c: Component, key: Array, scale: Scale, labels: Array) -> Array:
+    raise ValueError("a uniform background has a density but no extent: a mixture with one cannot be sampled")
+
+
+def _variance_factor(c: Component, scale: Scale) -> Array:
+    factor: Array = c.options.variance_factor(c.options, scale["inner"])
+    return factor
+
+
+def _to_free(c: Component, scale: Scale) -> Array:
+    free: Array = c.options.to_free(c.options, scale["inner"])
+    return free
+
+
+def _from_free(c: Component, scale: Scale, free: Array) -> Scale:
+    return {**scale, "inner": c.options.from_free(c.options, scale["inner"], free)}
+
+
 def background(component: Component) -> Component:
     """Components of a family, and a last one that is uniform: rows that belong to none of the others.
 
     Of K components the first K − 1 are those of `component`. The last has the density exp(log_density), whose
     logarithm is scale["log_density"]; a start takes the box that has the data's variances. Its share is
-    estimated, and nothing else of it. It has a mean and a covariance in the arrays, without use.
+    estimated, and nothing else of it. It has a mean and a covariance in the arrays, without use. A mixture
+    with a background has no samples and no standard errors.
 
     Args:
       component: a `Component`, such as gaussian("full").
@@ -104,5 +123,9 @@ def background(component: Component) -> Component:
         scatter=_scatter,
         with_scatter=_with_scatter,
         n_parameters=_n_parameters,
+        normal_factor=_normal_factor,
+        variance_factor=None if component.variance_factor is None else _variance_factor,
+        to_free=None if component.to_free is None else _to_free,
+        from_free=None if component.from_free is None else _from_free,
         options=component,
     )

@@ -36,9 +36,10 @@ def get_component(name: str | Covariance | Component) -> Component:
         return name
     parts = re.fullmatch(r"([a-z_]+)\((.+)\)", name) if isinstance(name, str) else None
     if parts is not None and (family := FAMILIES.get(parts[1])) is not None:
+        if family is background:
+            return background(get_component(parts[2]))
         inside, *options = re.split(r", (?![^(]*\))", parts[2])
-        made = get_component(inside) if family is background else get_covariance(inside)
-        return family(made, *options)
+        return family(get_covariance(inside), *options)
     return gaussian(get_covariance(name))
 
 

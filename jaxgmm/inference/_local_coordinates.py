@@ -110,6 +110,13 @@ def plain(params: GMMParams) -> tuple[int, Callable[[Array], GMMParams]]:
     to, back = free_coordinates(params.covariance)
     c = params.component
     n_components, n_features = params.means.shape
+    if c.n_parameters(c, *params.means.shape) < params.means.size + c.covariance.n_parameters(
+        *params.means.shape
+    ):
+        raise ValueError(
+            f"components {c.name!r} do not use all of their means and covariances, so that the information "
+            "is singular; standard errors and influences need a mixture without a background"
+        )
     extra = () if c.to_free is None else c.to_free(c, params.scale)
     origin, unravel = ravel_pytree((to(params.scatter), extra))
     n_logits, n_means = params.weights_rule.n_free(n_components), n_components * n_features

@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Ellipse, Patch
 
 from jaxgmm._host_arrays import host_array, unmasked
-from jaxgmm.density import predict
+from jaxgmm.density import check_gaussian, predict
 from jaxgmm.mixture import GMMParams, active
 from jaxgmm.plot.style import GREYS, HALO, PALETTE, STYLES, tidy
 
@@ -30,6 +30,7 @@ class Picture:
             raise ValueError(
                 f"plot: params must be one mixture, got batch axes {np.shape(params.log_weights)[:-1]}"
             )
+        check_gaussian(params, "plot")
         self.grid, self.font = 121, 9
         # Numbers must be those of `params`, also where some component before is switched off.
         self.numbers = np.flatnonzero(np.asarray(params.log_weights) > -np.inf)

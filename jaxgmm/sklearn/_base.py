@@ -14,7 +14,6 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from jaxgmm.components.registry import get_model
 from jaxgmm.components.weights import Model
 from jaxgmm.density import posterior_of
 from jaxgmm.kernels.programs import in_float64
@@ -27,6 +26,7 @@ from jaxgmm.sklearn._conversion import (
     SHAPED,
     SPHERICAL,
     CollapsedError,
+    gaussian_model,
     scale_from_cholesky,
     shapes_of,
     to_device,
@@ -250,7 +250,7 @@ class BaseMixture(DensityMixin, BaseEstimator, metaclass=abc.ABCMeta):
 
     def _structure(self) -> Model:
         """The fitted structure; of an estimator whose attributes were set by hand, the parameter's."""
-        return getattr(self, "_model", None) or get_model(self.covariance_type)
+        return getattr(self, "_model", None) or gaussian_model(self.covariance_type)
 
     def _sampled_factors(self) -> Host:
         k, d = self.means_.shape

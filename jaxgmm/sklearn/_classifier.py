@@ -12,10 +12,10 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from jaxgmm import priors
 from jaxgmm._host_arrays import unmasked
-from jaxgmm.components.registry import ModelLike, get_model
+from jaxgmm.components.registry import ModelLike
 from jaxgmm.sklearn import _checks as checks
 from jaxgmm.sklearn import _init as init
-from jaxgmm.sklearn._conversion import log, to_device
+from jaxgmm.sklearn._conversion import gaussian_model, log, to_device
 from jaxgmm.sklearn._data import Host, check_weight, load
 from jaxgmm.sklearn._gaussian import GaussianMixture
 
@@ -182,7 +182,7 @@ class GaussianMixtureClassifier(ClassifierMixin, BaseEstimator):
         k = len(self.classes_)
         if np.ndim(self.n_components) > 0 or self.n_components != 1:
             raise ValueError(f"EDDA has n_components=1 for every class; got {self.n_components!r}")
-        model = get_model(self.covariance_type)
+        model = gaussian_model(self.covariance_type)
         rows = load(data, weight)
         mixture = self._mixture(k, self.covariance_type)
         prior = mixture._prior(rows)

@@ -10,7 +10,7 @@ import numpy as np
 from jax import Array
 from scipy.linalg import solve_triangular
 
-from jaxgmm.components.registry import get_model
+from jaxgmm.components.registry import ModelLike, get_model
 from jaxgmm.components.weights import Model
 from jaxgmm.mixture import GMMParams
 
@@ -28,6 +28,17 @@ class CollapsedError(ValueError):
 
     def __init__(self) -> None:
         super().__init__(ILL_DEFINED)
+
+
+def gaussian_model(covariance_type: ModelLike) -> Model:
+    """`get_model`, but an error for components that scikit-learn's attributes cannot describe."""
+    model = get_model(covariance_type)
+    if not model.component.is_gaussian:
+        raise ValueError(
+            f"the estimators have Gaussian components; got covariance_type={model.name!r}: fit it with "
+            "`jaxgmm.fit` or `jaxgmm.fit_best`"
+        )
+    return model
 
 
 # Whose covariances have scikit-learn's own shapes; those of all others are dense, (K, D, D).

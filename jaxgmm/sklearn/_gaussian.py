@@ -15,7 +15,7 @@ from sklearn.utils.validation import check_is_fitted
 from jaxgmm import priors
 from jaxgmm.components.registry import ModelLike, get_model
 from jaxgmm.components.weights import Model
-from jaxgmm.density import check_mixture
+from jaxgmm.density import check_gaussian
 from jaxgmm.kernels.blocked_sum import block_rows
 from jaxgmm.mixture import GMMParams
 from jaxgmm.selection._search import fit_best
@@ -31,6 +31,7 @@ from jaxgmm.sklearn._conversion import (
     SPHERICAL,
     TIED,
     CollapsedError,
+    gaussian_model,
     host,
     log,
     lower_factors,
@@ -164,7 +165,7 @@ class GaussianMixture(BaseMixture):
         self.prior = prior
 
     def _given(self, X: Host, sample_weight: Host | None) -> Any:
-        model, (k, d) = get_model(self.covariance_type), (self.n_components, X.shape[1])
+        model, (k, d) = gaussian_model(self.covariance_type), (self.n_components, X.shape[1])
         return (
             None if self.weights_init is None else checks.weights_init(self.weights_init, k),
             None if self.means_init is None else checks.means(self.means_init, (k, d)),
@@ -176,7 +177,7 @@ class GaussianMixture(BaseMixture):
         )
 
     def _begin(self, rows: Rows, X: Host, random_state: Any, given: Any) -> GMMParams:
-        model = get_model(self.covariance_type)
+        model = gaussian_model(self.covariance_type)
         weights, means, precisions = given
         scale = None if precisions is None else _scale_of(precisions, model)
         if weights is None or means is None or scale is None:
@@ -212,7 +213,7 @@ class GaussianMixture(BaseMixture):
         """The prior in the coordinates of the rows."""
         if self.prior is None:
             return None
-        model = get_model(self.covariance_type)
+        model = gaussian_model(self.covariance_type)
         if isinstance(self.prior, str):
             return priors.default_prior(rows.x, self.n_components, model, rows.weight)
         prior = self.prior
@@ -240,7 +241,7 @@ class GaussianMixture(BaseMixture):
 
     def _refine(self, rows: Rows, dtype: Any) -> None:
         """One component's fit is the M-step of any start: take it in float64, whatever JAX computes in."""
-        model = get_model(self.covariance_type)
+        model = gaussian_model(self.covariance_type)
         if self.n_components == 1 and self.max_iter > 0 and self.prior is None and model in SHAPED:
             start = init.m_step(np.ones((len(rows.host), 1)), rows, model, float(self.reg_covar))
             self._set(*start, None, model, rows.offset, dtype)
@@ -332,7 +333,7 @@ class GaussianMixture(BaseMixture):
           >>> GaussianMixture.from_params(params).predict([[-3.0], [5.0]]).tolist()
           [0, 1]
         """
-        check_mixture(params)
+        check_gaussian(params, "from_params")
         model: Any = params.model
         with contextlib.suppress(ValueError):
             model = model.name if get_model(model.name) == model else model

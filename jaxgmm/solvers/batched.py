@@ -1,8 +1,8 @@
 """Batched fixed-point solver: several at a time; those that have converged are replaced by waiting ones.
 
 Plain `vmap` over a `while_loop` iterates until the slowest of all has converged, and computes all of the
-others again in every iteration. Here those that are still under way fill the batch, so that the cost of an
-iteration is shared, and none of it is wasted before the last starts are taken.
+others again in every iteration. Here a point that has converged is replaced by the next that waits, so that
+the cost of an iteration is shared, and none of it is wasted before the last starts are taken.
 """
 
 from __future__ import annotations
@@ -15,22 +15,14 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxgmm.kernels.manual_axes import varying_like
-from jaxgmm.solvers.implicit import Chart, Derivative, Evaluation
-from jaxgmm.solvers.squarem import (
-    RUNNING,
-    Solution,
-    State,
-    begin,
-    no_memory,
-    solution,
-    update,
-)
+from jaxgmm.solvers.implicit import Chart, Evaluation
+from jaxgmm.solvers.squarem import RUNNING, State, update
 
 PyTree = Any
 
 
 class _Batch(NamedTuple):
-    """W states under way, and the R of all fixed points."""
+    """W states that are iterated together, and the R of all fixed points."""
 
     states: State  # (W, ...)
     number: Array  # (W,) int32: whose state it is; R for nobody's
@@ -63,7 +55,7 @@ def advance(
       evaluate: as in `squarem.solve`.
       states: where to begin; those that have ended stay.
       data_of: () int32 -> the data of that index. What does not depend on the index is shared by all of them.
-      width: W, how many are under way at once; static.
+      width: W, how many are computed together; static.
       chart: as in `squarem.solve`.
       tol: as there.
       max_iter: (R,) int32, a limit for each.
@@ -100,26 +92,3 @@ def advance(
     begun = _Batch(_take(states, indices[:width]), indices[:width], jnp.asarray(width, jnp.int32), states)
     end = lax.while_loop(lambda b: (b.number < n_all).any(), iterate, varying_like(begun, outside))
     return end.ended
-
-
-def solve(
-    evaluate: Callable[[PyTree, PyTree], Evaluation],
-    starts: PyTree,
-    data_of: Callable[[Array], PyTree],
-    *,
-    width: int,
-    chart: Chart | None,
-    tol: Array,
-    max_iter: Array,
-    accelerate: Array,
-    history_size: int,
-    derivative: Derivative,
-) -> Solution:
-    """`squarem.solve` from each of the starts (R, ...), with the arguments of `advance`."""
-    memory = no_memory(tol.dtype)
-    states = jax.vmap(lambda p: begin(p, memory, history_size))(lax.stop_gradient(starts))
-    states = advance(
-        evaluate, states, data_of, width=width, chart=chart, tol=tol, max_iter=max_iter, accelerate=accelerate
-    )
-    indices = jnp.arange(max_iter.shape[0], dtype=jnp.int32)
-    return jax.vmap(lambda s, i: solution(evaluate, derivative, s, data_of(i)))(states, indices)

@@ -11,6 +11,8 @@ from scipy import stats
 import jaxgmm
 from jaxgmm import EMOptions
 from jaxgmm.components import background, gaussian, get_model, student_t
+from jaxgmm.plot import plot_fit
+from jaxgmm.sklearn import GaussianMixture, GaussianMixtureClassifier
 from tests.conftest import dense, soft_labels, x64
 from tests.problems import LABELS, WEIGHT, K, X
 
@@ -86,7 +88,7 @@ def test_the_gradient_is_zero_at_the_fit_and_a_derivative_is_the_difference(name
     begin = start(name, x)
     result = jaxgmm.fit(begin, x, reg_covar=0.0, tol=1e-9, max_iter=20_000)
     assert result.status == jaxgmm.Status.CONVERGED
-    if name != "background(diag)":  # whose density has no free coordinates
+    if not name.startswith("background"):  # whose density has no free coordinates
         assert slope(result.params, x) < 1e-7
 
     def mean(by):
@@ -96,6 +98,26 @@ def test_the_gradient_is_zero_at_the_fit_and_a_derivative_is_the_difference(name
     h = 1e-4  # the fits are within 1e-11 of their fixed points, and the difference within h²
     by_difference = (mean(h) - mean(-h)) / (2 * h)
     np.testing.assert_allclose(jax.jvp(mean, (0.0,), (1.0,))[1], by_difference, rtol=1e-4)
+
+
+def test_a_background_leaves_the_degrees_of_freedom_their_derivative(double):
+    begin = start("background(student_t(diag))", HEAVY)
+    begin = dataclasses.replace(begin, scale={**begin.scale, "log_density": jnp.asarray(-12.0)})
+
+    def dof(log_weight):
+        weight = WEIGHT * jnp.where(jnp.abs(HEAVY).max(1) > 4, jnp.exp(log_weight), 1)
+        fitted = jaxgmm.fit(begin, HEAVY, weight, reg_covar=0.0, tol=1e-11, max_iter=20_000)
+        return fitted.params.scale["inner"]["dof"][0]
+
+    assert 1 < dof(0.0) < 100
+    h = 1e-4  # the fits are within 1e-11 of their fixed points, and the difference within h²
+    by_difference = (dof(h) - dof(-h)) / (2 * h)
+    assert abs(by_difference) > 0.01
+    np.testing.assert_allclose(jax.jvp(dof, (0.0,), (1.0,))[1], by_difference, rtol=1e-3)
+    theta = jaxgmm.gradients.unconstrained(begin)
+    np.testing.assert_allclose(theta["extra"], jnp.log(begin.scale["inner"]["dof"]))
+    again = jaxgmm.gradients.constrained(theta, begin).scale["inner"]["dof"]
+    np.testing.assert_allclose(again, begin.scale["inner"]["dof"])
 
 
 def test_degrees_of_freedom_are_common_or_fixed_where_they_are_asked_to_be():
@@ -183,6 +205,10 @@ def of_t():
     return start("student_t(full)", X)
 
 
+def with_background():
+    return start("background(full)", X)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -192,6 +218,22 @@ def of_t():
         (lambda: get_model(3), "covariance_type must be a name"),
         (lambda: jaxgmm.fit(of_t(), X, prior=jaxgmm.Prior(dof=5.0, scale=1.0)), "prior must be"),
         (lambda: jaxgmm.fit(of_t(), X, options=EMOptions(kernel="quadratic")), "no quadratic kernel"),
+        (lambda: get_model("background(full, 3)"), "must be one of"),
+        (lambda: jaxgmm.sample(KEY, with_background(), 10), "cannot be sampled"),
+        (lambda: jaxgmm.inference.standard_errors(with_background(), X), "without a background"),
+        (lambda: plot_fit(of_t(), X), "plot needs Gaussian components"),
+        (lambda: GaussianMixture(2, covariance_type="student_t(diag)").fit(X), "estimators have Gaussian"),
+        (
+            lambda: GaussianMixture(2, covariance_type="background(diag)", n_init="auto").fit(X),
+            "have Gaussian",
+        ),
+        (lambda: GaussianMixture.from_params(of_t()), "from_params needs Gaussian"),
+        (
+            lambda: GaussianMixtureClassifier(covariance_type="student_t(diag)", model_type="EDDA").fit(
+                X, LABELS
+            ),
+            "estimators have Gaussian",
+        ),
         (lambda: jaxgmm.distributions.marginal(of_t(), [0]), "needs Gaussian components"),
         (lambda: jaxgmm.fit_stream(of_t(), [X], incremental=True), "second moments"),
         (lambda: jaxgmm.fit_variational(RESP, X, covariance_type="student_t(full)"), "for a variational"),

@@ -227,7 +227,7 @@ def test_a_program_may_stand_in_anothers_whatever_it_is_given():
 def test_a_program_called_alone_has_options_and_inside_another_none():
     program = doubled()
     if jax.default_backend() != "cpu":
-        pytest.skip("elsewhere there are no options")
+        pytest.skip("only the CPU backend has compile options")
     program(jnp.ones(3), many=False)
     assert (program._program()._cache_size(), program._part._cache_size()) == (1, 0)
     program(jnp.ones(3), many=True)

@@ -377,7 +377,7 @@ def test_the_cache_of_programs_is_made_for_its_owner(tmp_path):
     try:
         folder = cache_compiled(tmp_path / "programs")
         if folder is None:
-            pytest.skip("this JAX has no cache to be trusted")
+            pytest.skip("the persistent cache of this JAX gives wrong results")
         assert folder.stat().st_mode & 0o077 == 0
         open_to_all = tmp_path / "open"
         open_to_all.mkdir()

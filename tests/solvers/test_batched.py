@@ -52,7 +52,7 @@ def test_lanes_do_not_depend_on_how_many_are_under_way(monkeypatch, double):
 
 def test_a_cpu_takes_as_many_as_fit_its_cache():
     if jax.default_backend() != "cpu":
-        pytest.skip("elsewhere all of them are under way at once")
+        pytest.skip("an accelerator computes all fits together")
     assert _batch.concurrency(50, 150, 4 * 3) == 50
     assert 1 < _batch.concurrency(50, 2000, 8 * 8) < 50
     assert _batch.concurrency(50, 10**6, 64 * 32) == 1
