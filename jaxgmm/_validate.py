@@ -42,22 +42,30 @@ def floating(value: ArrayLike, name: str, wanted: Any = None) -> Array:
         widest = jnp.result_type(float)
         narrow = jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize <= 4
         wanted = jnp.float32 if narrow else widest
+    if isinstance(value, np.ndarray):  # converted by NumPy, for which nothing is compiled
+        with np.errstate(over="ignore"):
+            return _now(jax.device_put, value.astype(jax.dtypes.canonicalize_dtype(wanted)))
     return _now(lambda a: jnp.asarray(a, wanted), value)
 
 
-@jax.jit
-def _first_bad(a: Array) -> tuple[Array, Array]:
-    bad = ~jnp.isfinite(a).reshape(-1)
-    return bad.any(), jnp.argmax(bad)
+def _seen(a: Array) -> Any:
+    """The numbers of a concrete array: as a NumPy array where that copies nothing between devices."""
+    on_host = a.is_fully_addressable and all(d.platform == "cpu" for d in a.devices())
+    return np.asarray(a) if on_host else a
 
 
 def finite(a: Array, name: str, advice: str) -> None:
     """Raise where a number can be seen not to be finite, with its place and some advice."""
     if not is_concrete(a):
         return
-    found, first = _now(_first_bad, a)
-    if found:
-        at = tuple(int(i) for i in np.unravel_index(int(first), a.shape))
+    values = _seen(a)
+    with np.errstate(over="ignore", invalid="ignore"):
+        if np.isfinite(float(_now(lambda v: v.sum(), values))):
+            return
+        xp = np if values is not a else jnp
+        bad = _now(lambda v: ~xp.isfinite(v).reshape(-1), values)
+    if bad.any():
+        at = tuple(int(i) for i in np.unravel_index(int(bad.argmax()), a.shape))
         place = f"row {at[0]}, column {at[1]}" if a.ndim == 2 else f"index {at[0] if len(at) == 1 else at}"
         # Of an array over several processes only some of the numbers can be looked at.
         got = f"; got {np.asarray(a)[at]} at" if a.is_fully_addressable else ", and is not at"
@@ -65,16 +73,6 @@ def finite(a: Array, name: str, advice: str) -> None:
 
 
 _SUM = 1e-3  # how far from 1 probabilities may sum that were meant to, beside their rounding
-
-
-@jax.jit
-def _sums_off(r: Array, w: Array | None, allowed: Array) -> tuple[Array, Array, Array]:
-    """Whether a row's sum differs from 1 by more than is allowed, which row is the first, and its sum."""
-    sums = r.sum(1)
-    bad = jnp.abs(sums - 1) > allowed
-    bad = bad if w is None else bad & (w > 0)
-    row = jnp.argmax(bad)
-    return bad.any(), row, sums[row]
 
 
 def data(X: ArrayLike, *, n_features: int | None = None, name: str = "X") -> Array:
@@ -108,7 +106,7 @@ def weight(sample_weight: ArrayLike | None, x: Array) -> Array | None:
         )
     finite(w, "sample_weight", "A weight of 0 leaves a row out.")
     if is_concrete(w):
-        low, high = map(float, _now(lambda a: (a.min(), a.max()), w))
+        low, high = map(float, _now(lambda a: (a.min(), a.max()), _seen(w)))
         if low < 0:
             raise ValueError(f"sample_weight must not be negative; got {low}")
         if not high > 0:
@@ -161,7 +159,7 @@ def step_limit(max_iter: Any) -> Array:
         if isinstance(max_iter, Array | np.ndarray) and np.ndim(max_iter) == 0:
             max_iter = max_iter.item()
         count(max_iter, "max_iter", 0)
-        return jnp.asarray(min(int(max_iter), np.iinfo(np.int32).max), jnp.int32)
+        return jax.device_put(np.int32(min(int(max_iter), np.iinfo(np.int32).max)))
     if max_iter.shape != () or not jnp.issubdtype(max_iter.dtype, jnp.integer):
         raise TypeError(
             f"max_iter must be an integer scalar; got shape {max_iter.shape}, dtype {max_iter.dtype}"
@@ -199,7 +197,7 @@ def flag(value: Any, name: str) -> Array:
         raise TypeError(f"{name} must be True or False; got {value!r}")
     if isinstance(value, Array | np.ndarray) and value.dtype != bool:
         raise TypeError(f"{name} must be True or False; got dtype {value.dtype}")
-    return jnp.asarray(value)
+    return value if isinstance(value, Array) else jax.device_put(np.asarray(value))
 
 
 def iteration(
@@ -259,18 +257,22 @@ def responsibilities(resp: ArrayLike, x: Array, w: Array | None = None) -> Array
             f"got shape {r.shape}"
         )
     finite(r, "resp", "Responsibilities are probabilities.")
-    if is_concrete(r) and float(_now(jnp.min, r)) < 0:
-        raise ValueError(f"resp must not be negative; got {float(_now(jnp.min, r))}")
-    if is_concrete(r) and not float(_now(jnp.max, r)) > 0:
-        raise ValueError("resp must not be zero everywhere: no component would be left")
+    if is_concrete(r):
+        low, high = map(float, _now(lambda a: (a.min(), a.max()), _seen(r)))
+        if low < 0:
+            raise ValueError(f"resp must not be negative; got {low}")
+        if not high > 0:
+            raise ValueError("resp must not be zero everywhere: no component would be left")
     if is_concrete(r, w):
         # Each of K probabilities was rounded once, by half an ε of itself at most; their sum in the dtype of
         # x adds K ε of that.
-        eps = float(jnp.finfo(r.dtype).eps)
-        found, row, total = _now(_sums_off, r, w, _SUM + rounding + r.shape[1] * eps)
-        if found:
+        allowed = _SUM + rounding + r.shape[1] * float(jnp.finfo(r.dtype).eps)
+        sums = _now(lambda a: a.sum(1), _seen(r))
+        off = _now(lambda s: (abs(s - 1) > allowed) & (True if w is None else _seen(w) > 0), sums)
+        if off.any():
+            row = int(off.argmax())
             raise ValueError(
-                f"resp must sum to 1 in every row; row {int(row)} sums to {float(total):.6g}. Divide by the "
+                f"resp must sum to 1 in every row; row {row} sums to {float(sums[row]):.6g}. Divide by the "
                 "sums: resp / resp.sum(1, keepdims=True). A row that is not to count has sample_weight 0."
             )
     return r
@@ -278,8 +280,9 @@ def responsibilities(resp: ArrayLike, x: Array, w: Array | None = None) -> Array
 
 def mixture_parts(weights: ArrayLike, means: ArrayLike) -> tuple[Array, Array]:
     """weights (K,) that sum to 1, and means (K, D), in one dtype."""
-    mu = floating(means, "means")
-    w = floating(weights, "weights")
+    mu, w = floating(means, "means"), floating(weights, "weights")
+    dtype = jnp.promote_types(mu.dtype, w.dtype)
+    mu, w = floating(mu, "means", dtype), floating(w, "weights", dtype)
     if mu.ndim != 2 or 0 in mu.shape:
         raise ValueError(f"means must be a 2-D array (n_components, n_features); got shape {mu.shape}")
     if w.shape != mu.shape[:1]:
@@ -294,8 +297,7 @@ def mixture_parts(weights: ArrayLike, means: ArrayLike) -> tuple[Array, Array]:
             raise ValueError(f"weights must not be negative; got {values.min()}")
         if abs(values.sum() - 1) > 1e-3:
             raise ValueError(f"weights must sum to 1; got {values.sum()}")
-    dtype = jnp.promote_types(mu.dtype, w.dtype)
-    return w.astype(dtype), mu.astype(dtype)
+    return w, mu
 
 
 def covariances(

@@ -105,6 +105,15 @@ def _log_prob(params: GMMParams, x: Array) -> Array:
 
 
 @jit
+def _score(params: GMMParams, x: Array, w: Array | None) -> Array:
+    values = _log_prob(params, x)
+    if w is None:
+        return values.mean()
+    # A sample of weight 0 may be so far away that its log-density is −inf.
+    return (w * jnp.where((w > 0) | jnp.isfinite(values), values, 0)).sum() / w.sum()
+
+
+@jit
 def _predict(params: GMMParams, x: Array) -> Array:
     rows = block_rows(x.shape[0], *params.means.shape)
 
@@ -185,12 +194,7 @@ def score(params: GMMParams, X: ArrayLike, sample_weight: ArrayLike | None = Non
       -0.9189
     """
     params, x = inputs(params, X)
-    values = _log_prob(params, x)
-    w = validate.weight(sample_weight, x)
-    if w is None:
-        return values.mean()
-    # A sample of weight 0 may be so far away that its log-density is −inf.
-    return (w * jnp.where((w > 0) | jnp.isfinite(values), values, 0)).sum() / w.sum()
+    return _score(params, x, validate.weight(sample_weight, x))
 
 
 @functools.partial(jit, static_argnames="n_samples")

@@ -20,6 +20,7 @@ from jaxgmm.components.base import Component
 from jaxgmm.components.covariance.base import Covariance, check_record, is_from_package
 from jaxgmm.components.registry import ModelLike, get_model
 from jaxgmm.components.weights import FREE, Model, Weights
+from jaxgmm.kernels.programs import jit
 
 
 @jax.tree_util.register_dataclass
@@ -197,16 +198,19 @@ def make_params(
     # Matrices, and not variances of as many components as features.
     matrices = structure.covariance_shape(2, 3)[-2:] == (3, 3)
     given = validate.covariances(covariances, shape, structure.name, mu.dtype, matrices=matrices)
-    scatter = structure.from_covariance(given)
+    params = _from_parts(w, mu, given, model=model)
     shared = shape == structure.covariance_shape(n_components + 1, n_features)
-    validate.positive_definite(scatter, shared=shared)
-    params = GMMParams(jnp.log(w) - jnp.log(w.sum()), mu, scatter, *model)
-    if model.component.is_gaussian:
-        return params
-    variances = structure.diagonal(scatter, (n_components, n_features))
-    return dataclasses.replace(params, scale=model.component.start(model.component, variances)).with_scatter(
-        scatter
-    )
+    validate.positive_definite(params.scatter, shared=shared)
+    return params
+
+
+@functools.partial(jit, static_argnames="model")
+def _from_parts(weights: Array, means: Array, covariances: Array, *, model: Model) -> GMMParams:
+    c, scatter = model.component, model.covariance.from_covariance(covariances)
+    n_components, n_features = means.shape
+    scale = c.start(c, model.covariance.diagonal(scatter, (n_components, n_features)))
+    params = GMMParams(jnp.log(weights) - jnp.log(weights.sum()), means, scale, *model)
+    return params.with_scatter(scatter)
 
 
 def scale_like(component: Component, n_components: int, n_features: int) -> Any:

@@ -1,8 +1,9 @@
-"""Compilation: `jax.jit` with options that halve its time on a CPU, and programs kept on disk.
+"""Compilation: `jax.jit` with options by predicted work on a CPU, and programs kept on disk.
 
 Most of what XLA spends on a fit goes into LLVM's vectorising passes and into a second code generator for
 fused loops. What a fit computes is nearly all of it in products and triangular solves, and in elementwise
 loops that are as fast either way, as long as they do not write over what they read (`linalg.outlived`).
+Small problems are compiled without LLVM's optimisation (`SMALL_LEVEL`), in half of the time again.
 """
 
 from __future__ import annotations
@@ -15,8 +16,7 @@ from collections.abc import Callable
 from typing import Any, Generic, TypeVar, cast
 
 import jax
-import jax.numpy as jnp
-from jax import lax
+import numpy as np
 
 R = TypeVar("R")
 
@@ -24,6 +24,13 @@ CPU_OPTIONS: dict[str, bool | int | str] = {
     "xla_backend_optimization_level": 1,
     "xla_cpu_use_fusion_emitters": False,
 }
+SMALL_LEVEL: dict[str, bool | int | str] = {"xla_backend_optimization_level": 0}
+# Multiply–adds below which a program is small. 100 iterations of a fit, seconds to compile and milliseconds
+# to run, at level 1 | at level 0, one thread, AVX-512: N=300 D=2 K=3 diag (4e5) 1.5 and 2 | 0.6 and 13;
+# N=500 D=3 K=4 full (2e6) 2.0 and 9 | 1.1 and 33; N=2000 D=8 K=5 full (6e7) 2.5 and 48 | 1.1 and 219.
+SMALL = 1e7
+_ITERATIONS = 100  # of a fit, as a guess
+_PER_NUMBER = 1e4  # multiply–adds for each number of its arguments, where a program predicts nothing
 # Up to 0.6.0 a program from JAX's cache gave other results on the CPU than the program that was stored.
 CACHES_RIGHT = jax.__version_info__ >= (0, 6, 1)
 
@@ -59,47 +66,53 @@ def is_concrete(*values: Any) -> bool:
     return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values))
 
 
-@functools.cache
-def options(platform: str) -> dict[str, bool | int | str] | None:
+def work_of_fits(n_samples: int, n_components: int, n_features: int, n_fits: int = 1) -> float:
+    """Predicted multiply–adds of EM fits."""
+    return float(n_samples * n_components * n_features**2 * n_fits * _ITERATIONS)
+
+
+def options(platform: str, small: bool = False) -> dict[str, bool | int | str] | None:
     """What to tell the compiler of a platform: None for nothing, also where it knows none of the words."""
     if platform != "cpu":
         return None
-    known = {name: value for name, value in CPU_OPTIONS.items() if _is_known(name, value)}
-    return known or None
+    wanted = CPU_OPTIONS | SMALL_LEVEL if small else CPU_OPTIONS
+    return {name: value for name, value in wanted.items() if name not in _unknown} or None
 
 
-def _is_known(name: str, value: bool | int | str) -> bool:
-    """Whether this release of XLA has an option: some are retired in time."""
-    try:
-        with jax.ensure_compile_time_eval():
-            jax.jit(lambda a: a + 1, compiler_options={name: value})(jnp.zeros((), jnp.float32))
-    except RuntimeError:  # "No such compile option"
-        return False
-    return True
+_unknown: set[str] = set()  # options that this release of XLA does not have: some are retired in time
+_ZERO = np.zeros((), np.float32)
 
 
 class _Program(Generic[R]):
     """What `jit` makes of a function."""
 
-    def __init__(self, function: Callable[..., R], static_argnames: str | tuple[str, ...]) -> None:
+    def __init__(
+        self, function: Callable[..., R], static_argnames: str | tuple[str, ...], work: Callable[..., float]
+    ) -> None:
         functools.update_wrapper(self, function)
         self._jit = functools.partial(jax.jit, function, static_argnames=static_argnames)
         self._part = self._jit()
-        self._whole: dict[str, Any] = {}  # by platform
-
-    def _program(self) -> Any:
-        platform = jax.default_backend()
-        if platform not in self._whole:
-            known = options(platform)
-            self._whole[platform] = self._part if known is None else self._jit(compiler_options=known)
-        return self._whole[platform]
+        self._work = work
+        self._whole: dict[tuple[str, bool], Any] = {}  # by platform, and whether the work is small
 
     def __call__(self, *args: Any, **kwargs: Any) -> R:
         # A number made here is traced if a trace is under way, even where every argument is concrete.
-        alone = is_concrete(args, kwargs, lax.full((), 0, jnp.float32))
+        alone = is_concrete(args, kwargs, jax.device_put(_ZERO))
         if not alone:
             return cast(R, self._part(*args, **kwargs))
-        return cast(R, self._program()(*args, **kwargs))
+        key = jax.default_backend(), self._work(*args, **kwargs) < SMALL
+        while True:
+            if key not in self._whole:
+                known = options(*key)
+                self._whole[key] = self._part if known is None else self._jit(compiler_options=known)
+            try:
+                return cast(R, self._whole[key](*args, **kwargs))
+            except RuntimeError as error:
+                refused = {name for name in options(*key) or () if name in str(error)}
+                if not refused or "No such compile option" not in str(error):
+                    raise
+                _unknown.update(refused)
+                self._whole.pop(key)
 
     def _cache_size(self) -> int:
         """How many programs are compiled, as `jax.jit`'s own functions say it."""
@@ -107,10 +120,24 @@ class _Program(Generic[R]):
         return sum(int(p._cache_size()) for p in programs.values())
 
 
-def jit(function: Callable[..., R], *, static_argnames: str | tuple[str, ...] = ()) -> _Program[R]:
+def _guess(*args: Any, **kwargs: Any) -> float:
+    return _PER_NUMBER * float(sum(np.size(a) for a in jax.tree.leaves((args, kwargs))))
+
+
+def jit(
+    function: Callable[..., R],
+    *,
+    static_argnames: str | tuple[str, ...] = (),
+    work: Callable[..., float] = _guess,
+) -> _Program[R]:
     """`jax.jit` with the options of the default platform, wherever XLA allows them.
 
     Options belong to a whole program. Inside another transformation, and when called while JAX traces, this
     is `jax.jit` itself, and the program around it decides.
+
+    Args:
+      function: what to compile.
+      static_argnames: as in `jax.jit`.
+      work: of the same arguments, the predicted multiply–adds; by default a guess from their size.
     """
-    return _Program(function, static_argnames)
+    return _Program(function, static_argnames, work)
