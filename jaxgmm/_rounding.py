@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from jaxgmm import priors
@@ -45,7 +46,7 @@ def assess(
     # Rounding of the factors as they are stored shows in a vector that is coloured and whitened again; that
     # of the means, in their last digit measured in widths; that of the sums, in D.
     whiten = params.covariance.whitener(params.scatter)
-    signs = jnp.where(jnp.arange(shape[1]) % 2 == 0, 1, -1).astype(dtype)
+    signs = np.where(np.arange(shape[1]) % 2 == 0, 1, -1).astype(dtype)
     probe = jnp.broadcast_to(signs[None, :, None], (*shape, 1))
     coloured = params.covariance.colour(params.scatter, probe)
     columns = jnp.concatenate([coloured, eps * params.means[:, :, None]], 2)

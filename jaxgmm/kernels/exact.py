@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
 from jaxgmm.components.base import Component
@@ -201,7 +202,7 @@ def sums(
 
         return sum_rows(block, data.weight, *rows, block_size=block_size)
 
-    identity = jnp.eye(params.n_features, dtype=x.dtype)
+    identity = np.eye(params.n_features, dtype=x.dtype)
     identity = jnp.broadcast_to(identity, (params.n_components, *identity.shape))
     inverse = params.covariance.whitener(params.scatter)(identity)
     if resp is None and reassign is None and sparse.applies(x.shape[0], block_size, *params.means.shape):

@@ -66,9 +66,11 @@ def _times(left: str, right: str, output: str, a: Array, b: Array) -> Array:
     order = [*kept[:-1], *summed, *kept[-1:]]  # the last axis of the result stays the fastest
 
     def spread(text: str, x: Array) -> Array:
-        dots, own = "..." if text.startswith("...") else "", [c for c in order if c in text]
-        x = jnp.einsum(f"{text}->{dots}{''.join(own)}", x)
-        return jnp.expand_dims(x, [i - len(order) for i, c in enumerate(order) if c not in text])
+        letters = text.replace("...", "")
+        lead = x.ndim - len(letters)
+        at = [letters.find(c) for c in order]
+        turned = x.transpose(*range(lead), *(lead + i for i in at if i >= 0))
+        return jnp.expand_dims(turned, [i - len(order) for i, found in enumerate(at) if found < 0])
 
     x, y = spread(left, a), spread(right, b)
     ndim = max(x.ndim, y.ndim)
@@ -102,10 +104,24 @@ def times_each(matrices: Array, vectors: Array) -> Array:
     return einsum("kde,keb->kdb", whole, vectors)
 
 
+def identity_like(matrices: Array) -> Any:
+    """The identity (D, D) in the shape (1, …, D, D) of matrices (..., D, D), as a constant."""
+    identity = np.eye(matrices.shape[-1], dtype=matrices.dtype)
+    return identity.reshape((1,) * (matrices.ndim - 2) + identity.shape)
+
+
+def tril(matrices: Array, k: int = 0) -> Array:
+    """`jnp.tril` of square matrices (..., D, D), as one operation with a constant."""
+    kept = np.tri(matrices.shape[-1], k=k, dtype=bool).reshape(
+        (1,) * (matrices.ndim - 2) + matrices.shape[-2:]
+    )
+    return jnp.where(kept, matrices, jnp.zeros((), matrices.dtype))
+
+
 def embed_diagonal(values: Array) -> Array:
     """Diagonal matrices (..., D, D) of values (..., D)."""
-    identity = jnp.eye(values.shape[-1], dtype=values.dtype)
-    return values[..., None] * identity.reshape((1,) * (values.ndim - 1) + identity.shape)
+    column = values[..., None]
+    return column * identity_like(jnp.broadcast_to(column, (*values.shape, values.shape[-1])))
 
 
 # LAPACK's batched routines in jaxlib 0.10 divide their work among XLA's threads and wait for them: without
@@ -179,16 +195,13 @@ def _blockwise_inverse(lower: Array) -> Array:
         return _doubled_inverse(lower)
     n_blocks = -(-size // _BLOCK)
     whole = n_blocks * _BLOCK
-    filled = jnp.eye(whole, dtype=lower.dtype)
-    filled = jnp.broadcast_to(filled, (*lead, whole, whole)).at[..., :size, :size].set(jnp.tril(lower))
+    identity = jnp.asarray(np.eye(whole, dtype=lower.dtype))
+    filled = jnp.broadcast_to(identity, (*lead, whole, whole)).at[..., :size, :size].set(tril(lower))
     blocks = filled.reshape((*lead, n_blocks, _BLOCK, n_blocks, _BLOCK))
     own = _doubled_inverse(jnp.moveaxis(jnp.diagonal(blocks, axis1=-4, axis2=-2), -1, -3))
 
     def substitute(i: Array, inverse: Array) -> Array:
-        rows = [
-            lax.dynamic_slice_in_dim(a, i * _BLOCK, _BLOCK, a.ndim - 2)
-            for a in (jnp.eye(whole, dtype=lower.dtype), filled)
-        ]
+        rows = [lax.dynamic_slice_in_dim(a, i * _BLOCK, _BLOCK, a.ndim - 2) for a in (identity, filled)]
         rest = rows[0].reshape((1,) * len(lead) + rows[0].shape)
         rest = rest - einsum("...de,...ef->...df", rows[1], inverse)
         new = einsum(
@@ -205,7 +218,7 @@ def _blockwise_inverse(lower: Array) -> Array:
 def _inverse(lower: Array) -> Array:
     if math.prod(lower.shape[:-2]) * (lower.shape[-1] ** 3 + 8) > _FEW:
         return _blockwise_inverse(lower)
-    identity = jnp.broadcast_to(jnp.eye(lower.shape[-1], dtype=lower.dtype), lower.shape)
+    identity = jnp.broadcast_to(identity_like(lower), lower.shape)
     return lax.linalg.triangular_solve(lower, identity, left_side=True, lower=True)
 
 
@@ -223,7 +236,7 @@ def lower_inverse(factors: Array) -> Array:
 @lower_inverse.defjvp
 def _lower_inverse_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
     inverse = lower_inverse(*primals)
-    return inverse, -einsum("...de,...ef,...fg->...dg", inverse, jnp.tril(tangents[0]), inverse)
+    return inverse, -einsum("...de,...ef,...fg->...dg", inverse, tril(tangents[0]), inverse)
 
 
 @jax.custom_jvp
@@ -300,8 +313,7 @@ def _triangular_factor_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tup
 
 def _lower_change(factors: Array, inner: Array) -> Array:
     """L Φ(S) for symmetric S, where Φ keeps the lower triangle and halves the diagonal (Murray 2016)."""
-    half = 0.5 * jnp.eye(inner.shape[-1], dtype=inner.dtype)
-    kept = jnp.tril(inner, -1) + inner * half.reshape((1,) * (inner.ndim - 2) + half.shape)
+    kept = tril(inner, -1) + 0.5 * inner * identity_like(inner)
     return einsum("...de,...ef->...df", factors, kept)
 
 
@@ -324,8 +336,8 @@ def _cholesky_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array,
     factors = cholesky(*primals)
     inverse = lower_inverse(factors)
     (change,) = tangents
-    strict = jnp.tril(change, -1)
-    symmetric = jnp.tril(change) + strict.swapaxes(-1, -2)
+    strict = tril(change, -1)
+    symmetric = tril(change) + strict.swapaxes(-1, -2)
     return factors, _lower_change(factors, einsum("...de,...ef,...gf->...dg", inverse, symmetric, inverse))
 
 
@@ -370,5 +382,5 @@ def transposed(x: Array, n_uses: int) -> Array:
     )  # D² numbers against what is saved, D · uses
     if jax.default_backend() != "cpu" or not pays:
         return x.T
-    identity = jnp.eye(n_features, dtype=x.dtype)
+    identity = np.eye(n_features, dtype=x.dtype)
     return jnp.einsum("de,be->db", identity, x, precision=lax.Precision.HIGHEST)

@@ -100,7 +100,7 @@ def test_two_threads_that_fit_at_once_come_to_their_end():
     data = np.random.default_rng(1).normal(size=(4, 60, 20)).astype(np.float32)
     start = start_from(data[0], np.arange(60) % K, "full", np.float32, reg_covar=0.1)
     fits = quick_jit(jax.vmap(lambda x: jaxgmm.fit(start, x, max_iter=20, reg_covar=0.1).n_iter))
-    fits = fits.lower(data).compile()
+    fits(data)
     with concurrent.futures.ThreadPoolExecutor(2) as threads:
         for n_iter in threads.map(fits, [jnp.asarray(data + i) for i in range(6)]):
             assert (n_iter > 0).all()
