@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import math
 import os
@@ -13,13 +14,13 @@ from typing import NamedTuple
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # or XLA tells of every cached program
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import jaxgmm
 from jaxgmm.components import gaussian
 from jaxgmm.kernels.programs import CACHES_RIGHT, keep_programs
+from tests.quick import quick_jit
 
 # What one process of a test run has compiled, the others take from it: pytest's workers inherit the folder.
 _KEPT = "JAXGMM_TEST_PROGRAMS"
@@ -141,14 +142,23 @@ def start_from(X, labels, name, dtype, **options):
     return jaxgmm.m_step(resp, X.astype(dtype), covariance_type=name, **options)
 
 
+@functools.partial(quick_jit, static_argnames="model")
+def _covariances(scale, means, *, model):
+    scatter = model.component.scatter(model.component, scale)
+    return model.covariance.to_covariance(scatter, means.shape)
+
+
 def dense(params):
     """weights, means and covariances as float64 NumPy arrays, the covariances from float64 factors."""
-    wide = [np.asarray(a, np.float64) for a in (params.weights, params.means)]
+    log_weights, means, scale = on_host((params.log_weights, params.means, params.scale), np.float64)
     with x64(True):
-        scale = jax.tree.map(lambda a: jnp.asarray(np.asarray(a), jnp.float64), params.scale)
-        scatter = params.component.scatter(params.component, scale)
-        cov = params.covariance.to_covariance(scatter, params.means.shape)
-    return *wide, np.asarray(cov)
+        cov = _covariances(scale, means, model=params.model)
+    return np.exp(log_weights), means, np.asarray(cov)
+
+
+def on_host(tree, dtype=None):
+    """The arrays of a tree as NumPy's: to look at, to slice or to change them compiles nothing."""
+    return jax.tree.map(lambda a: np.asarray(a, dtype), tree)
 
 
 def given(family, cov):
