@@ -4,21 +4,13 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from jaxgmm.outofcore._source import (
-    Piece,
-    Selection,
-    check_features,
-    check_numbers,
-    check_shape,
-    identity,
-    is_wide,
-    unchanged,
-)
+from jaxgmm.outofcore import _source as sources
+from jaxgmm.outofcore._source import Matrices, Part, Piece, unreadable
 
 FORMATS = {".parquet": "parquet", ".pq": "parquet", ".arrow": "arrow", ".feather": "feather"}
 _TILE = 1024  # rows that are turned from columns at once: they stay in a core's first cache
@@ -29,9 +21,8 @@ def needed(module: str, extra: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise ImportError(
-            f"this source needs {module.partition('.')[0]}; install it with pip install 'jaxgmm[{extra}]'"
-        ) from error
+        name = module.partition(".")[0]
+        raise ImportError(f"this source needs {name}: pip install 'jaxgmm[{extra}]'") from error
 
 
 class Tables:
@@ -44,28 +35,34 @@ class Tables:
     """
 
     def __init__(self, dataset: Any, columns: Any = None, weight_column: Any = None) -> None:
-        ds = needed("pyarrow.dataset", "arrow")
-        self._arrow = needed("pyarrow", "arrow")
+        self._dataset, self._arrow = needed("pyarrow.dataset", "arrow"), needed("pyarrow", "arrow")
+        self._errors = (OSError, self._arrow.ArrowException)
         self._identities: dict[str, dict[str, Any]] = {}
         if isinstance(dataset, list):
-            self._identities = {path: identity(path) for path in dataset}
-            fragments = [self._open(ds, path) for path in dataset]
+            self._identities = {path: sources.identity(path) for path in dataset}
+            self._parts = [(path, self._open(path)) for path in dataset]
         else:
-            fragments = list(dataset.get_fragments())
-        if not fragments:
+            fragments = enumerate(dataset.get_fragments())
+            self._parts = [(getattr(f, "path", "") or f"part {i}", f) for i, f in fragments]
+        if not self._parts:
             raise ValueError("source: the data set has no files")
-        self._parts = [(getattr(f, "path", "") or f"part {i}", f) for i, f in enumerate(fragments)]
+        if columns is not None:
+            columns = [columns] if isinstance(columns, str) else list(columns)
+        for c in [*(columns or []), *([] if weight_column is None else [weight_column])]:
+            if not isinstance(c, str):
+                raise TypeError(f"columns of a table are named by text; got {c!r}")
         self._weight = weight_column
-        self._features = self._names(columns)
+        known = self._parts[0][1].physical_schema.names
+        self._features = tuple(sources.named(columns, weight_column, known, self._parts[0][0]))
+        self._wanted = [*self._features, *([] if weight_column is None else [weight_column])]
         self._check_schemas()
         self.columns: tuple[str, ...] | None = self._features
         self.n_features = len(self._features)
         self._counts = [self._count(*part) for part in self._parts]
         self.n_samples: int | None = sum(self._counts)
         narrow = (self._arrow.float32(), self._arrow.float16())
-        self.wide = any(
-            f.physical_schema.field(c).type not in narrow for _, f in self._parts for c in self._features
-        )
+        types = (f.physical_schema.field(c).type for _, f in self._parts for c in self._features)
+        self.wide = any(t not in narrow for t in types)
 
     def describe(self) -> dict[str, Any]:
         """Names, sizes and times of the files, rows and columns."""
@@ -79,106 +76,68 @@ class Tables:
 
     def chunks(self, rows: int) -> Iterator[Piece]:
         """As `Source` says."""
-        wanted = [*self._features, *([] if self._weight is None else [self._weight])]
         buffer = np.empty((rows, self.n_features), np.float64 if self.wide else np.float32)
         for (path, fragment), count in zip(self._parts, self._counts, strict=True):
             if path in self._identities:
-                unchanged(path, self._identities[path])
+                sources.unchanged(path, self._identities[path])
             first = 0
-            batches = iter(fragment.to_batches(columns=wanted, batch_size=rows, **self._frugal(fragment)))
-            while True:
-                try:
-                    batch = next(batches, None)
-                except (OSError, self._arrow.ArrowException) as error:
-                    raise OSError(f"{path}: cannot be read at row {first}: {_line(error)}") from error
-                if batch is None:
-                    break
-                for at in range(0, batch.num_rows, rows):
-                    part = batch.slice(at, rows)
-                    x = buffer[: part.num_rows]
-                    _turn([_numbers(part.column(j)) for j in range(self.n_features)], x)
-                    w = None if self._weight is None else _numbers(part.column(self.n_features))
-                    yield Piece(x, w, path, first)
-                    first += part.num_rows
+            try:
+                for batch in fragment.to_batches(
+                    columns=self._wanted, batch_size=rows, **self._frugal(fragment)
+                ):
+                    for at in range(0, batch.num_rows, rows):
+                        # NaN where a value is missing.
+                        values = [c.to_numpy(zero_copy_only=False) for c in batch.slice(at, rows).columns]
+                        x = buffer[: len(values[0])]
+                        for start in range(0, len(x), _TILE):
+                            tile = [v[start : start + _TILE] for v in values[: self.n_features]]
+                            np.stack(tile, axis=1, out=x[start : start + _TILE], casting="unsafe")
+                        yield Piece(x, None if self._weight is None else values[-1], path, first)
+                        first += len(x)
+            except self._errors as error:
+                raise unreadable(path, error, f" at row {first}") from error
             if first != count:
                 raise ValueError(f"{path}: gave {first} rows where it has said that it has {count}")
 
     def _frugal(self, fragment: Any) -> dict[str, Any]:
         """Reading in one thread and little ahead: pyarrow's own way holds hundreds of megabytes."""
-        ds = needed("pyarrow.dataset", "arrow")
         options: dict[str, Any] = {"use_threads": False, "batch_readahead": 1, "fragment_readahead": 1}
-        if isinstance(fragment, ds.ParquetFileFragment):
-            scan = ds.ParquetFragmentScanOptions(use_buffered_stream=True, pre_buffer=False)
+        if isinstance(fragment, self._dataset.ParquetFileFragment):
+            scan = self._dataset.ParquetFragmentScanOptions(use_buffered_stream=True, pre_buffer=False)
             options["fragment_scan_options"] = scan
         return options
 
-    def _open(self, ds: Any, path: str) -> Any:
+    def _open(self, path: str) -> Any:
+        kind = FORMATS[os.path.splitext(path)[1].lower()]
         try:
-            one = ds.dataset(path, format=FORMATS[os.path.splitext(path)[1].lower()], partitioning=None)
+            one = self._dataset.dataset(path, format=kind, partitioning=None)
             return next(iter(one.get_fragments()))
-        except (OSError, self._arrow.ArrowException) as error:
-            raise OSError(f"{path}: cannot be read: {_line(error)}") from error
+        except self._errors as error:
+            raise unreadable(path, error) from error
 
     def _count(self, path: str, fragment: Any) -> int:
         try:
             count = int(fragment.count_rows())
-        except (OSError, self._arrow.ArrowException) as error:
-            raise OSError(f"{path}: cannot be read: {_line(error)}") from error
+        except self._errors as error:
+            raise unreadable(path, error) from error
         if count == 0:
             raise ValueError(f"{path}: an empty part, without rows; leave it out")
         return count
 
-    def _names(self, columns: Any) -> tuple[str, ...]:
-        path, fragment = self._parts[0]
-        known = list(fragment.physical_schema.names)
-        if len(set(known)) < len(known):
-            raise ValueError(f"{path}: two columns have the same name")
-        if columns is None:
-            chosen = [c for c in known if c != self._weight]
-        else:
-            chosen = [columns] if isinstance(columns, str) else list(columns)
-        for c in chosen + ([] if self._weight is None else [self._weight]):
-            if not isinstance(c, str):
-                raise TypeError(f"columns of a table are named by text; got {c!r}")
-        check_features(chosen, self._weight)
-        return tuple(chosen)
-
     def _check_schemas(self) -> None:
         types = self._arrow.types
-        one = self._parts[0]
         for path, fragment in self._parts:
             schema = fragment.physical_schema
-            for name in (*self._features, *([] if self._weight is None else [self._weight])):
-                if name not in schema.names:
-                    has = ", ".join(schema.names[:12])
-                    other = f"; {one[0]} has it" if name in one[1].physical_schema.names else ""
-                    raise ValueError(f"{path}: has no column {name!r}{other}; its columns are {has}")
+            sources.named(self._features, self._weight, schema.names, path)
+            for name in self._wanted:
                 kind = schema.field(name).type
                 if not (types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind)):
                     raise ValueError(
-                        f"{path}: column {name!r} is of type {kind}, not a number; name the columns to take "
-                        "with columns="
+                        f"{path}: column {name!r} is of type {kind}, not a number; choose columns="
                     )
 
 
-def _line(error: BaseException) -> str:
-    return str(error).partition("\n")[0] or type(error).__name__
-
-
-def _numbers(column: Any) -> np.ndarray:
-    """An Arrow column as an array, NaN where a value is missing."""
-    return np.asarray(column.to_numpy(zero_copy_only=False))
-
-
-def _turn(columns: Sequence[np.ndarray], into: np.ndarray) -> None:
-    """Columns (n,) beside each other as rows (n, D)."""
-    for start in range(0, len(into), _TILE):
-        tile = into[start : start + _TILE]
-        for j, column in enumerate(columns):
-            tile[:, j] = column[start : start + _TILE]
-
-
-class Zarr:
+class Zarr(Matrices):
     """A Zarr array (rows, columns), read a band of its own chunks at a time.
 
     Args:
@@ -188,40 +147,25 @@ class Zarr:
     """
 
     def __init__(self, array: Any, columns: Any = None, weight_column: Any = None) -> None:
-        zarr = needed("zarr", "zarr")
-        self._name = "zarr array"
+        name = array if isinstance(array, str) else "zarr array"
         if isinstance(array, str):
-            self._name = array
+            zarr = needed("zarr", "zarr")
             try:
                 array = zarr.open_array(array, mode="r")
             except Exception as error:  # its stores raise of every kind
-                raise OSError(f"{self._name}: not a Zarr array that can be read: {_line(error)}") from error
-        check_numbers(array.dtype, self._name)
-        check_shape(array.shape, self._name)
-        self._array = array
-        self._selection = Selection.of(columns, weight_column, array.shape[1])
-        self.n_features = self._selection.n_features(array.shape[1])
-        self.n_samples: int | None = array.shape[0]
-        self.columns: tuple[str, ...] | None = None
-        self.wide = is_wide(array.dtype)
+                raise unreadable(name, error) from error
+
+        def read(first: int, end: int) -> np.ndarray:
+            return np.asarray(array[first:end])
+
+        super().__init__(
+            [Part(name, array.shape, array.dtype, read, array.chunks[0])], columns, weight_column
+        )
 
     def describe(self) -> dict[str, Any]:
         """Name, shape and type of the array."""
+        part = self._parts[0]
         return {
-            "kind": "zarr", "name": os.path.basename(os.path.normpath(self._name)),
-            "shape": list(self._array.shape), "dtype": self._array.dtype.str,
-            "columns": self._selection.features,
+            "kind": "zarr", "name": os.path.basename(os.path.normpath(part.name)), "shape": list(part.shape),
+            "dtype": part.dtype.str, "columns": self._selection.features,
         }  # fmt: skip
-
-    def chunks(self, rows: int) -> Iterator[Piece]:
-        """As `Source` says."""
-        n, band = self._array.shape[0], self._array.chunks[0]
-        # A chunk that is read in slices would be unpacked again for each of them.
-        step = band if rows < band else rows // band * band
-        for first in range(0, n, step):
-            try:
-                whole = np.asarray(self._array[first : first + step])
-            except Exception as error:
-                raise OSError(f"{self._name}: cannot be read at row {first}: {_line(error)}") from error
-            for at in range(0, len(whole), rows):
-                yield Piece(*self._selection.split(whole[at : at + rows]), self._name, first + at)

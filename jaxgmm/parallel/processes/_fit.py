@@ -41,6 +41,8 @@ class _Kept:
     Where it cannot be written, the next exchange tells everyone.
     """
 
+    phase = 0  # there is one kernel
+
     def __init__(self, checkpoint: Checkpoint | None) -> None:
         self._own = checkpoint if jax.process_index() == 0 else None
         self._problem: OSError | None = None
@@ -251,8 +253,8 @@ def _moments(point: GMMParams, f: Context, passes: Passes, states: _Kept) -> Sta
         states.check()
         sums: list[np.ndarray] = []
 
-        def add(_: int, leaves: list[np.ndarray]) -> None:
-            flat = np.concatenate([np.asarray(a, np.float64).ravel() for a in leaves])
+        def add(_: int, moments: Statistics) -> None:
+            flat = np.concatenate([np.asarray(a, np.float64).ravel() for a in jax.tree.leaves(moments)])
             sums[:] = [flat if not sums else sums[0] + flat]
 
         passes.each(lambda _: point, f, add)
