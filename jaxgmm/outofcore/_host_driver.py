@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -23,37 +23,12 @@ from jaxgmm.kernels.exact import WHITENED
 from jaxgmm.kernels.programs import jit
 from jaxgmm.mixture import GMMParams, translate
 from jaxgmm.outofcore import _checkpoint as checkpoint
-from jaxgmm.outofcore._checkpoint import Settings
 from jaxgmm.outofcore._host_em import DataSummary, Numbers
 from jaxgmm.outofcore._progress import Reporter
 from jaxgmm.priors import Prior
 from jaxgmm.result import FitResult
 from jaxgmm.solvers import squarem
 from jaxgmm.solvers.squarem import RUNNING, State
-
-Moments = Callable[[GMMParams, Context], Statistics]
-
-
-class Keeper(Protocol):
-    """What keeps states: a `Checkpoint`, or one for many processes.
-
-    Attributes:
-      phase: which of the fit's kernels the state belongs to.
-    """
-
-    phase: int
-
-    def load(self, settings: Settings) -> State | None:
-        """The state that was kept, or None."""
-        ...
-
-    def save(self, state: State, settings: Settings) -> None:
-        """Keep a state."""
-        ...
-
-    def due(self, state: State) -> bool:
-        """Whether it is time to."""
-        ...
 
 
 class Interruption(BaseException):
@@ -82,7 +57,7 @@ def fit(
     *,
     history_size: int,
     source: Mapping[str, Any],
-    kept: Keeper | None,
+    kept: Any,
     report: Reporter,
     kernels: tuple[Kernel, ...] = (WHITENED,),
     sweeping: Callable[[State, Context], State] | None = None,
@@ -99,7 +74,7 @@ def fit(
       prior: a checked one, or None.
       history_size: of the result.
       source: what a checkpoint says of the data, as in `checkpoint.settings`.
-      kept: where the states are kept, or None.
+      kept: a `Checkpoint`, what has its load, save, due and phase, or None.
       report: told of each step, and of the end.
       kernels: one after the other, as `em.run` has it.
       sweeping: what a fit that is not taken up begins with, or None.
@@ -140,7 +115,9 @@ def fit(
         report.end()
 
 
-def _result(state: State, f: Context, total_weight: float, moments_about: Moments) -> FitResult:
+def _result(
+    state: State, f: Context, total_weight: float, moments_about: Callable[..., Statistics]
+) -> FitResult:
     """What `jaxgmm.fit` would return: parameters in the coordinates of the data, with their own likelihood.
 
     Where the shift is not zero the last digits of the means may be lost when it is added back, which costs

@@ -78,7 +78,7 @@ def positions(columns: Any, n_columns: int, name: str) -> list[int]:
     """Columns of an array by number, from 0; negative ones count from the end."""
     chosen = [columns] if isinstance(columns, int | np.integer) else list(columns)
     for c in chosen:
-        if isinstance(c, bool) or not isinstance(c, int | np.integer):
+        if not isinstance(c, int | np.integer) or isinstance(c, bool):
             raise TypeError(f"{name} of an array without names must be ints; got {c!r}")
         if not -n_columns <= c < n_columns:
             raise ValueError(f"{name} must lie between {-n_columns} and {n_columns - 1}; got {int(c)}")
@@ -94,13 +94,11 @@ class Selection(NamedTuple):
     @staticmethod
     def of(columns: Any, weight_column: Any, n_columns: int) -> Selection:
         """From what a user gives."""
-        weight = None if weight_column is None else positions(weight_column, n_columns, "weight_column")[0]
-        if columns is None and weight is None:
+        if columns is None and weight_column is None:
             return Selection(None, None)
-        if columns is None:
-            features = [j for j in range(n_columns) if j != weight]
-        else:
-            features = positions(columns, n_columns, "columns")
+        weight = None if weight_column is None else positions(weight_column, n_columns, "weight_column")[0]
+        others = [j for j in range(n_columns) if j != weight]
+        features = others if columns is None else positions(columns, n_columns, "columns")
         check_features(features, weight)
         return Selection(features, weight)
 
@@ -125,10 +123,8 @@ def check_features(features: Sequence[Any], weight: Any) -> None:
 
 def named(columns: Any, weight_column: Any, known: Sequence[Any], where: str) -> list[Any]:
     """The columns of a table that are features, by name; raise where one that is given is not there."""
-    if columns is None:
-        chosen = [c for c in known if c != weight_column]
-    else:
-        chosen = [columns] if isinstance(columns, str) else list(columns)
+    others = [c for c in known if c != weight_column]
+    chosen = others if columns is None else [columns] if isinstance(columns, str) else list(columns)
     for c in chosen if weight_column is None else [*chosen, weight_column]:
         if (many := list(known).count(c)) != 1:
             said = f"several columns are called {c!r}" if many else f"has no column {c!r}"
