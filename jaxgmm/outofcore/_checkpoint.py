@@ -135,8 +135,8 @@ class Checkpoint:
       ValueError, TypeError: for numbers that are not positive, or a path that is not one.
 
     Example:
-      >>> import jax, jaxgmm, os, tempfile
-      >>> X = jax.random.normal(jax.random.key(0), (500, 1))
+      >>> import jaxgmm, numpy as np, os, tempfile
+      >>> X = np.random.default_rng(0).normal(size=(500, 1)).astype(np.float32)
       >>> start = jaxgmm.make_params([0.5, 0.5], [[-1.0], [1.0]], [1.0, 1.0], "spherical")
       >>> path = os.path.join(tempfile.mkdtemp(), "fit.npz")
       >>> first = jaxgmm.fit_stream(start, X, max_iter=3, checkpoint=jaxgmm.outofcore.Checkpoint(path))

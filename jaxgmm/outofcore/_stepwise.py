@@ -195,10 +195,10 @@ def stepwise_step(
       ValueError, TypeError: for shapes that do not fit, NaN, negative weights, or a decay out of its range.
 
     Example:
-      >>> import jax, jaxgmm
+      >>> import jaxgmm, numpy as np
       >>> state = jaxgmm.outofcore.stepwise_init(
       ...     jaxgmm.make_params([0.5, 0.5], [[-1.0], [1.0]], [1.0, 1.0], "spherical"))
-      >>> X = jax.random.normal(jax.random.key(0), (500, 1))
+      >>> X = np.random.default_rng(0).normal(size=(500, 1)).astype(np.float32)
       >>> int(jaxgmm.outofcore.stepwise_step(state, X).n_steps)
       1
 

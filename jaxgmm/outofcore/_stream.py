@@ -89,9 +89,9 @@ def fit_stream(
     Example:
       >>> import jaxgmm, numpy as np
       >>> rng = np.random.default_rng(0)
-      >>> parts = [rng.normal(rng.choice([-4.0, 4.0], (n, 1))) for n in (300, 200)]
+      >>> X = rng.normal(rng.choice([-4.0, 4.0], (500, 1))).astype(np.float32)
       >>> start = jaxgmm.make_params([0.5, 0.5], [[-1.0], [1.0]], [1.0, 1.0], "spherical")
-      >>> result = jaxgmm.fit_stream(start, parts)
+      >>> result = jaxgmm.fit_stream(start, X)
       >>> jaxgmm.Status(int(result.status)).name
       'CONVERGED'
 

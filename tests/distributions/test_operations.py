@@ -11,30 +11,20 @@ import pytest
 from scipy import integrate, linalg, optimize, stats
 
 import jaxgmm
-from jaxgmm.components import STRUCTURES, gaussian
 from jaxgmm.distributions._wasserstein import squared_bures
 from jaxgmm.kernels.programs import jit
+from tests.closed import CLOSED, build, dense
 from tests.quick import quick_jit
 
 RNG = np.random.default_rng(0)
-CLOSED = ("full", "tied", "diag", "spherical")
 K, D = 3, 4
 
 
 def mixture(name="full", seed=0, dtype=np.float64, K=K, D=D):
-    """A mixture of NumPy arrays."""
     rng = np.random.default_rng(seed)
     a = rng.normal(size=(K, D, D))
-    full = a @ a.transpose(0, 2, 1) / D + 0.3 * np.eye(D)
-    scale = {
-        "full": np.linalg.cholesky(full),
-        "tied": np.linalg.cholesky(full[0]),
-        "diag": np.sqrt(np.einsum("kdd->kd", full)),
-        "spherical": np.sqrt(np.einsum("kdd->k", full) / D),
-    }[name]
-    weights = rng.dirichlet(np.full(K, 3.0))
-    arrays = (np.log(weights), rng.normal(size=(K, D)), scale)
-    return jaxgmm.GMMParams(*(a.astype(dtype) for a in arrays), gaussian(STRUCTURES[name]))
+    covariances = a @ a.transpose(0, 2, 1) / D + 0.3 * np.eye(D)
+    return build(name, rng.dirichlet(np.full(K, 3.0)), rng.normal(size=(K, D)), covariances, dtype)
 
 
 def padded(params):
@@ -43,18 +33,6 @@ def padded(params):
     off, means, scale = (np.concatenate([a, a[:1]]) for a in arrays)
     off[-1] = -np.inf
     return dataclasses.replace(params, log_weights=off, means=means, scale=scale)
-
-
-def dense(params):
-    """weights, means and covariances in float64, of the structures in `CLOSED`."""
-    log_weights, means, scale = (
-        np.asarray(a, np.float64) for a in (params.log_weights, params.means, params.scale)
-    )
-    k, d = means.shape
-    if params.covariance.name in ("diag", "spherical"):
-        scale = np.broadcast_to(scale.reshape(k, -1), (k, d))[:, :, None] * np.eye(d)
-    factors = np.broadcast_to(scale, (k, d, d))
-    return np.exp(log_weights), means, factors @ factors.transpose(0, 2, 1)
 
 
 def density(params, x):
@@ -145,8 +123,7 @@ TAILS = {
 
 def test_kl_divergence_and_its_gradient_are_calibrated(double):
     def pair(weights, means, variances):
-        arrays = (np.log(weights), np.array(means)[:, None], np.sqrt(variances))
-        return jaxgmm.GMMParams(*arrays, gaussian(STRUCTURES["spherical"]))
+        return build("spherical", weights, np.array(means)[:, None], np.array(variances)[:, None, None])
 
     p = pair([0.4, 0.6], [-0.5, 0.5], [1.0, 0.8])
     grid = np.linspace(-30.0, 30.0, 12001)[:, None]
@@ -182,11 +159,7 @@ def test_kl_divergence_and_its_gradient_are_calibrated(double):
 
 def test_kl_divergence_of_near_and_of_distant_mixtures_in_float32():
     def pair(by):
-        spherical = gaussian(STRUCTURES["spherical"])
-        return (
-            jaxgmm.GMMParams(*(np.array(a, np.float32) for a in ([0], [[m]], [1])), spherical)
-            for m in (0, by)
-        )
+        return (build("spherical", [1], [[m]], np.ones((1, 1, 1)), np.float32) for m in (0.0, by))
 
     @quick_jit
     @functools.partial(jax.value_and_grad, argnums=1, has_aux=True)

@@ -16,7 +16,7 @@ from jaxgmm.kernels import quadratic
 from jaxgmm.outofcore import Checkpoint
 from jaxgmm.outofcore import _progress as progress
 from jaxgmm.outofcore import _streaming_statistics as streaming_statistics
-from tests.conftest import dense
+from tests.closed import dense
 from tests.outofcore import streams
 from tests.outofcore.streams import (
     CHUNK,
