@@ -122,9 +122,7 @@ def stepwise_init(
 
 
 @functools.partial(jit, static_argnames="block_size")
-def _step(
-    state: StepwiseState, x: Array, w: Array | None, numbers: tuple[Any, ...], block_size: int
-) -> StepwiseState:
+def _step(state: StepwiseState, x: Array, w: Any, numbers: tuple[Any, ...], block_size: int) -> StepwiseState:
     """A step by numbers (share of a step, 0 for rows seen before else 1, decay, delay)."""
     relative, dtype = state.relative, x.dtype
     share, fresh, decay, delay = numbers
@@ -198,7 +196,7 @@ def stepwise_step(
       >>> import jaxgmm, numpy as np
       >>> state = jaxgmm.outofcore.stepwise_init(
       ...     jaxgmm.make_params([0.5, 0.5], [[-1.0], [1.0]], [1.0, 1.0], "spherical"))
-      >>> X = np.random.default_rng(0).normal(size=(500, 1)).astype(np.float32)
+      >>> X = np.random.default_rng(0).normal(size=(512, 1)).astype(np.float32)
       >>> int(jaxgmm.outofcore.stepwise_step(state, X).n_steps)
       1
 
@@ -214,7 +212,13 @@ def stepwise_step(
     w = validate.weight(sample_weight, x)
     one = np.ones((), dtype)
     rows = rows_for(state.relative.component, x.shape[0], *state.relative.means.shape)
-    return _step(state, x, w, (one, one, *_schedule(decay, delay, dtype)), rows)
+    return _step(
+        state,
+        x,
+        np.ones(len(x), dtype) if w is None else w,
+        (one, one, *_schedule(decay, delay, dtype)),
+        rows,
+    )
 
 
 def fit_stepwise(
