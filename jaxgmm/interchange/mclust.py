@@ -137,7 +137,7 @@ def to_mclust(params: GMMParams) -> dict[str, Any]:
 
 def _details(name: str, covariances: Host) -> dict[str, Any]:
     """What mclust's functions read beside sigma, of covariances (G, D, D)."""
-    volume, shape, orientation = name
+    volume, shape, orientation = list(name)
     upper = np.swapaxes(np.linalg.cholesky(covariances), 1, 2)
     if name == "VVV":
         return {"cholsigma": np.moveaxis(upper, 0, 2)}

@@ -36,6 +36,7 @@ from jaxgmm.kernels.programs import jit
 from jaxgmm.mixture import GMMParams
 
 Array = np.ndarray[Any, Any]
+Record = Covariance | Component | Model
 
 _FLOATS = ("<f4", "<f8")
 _REQUIRED = {"model", "custom_model", "log_weights", "means"}
@@ -46,7 +47,7 @@ def save(
     params: GMMParams,
     *,
     columns: Sequence[str] | None = None,
-    covariance_type: Covariance | Component | Model | None = None,
+    covariance_type: Record | None = None,
 ) -> None:
     """Write one mixture to ``path``, whole or not at all.
 
@@ -103,9 +104,7 @@ def save(
         write_arrays(stream, members)
 
 
-def load(
-    path: str | os.PathLike[str], covariance_type: Covariance | Component | Model | None = None
-) -> GMMParams:
+def load(path: str | os.PathLike[str], covariance_type: Record | None = None) -> GMMParams:
     """Read a mixture that `save` wrote.
 
     Names, sizes, dtypes and shapes are checked before anything is read, and the parameters themselves after;
@@ -174,7 +173,7 @@ def _accept(names: set[str]) -> str | None:
     return f"members missing: {sorted(_REQUIRED - names)}, unknown: {sorted(names - allowed)[:8]}"
 
 
-def _is_custom(own: Model, given: Covariance | Component | Model | None) -> bool:
+def _is_custom(own: Model, given: Record | None) -> bool:
     """Whether ``own`` is outside the table; raises unless the caller has confirmed it by passing it again."""
     try:
         if get_model(own.name) == own:
@@ -182,9 +181,7 @@ def _is_custom(own: Model, given: Covariance | Component | Model | None) -> bool
     except ValueError:
         pass
     if given is None:
-        said = (
-            "a file cannot hold its functions; pass covariance_type=<the record> to save, and again to load"
-        )
+        said = "a file holds no functions; pass covariance_type=<the record> to save, and again to load"
         raise ValueError(f"save: {own.name!r} is not in jaxgmm's table, and {said}")
     confirmed = _with_weights(given, own)
     if confirmed != own:
@@ -239,7 +236,7 @@ def _template(model: Model, means: Array) -> Any:
     return jax.eval_shape(lambda variances: c.start(c, variances), like)
 
 
-def _with_weights(record: Covariance | Component | Model, own: Model) -> Model:
+def _with_weights(record: Record, own: Model) -> Model:
     """The model of a record that was passed, with the weights of `own` where it does not say."""
     return record if isinstance(record, Model) else get_model(record)._replace(weights=own.weights)
 
@@ -267,7 +264,7 @@ def _names(members: dict[str, Array]) -> list[str] | None:
     return _text(members, "columns", 1).tolist() if "columns" in members else None
 
 
-def _build(members: dict[str, Array], given: Covariance | Component | Model | None) -> GMMParams:
+def _build(members: dict[str, Array], given: Record | None) -> GMMParams:
     """The mixture in ``members``; ValueError, without the file's name, where they are not one."""
     name, custom = str(_text(members, "model", 0)), members["custom_model"]
     if custom.dtype != np.bool_ or custom.shape != ():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import time
@@ -43,8 +42,7 @@ def _relative(values: Any) -> Near:
     return Near(a, float(np.abs(a).max(initial=0, where=np.isfinite(a))))
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
+class Settings(NamedTuple):
     """What must be the same for a fit to be taken up again.
 
     Attributes:
@@ -215,21 +213,17 @@ class Checkpoint:
             with atomic_write(self.path) as stream:
                 write_arrays(stream, members)
         except OSError as error:
-            kept = (
-                "there is none yet" if self._iteration is None else f"that of step {self._iteration} is kept"
-            )
+            before = self._iteration
+            kept = "there is none yet" if before is None else f"that of step {before} is kept"
             said = f"the checkpoint could not be written ({error.strerror or error}); {kept}"
             raise OSError(error.errno, said, self.path) from error
         self._iteration, self._clock = int(state.n_iter), time.monotonic()
 
     def due(self, state: State) -> bool:
         """Whether it is time to save: enough steps or seconds have passed, or the fit has ended."""
-        if int(state.status) != RUNNING:
-            return True
-        if self.every_seconds is not None and time.monotonic() - self._clock >= self.every_seconds:
-            return True
-        done = int(state.n_iter) - (self._iteration or 0)
-        return self.every_iterations is not None and done >= self.every_iterations
+        seconds, steps = time.monotonic() - self._clock, int(state.n_iter) - (self._iteration or 0)
+        rules = ((seconds, self.every_seconds), (steps, self.every_iterations))
+        return int(state.status) != RUNNING or any(most is not None and now >= most for now, most in rules)
 
     def _check_place(self) -> None:
         """Raise now, before the work, where no file could be written afterwards."""
@@ -263,11 +257,10 @@ def _accept(names: set[str]) -> str | None:
 def _restore(members: dict[str, np.ndarray], settings: Settings) -> State:
     about = _about(members["checkpoint"])
     different = list(_differences(about["same"], json.loads(json.dumps(settings.same)), ""))
-    if about["near"] == list(settings.near):
+    different += _differences(about["near"], list(settings.near), "compared numbers")
+    if not different:
         for i, (name, new) in enumerate(settings.near.items()):
             different += _apart(name, members.get(f"near_{i}"), new)
-    elif not different:
-        different = ["its settings have other names"]
     if different:
         more = f"; and {len(different) - 3} more differences" if len(different) > 3 else ""
         raise ValueError(
@@ -314,8 +307,8 @@ def _state(members: dict[str, np.ndarray], settings: Settings) -> State:
             )
     if status == Status.MAX_ITER and n_iter < settings.max_iter:
         # The limit is higher now. The iteration that met it has prepared the next point, one step further on.
-        numbers = np.asarray([n_iter + 1, RUNNING], np.int32)
-        state = state._replace(n_iter=jnp.asarray(numbers[0]), status=jnp.asarray(numbers[1]))
+        again = [jnp.asarray(number, jnp.int32) for number in (n_iter + 1, RUNNING)]
+        state = state._replace(n_iter=again[0], status=again[1])
     if (moved == settings.shift).all():
         return state
     # The same data, summed in another order: a shift that differs in its last digits.

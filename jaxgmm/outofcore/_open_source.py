@@ -12,8 +12,7 @@ import jax
 import numpy as np
 
 from jaxgmm._host_arrays import host_array, is_frame, library
-from jaxgmm.outofcore._columnar import FORMATS, Tables, Zarr
-from jaxgmm.outofcore._npy import Npy
+from jaxgmm.outofcore._on_disk import FORMATS, Npy, Tables, Zarr, needed
 from jaxgmm.outofcore._source import Arrays, Source, named
 
 _SUFFIXES = (".npy", *FORMATS, ".zarr")
@@ -75,22 +74,16 @@ def open_source(source: Any, columns: Any = None, weight_column: Any = None) -> 
     if isinstance(source, list | tuple) and source and all(isinstance(p, str | os.PathLike) for p in source):
         return _files([os.fspath(p) for p in source], *which)
     if isinstance(source, Iterator):
-        raise TypeError(
-            f"source must be something to go through again in every pass; a {type(source).__name__} can be "
-            "read once. Give a function that returns a fresh one"
-        )
+        said = "can be read once, and each pass reads it again. Give a function that returns a fresh one"
+        raise TypeError(f"source: a {type(source).__name__} {said}")
     for item in source if isinstance(source, list | tuple) else ():
         if not _is_array(item[0] if isinstance(item, tuple) and item else item):
-            raise TypeError(
-                "source must be an array, or a list of arrays, of pairs of arrays or of paths; got a "
-                f"{type(source).__name__} that holds a {type(item).__name__}"
-            )
+            got = f"a {type(source).__name__} that holds a {type(item).__name__}"
+            raise TypeError(f"source must be a list of arrays, of pairs of arrays or of paths; got {got}")
     if isinstance(source, Iterable) and not isinstance(source, bytes | dict):
         return Arrays(lambda: source, *which)
-    raise TypeError(
-        "source must be an array, a path, a list of either, a data set, or a function that returns arrays; "
-        f"got {type(source).__name__}"
-    )
+    kinds = "an array, a path, a list of either, a data set, or a function that returns arrays"
+    raise TypeError(f"source must be {kinds}; got {type(source).__name__}")
 
 
 def _frame(frame: Any, columns: Any, weight_column: Any) -> Source:
@@ -131,15 +124,12 @@ def _fresh(function: Callable[[], Any]) -> Callable[[], Iterable[Any]]:
 
 
 def _arrow(source: Any, columns: Any, weight_column: Any) -> Source:
-    import pyarrow
-    import pyarrow.dataset
-
-    if isinstance(source, pyarrow.Table):
-        source = pyarrow.dataset.dataset(source)
-    if not isinstance(source, pyarrow.dataset.Dataset):
-        raise TypeError(
-            f"source must be a pyarrow Table or Dataset, to be read again; got {type(source).__name__}"
-        )
+    arrow, data_sets = needed("pyarrow", "arrow"), needed("pyarrow.dataset", "arrow")
+    if isinstance(source, arrow.Table):
+        source = data_sets.dataset(source)
+    if not isinstance(source, data_sets.Dataset):
+        got = type(source).__name__
+        raise TypeError(f"source must be a pyarrow Table or Dataset, which can be read again; got {got}")
     return Tables(source, columns, weight_column)
 
 

@@ -16,26 +16,18 @@ _PATIENCE = 10.0  # seconds that a source may take to give the next rows after n
 _ALIGNMENT = 64  # bytes: JAX takes an array that is so aligned as it is, without a copy
 
 
-class Place(NamedTuple):
-    """Where rows of a chunk come from."""
-
-    at: int  # the first of them in the chunk
-    part: str
-    first: int  # the first of them in the part
-
-
 class Chunk(NamedTuple):
     """Rows to work on at once; those from `n` on do not count, and have weight 0."""
 
     x: np.ndarray  # (C, D)
     w: np.ndarray  # (C,)
     n: int
-    places: list[Place]
+    places: list[tuple[int, str, int]]  # first row here, part, and first row there
 
     def place(self, row: int) -> tuple[str, int]:
         """The part that a row of the chunk comes from, and its number there."""
-        found = [p for p in self.places if p.at <= row][-1]
-        return found.part, found.first + row - found.at
+        at, part, first = [p for p in self.places if p[0] <= row][-1]
+        return part, first + row - at
 
 
 def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
@@ -94,7 +86,7 @@ class ReadAhead:
     def _read(self) -> None:
         buffers: tuple[np.ndarray, np.ndarray] | None = None
         n = 0
-        places: list[Place] = []
+        places: list[tuple[int, str, int]] = []
         for piece in self._source.chunks(self._rows):
             taken = 0
             while taken < len(piece.rows):
@@ -108,7 +100,7 @@ class ReadAhead:
                 with np.errstate(over="ignore"):
                     x[n : n + step] = piece.rows[taken : taken + step]
                     w[n : n + step] = 1 if piece.weight is None else piece.weight[taken : taken + step]
-                places.append(Place(n, piece.part, piece.first + taken))
+                places.append((n, piece.part, piece.first + taken))
                 n, taken = n + step, taken + step
                 if n == self._rows:
                     self._full.put(Chunk(x, w, n, places))

@@ -226,9 +226,7 @@ class Arrays:
         for i, item in enumerate(self._restart()):
             pair = item if isinstance(item, tuple) else (item, None)
             if len(pair) != 2:
-                raise ValueError(
-                    f"array {i}: must be an array or a pair (X, weights); got {len(pair)} things"
-                )
+                raise ValueError(f"array {i}: must be an array or a pair (X, weights); got {len(pair)}")
             x = checked(np.asarray(unmasked(pair[0], f"array {i}")), f"array {i}")
             w = None
             if pair[1] is not None:

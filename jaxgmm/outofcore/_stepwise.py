@@ -77,16 +77,12 @@ def _init(params: GMMParams, reg_covar: Array, prior: Prior | None) -> StepwiseS
     variance = (weights * (within + jnp.square(params.means - mean[None, :]))).sum(0)
     shift = centring(mean, variance)
     relative = translate(params, -shift)
+    zero, dtype = jnp.zeros((), jnp.int32), params.means.dtype
     return StepwiseState(
-        relative,
-        change_of_reference.expected(relative, params.weights),
-        shift,
-        ridge(reg_covar, variance),
-        jnp.zeros((), jnp.int32),
-        jnp.full((), -jnp.inf, params.means.dtype),
-        jnp.zeros((), params.means.dtype),
+        relative, change_of_reference.expected(relative, params.weights), shift, ridge(reg_covar, variance),
+        zero, jnp.full((), -jnp.inf, dtype), jnp.zeros((), dtype),
         None if prior is None else priors.pseudo(prior, params.covariance, shape, shift),
-    )
+    )  # fmt: skip
 
 
 def stepwise_init(
@@ -158,9 +154,7 @@ def _step(state: StepwiseState, x: Array, w: Any, numbers: tuple[Any, ...], bloc
 def _schedule(decay: ArrayLike, delay: ArrayLike, dtype: Any) -> tuple[Array, Array]:
     rate, late = validate.not_negative(decay, "decay", dtype), validate.not_negative(delay, "delay", dtype)
     if validate.is_concrete(rate) and not 0.5 < float(rate) <= 1:
-        raise ValueError(
-            f"decay must be above 0.5, or steps do not converge, and at most 1; got {float(rate)}"
-        )
+        raise ValueError(f"decay must be above 0.5, for steps to converge, and at most 1; got {float(rate)}")
     if validate.is_concrete(late) and not float(late) > 0:
         raise ValueError(f"delay must be positive; got {float(late)}")
     return rate, late
@@ -212,13 +206,8 @@ def stepwise_step(
     w = validate.weight(sample_weight, x)
     one = np.ones((), dtype)
     rows = rows_for(state.relative.component, x.shape[0], *state.relative.means.shape)
-    return _step(
-        state,
-        x,
-        np.ones(len(x), dtype) if w is None else w,
-        (one, one, *_schedule(decay, delay, dtype)),
-        rows,
-    )
+    ones = np.ones(len(x), dtype)
+    return _step(state, x, ones if w is None else w, (one, one, *_schedule(decay, delay, dtype)), rows)
 
 
 def fit_stepwise(
@@ -276,9 +265,7 @@ def fit_stepwise(
     if not isinstance(params, StepwiseState):
         state = stepwise_init(params, reg_covar=reg_covar, prior=prior)
     elif prior is not None:
-        raise ValueError(
-            "prior must be None where params is a StepwiseState, which keeps the prior it began with"
-        )
+        raise ValueError("prior must be None where params is a StepwiseState, which has a prior already")
     else:
         state = params
     dtype, shape = np.dtype(state.relative.means.dtype), state.relative.means.shape

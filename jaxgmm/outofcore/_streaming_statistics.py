@@ -41,9 +41,8 @@ def rows_of(source: Source, n_features: int, dtype: np.dtype, chunk_size: Any) -
     """Rows of a chunk, of a source with the features of a mixture: as a user wants them, or `chunk_rows`."""
     if source.n_features != n_features:
         names = "" if source.columns is None else f": {', '.join(source.columns)}"
-        raise ValueError(
-            f"source must have the {n_features} features of params; it has {source.n_features}{names}"
-        )
+        got = f"{source.n_features}{names}"
+        raise ValueError(f"source must have the {n_features} features of params; it has {got}")
     if chunk_size is not None:
         return validate.count(chunk_size, "chunk_size", 1)
     return chunk_rows(source.n_samples, n_features, dtype)
@@ -197,11 +196,9 @@ class Passes:
             while waiting:
                 finish()
         if done != expected.n_samples or abs(weight / expected.total_weight - 1) > 1e-9:
-            raise ValueError(
-                f"the source gave {done} rows of total weight {weight:.9g} in this pass, and "
-                f"{expected.n_samples} rows of {expected.total_weight:.9g} in the first: it must give the "
-                "same rows each time"
-            )
+            first = f"{expected.n_samples} rows of {expected.total_weight:.9g} in the first"
+            now = f"{done} rows of total weight {weight:.9g} in this pass"
+            raise ValueError(f"the source gave {now}, and {first}: it must give the same rows each time")
 
 
 def wide(moments: Statistics) -> Statistics:

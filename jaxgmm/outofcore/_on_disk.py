@@ -1,10 +1,10 @@
-"""Columnar sources: Parquet and Arrow through pyarrow (extra `arrow`), Zarr through zarr (extra `zarr`)."""
+"""Sources on disk: npy; Parquet and Arrow through pyarrow (extra `arrow`); Zarr (extra `zarr`)."""
 
 from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,47 @@ def needed(module: str, extra: str) -> Any:
     except ImportError as error:
         name = module.partition(".")[0]
         raise ImportError(f"this source needs {name}: pip install 'jaxgmm[{extra}]'") from error
+
+
+class Npy(Matrices):
+    """One or several npy files, as one array after another.
+
+    Args:
+      paths: the files.
+      columns: numbers of the columns that are features, or None for all.
+      weight_column: number of the column that holds the weights, or None.
+    """
+
+    def __init__(self, paths: Sequence[str], columns: Any = None, weight_column: Any = None) -> None:
+        super().__init__([_opened(path) for path in paths], columns, weight_column)
+
+    def describe(self) -> dict[str, Any]:
+        """Names, sizes, times and shapes of the files."""
+        parts = [{**(p.identity or {}), "shape": list(p.shape), "dtype": p.dtype.str} for p in self._parts]
+        return {"kind": "npy", "parts": parts, "columns": self._selection.features}
+
+
+def _opened(path: str) -> Part:
+    try:
+        array = np.lib.format.open_memmap(path, mode="r")
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"{path}: cannot be read as an npy file: {error}") from None
+
+    n, d = array.shape if array.ndim == 2 else (0, 0)
+    dtype, offset, by_rows = array.dtype, array.offset, array.flags.c_contiguous
+
+    # Reading through the map would end the process where the file is cut or the disk has an error.
+    def read(first: int, end: int) -> np.ndarray:
+        def numbers(at: int, many: int) -> np.ndarray:
+            # Fewer than there should be have no such shape.
+            return np.fromfile(path, dtype, many, offset=offset + at * dtype.itemsize).reshape(many)
+
+        rows = end - first
+        if by_rows:
+            return numbers(first * d, rows * d).reshape(rows, d)
+        return np.stack([numbers(j * n + first, rows) for j in range(d)], axis=1)
+
+    return Part(path, array.shape, dtype, read, identity=sources.identity(path))
 
 
 class Tables:
@@ -66,13 +107,11 @@ class Tables:
 
     def describe(self) -> dict[str, Any]:
         """Names, sizes and times of the files, rows and columns."""
-        parts = [
-            {**self._identities.get(path, {"name": os.path.basename(path)}), "rows": rows}
-            for (path, _), rows in zip(self._parts, self._counts, strict=True)
-        ]
-        return {
-            "kind": "tables", "parts": parts, "columns": list(self._features), "weight_column": self._weight
-        }  # fmt: skip
+        parts = []
+        for (path, _), rows in zip(self._parts, self._counts, strict=True):
+            parts.append({**self._identities.get(path, {"name": os.path.basename(path)}), "rows": rows})
+        chosen = {"columns": list(self._features), "weight_column": self._weight}
+        return {"kind": "tables", "parts": parts, **chosen}
 
     def chunks(self, rows: int) -> Iterator[Piece]:
         """As `Source` says."""
@@ -133,7 +172,7 @@ class Tables:
                 kind = schema.field(name).type
                 if not (types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind)):
                     raise ValueError(
-                        f"{path}: column {name!r} is of type {kind}, not a number; choose columns="
+                        f"{path}: column {name!r} is of type {kind}; name those to take in columns="
                     )
 
 
@@ -158,14 +197,11 @@ class Zarr(Matrices):
         def read(first: int, end: int) -> np.ndarray:
             return np.asarray(array[first:end])
 
-        super().__init__(
-            [Part(name, array.shape, array.dtype, read, array.chunks[0])], columns, weight_column
-        )
+        part = Part(name, array.shape, array.dtype, read, array.chunks[0])
+        super().__init__([part], columns, weight_column)
 
     def describe(self) -> dict[str, Any]:
         """Name, shape and type of the array."""
         part = self._parts[0]
-        return {
-            "kind": "zarr", "name": os.path.basename(os.path.normpath(part.name)), "shape": list(part.shape),
-            "dtype": part.dtype.str, "columns": self._selection.features,
-        }  # fmt: skip
+        kept = {"shape": list(part.shape), "dtype": part.dtype.str, "columns": self._selection.features}
+        return {"kind": "zarr", "name": os.path.basename(os.path.normpath(part.name)), **kept}
