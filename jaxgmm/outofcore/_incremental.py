@@ -68,7 +68,10 @@ class _Parts:
         if self.total is not None:
             # What the replacements have rounded is not handed on.
             self.total = self._sum([_carry(m, about, self.params) for m, about in self._kept])
-        self.passes.each(lambda _: self.params, self.f, self._take, ahead=self.total is None)
+        for index, moments in enumerate(
+            self.passes.each(lambda: self.params, self.f, ahead=self.total is None)
+        ):
+            self._take(index, moments)
         if self.total is None:
             # All parts about one mixture: a component whose samples come late in the data is not lost.
             whole = self._sum([m for m, _ in self._fresh])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -133,12 +133,8 @@ class Passes:
         Chunks are added in float64 on the host; within a chunk the sum is compensated.
         """
         total: Any = None
-
-        def add(_: int, moments: Statistics) -> None:
-            nonlocal total
+        for moments in self.each(lambda: params, f, kernel, prepared):
             total = wide(moments) if total is None else jax.tree.map(np.add, total, moments)
-
-        self.each(lambda _: params, f, add, kernel=kernel, prepared=prepared)
         return self.narrow(total)
 
     def narrow(self, moments: Statistics) -> Statistics:
@@ -146,59 +142,48 @@ class Passes:
         return jax.tree.map(lambda a: jnp.asarray(a, self.dtype), moments)
 
     def each(
-        self,
-        params_of: Callable[[int], GMMParams],
-        f: Context,
-        take: Callable[[int, Statistics], Any],
-        *,
+        self, params_of: Callable[[], GMMParams], f: Context, kernel: Kernel = WHITENED, prepared: Any = None,
         ahead: bool = True,
-        kernel: Kernel = WHITENED,
-        prepared: Any = None,
-    ) -> None:
-        """Hand the moments of one chunk after another, in NumPy arrays, to `take`.
+    ) -> Iterator[Statistics]:  # fmt: skip
+        """The moments of one chunk after another, in NumPy arrays.
 
         Args:
-          params_of: what chunk i is to be about; asked before `take` has had chunk i − 1, unless not `ahead`.
+          params_of: what a chunk is to be about; asked after the moments of the chunk before it have been
+            taken, unless `ahead`.
           f: the context.
-          take: called with i and the moments of chunk i.
-          ahead: have the device begin a chunk before the one before it is taken.
           kernel: how the sums are computed.
           prepared: what the kernel knows of all rows.
+          ahead: have the device begin a chunk before the one before it is taken.
         """
         waiting: deque[tuple[Chunk, Statistics]] = deque()
-        done, weight, taken = 0, 0.0, 0
-        expected = self.summary
+        done, weight, expected = 0, 0.0, self.summary
         with ReadAhead(self.source, self.rows, self.dtype) as chunks:
-
-            def finish() -> None:
-                nonlocal taken
-                chunk, moments = waiting.popleft()
-                host = jax.device_get(moments)
-                if not np.isfinite(host.log_likelihood):
-                    check(chunk, self.source)
-                chunks.release(chunk)
-                take(taken, host)
-                taken += 1
-
-            for index, chunk in enumerate(chunks):
+            for chunk in chunks:
                 done += chunk.n
                 own = float(chunk.w[: chunk.n].sum(dtype=np.float64))
                 weight += own
                 share = np.asarray(own / expected.total_weight, self.dtype)
-                params = params_of(index)
+                params = params_of()
                 block = kernel.rows(params.component, self.rows, params.n_components, params.n_features, 1)
                 data = Data(*jax.device_put((chunk.x, chunk.w)))
                 waiting.append((chunk, _statistics(params, data, f.shift, prepared, share, kernel, block)))
                 while len(waiting) > ahead:
-                    finish()
+                    yield self._computed(*waiting.popleft(), chunks)
                 if self._watch is not None:
                     self._watch(done)
             while waiting:
-                finish()
+                yield self._computed(*waiting.popleft(), chunks)
         if done != expected.n_samples or abs(weight / expected.total_weight - 1) > 1e-9:
             first = f"{expected.n_samples} rows of {expected.total_weight:.9g} in the first"
             now = f"{done} rows of total weight {weight:.9g} in this pass"
             raise ValueError(f"the source gave {now}, and {first}: it must give the same rows each time")
+
+    def _computed(self, chunk: Chunk, moments: Statistics, chunks: ReadAhead) -> Statistics:
+        host: Statistics = jax.device_get(moments)
+        if not np.isfinite(host.log_likelihood):
+            check(chunk, self.source)
+        chunks.release(chunk)
+        return host
 
 
 def wide(moments: Statistics) -> Statistics:
