@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -148,20 +148,20 @@ class Tables:
 
     def _open(self, path: str) -> Any:
         kind = FORMATS[os.path.splitext(path)[1].lower()]
-        try:
-            one = self._dataset.dataset(path, format=kind, partitioning=None)
-            return next(iter(one.get_fragments()))
-        except self._errors as error:
-            raise unreadable(path, error) from error
+        one = self._tried(path, lambda: self._dataset.dataset(path, format=kind, partitioning=None))
+        return next(iter(one.get_fragments()))
 
     def _count(self, path: str, fragment: Any) -> int:
-        try:
-            count = int(fragment.count_rows())
-        except self._errors as error:
-            raise unreadable(path, error) from error
+        count = int(self._tried(path, fragment.count_rows))
         if count == 0:
             raise ValueError(f"{path}: an empty part, without rows; leave it out")
         return count
+
+    def _tried(self, path: str, read: Callable[[], Any]) -> Any:
+        try:
+            return read()
+        except self._errors as error:
+            raise unreadable(path, error) from error
 
     def _check_schemas(self) -> None:
         types = self._arrow.types

@@ -60,6 +60,7 @@ def test_conditionals_give_the_joint_and_the_moments_of_regression(double):
     given = quick_jit(jax.vmap(lambda v: jaxgmm.distributions.condition(p, observed, v)))(x[:, observed])
     marginal = density(jaxgmm.distributions.marginal(p, observed), x[:, observed])
     got = jaxgmm.distributions.regress(p, x[:, observed], observed)
+    given, got = jax.tree.map(np.asarray, (given, got))
     for i in range(5):
         one = dataclasses.replace(
             given, log_weights=given.log_weights[i], means=given.means[i], scale=given.scale[i]
