@@ -255,9 +255,16 @@ def _accept(names: set[str]) -> str | None:
 
 
 def _restore(members: dict[str, np.ndarray], settings: Settings) -> State:
-    about = _about(members["checkpoint"])
-    different = list(_differences(about["same"], json.loads(json.dumps(settings.same)), ""))
-    different += _differences(about["near"], list(settings.near), "compared numbers")
+    try:
+        about = json.loads(str(members["checkpoint"]))
+        version, same, near = about["checkpoint_version"], about["same"], about["near"]
+        newer = version > VERSION
+    except (ValueError, TypeError, KeyError, RecursionError):
+        raise ValueError("damaged: what it says of itself cannot be read") from None
+    if newer:
+        raise ValueError(f"of version {version}, by a newer jaxgmm; this one reads up to {VERSION}")
+    different = list(_differences(same, json.loads(json.dumps(settings.same)), ""))
+    different += _differences(near, list(settings.near), "compared numbers")
     if not different:
         for i, (name, new) in enumerate(settings.near.items()):
             different += _apart(name, members.get(f"near_{i}"), new)
@@ -268,19 +275,6 @@ def _restore(members: dict[str, np.ndarray], settings: Settings) -> State:
             "it was begun with, or another path for a new fit"
         )
     return _state(members, settings)
-
-
-def _about(text: np.ndarray) -> dict[str, Any]:
-    try:
-        about = json.loads(str(text))
-    except (ValueError, RecursionError):
-        about = None
-    kinds = {"checkpoint_version": int, "same": dict, "near": list}
-    if not isinstance(about, dict) or not all(isinstance(about.get(k), t) for k, t in kinds.items()):
-        raise ValueError("damaged: what it says of itself cannot be read")
-    if (version := about["checkpoint_version"]) > VERSION:
-        raise ValueError(f"of version {version}, by a newer jaxgmm; this one reads up to {VERSION}")
-    return about
 
 
 def _state(members: dict[str, np.ndarray], settings: Settings) -> State:
@@ -294,8 +288,6 @@ def _state(members: dict[str, np.ndarray], settings: Settings) -> State:
         structure, [jnp.asarray(a, b.dtype) for a, b in zip(kept, like, strict=True)]
     )
     status, n_iter = int(state.status), int(state.n_iter)
-    if not RUNNING <= status <= max(Status) or n_iter < 0:
-        raise ValueError("damaged: its state has no such status, or a negative number of steps")
     # The history may hold anything, and what a fit that has failed does not use any more.
     unused = {"history"} if status <= Status.MAX_ITER else {"history", "image", "point", "step", "report"}
     used = {name: part for name, part in {"shift": moved, **state._asdict()}.items() if name not in unused}
