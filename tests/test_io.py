@@ -25,29 +25,22 @@ from tests.problems import K, every_structure_and_precision
 
 
 def mixture(name, dtype="float32", n_components=K, n_features=2, off=()):
-    """A mixture of one family with numbers that no decimal notation holds exactly."""
+    """A mixture of one family in NumPy arrays, with numbers that no decimal notation holds exactly."""
     rng = np.random.default_rng(5)
-    family = RECORDS[name]
+    component = gaussian(RECORDS[name])
     weights = rng.uniform(1, 2, n_components)
     weights[list(off)] = 0
     means = rng.normal(size=(n_components, n_features)) * 1e3
-    params = jaxgmm.GMMParams(
-        log_weights=jnp.asarray(np.log(np.where(weights > 0, weights, 1) / weights.sum()), dtype),
-        means=jnp.asarray(means, dtype),
-        scale=family.from_variances(jnp.asarray(rng.uniform(0.1, 2, means.shape), dtype)),
-        component=gaussian(family),
-    )
-    on = jnp.asarray(weights > 0)
-    params = jax.tree.unflatten(
-        jax.tree.structure(params),
-        [jnp.where(on, params.log_weights, -jnp.inf), *jax.tree.leaves(params)[1:]],
-    )
-    if name in ("full", "tied"):
-        low = jnp.asarray(np.tril(rng.normal(size=np.shape(params.scale)), -1), dtype)
-        params = jax.tree.unflatten(
-            jax.tree.structure(params), [params.log_weights, params.means, params.scale + low]
-        )
-    return params
+
+    def numbers(like):
+        # Positive, as are what a covariance's determinant is made of; some structures keep a triangle.
+        values = rng.uniform(0.1, 2, like.shape).astype(dtype)
+        return np.tril(values) if name in ("full", "tied", "VEE", "EVV") and like.ndim > 1 else values
+
+    scale = jax.tree.map(numbers, jaxgmm.mixture.scale_like(component, n_components, n_features))
+    with np.errstate(divide="ignore"):
+        log_weights = np.log(weights / weights.sum())
+    return jaxgmm.GMMParams(log_weights.astype(dtype), means.astype(dtype), scale, component)
 
 
 def identical(a, b):
@@ -124,7 +117,8 @@ def test_float64_in_a_float32_session(tmp_path):
 
 def test_float64_that_float32_cannot_hold(tmp_path):
     with x64(True):
-        params = jaxgmm.make_params(np.ones(1), np.zeros((1, 1)), np.full(1, 1e-200), "spherical")
+        params = mixture("spherical", "float64")
+        params.scale[:] = 1e-100
         save(tmp_path / "m", params)
     with x64(False), pytest.raises(ValueError, match="jax_enable_x64"):
         load(tmp_path / "m")
@@ -151,7 +145,7 @@ def test_bad_columns_are_refused(tmp_path):
 
 
 def test_batched_params_are_refused(tmp_path):
-    batch = jax.tree.map(lambda a: a[None], mixture("full"))
+    batch = jax.tree.map(lambda a: np.stack([a]), mixture("full"))
     with pytest.raises(ValueError, match=r"batch axes \(1,\)"):
         save(tmp_path / "m", batch)
 
@@ -177,7 +171,7 @@ def test_bad_values_are_refused(tmp_path, field):
 
 
 def test_half_precision_is_refused(tmp_path):
-    half = jax.tree.map(lambda a: a.astype(jnp.bfloat16), mixture("diag"))
+    half = jax.tree.map(lambda a: a.astype(jnp.bfloat16.dtype), mixture("diag"))
     with pytest.raises(ValueError, match="float32 or float64, got bfloat16"):
         save(tmp_path / "m", half)
 
@@ -215,7 +209,7 @@ def test_a_user_family_with_a_tree_for_a_scale(tmp_path):
         log_det=lambda scale, shape: diag.log_det(scale["b"]["sd"], shape),
     )
     base = mixture("diag")
-    scale = {"b": {"sd": base.scale}, "a": (jnp.arange(1.0, 3.0),)}
+    scale = {"b": {"sd": base.scale}, "a": (np.array([1.0, 2.0], np.float32),)}
     params = jaxgmm.GMMParams(base.log_weights, base.means, scale, gaussian(own))
     save(tmp_path / "m", params, covariance_type=own)
     again = load(tmp_path / "m", covariance_type=own)
@@ -334,7 +328,7 @@ def test_truncation_anywhere(saved):
 def test_a_flipped_byte_is_found_or_harmless(saved):
     params, content = load(saved), saved.read_bytes()
     harmless = 0
-    every = range(0, len(content), 3)
+    every = range(0, len(content), 7)
     for at in every:
         saved.write_bytes(content[:at] + bytes([content[at] ^ (1 << at % 8)]) + content[at + 1 :])
         with contextlib.suppress(ValueError):
@@ -409,7 +403,7 @@ def test_a_header_is_not_evaluated(saved, tmp_path):
 def test_a_bomb_is_refused_before_it_is_unpacked(saved):
     members = arrays(saved)
     for method in (zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
-        rewrite(saved, members | {"means": np.zeros((3, 2_000_000), np.float32)}, method)
+        rewrite(saved, members | {"means": np.zeros((3, 500_000), np.float32)}, method)
         assert saved.stat().st_size < 1_000_000
         tracemalloc.start()
         try:

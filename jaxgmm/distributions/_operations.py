@@ -24,7 +24,7 @@ from jaxgmm.components.covariance.tied import tied
 from jaxgmm.components.gaussian import gaussian
 from jaxgmm.density import check_gaussian, log_prob, sample
 from jaxgmm.kernels.blocked_sum import block_rows, map_rows
-from jaxgmm.kernels.linalg import cholesky, einsum, lower_inverse, triangular_factor
+from jaxgmm.kernels.linalg import einsum, lower_inverse, triangular_factor
 from jaxgmm.kernels.programs import jit
 from jaxgmm.mixture import GMMParams
 
@@ -55,12 +55,11 @@ class MonteCarlo(NamedTuple):
 
 def factors(params: GMMParams) -> Array:
     """(K, D, D) lower Cholesky factors of the covariances."""
-    if params.covariance == full:
-        return jnp.tril(params.scatter)
-    if params.covariance == tied:
-        lower = jnp.tril(params.scatter)
-        return jnp.broadcast_to(lower[None], (params.n_components, *lower.shape))
-    return cholesky(params.covariances)
+    shape = (params.n_components, params.n_features, params.n_features)
+    if params.covariance in (full, tied):
+        return jnp.broadcast_to(jnp.tril(params.scatter), shape)
+    identity = jnp.broadcast_to(jnp.eye(shape[1], dtype=params.means.dtype), shape)
+    return triangular_factor(params.covariance.colour(params.scatter, identity))
 
 
 def _log_density(gap: Array, lower: Array) -> Array:
@@ -101,42 +100,47 @@ def marginal(params: GMMParams, features: Sequence[int] | int) -> GMMParams:
 def _marginal(params: GMMParams, features: tuple[int, ...]) -> GMMParams:
     columns = np.asarray(features)
     means = params.means[:, columns]
-    if params.covariance == spherical:
-        return dataclasses.replace(params, means=means)
-    if params.covariance == diag:
-        return dataclasses.replace(params, means=means, scale=params.scatter[:, columns])
+    if params.covariance in (spherical, diag):
+        scale = params.scatter if params.covariance == spherical else params.scatter[:, columns]
+        return dataclasses.replace(params, means=means, scale=scale)
     if params.covariance == tied:
         scale = triangular_factor(jnp.tril(params.scatter)[columns])
         return dataclasses.replace(params, means=means, scale=scale)
-    return GMMParams(
-        params.log_weights, means, triangular_factor(factors(params)[:, columns]), gaussian(full)
-    )
+    scale = triangular_factor(factors(params)[:, columns])
+    return GMMParams(params.log_weights, means, scale, gaussian(full))
 
 
-class _Conditional(NamedTuple):
-    log_weights: Array  # (K,)
-    means: Array  # (K, D_rest)
+class _Split(NamedTuple):
+    """Means and factors with the observed features first."""
+
+    mean_o: Array
+    mean_r: Array
+    c_oo: Array
+    c_ro: Array
+    c_rr: Array
 
 
-def _split(params: GMMParams, observed: tuple[int, ...]) -> tuple[Array, Array, Array, Array, Array]:
-    """Means and factors with the observed features first: μ_o, μ_r, C_oo, C_ro, C_rr."""
+def _split(params: GMMParams, observed: tuple[int, ...]) -> _Split:
     n = len(observed)
     rest = [j for j in range(params.n_features) if j not in observed]
-    if not rest:
+    order = np.asarray([*observed, *rest])
+    lower, means = triangular_factor(factors(params)[:, order]), params.means[:, order]
+    return _Split(means[:, :n], means[:, n:], lower[:, :n, :n], lower[:, n:, :n], lower[:, n:, n:])
+
+
+def _given(log_weights: Array, s: _Split, values: Array) -> tuple[Array, Array]:
+    """Log-weights (K,) and means (K, D_rest) where the observed features have some values."""
+    gap = values[None, :] - s.mean_o
+    y = einsum("kde,ke->kd", lower_inverse(s.c_oo), gap)
+    posterior = jax.nn.log_softmax(log_weights + _log_density(gap, s.c_oo))
+    return posterior, s.mean_r + einsum("kro,ko->kr", s.c_ro, y)
+
+
+def _observed(params: GMMParams, features: Sequence[int] | int) -> tuple[int, ...]:
+    observed = validate.features(features, params.n_features)
+    if len(observed) == params.n_features:
         raise ValueError("features must leave at least one feature that is not observed")
-    lower = triangular_factor(factors(params)[:, np.asarray([*observed, *rest])])
-    means = params.means[:, np.asarray([*observed, *rest])]
-    return means[:, :n], means[:, n:], lower[:, :n, :n], lower[:, n:, :n], lower[:, n:, n:]
-
-
-def _given(
-    log_weights: Array, parts: tuple[Array, Array, Array, Array, Array], values: Array
-) -> _Conditional:
-    mean_o, mean_r, c_oo, c_ro, _ = parts
-    gap = values[None, :] - mean_o
-    y = einsum("kde,ke->kd", lower_inverse(c_oo), gap)
-    posterior = jax.nn.log_softmax(log_weights + _log_density(gap, c_oo))
-    return _Conditional(posterior, mean_r + einsum("kro,ko->kr", c_ro, y))
+    return observed
 
 
 def condition(params: GMMParams, features: Sequence[int] | int, values: ArrayLike) -> GMMParams:
@@ -166,34 +170,31 @@ def condition(params: GMMParams, features: Sequence[int] | int, values: ArrayLik
       Bishop (2006), equations 2.81 and 2.82.
     """
     check_gaussian(params, "condition")
-    observed = validate.features(features, params.n_features)
+    observed = _observed(params, features)
     v = validate.floating(values, "values", params.means.dtype)
     if v.shape != (len(observed),):
-        raise ValueError(
-            f"values must have shape ({len(observed)},), one for each of features; got shape {v.shape}. "
-            "Use jax.vmap for many"
-        )
+        wanted = f"({len(observed)},), one for each of features"
+        raise ValueError(f"values must have shape {wanted}; got shape {v.shape}. Use jax.vmap for many")
     validate.finite(v, "values", "A feature that was not observed is left out of features.")
     return _condition(params, v, observed)
 
 
 @functools.partial(jit, static_argnames="observed")
 def _condition(params: GMMParams, v: Array, observed: tuple[int, ...]) -> GMMParams:
-    parts = _split(params, observed)
-    found = _given(params.log_weights, parts, v)
-    return GMMParams(found.log_weights, found.means, parts[4], gaussian(full))
+    s = _split(params, observed)
+    return GMMParams(*_given(params.log_weights, s, v), s.c_rr, gaussian(full))
 
 
 @functools.partial(jit, static_argnames="observed")
 def _regress(params: GMMParams, x: Array, observed: tuple[int, ...]) -> Regression:
-    parts = _split(params, observed)
-    within = einsum("kde,kfe->kdf", parts[4], parts[4])
+    s = _split(params, observed)
+    within = einsum("kde,kfe->kdf", s.c_rr, s.c_rr)
 
     def block(b: Array) -> Regression:
-        found = jax.vmap(lambda v: _given(params.log_weights, parts, v))(b)
-        resp = jnp.exp(found.log_weights)
-        mean = einsum("nk,nkd->nd", resp, found.means)
-        gaps = found.means - mean[:, None, :]
+        log_weights, means = jax.vmap(lambda v: _given(params.log_weights, s, v))(b)
+        resp = jnp.exp(log_weights)
+        mean = einsum("nk,nkd->nd", resp, means)
+        gaps = means - mean[:, None, :]
         between = einsum("nkd,nke->nde", resp[:, :, None] * gaps, gaps)
         return Regression(mean, einsum("nk,kde->nde", resp, within) + between)
 
@@ -227,12 +228,10 @@ def regress(params: GMMParams, X_observed: ArrayLike, features: Sequence[int] | 
       Sung (2004), Gaussian Mixture Regression and Classification, equations 2.3 and 2.5.
     """
     check_gaussian(params, "regress")
-    observed = validate.features(features, params.n_features)
+    observed = _observed(params, features)
     x = validate.data(X_observed, name="X_observed")
     if x.shape[1] != len(observed):
-        raise ValueError(
-            f"X_observed must have a column for each of the {len(observed)} features; got shape {x.shape}"
-        )
+        raise ValueError(f"X_observed must have {len(observed)} columns, as features; got shape {x.shape}")
     return _regress(jax.tree.map(lambda a: jnp.asarray(a, x.dtype), params), x, observed)
 
 
@@ -240,9 +239,7 @@ def _log_products(p: GMMParams, q: GMMParams) -> Array:
     """(K_p, K_q) log ∫ N(x | μ_i, Σ_i) N(x | μ_j, Σ_j) dx = log N(μ_i | μ_j, Σ_i + Σ_j)."""
     a, b = factors(p), factors(q)
     shape = (a.shape[0], b.shape[0], *a.shape[1:])
-    both = jnp.concatenate(
-        [jnp.broadcast_to(a[:, None], shape), jnp.broadcast_to(b[None, :], shape)], axis=-1
-    )
+    both = jnp.concatenate([jnp.broadcast_to(t, shape) for t in (a[:, None], b[None, :])], axis=-1)
     return _log_density(p.means[:, None, :] - q.means[None, :, :], triangular_factor(both))
 
 
@@ -274,22 +271,19 @@ def _entropy_bounds(params: GMMParams) -> tuple[Array, Array]:
     on = params.log_weights > -jnp.inf
     overlap = jax.nn.logsumexp(params.log_weights[None, :] + _log_products(params, params), axis=1)
     lower = -jnp.where(on, params.weights * overlap, 0).sum()
-    shape = (params.n_components, params.n_features)
-    entropy = 0.5 * (
-        shape[1] * float(1 + np.log(2 * np.pi)) + params.covariance.log_det(params.scatter, shape)
-    )
+    log_det = params.covariance.log_det(params.scatter, (params.n_components, params.n_features))
+    entropy = 0.5 * (params.n_features * float(1 + np.log(2 * np.pi)) + log_det)
     upper = jnp.where(on, params.weights * (entropy - jnp.where(on, params.log_weights, 0)), 0).sum()
     return lower, upper
 
 
 def check_pair(p: GMMParams, q: GMMParams) -> tuple[GMMParams, GMMParams]:
     """Two mixtures of the same features, in one dtype."""
-    check_gaussian(p, "a distance of mixtures")
-    check_gaussian(q, "a distance of mixtures")
+    for mixture in (p, q):
+        check_gaussian(mixture, "a distance of mixtures")
     if p.n_features != q.n_features:
-        raise ValueError(
-            f"p and q must have the same features; got means of shapes {p.means.shape} and {q.means.shape}"
-        )
+        shapes = f"{p.means.shape} and {q.means.shape}"
+        raise ValueError(f"p and q must have the same features; got means of shapes {shapes}")
     dtype = jnp.promote_types(p.means.dtype, q.means.dtype)
     return jax.tree.map(lambda a: jnp.asarray(a, dtype), (p, q))
 
@@ -327,9 +321,10 @@ def l2_distance(p: GMMParams, q: GMMParams) -> Array:
 
 @jit
 def _l2_distance(p: GMMParams, q: GMMParams) -> Array:
-    terms = []
-    for a, b in ((p, p), (p, q), (q, q)):
-        terms.append(a.log_weights[:, None] + b.log_weights[None, :] + _log_products(a, b))
+    terms = [
+        a.log_weights[:, None] + b.log_weights[None, :] + _log_products(a, b)
+        for a, b in ((p, p), (p, q), (q, q))
+    ]
     top = lax.stop_gradient(jnp.stack([t.max() for t in terms]).max())
     pp, pq, qq = (jnp.exp(t - top).sum() for t in terms)
     return jnp.exp(0.5 * top) * safe_sqrt((pp - pq) + (qq - pq))

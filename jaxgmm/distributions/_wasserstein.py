@@ -19,9 +19,7 @@ def _solver() -> Any:
     try:
         import ot
     except ImportError:
-        raise ImportError(
-            "wasserstein needs the package POT for its transport plan: pip install 'jaxgmm[transport]'"
-        ) from None
+        raise ImportError("wasserstein needs the package POT: pip install 'jaxgmm[transport]'") from None
     return ot
 
 
@@ -40,24 +38,20 @@ def squared_bures(p: GMMParams, q: GMMParams) -> Array:
     return jnp.square(gap).sum(-1) + jnp.square(a[:, None] - turned).sum((-2, -1))
 
 
-def _plan(cost: Any, a: Any, b: Any) -> tuple[Any, Any, Any]:
-    """The optimal plan and its two prices, on the host and in float64."""
-    cost, a, b = (np.asarray(t, np.float64) for t in (cost, a, b))
-    if not all(np.isfinite(t).all() for t in (cost, a, b)):
-        return cost * np.nan, a * np.nan, b * np.nan
-    plan, log = _solver().emd(a / a.sum(), b / b.sum(), cost, log=True)
-    return plan, log["u"], log["v"]
-
-
 def _transport(cost: Array, a: Array, b: Array) -> tuple[Array, Array, Array]:
-    dtype = cost.dtype
-    shapes = tuple(jax.ShapeDtypeStruct(t.shape, dtype) for t in (cost, a, b))
+    """The optimal plan and its two prices, on the host and in float64."""
+    arrays = lax.stop_gradient((cost, a, b))
 
-    def host(*arguments: Any) -> tuple[Any, ...]:
-        return tuple(np.asarray(t, dtype) for t in _plan(*arguments))
+    def host(*given: Any) -> list[Any]:
+        cost, a, b = (np.asarray(t, np.float64) for t in given)
+        found = [cost * np.nan, a * np.nan, b * np.nan]
+        if all(np.isfinite(t).all() for t in (cost, a, b)):
+            plan, log = _solver().emd(a / a.sum(), b / b.sum(), cost, log=True)
+            found = [plan, log["u"], log["v"]]
+        return [t.astype(given[0].dtype) for t in found]
 
-    stopped = lax.stop_gradient((cost, a, b))
-    return jax.pure_callback(host, shapes, *stopped, vmap_method="sequential")
+    shapes = [jax.ShapeDtypeStruct(t.shape, t.dtype) for t in arrays]
+    return tuple(jax.pure_callback(host, shapes, *arrays, vmap_method="sequential"))
 
 
 @jax.custom_jvp

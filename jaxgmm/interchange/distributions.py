@@ -15,12 +15,13 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxgmm.components.covariance.base import Covariance
 from jaxgmm.components.covariance.diagonal import diag
 from jaxgmm.components.covariance.full import full
 from jaxgmm.components.gaussian import gaussian
 from jaxgmm.density import check_gaussian
+from jaxgmm.distributions._operations import factors as factors_of
 from jaxgmm.kernels.linalg import triangular_factor
+from jaxgmm.kernels.programs import jit
 from jaxgmm.mixture import GMMParams
 
 
@@ -45,13 +46,14 @@ def to_numpyro(params: GMMParams) -> Any:
       >>> to_numpyro(params).mean.tolist()
       [2.0]
     """
-    dist = _import("numpyro.distributions", "NumPyro", "pip install 'jaxgmm[numpyro]'")
-    logits, means, factors = _parts(params)
-    if factors.ndim == 2:
-        component = dist.Normal(means, factors).to_event(1)
-    else:
-        component = dist.MultivariateNormal(means, scale_tril=factors)
-    return dist.MixtureSameFamily(dist.Categorical(logits=logits), component)
+    dist = _numpyro()
+
+    def triangular(means: Array, factors: Array) -> Any:
+        return dist.MultivariateNormal(means, scale_tril=factors)
+
+    return _sent(
+        params, dist, triangular, lambda means, deviations: dist.Normal(means, deviations).to_event(1)
+    )
 
 
 def from_numpyro(distribution: Any) -> GMMParams:
@@ -73,16 +75,18 @@ def from_numpyro(distribution: Any) -> GMMParams:
       >>> from_numpyro(to_numpyro(params))
       GMMParams(full, K = 2, D = 1, float32)
     """
-    dist = _import("numpyro.distributions", "NumPyro", "pip install 'jaxgmm[numpyro]'")
-    mixing: Any = getattr(distribution, "mixing_distribution", None)
-    component: Any = getattr(distribution, "component_distribution", None)
-    if not isinstance(distribution, dist.MixtureSameFamily) or not hasattr(mixing, "logits"):
-        raise _unknown("from_numpyro", "numpyro.distributions.MixtureSameFamily", distribution)
+    dist = _numpyro()
+    mixing, component = _taken(
+        "from_numpyro", distribution, dist, "mixing_distribution", "component_distribution"
+    )
     if isinstance(component, dist.MultivariateNormal):
         return _mixture(mixing.logits, component.loc, component.scale_tril, component.batch_shape)
     inner = component.base_dist if isinstance(component, dist.Independent) else component
     if isinstance(inner, dist.Normal) and len(component.event_shape) <= 1:
-        return _mixture(mixing.logits, inner.loc, inner.scale, component.batch_shape, inner.shape())
+        # One feature may have no axis.
+        batch, shape = component.batch_shape, inner.shape()
+        loc, scale = (jnp.broadcast_to(a, shape).reshape(*batch, -1) for a in (inner.loc, inner.scale))
+        return _mixture(mixing.logits, loc, scale, batch)
     raise _unknown("from_numpyro", "components that are MultivariateNormal or Normal", component)
 
 
@@ -108,12 +112,7 @@ def to_tfp(params: GMMParams) -> Any:
       [2.0]
     """
     dist = _tfp()
-    logits, means, factors = _parts(params)
-    if factors.ndim == 2:
-        component = dist.MultivariateNormalDiag(means, factors)
-    else:
-        component = dist.MultivariateNormalTriL(means, factors)
-    return dist.MixtureSameFamily(dist.Categorical(logits=logits), component)
+    return _sent(params, dist, dist.MultivariateNormalTriL, dist.MultivariateNormalDiag)
 
 
 def from_tfp(distribution: Any) -> GMMParams:
@@ -136,10 +135,7 @@ def from_tfp(distribution: Any) -> GMMParams:
       GMMParams(full, K = 2, D = 1, float32)
     """
     dist = _tfp()
-    mixing: Any = getattr(distribution, "mixture_distribution", None)
-    component: Any = getattr(distribution, "components_distribution", None)
-    if not isinstance(distribution, dist.MixtureSameFamily) or not isinstance(mixing, dist.Categorical):
-        raise _unknown("from_tfp", "a MixtureSameFamily of TensorFlow Probability on JAX", distribution)
+    mixing, component = _taken("from_tfp", distribution, dist)
     logits = mixing.logits_parameter()
     if isinstance(component, dist.MultivariateNormalDiag):
         return _mixture(logits, component.mean(), component.stddev(), component.batch_shape)
@@ -169,13 +165,8 @@ def to_distrax(params: GMMParams) -> Any:
       >>> to_distrax(params).mean().tolist()  # doctest: +SKIP
       [2.0]
     """
-    dist = _import("distrax", "distrax", "pip install distrax")
-    logits, means, factors = _parts(params)
-    if factors.ndim == 2:
-        component = dist.MultivariateNormalDiag(means, factors)
-    else:
-        component = dist.MultivariateNormalTri(means, factors)
-    return dist.MixtureSameFamily(dist.Categorical(logits=logits), component)
+    dist = _distrax()
+    return _sent(params, dist, dist.MultivariateNormalTri, dist.MultivariateNormalDiag)
 
 
 def from_distrax(distribution: Any) -> GMMParams:
@@ -197,11 +188,8 @@ def from_distrax(distribution: Any) -> GMMParams:
       >>> from_distrax(to_distrax(params))  # doctest: +SKIP
       GMMParams(full, K = 2, D = 1, float32)
     """
-    dist = _import("distrax", "distrax", "pip install distrax")
-    mixing: Any = getattr(distribution, "mixture_distribution", None)
-    component: Any = getattr(distribution, "components_distribution", None)
-    if not isinstance(distribution, dist.MixtureSameFamily) or not isinstance(mixing, dist.Categorical):
-        raise _unknown("from_distrax", "a distrax.MixtureSameFamily", distribution)
+    dist = _distrax()
+    mixing, component = _taken("from_distrax", distribution, dist)
     if isinstance(component, dist.MultivariateNormalDiag):
         return _mixture(mixing.logits, component.loc, component.scale_diag, component.batch_shape)
     if isinstance(component, dist.MultivariateNormalTri) and component.is_lower:
@@ -218,48 +206,73 @@ def _import(module: str, name: str, how: str) -> Any:
         raise ImportError(f"{name} does not work beside JAX {jax.__version__} ({error}); {how}") from error
 
 
+def _numpyro() -> Any:
+    return _import("numpyro.distributions", "NumPyro", "pip install 'jaxgmm[numpyro]'")
+
+
 def _tfp() -> Any:
     how = "pip install tfp-nightly, where the newest release does not work beside this JAX"
     return _import("tensorflow_probability.substrates.jax", "TensorFlow Probability", how).distributions
+
+
+def _distrax() -> Any:
+    return _import("distrax", "distrax", "pip install distrax")
 
 
 def _unknown(function: str, wanted: str, got: Any) -> TypeError:
     return TypeError(f"{function} takes {wanted}; got {type(got).__name__}")
 
 
+def _sent(params: GMMParams, dist: Any, triangular: Any, independent: Any) -> Any:
+    """The mixture in a library, of its distribution by means and factors, and of that by deviations."""
+    check_gaussian(params, "a distribution of another library")
+    logits, means, factors = _parts(params)
+    component = (independent if factors.ndim == 2 else triangular)(means, factors)
+    return dist.MixtureSameFamily(dist.Categorical(logits=logits), component)
+
+
+def _taken(
+    function: str, distribution: Any, dist: Any, mixing: str = "mixture_distribution",
+    components: str = "components_distribution",
+) -> tuple[Any, Any]:  # fmt: skip
+    """The two parts of a library's mixture, by the names of the attributes that hold them."""
+    found = getattr(distribution, mixing, None)
+    if not isinstance(distribution, dist.MixtureSameFamily) or not hasattr(found, "logits"):
+        raise _unknown(function, f"{dist.__name__}.MixtureSameFamily", distribution)
+    return found, getattr(distribution, components)
+
+
+@jit
 def _parts(params: GMMParams) -> tuple[Array, Array, Array]:
     """Logits (K,), means (K, D), and lower factors (K, D, D) or standard deviations (K, D)."""
-    check_gaussian(params, "a distribution of another library")
     logits = jnp.maximum(params.log_weights, jnp.finfo(params.log_weights.dtype).min)
     k, d = params.n_components, params.n_features
     # Without correlations the features' quadratic form needs squares alone.
     if params.covariance.second_moment in ("diagonal", "trace"):
         return logits, params.means, jnp.sqrt(params.covariance.diagonal(params.scatter, (k, d)))
-    if params.covariance == full:
-        return logits, params.means, jnp.tril(params.scatter)
-    eye = jnp.broadcast_to(jnp.eye(d, dtype=params.means.dtype), (k, d, d))
-    return logits, params.means, triangular_factor(params.covariance.colour(params.scatter, eye))
+    return logits, params.means, factors_of(params)
 
 
-def _mixture(logits: Any, means: Any, factors: Any, batch: tuple[int, ...], event: Any = None) -> GMMParams:
+def _mixture(logits: Any, means: Any, factors: Any, batch: tuple[int, ...]) -> GMMParams:
     """The mixture of K components whose own batch shape must be (K,)."""
-    means, factors = jnp.asarray(means), jnp.asarray(factors)
-    dtype = jnp.result_type(means, factors)
-    if not jnp.issubdtype(dtype, jnp.floating) or dtype.itemsize < 4:
-        dtype = jnp.dtype(jnp.float32)
-    if event is not None:
-        means, factors = jnp.broadcast_to(means, event), jnp.broadcast_to(factors, event)
-        if len(event) == 1:  # one feature, and no axis for it
-            means, factors = means[:, None], factors[:, None]
-    logits = jnp.asarray(logits, dtype)
-    k, d = (*batch, 0)[0], means.shape[-1]
-    if len(batch) != 1 or logits.shape != (k,):
+    dtype = jnp.promote_types(jnp.result_type(means, factors), jnp.float32)
+    logits, means, factors = (jnp.asarray(a, dtype) for a in (logits, means, factors))
+    if len(batch) != 1 or logits.shape != batch:
         raise ValueError(
             f"distribution must be one mixture, its components' batch_shape (n_components,); got {batch} "
             f"and logits of shape {logits.shape}. Use jax.vmap for a batch"
         )
-    structure: Covariance = diag if factors.ndim == means.ndim else full
-    factors = jnp.broadcast_to(factors, (k, d) if structure == diag else (k, d, d)).astype(dtype)
-    off = logits <= jnp.finfo(dtype).min / 2
-    log_weights = jnp.where(off, -jnp.inf, jax.nn.log_softmax(logits))
-    return GMMParams(log_weights, jnp.broadcast_to(means, (k, d)).astype(dtype), factors, gaussian(structure))
+    return _built(logits, means, factors)
+
+
+@jit
+def _built(logits: Array, means: Array, factors: Array) -> GMMParams:
+    shape = k, d = *logits.shape, means.shape[-1]
+    independent = factors.ndim == means.ndim
+    off = logits <= jnp.finfo(logits.dtype).min / 2
+    return GMMParams(
+        jnp.where(off, -jnp.inf, jax.nn.log_softmax(logits)),
+        jnp.broadcast_to(means, shape),
+        jnp.broadcast_to(factors, shape if independent else (k, d, d)),
+        gaussian(diag if independent else full),
+    )

@@ -51,24 +51,18 @@ def from_sklearn(estimator: Any) -> GMMParams:
         return estimator.to_params()
     name = getattr(estimator, "covariance_type", None)
     if not hasattr(estimator, "fit") or not isinstance(name, str) or name not in _TYPES:
-        raise TypeError(
-            "from_sklearn takes a fitted sklearn.mixture.GaussianMixture or BayesianGaussianMixture; got "
-            f"{type(estimator).__name__}"
-        )
+        wanted = "a fitted sklearn.mixture.GaussianMixture or BayesianGaussianMixture"
+        raise TypeError(f"from_sklearn takes {wanted}; got {type(estimator).__name__}")
     if not hasattr(estimator, "precisions_cholesky_"):
         raise ValueError(f"this {type(estimator).__name__} is not fitted; call its fit first")
-    weights, means, factors = (
-        np.asarray(getattr(estimator, attribute), np.float64)
-        for attribute in ("weights_", "means_", "precisions_cholesky_")
-    )
+    attributes = (estimator.weights_, estimator.means_, estimator.precisions_cholesky_)
+    weights, means, factors = (np.asarray(a, np.float64) for a in attributes)
     model = get_model(name)
     k, d = means.shape
     shape = model.covariance.covariance_shape(k, d)
     if weights.shape != (k,) or factors.shape != shape:
-        raise ValueError(
-            f"weights_ must have shape {(k,)} and precisions_cholesky_ {shape} for means_ {means.shape}; got "
-            f"{weights.shape} and {factors.shape}"
-        )
+        said = f"must have shape {(k,)} and precisions_cholesky_ {shape} for means_ {means.shape}"
+        raise ValueError(f"weights_ {said}; got {weights.shape} and {factors.shape}")
     scale = scale_from_cholesky(model, factors)
     dtype = np.float64 if jax.config.read("jax_enable_x64") else np.float32
     params = to_device(log(weights / weights.sum()), means, scale, model, dtype)
@@ -116,11 +110,8 @@ def to_sklearn(params: GMMParams) -> GaussianMixture:
     mixture = GaussianMixture(params.n_components, covariance_type=model.name)
     weights = np.exp(host(params.log_weights))
     mixture.weights_, mixture.means_ = weights / weights.sum(), host(params.means)
-    if known:
-        shapes = shapes_of(model, host(params.scale))
-    else:
-        # shapes_of wants a structure's own arrays, and those of "full" are lower factors.
-        shapes = shapes_of(FULL, lower_factors(params))
+    # shapes_of wants a structure's own arrays, and those of "full" are lower factors.
+    shapes = shapes_of(model, host(params.scale) if known else lower_factors(params))
     mixture.covariances_, mixture.precisions_, mixture.precisions_cholesky_ = shapes
     mixture.converged_, mixture.n_iter_ = True, 0
     mixture.lower_bound_, mixture.lower_bounds_ = -np.inf, []

@@ -51,44 +51,42 @@ def from_mclust(parameters: Mapping[str, Any], model_name: str | None = None) ->
     if isinstance(parameters, Mapping) and isinstance(parameters.get("parameters"), Mapping):
         model_name = model_name or parameters.get("modelName")
         parameters = parameters["parameters"]
-    if not isinstance(parameters, Mapping) or not isinstance(parameters.get("variance"), Mapping):
-        raise TypeError(
-            "parameters must be a mapping with pro, mean and variance, the last a mapping itself; got "
-            f"{list(parameters) if isinstance(parameters, Mapping) else type(parameters).__name__}"
-        )
+    variance = parameters.get("variance") if isinstance(parameters, Mapping) else None
+    if not isinstance(variance, Mapping):
+        got = list(parameters) if isinstance(parameters, Mapping) else type(parameters).__name__
+        raise TypeError(f"parameters must be a mapping with pro, mean and variance, a mapping too; got {got}")
     if parameters.get("Vinv") is not None:
         raise ValueError("parameters have a noise component (Vinv), which a Gaussian mixture cannot hold")
-    variance = parameters["variance"]
-    name = _single(model_name if model_name is not None else variance.get("modelName"))
+    name = variance.get("modelName") if model_name is None else model_name
+    if isinstance(name, list | tuple) and len(name) == 1:
+        name = name[0]
     if not isinstance(name, str):
         raise ValueError("model_name must be given: variance has no modelName")
     structure = get_covariance(_ONE.get(name, name))
-    mean = np.asarray(_part(parameters, "mean"), np.float64)
+    mean = _part(parameters, "mean")
     if mean.ndim == 1:  # of one feature, or of one component
         mean = mean[:, None] if "sigma" in variance else mean[None, :]
     if mean.ndim != 2:
         raise ValueError(f"mean must have shape (n_features, n_components); got {mean.shape}")
     d, g = mean.shape
-    pro = parameters.get("pro")
-    pro = np.full(g, 1 / g) if pro is None else np.atleast_1d(np.asarray(pro, np.float64))
+    pro = np.full(g, 1 / g) if parameters.get("pro") is None else np.atleast_1d(_part(parameters, "pro"))
     if pro.shape != (g,):
         raise ValueError(
             f"pro must have shape ({g},), one for each column of mean {mean.shape}; got {pro.shape}. "
             "A longer one has a noise component, which a Gaussian mixture cannot hold"
         )
     if "sigma" in variance:
-        sigma = np.asarray(variance["sigma"], np.float64)
+        sigma = _part(variance, "sigma")
         if sigma.size == d * d:
             sigma = np.broadcast_to(sigma.reshape(d, d, 1), (d, d, g))
         if sigma.shape != (d, d, g):
             raise ValueError(f"sigma must have shape {(d, d, g)} for mean {mean.shape}; got {sigma.shape}")
     else:
-        square = np.atleast_1d(np.asarray(_part(variance, "sigmasq"), np.float64))
+        square = np.atleast_1d(_part(variance, "sigmasq"))
         if square.shape not in ((1,), (g,)):
             raise ValueError(f"sigmasq must be one number or have shape ({g},); got {square.shape}")
         sigma = np.eye(d)[:, :, None] * np.broadcast_to(square, (g,))
-    covariances = _given(structure, np.moveaxis(sigma, 2, 0))
-    return make_params(pro / pro.sum(), mean.T, covariances, structure)
+    return make_params(pro / pro.sum(), mean.T, _given(structure, np.moveaxis(sigma, 2, 0)), structure)
 
 
 def to_mclust(params: GMMParams) -> dict[str, Any]:
@@ -139,11 +137,12 @@ def to_mclust(params: GMMParams) -> dict[str, Any]:
 
 def _details(name: str, covariances: Host) -> dict[str, Any]:
     """What mclust's functions read beside sigma, of covariances (G, D, D)."""
-    volume, shape, orientation = name[0], name[1], name[2]
+    volume, shape, orientation = list(name)
+    upper = np.swapaxes(np.linalg.cholesky(covariances), 1, 2)
     if name == "VVV":
-        return {"cholsigma": np.moveaxis(_upper(covariances), 0, 2)}
+        return {"cholsigma": np.moveaxis(upper, 0, 2)}
     if name == "EEE":
-        return {"Sigma": covariances[0], "cholSigma": _upper(covariances)[0]}
+        return {"Sigma": covariances[0], "cholSigma": upper[0]}
     d = covariances.shape[1]
     sizes = np.exp(np.linalg.slogdet(covariances)[1] / d)  # (G,)
     said: dict[str, Any] = {"scale": sizes if volume == "V" else sizes[0]}
@@ -171,32 +170,18 @@ def _axes(matrices: Host) -> Host:
     return axes
 
 
-def _upper(covariances: Host) -> Host:
-    factors: Host = np.swapaxes(np.linalg.cholesky(covariances), 1, 2)
-    return factors
-
-
 def _given(structure: Covariance, covariances: Host) -> Host:
     """Dense covariances (K, D, D) in the shape that the structure takes."""
     variances = np.einsum("kdd->kd", covariances)
     # Told apart by a shape whose K and D differ, for those of the data may not.
-    kept: dict[tuple[int, ...], Host] = {
-        (2, 3, 3): covariances,
-        (3, 3): covariances[0],
-        (2, 3): variances,
-        (3,): variances[0],
-        (2,): variances.mean(1),
-        (): variances.mean(),
-    }
+    kept = {
+        (2, 3, 3): covariances, (3, 3): covariances[0], (2, 3): variances, (3,): variances[0],
+        (2,): variances.mean(1), (): variances.mean(),
+    }  # fmt: skip
     return kept[structure.covariance_shape(2, 3)]
 
 
-def _single(value: Any) -> Any:
-    """A value out of the list of one that R's JSON makes of it."""
-    return value[0] if isinstance(value, list | tuple) and len(value) == 1 else value
-
-
-def _part(mapping: Mapping[str, Any], name: str) -> Any:
+def _part(mapping: Mapping[str, Any], name: str) -> Host:
     if mapping.get(name) is None:
         raise ValueError(f"parameters must have {name}; got {', '.join(map(str, mapping))}")
-    return mapping[name]
+    return np.asarray(mapping[name], np.float64)

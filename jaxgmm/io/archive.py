@@ -24,6 +24,8 @@ FORMAT_VERSION = 1
 _MAX_MEMBERS = 64
 _MAX_HEADER = 512
 _KINDS = ("<f4", "<f8", "<i8", "|b1", "<U")
+# What zipfile raises of bytes that are no archive.
+_DAMAGED = (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, OSError, struct.error)
 # The header that numpy writes, and no other.
 _HEADER = re.compile(
     r"\{'descr': '([<|][a-zA-Z])(\d{1,9})', 'fortran_order': False, "
@@ -68,17 +70,9 @@ def read_arrays(
             return _members(stream, os.fstat(stream.fileno()).st_size, accept, what)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
-        except (
-            zipfile.BadZipFile,
-            EOFError,
-            NotImplementedError,
-            RuntimeError,
-            OSError,
-            struct.error,
-        ) as error:
-            raise ValueError(
-                f"{name}: damaged, or not a jaxgmm {what}: {error or type(error).__name__}"
-            ) from None
+        except _DAMAGED as error:
+            said = error or type(error).__name__
+            raise ValueError(f"{name}: damaged, or not a jaxgmm {what}: {said}") from None
 
 
 def _members(
@@ -91,7 +85,7 @@ def _members(
             raise ValueError(f"not a jaxgmm {what}: too many members, or one name twice")
         if any(info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1 for info in infos):
             raise ValueError(
-                f"not a jaxgmm {what}: its members are compressed or encrypted; jaxgmm stores them plain"
+                f"not a jaxgmm {what}: its members are compressed or encrypted, not stored plain"
             )
         if sum(info.file_size for info in infos) > size:
             raise ValueError("damaged: its directory claims more than the file holds")
@@ -126,9 +120,7 @@ def _array(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Array:
     shape = tuple(int(axis) for axis in header[3].replace(",", " ").split())
     itemsize = int(header[2]) * (4 if kind == "<U" else 1)
     if len(shape) > 32 or itemsize == 0 or math.prod(shape) * itemsize != len(content) - start:
-        raise ValueError(
-            f"damaged: {info.filename} holds {len(content) - start} bytes, not its shape {shape}"
-        )
+        raise ValueError(f"damaged: {info.filename} holds {len(content) - start} bytes, not {shape}")
     if kind == "<U" and (np.frombuffer(content, "<u4", offset=start) > 0x10FFFF).any():
         raise ValueError(f"damaged: {info.filename} holds text that is not Unicode")
     return np.frombuffer(content, header[1] + header[2], offset=start).reshape(shape)

@@ -17,6 +17,7 @@ member              shape    what it holds
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -31,9 +32,11 @@ from jaxgmm.components.registry import get_component, get_model
 from jaxgmm.components.weights import Model, split_name
 from jaxgmm.io.archive import read_arrays, write_arrays
 from jaxgmm.io.atomic import atomic_write
+from jaxgmm.kernels.programs import jit
 from jaxgmm.mixture import GMMParams
 
 Array = np.ndarray[Any, Any]
+Record = Covariance | Component | Model
 
 _FLOATS = ("<f4", "<f8")
 _REQUIRED = {"model", "custom_model", "log_weights", "means"}
@@ -44,7 +47,7 @@ def save(
     params: GMMParams,
     *,
     columns: Sequence[str] | None = None,
-    covariance_type: Covariance | Component | Model | None = None,
+    covariance_type: Record | None = None,
 ) -> None:
     """Write one mixture to ``path``, whole or not at all.
 
@@ -84,9 +87,8 @@ def save(
             f"save: params must be one mixture, got leading batch axes {log_weights.shape[:-1]}; "
             "take one out with jax.tree.map(lambda a: a[i], params)"
         )
-    problem = _problem(log_weights, means, leaves, jax.tree.structure(params.scale), params.model)
-    if problem is None and columns is not None:
-        problem = _column_problem(list(columns), means.shape[1])
+    names = None if columns is None else list(columns)
+    problem = _problem(log_weights, means, leaves, names, params.model, jax.tree.structure(params.scale))
     if problem is not None:
         raise ValueError(f"save: {problem}")
 
@@ -96,16 +98,13 @@ def save(
         "log_weights": log_weights,
         "means": means,
         **{f"scale_{i}": leaf for i, leaf in enumerate(leaves)},
+        **({} if names is None else {"columns": np.asarray(names, np.str_)}),
     }
-    if columns is not None:
-        members["columns"] = np.asarray(list(columns), np.str_)
     with atomic_write(path) as stream:
         write_arrays(stream, members)
 
 
-def load(
-    path: str | os.PathLike[str], covariance_type: Covariance | Component | Model | None = None
-) -> GMMParams:
+def load(path: str | os.PathLike[str], covariance_type: Record | None = None) -> GMMParams:
     """Read a mixture that `save` wrote.
 
     Names, sizes, dtypes and shapes are checked before anything is read, and the parameters themselves after;
@@ -155,16 +154,14 @@ def load_columns(path: str | os.PathLike[str]) -> tuple[str, ...] | None:
       ('height', 'weight')
     """
     members = read_arrays(path, _accept)
-    if "columns" not in members:
-        return None
     try:
-        columns = _text(members, "columns", 1).tolist()
-        problem = _column_problem(columns, members["means"].shape[-1] if members["means"].ndim else 0)
-        if problem is not None:
+        names = _names(members)
+        n_features = members["means"].shape[-1] if members["means"].ndim else 0
+        if names is not None and (problem := _column_problem(names, n_features)) is not None:
             raise ValueError(problem)
     except ValueError as error:
         raise ValueError(f"{os.fspath(path)}: {error}") from None
-    return tuple(columns)
+    return None if names is None else tuple(names)
 
 
 def _accept(names: set[str]) -> str | None:
@@ -176,7 +173,7 @@ def _accept(names: set[str]) -> str | None:
     return f"members missing: {sorted(_REQUIRED - names)}, unknown: {sorted(names - allowed)[:8]}"
 
 
-def _is_custom(own: Model, given: Covariance | Component | Model | None) -> bool:
+def _is_custom(own: Model, given: Record | None) -> bool:
     """Whether ``own`` is outside the table; raises unless the caller has confirmed it by passing it again."""
     try:
         if get_model(own.name) == own:
@@ -184,56 +181,36 @@ def _is_custom(own: Model, given: Covariance | Component | Model | None) -> bool
     except ValueError:
         pass
     if given is None:
-        raise ValueError(
-            f"save: {own.name!r} is not in jaxgmm's table, and a file cannot hold "
-            "its functions; pass covariance_type=<the record> to save, and again to load"
-        )
+        said = "a file holds no functions; pass covariance_type=<the record> to save, and again to load"
+        raise ValueError(f"save: {own.name!r} is not in jaxgmm's table, and {said}")
     confirmed = _with_weights(given, own)
     if confirmed != own:
-        raise ValueError(
-            f"save: covariance_type= is {confirmed.name!r}, another record than that of params, {own.name!r}"
-        )
+        said = f"{confirmed.name!r}, another record than that of params, {own.name!r}"
+        raise ValueError(f"save: covariance_type= is {said}")
     return True
 
 
 def _problem(
-    log_weights: Array,
-    means: Array,
-    leaves: list[Array],
-    structure: Any,
-    model: Model,
-) -> str | None:
+    log_weights: Array, means: Array, leaves: list[Array], names: list[Any] | None, model: Model,
+    structure: Any = None,
+) -> str | None:  # fmt: skip
     """What keeps these arrays from being one mixture of ``model``; None where nothing does."""
     if means.ndim != 2 or 0 in means.shape:
         return f"means must have shape (K, D), got {means.shape}"
-    n_components, n_features = means.shape
-    if log_weights.shape != (n_components,):
-        return (
-            f"log_weights must have shape {means.shape[:1]}, as means {means.shape}, got {log_weights.shape}"
-        )
-    for name, array in [
-        ("log_weights", log_weights),
-        ("means", means),
-        *(("scale", leaf) for leaf in leaves),
-    ]:
+    shape = k, d = means.shape
+    if log_weights.shape != (k,):
+        return f"log_weights must have shape ({k},), as means {shape}, got {log_weights.shape}"
+    for name, array in [("log_weights", log_weights), ("means", means), *(("scale", a) for a in leaves)]:
         if array.dtype.newbyteorder("<").str not in _FLOATS:
             return f"{name} must be float32 or float64, got {array.dtype}"
         if array.dtype != means.dtype:
             return f"{name} must have the dtype of means, {means.dtype}, got {array.dtype}"
     template = _template(model, means)
-    wanted, got = [leaf.shape for leaf in jax.tree.leaves(template)], [leaf.shape for leaf in leaves]
-    if structure is not None and structure != jax.tree.structure(template):
-        return f"the scale of {model.name!r} must be {jax.tree.structure(template)}, got {structure}"
-    if wanted != got:
-        return (
-            f"the scale of {model.name!r} must have shapes {wanted} "
-            f"for {n_components} components in {n_features} dimensions, got {got}"
-        )
-    if (
-        np.isnan(log_weights).any()
-        or not np.isfinite(means).all()
-        or not all(np.isfinite(a).all() for a in leaves)
-    ):
+    wanted, got = ([a.shape for a in arrays] for arrays in (jax.tree.leaves(template), leaves))
+    if wanted != got or (structure is not None and structure != jax.tree.structure(template)):
+        said = f"must have shapes {wanted} for {k} components in {d} dimensions, got {got}"
+        return f"the scale of {model.name!r} {said}"
+    if np.isnan(log_weights).any() or not all(np.isfinite(a).all() for a in (means, *leaves)):
         return "the parameters are not finite"
     with np.errstate(over="ignore"):
         total = np.exp(log_weights.astype(np.float64)).sum()
@@ -242,12 +219,15 @@ def _problem(
     triangular = model.component.name in ("full", "tied", "VEE", "EVV")
     if triangular and any(np.triu(leaf, 1).any() for leaf in leaves):
         return f"the scale of {model.name!r} must be lower triangular"
-    scale = jax.tree.unflatten(jax.tree.structure(template), [jnp.asarray(leaf) for leaf in leaves])
-    scatter = model.component.scatter(model.component, scale)
-    log_det = model.covariance.log_det(scatter, (n_components, n_features))
-    if not np.isfinite(np.asarray(log_det)).all():
+    scale = jax.tree.unflatten(jax.tree.structure(template), leaves)
+    if not np.isfinite(_log_det(scale, model, shape)).all():
         return "the covariances are not positive definite"
-    return None
+    return None if names is None else _column_problem(names, d)
+
+
+@functools.partial(jit, static_argnames=("model", "shape"))
+def _log_det(scale: Any, model: Model, shape: tuple[int, int]) -> jax.Array:
+    return model.covariance.log_det(model.component.scatter(model.component, scale), shape)
 
 
 def _template(model: Model, means: Array) -> Any:
@@ -256,7 +236,7 @@ def _template(model: Model, means: Array) -> Any:
     return jax.eval_shape(lambda variances: c.start(c, variances), like)
 
 
-def _with_weights(record: Covariance | Component | Model, own: Model) -> Model:
+def _with_weights(record: Record, own: Model) -> Model:
     """The model of a record that was passed, with the weights of `own` where it does not say."""
     return record if isinstance(record, Model) else get_model(record)._replace(weights=own.weights)
 
@@ -280,7 +260,11 @@ def _text(members: dict[str, Array], name: str, ndim: int) -> Array:
     return array
 
 
-def _build(members: dict[str, Array], given: Covariance | Component | Model | None) -> GMMParams:
+def _names(members: dict[str, Array]) -> list[str] | None:
+    return _text(members, "columns", 1).tolist() if "columns" in members else None
+
+
+def _build(members: dict[str, Array], given: Record | None) -> GMMParams:
     """The mixture in ``members``; ValueError, without the file's name, where they are not one."""
     name, custom = str(_text(members, "model", 0)), members["custom_model"]
     if custom.dtype != np.bool_ or custom.shape != ():
@@ -294,28 +278,17 @@ def _build(members: dict[str, Array], given: Covariance | Component | Model | No
     if record.name != name:
         raise ValueError(f"its covariance structure is {name!r}, not the {record.name!r} that was passed")
     leaves = [members[f"scale_{i}"] for i in range(sum(stem.startswith("scale_") for stem in members))]
-    if members["means"].dtype.kind != "f":
-        raise ValueError(f"damaged: means must be floating point, got {members['means'].dtype}")
-    dtype = jax.dtypes.canonicalize_dtype(members["means"].dtype)
-    narrowed = dtype != members["means"].dtype
     log_weights, means = members["log_weights"], members["means"]
-    if narrowed and log_weights.dtype == means.dtype and all(leaf.dtype == means.dtype for leaf in leaves):
+    if means.dtype.kind != "f":
+        raise ValueError(f"damaged: means must be floating point, got {means.dtype}")
+    dtype = jax.dtypes.canonicalize_dtype(means.dtype)
+    narrowed = dtype != means.dtype
+    if narrowed and all(a.dtype == means.dtype for a in (log_weights, *leaves)):
         with np.errstate(over="ignore"):
             log_weights, means, *leaves = (a.astype(dtype) for a in (log_weights, means, *leaves))
-    problem = _problem(log_weights, means, leaves, None, record)
+    problem = _problem(log_weights, means, leaves, _names(members), record)
     if problem is not None:
         hint = " (in float32; the file is float64: set jax_enable_x64)" if narrowed else ""
         raise ValueError(f"not a valid mixture: {problem}{hint}")
-    if "columns" in members:
-        problem = _column_problem(_text(members, "columns", 1).tolist(), means.shape[1])
-        if problem is not None:
-            raise ValueError(f"damaged: {problem}")
-    structure = jax.tree.structure(_template(record, means))
-    scale = jax.tree.unflatten(structure, [jnp.asarray(leaf) for leaf in leaves])
-    return GMMParams(
-        log_weights=jnp.asarray(log_weights),
-        means=jnp.asarray(means),
-        scale=scale,
-        component=record.component,
-        weights_rule=record.weights,
-    )
+    scale = jax.tree.unflatten(jax.tree.structure(_template(record, means)), map(jnp.asarray, leaves))
+    return GMMParams(jnp.asarray(log_weights), jnp.asarray(means), scale, *record)

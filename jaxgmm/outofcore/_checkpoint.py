@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -36,15 +35,14 @@ class Near(NamedTuple):
     values: np.ndarray  # float64
     unit: float = 0.0  # what they are small against, where they are small
 
-    @staticmethod
-    def relative(values: Any) -> Near:
-        """Small against the largest of them."""
-        a = np.asarray(values, np.float64)
-        return Near(a, float(np.abs(a).max(initial=0, where=np.isfinite(a))))
+
+def _relative(values: Any) -> Near:
+    """Small against the largest of them."""
+    a = np.asarray(values, np.float64)
+    return Near(a, float(np.abs(a).max(initial=0, where=np.isfinite(a))))
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
+class Settings(NamedTuple):
     """What must be the same for a fit to be taken up again.
 
     Attributes:
@@ -82,7 +80,7 @@ def settings(
       history_size: of the state.
       source: what describes the data: text, numbers, and lists and dicts of these.
     """
-    tol, max_iter, reg_covar, accelerate = numbers
+    tol, max_iter, reg_covar, accelerate = (a.item() for a in numbers)
     widths = np.sqrt(np.asarray(f.variance, np.float64))
 
     def placed(means: Any) -> Near:
@@ -96,24 +94,25 @@ def settings(
         "starting means, in widths of the data": placed(params.means),
     }
     for i, leaf in enumerate(jax.tree.leaves(params.scale)):
-        near[f"starting scale, array {i}"] = Near.relative(leaf)
+        near[f"starting scale, array {i}"] = _relative(leaf)
     parts = {} if prior is None else {n: a for n, a in vars(prior).items() if a is not None}
     for name, value in parts.items():
-        near[f"prior.{name}"] = placed(value) if name == "mean" else Near.relative(value)
+        near[f"prior.{name}"] = placed(value) if name == "mean" else _relative(value)
     same = {
         "model": params.model.name,
         "n_components": params.n_components,
         "n_features": params.n_features,
         "n_samples": summary.n_samples,
         "dtype": str(params.means.dtype),
-        "tol": float(tol),
-        "reg_covar": float(reg_covar),
-        "accelerate": bool(accelerate),
+        "tol": tol,
+        "reg_covar": reg_covar,
+        "accelerate": accelerate,
         "history_size": history_size,
         "prior": None if prior is None else sorted(parts),
         "source": dict(source),
     }
-    return Settings(host_em.start(params, f, history_size), np.asarray(f.shift), int(max_iter), same, near)
+    like = host_em.start(params, f.shift, history_size)
+    return Settings(like, np.asarray(f.shift), max_iter, same, near)
 
 
 class Checkpoint:
@@ -134,8 +133,8 @@ class Checkpoint:
       ValueError, TypeError: for numbers that are not positive, or a path that is not one.
 
     Example:
-      >>> import jax, jaxgmm, os, tempfile
-      >>> X = jax.random.normal(jax.random.key(0), (500, 1))
+      >>> import jaxgmm, numpy as np, os, tempfile
+      >>> X = np.random.default_rng(0).normal(size=(500, 1)).astype(np.float32)
       >>> start = jaxgmm.make_params([0.5, 0.5], [[-1.0], [1.0]], [1.0, 1.0], "spherical")
       >>> path = os.path.join(tempfile.mkdtemp(), "fit.npz")
       >>> first = jaxgmm.fit_stream(start, X, max_iter=3, checkpoint=jaxgmm.outofcore.Checkpoint(path))
@@ -155,16 +154,16 @@ class Checkpoint:
             raise TypeError(f"path must be the name of a file; got {path!r}")
         if every_iterations is not None:
             every_iterations = validate.count(every_iterations, "every_iterations", 1)
-        if every_seconds is None and every_iterations is None:
+        elif every_seconds is None:
             every_seconds = _SECONDS
-        if every_seconds is not None:
-            if isinstance(every_seconds, bool) or not isinstance(every_seconds, int | float):
-                raise TypeError(f"every_seconds must be a number; got {every_seconds!r}")
-            if not every_seconds > 0:
-                raise ValueError(f"every_seconds must be positive; got {every_seconds}")
+        if isinstance(every_seconds, bool) or not isinstance(every_seconds, int | float | None):
+            raise TypeError(f"every_seconds must be a number; got {every_seconds!r}")
+        if every_seconds is not None and not every_seconds > 0:
+            raise ValueError(f"every_seconds must be positive; got {every_seconds}")
         self.path = os.fspath(path)
         self.every_iterations = every_iterations
         self.every_seconds = every_seconds
+        self.phase = 0  # which of the fit's kernels the state belongs to
         self._iteration: int | None = None  # of the state that the file holds
         self._clock = time.monotonic()
 
@@ -178,67 +177,53 @@ class Checkpoint:
           ValueError: it is damaged, or of other data or settings; the message says which and what differs.
           OSError: it cannot be read, or none could be written there.
         """
-        loaded = self.load_with(settings)
-        return None if loaded is None else loaded[0]
-
-    def load_with(self, settings: Settings) -> tuple[State, dict[str, np.ndarray]] | None:
-        """`load`, with the other arrays that were saved beside the state."""
         self._check_place()
-        self._clock, self._iteration = time.monotonic(), None
+        self._clock, self._iteration, self.phase = time.monotonic(), None, 0
         if not os.path.lexists(self.path):
             return None
         members = read_arrays(self.path, _accept, "checkpoint")
         try:
-            state, extra = _restore(members, settings)
+            state = _restore(members, settings)
         except ValueError as error:
             raise ValueError(f"{self.path}: {error}") from None
-        self._iteration = int(state.n_iter)
-        return state, extra
+        self._iteration, self.phase = int(state.n_iter), int(members.get("extra_0", np.zeros(())))
+        return state
 
-    def save(self, state: State, settings: Settings, extra: Mapping[str, np.ndarray] | None = None) -> None:
+    def save(self, state: State, settings: Settings) -> None:
         """Replace the file's contents by a state, whole or not at all.
 
         Raises:
           OSError: it cannot be written; what the file held before is still there.
         """
-        leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
         about = {
             "checkpoint_version": VERSION,
             "same": settings.same,
             "near": list(settings.near),
-            "extra": list(extra or {}),
+            "extra": ["phase"],
             "written_by": {"jaxgmm": __version__, "jax": jax.__version__, "numpy": np.__version__},
         }
         members = {
             "checkpoint": np.asarray(json.dumps(about), np.str_),
             "shift": settings.shift,
             **{f"near_{i}": np.asarray(a.values) for i, a in enumerate(settings.near.values())},
-            **{f"extra_{i}": _storable(np.asarray(a)) for i, a in enumerate((extra or {}).values())},
-            **{f"state_{i}": _storable(leaf) for i, leaf in enumerate(leaves)},
+            "extra_0": np.asarray(self.phase, np.int64),
+            **{f"state_{i}": _storable(np.asarray(a)) for i, a in enumerate(jax.tree.leaves(state))},
         }
         try:
             with atomic_write(self.path) as stream:
                 write_arrays(stream, members)
         except OSError as error:
-            kept = (
-                "there is none yet" if self._iteration is None else f"that of step {self._iteration} is kept"
-            )
-            raise OSError(
-                error.errno,
-                f"the checkpoint could not be written ({error.strerror or error}); {kept}",
-                self.path,
-            ) from error
-        self._iteration = int(state.n_iter)
-        self._clock = time.monotonic()
+            before = self._iteration
+            kept = "there is none yet" if before is None else f"that of step {before} is kept"
+            said = f"the checkpoint could not be written ({error.strerror or error}); {kept}"
+            raise OSError(error.errno, said, self.path) from error
+        self._iteration, self._clock = int(state.n_iter), time.monotonic()
 
     def due(self, state: State) -> bool:
         """Whether it is time to save: enough steps or seconds have passed, or the fit has ended."""
-        if int(state.status) != RUNNING:
-            return True
-        if self.every_seconds is not None and time.monotonic() - self._clock >= self.every_seconds:
-            return True
-        done = int(state.n_iter) - (self._iteration or 0)
-        return self.every_iterations is not None and done >= self.every_iterations
+        seconds, steps = time.monotonic() - self._clock, int(state.n_iter) - (self._iteration or 0)
+        rules = ((seconds, self.every_seconds), (steps, self.every_iterations))
+        return int(state.status) != RUNNING or any(most is not None and now >= most for now, most in rules)
 
     def _check_place(self) -> None:
         """Raise now, before the work, where no file could be written afterwards."""
@@ -260,16 +245,6 @@ def check(checkpoint: Any) -> Checkpoint | None:
     raise TypeError(f"checkpoint must be a jaxgmm.outofcore.Checkpoint, a path or None; got {checkpoint!r}")
 
 
-def _running(state: State, max_iter: int) -> State:
-    """The state, running again if all that ended it was a limit on its steps that is higher now."""
-    if int(state.status) != Status.MAX_ITER or int(state.n_iter) >= max_iter:
-        return state
-    # The iteration that met the limit has prepared the next point, one step further on.
-    return state._replace(
-        n_iter=state.n_iter + jnp.ones((), jnp.int32), status=jnp.full((), RUNNING, jnp.int32)
-    )
-
-
 def _storable(a: np.ndarray) -> np.ndarray:
     return a.astype(np.int64) if a.dtype.kind in "iu" else a
 
@@ -279,118 +254,65 @@ def _accept(names: set[str]) -> str | None:
     return f"it has no {sorted(missing)[0]}" if missing else None
 
 
-def _restore(members: dict[str, np.ndarray], settings: Settings) -> tuple[State, dict[str, np.ndarray]]:
-    about = _about(members["checkpoint"])
-    different = list(_differences(about["same"], _plain(settings.same), ""))
-    if about["near"] == list(settings.near):
-        pairs = zip(
-            settings.near.items(), (members.get(f"near_{i}") for i in range(len(about["near"]))), strict=True
-        )
-        different += [said for (name, new), old in pairs if (said := _apart(name, old, new)) is not None]
-    elif not different:
-        different = ["its settings have other names"]
+def _restore(members: dict[str, np.ndarray], settings: Settings) -> State:
+    try:
+        about = json.loads(str(members["checkpoint"]))
+        version, same, near = about["checkpoint_version"], about["same"], about["near"]
+        newer = version > VERSION
+    except (ValueError, TypeError, KeyError, RecursionError):
+        raise ValueError("damaged: what it says of itself cannot be read") from None
+    if newer:
+        raise ValueError(f"of version {version}, by a newer jaxgmm; this one reads up to {VERSION}")
+    different = list(_differences(same, json.loads(json.dumps(settings.same)), ""))
+    different += _differences(near, list(settings.near), "compared numbers")
+    if not different:
+        for i, (name, new) in enumerate(settings.near.items()):
+            different += _apart(name, members.get(f"near_{i}"), new)
     if different:
         more = f"; and {len(different) - 3} more differences" if len(different) > 3 else ""
         raise ValueError(
             f"a checkpoint of other data or settings: {'; '.join(different[:3])}{more}. Give what "
             "it was begun with, or another path for a new fit"
         )
-    state = _running(_state(members, settings), settings.max_iter)
-    extra = {name: members.get(f"extra_{i}") for i, name in enumerate(about["extra"])}
-    missing = [name for name, a in extra.items() if a is None]
-    if missing:
-        raise ValueError(f"damaged: it has no {missing[0]}")
-    return state, {name: a for name, a in extra.items() if a is not None}
-
-
-def _about(text: np.ndarray) -> dict[str, Any]:
-    try:
-        about = json.loads(str(text[()])) if text.shape == () and text.dtype.kind == "U" else None
-    except (ValueError, RecursionError):
-        about = None
-    kinds = {"checkpoint_version": int, "same": dict, "near": list, "extra": list}
-    if not isinstance(about, dict) or not all(isinstance(about.get(k), t) for k, t in kinds.items()):
-        raise ValueError("damaged: what it says of itself cannot be read")
-    if about["checkpoint_version"] > VERSION:
-        raise ValueError(
-            f"a checkpoint of version {about['checkpoint_version']}, written by a newer jaxgmm; this one "
-            f"reads up to {VERSION}"
-        )
-    return about
-
-
-def _plain(value: Any) -> Any:
-    return json.loads(json.dumps(value))
+    return _state(members, settings)
 
 
 def _state(members: dict[str, np.ndarray], settings: Settings) -> State:
     like, structure = jax.tree.flatten(settings.like)
     kept = [members.get(f"state_{i}") for i in range(len(like))]
-    for i, (a, b) in enumerate(zip(kept, like, strict=True)):
-        if a is None or a.shape != b.shape or a.dtype != _storable(np.empty(0, b.dtype)).dtype:
-            raise ValueError(
-                f"damaged: array {i} of its state is missing, or not of the fit's shape and dtype"
-            )
-    state: State = jax.tree.unflatten(
-        structure, [jnp.asarray(np.asarray(a), b.dtype) for a, b in zip(kept, like, strict=True)]
-    )
-    if not RUNNING <= int(state.status) <= max(Status) or int(state.n_iter) < 0:
-        raise ValueError("damaged: its state has no such status, or a negative number of steps")
     moved = members["shift"]
-    if moved.shape != settings.shift.shape or moved.dtype != settings.shift.dtype:
-        raise ValueError("damaged: its shift is not of the fit's shape and dtype")
-    if (bad := _not_finite(state, moved)) is not None:
-        raise ValueError(
-            f"damaged: its {bad} is not finite, which no fit leaves there; delete the file, or give another "
-            "path, to begin anew"
-        )
+    for a, b in zip([*kept, moved], [*like, settings.shift], strict=True):
+        if a is None or a.shape != b.shape or a.dtype != _storable(np.empty(0, b.dtype)).dtype:
+            raise ValueError("damaged: an array of its state is missing, or not of the fit's shape and dtype")
+    state: State = jax.tree.unflatten(
+        structure, [jnp.asarray(a, b.dtype) for a, b in zip(kept, like, strict=True)]
+    )
+    status, n_iter = int(state.status), int(state.n_iter)
+    # The history may hold anything, and what a fit that has failed does not use any more.
+    unused = {"history"} if status <= Status.MAX_ITER else {"history", "image", "point", "step", "report"}
+    used = {name: part for name, part in {"shift": moved, **state._asdict()}.items() if name not in unused}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(used):
+        if np.isnan(leaf).any():
+            raise ValueError(
+                f"damaged: its {jax.tree_util.keystr(path)} is not finite, which no fit leaves there; delete "
+                "the file, or give another path, to begin anew"
+            )
+    if status == Status.MAX_ITER and n_iter < settings.max_iter:
+        # The limit is higher now. The iteration that met it has prepared the next point, one step further on.
+        again = [jnp.asarray(number, jnp.int32) for number in (n_iter + 1, RUNNING)]
+        state = state._replace(n_iter=again[0], status=again[1])
     if (moved == settings.shift).all():
         return state
     # The same data, summed in another order: a shift that differs in its last digits.
-    by = (moved.astype(np.float64) - settings.shift.astype(np.float64)).astype(moved.dtype)
-    base, image, point = (translate(p, jnp.asarray(by)) for p in (state.base, state.image, state.point))
+    by = jnp.asarray(moved.astype(np.float64) - settings.shift, moved.dtype)
+    base, image, point = (translate(p, by) for p in (state.base, state.image, state.point))
     return state._replace(base=base, image=image, point=point)
-
-
-def _not_finite(state: State, shift: np.ndarray) -> str | None:
-    """What holds NaN or infinity where no fit puts it, or None.
-
-    A fit that has failed may hold either in `image` and `point`, which are then not used any more, and an
-    extrapolation that is not evaluated yet may be infinite.
-    """
-
-    def all_of(test: Callable[[Any], Any], tree: Any) -> bool:
-        return all(bool(np.all(test(np.asarray(a)))) for a in jax.tree.leaves(tree))
-
-    def known(a: Any) -> Any:
-        return ~np.isnan(a)
-
-    goes_on = int(state.status) in (RUNNING, Status.MAX_ITER)
-    for name in ("base", "image") if goes_on else ("base",):
-        params = getattr(state, name)
-        if not all_of(known, params.log_weights) or not np.isfinite(np.max(params.log_weights)):
-            return f"{name}.log_weights"
-        for part in ("means", "scale"):
-            if not all_of(np.isfinite, getattr(params, part)):
-                return f"{name}.{part}"
-    if goes_on and not all_of(known, state.point):
-        return "point"
-    begun = float(state.objective) != -np.inf
-    tests: dict[str, tuple[Callable[[Any], Any], Any]] = {
-        "shift": (np.isfinite, shift),
-        "radius": (known, state.radius),
-        "horizon": (np.isfinite, state.horizon),
-        "objective": (np.isfinite, state.objective if begun else 0.0),
-        "report": (np.isfinite, state.report if begun else 0.0),
-        "step": (known, state.step if begun and goes_on else 0.0),
-    }
-    return next((name for name, (test, a) in tests.items() if not all_of(test, a)), None)
 
 
 def _differences(was: Any, now: Any, name: str) -> Iterator[str]:
     """Where two trees of plain values differ, in words."""
     if isinstance(was, dict) and isinstance(now, dict):
-        for key in [*now, *(k for k in was if k not in now)]:
+        for key in {**now, **was}:
             yield from _differences(was.get(key), now.get(key), f"{name}.{key}" if name else str(key))
     elif isinstance(was, list) and isinstance(now, list):
         if len(was) != len(now):
@@ -401,14 +323,13 @@ def _differences(was: Any, now: Any, name: str) -> Iterator[str]:
         yield f"{name} was {was!r} and is {now!r}"
 
 
-def _apart(name: str, old: np.ndarray | None, new: Near) -> str | None:
-    """In words, where two arrays are further apart than rounding; None where they are not."""
+def _apart(name: str, old: np.ndarray | None, new: Near) -> Iterator[str]:
+    """In words, where two arrays are further apart than rounding."""
     now = new.values
     if old is None or old.shape != now.shape:
-        return f"{name} had shape {None if old is None else old.shape} and has {now.shape}"
+        yield f"{name} had shape {None if old is None else old.shape} and has {now.shape}"
+        return
     apart = ~np.isclose(old, now, rtol=_NEAR, atol=_NEAR * new.unit, equal_nan=True)
-    if not apart.any():
-        return None
-    at = tuple(int(i) for i in np.argwhere(apart)[0])
-    place = f" at {at[0] if len(at) == 1 else at}" if at else ""
-    return f"{name} was {float(old[at]):.9g}{place} and is {float(now[at]):.9g}"
+    for index in np.argwhere(apart)[:1]:
+        at = tuple(index.tolist())
+        yield f"{name} was {old[at]:.9g}{f' at {at}' if at else ''} and is {now[at]:.9g}"

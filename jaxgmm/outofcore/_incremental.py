@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgmm.components.base import Component
 from jaxgmm.data import Context
 from jaxgmm.em import maximise
 from jaxgmm.kernels import exact
@@ -18,23 +17,13 @@ from jaxgmm.kernels.base import Statistics
 from jaxgmm.kernels.programs import jit
 from jaxgmm.mixture import GMMParams
 from jaxgmm.outofcore import _change_of_reference as change_of_reference
-from jaxgmm.outofcore._streaming_statistics import Passes
-from jaxgmm.solvers import squarem
+from jaxgmm.outofcore._streaming_statistics import Passes, wide
 from jaxgmm.solvers.squarem import State
 
 _GROUPS = 64  # parts of the data whose moments are kept
 _BYTES = 1 << 27  # that these may take in all
-_GAIN = (
-    1e-3  # nats per unit of weight: a sweep that gains less is the last, for SQUAREM is quicker from there
-)
-
-Sweeping = Callable[[State, Context, Passes, int, Callable[[State], Any]], State]
-
-
-def sweeps(component: Component) -> Sweeping:
-    """The sweeps of a fit, for a component whose moments can be carried along; raise for another."""
-    change_of_reference.check(component, "incremental=True")
-    return _sweeps
+# Nats per unit of weight: a sweep that gains less is the last, for SQUAREM is quicker from there.
+_GAIN = 1e-3
 
 
 @jit
@@ -51,22 +40,14 @@ def _replace(
 
     `total` and `new` are about `params`, `old` is about the parameters of the sweep before.
     """
-    changed = jax.tree.map(
-        lambda t, a, b: t - a + b, total, change_of_reference.rebase(old, about, params), new
-    )
+    moved = change_of_reference.rebase(old, about, params)
+    changed = jax.tree.map(lambda t, a, b: t - a + b, total, moved, new)
     # A difference of sums may round to less than nothing.
     changed = dataclasses.replace(changed, weight=jnp.maximum(changed.weight, 0))
     return _begin(params, changed, f)
 
 
-@jit
-def _carry(moments: Statistics, about: GMMParams, params: GMMParams) -> Statistics:
-    return change_of_reference.rebase(moments, about, params)
-
-
-def _finite(tree: Any) -> bool:
-    # The logarithm of a weight of zero is −inf, and belongs there.
-    return not any(np.isnan(np.asarray(a)).any() for a in jax.tree.leaves(tree))
+_carry = jit(change_of_reference.rebase)
 
 
 class _Parts:
@@ -74,77 +55,68 @@ class _Parts:
 
     def __init__(self, params: GMMParams, f: Context, passes: Passes) -> None:
         self.params, self.f, self.passes = params, f, passes
-        zero = exact.zero(params)
-        self._structure = jax.tree.structure(zero)
-        size = sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(zero))
+        size = sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(jax.eval_shape(exact.zero, params)))
         self._n = max(1, min(passes.n_chunks, _GROUPS, _BYTES // size))
         self._kept: list[tuple[Statistics, GMMParams]] = []  # moments, and what they are about
         self._fresh: list[tuple[Statistics, GMMParams]] = []
-        self._here: list[np.ndarray] = []
+        self._here: Any = None
         self.total: Statistics | None = None
 
     def sweep(self) -> float:
         """One pass; returns the mean log-likelihood of each part where it was visited."""
-        self._fresh, self._here = [], []
+        self._fresh, self._here = [], None
         if self.total is not None:
             # What the replacements have rounded is not handed on.
-            self.total = _sum([_carry(m, about, self.params) for m, about in self._kept])
-        self.passes.each(lambda _: self.params, self.f, self._take, ahead=self.total is None)
+            self.total = self._sum([_carry(m, about, self.params) for m, about in self._kept])
+        for index, moments in enumerate(
+            self.passes.each(lambda: self.params, self.f, ahead=self.total is None)
+        ):
+            self._take(index, moments)
         if self.total is None:
             # All parts about one mixture: a component whose samples come late in the data is not lost.
-            whole = _sum([m for m, _ in self._fresh])
+            whole = self._sum([m for m, _ in self._fresh])
             self.params, self.total = _begin(self.params, whole, self.f)
         self._kept = self._fresh
         return sum(float(m.log_likelihood) for m, _ in self._kept) / self.passes.summary.total_weight
 
-    def _take(self, index: int, leaves: list[np.ndarray]) -> None:
-        wide = [np.asarray(a, np.float64) for a in leaves]
-        self._here = [a + b for a, b in zip(self._here, wide, strict=True)] if self._here else wide
+    def _sum(self, parts: list[Statistics]) -> Statistics:
+        return self.passes.narrow(jax.tree.map(lambda *a: sum(a), *map(wide, parts)))
+
+    def _take(self, index: int, moments: Statistics) -> None:
+        self._here = wide(moments) if self._here is None else jax.tree.map(np.add, self._here, moments)
         n_chunks = self.passes.n_chunks
         part = index * self._n // n_chunks
         if index + 1 < n_chunks and (index + 1) * self._n // n_chunks == part:
             return
-        new: Statistics = jax.tree.unflatten(
-            self._structure, [jnp.asarray(a, self.passes.dtype) for a in self._here]
-        )
-        self._here = []
+        new, self._here = self.passes.narrow(self._here), None
         self._fresh.append((new, self.params))
         if self.total is not None:
             self.params, self.total = _replace(self.params, self.total, *self._kept[part], new, self.f)
 
 
-def _sum(parts: list[Statistics]) -> Statistics:
-    whole = parts[0]
-    for part in parts[1:]:
-        whole = whole + part
-    return whole
-
-
-def _sweeps(state: State, f: Context, passes: Passes, max_iter: int, report: Callable[[State], Any]) -> State:
+def sweep(state: State, f: Context, passes: Passes, max_iter: int, report: Callable[[State], Any]) -> State:
+    """The state of an exact fit that begins where sweeps from a fresh one have ended."""
     parts = _Parts(state.point, f, passes)
     best, n_iter, before, mean = state.point, 0, -np.inf, -np.inf
     history = np.asarray(state.history).copy()
+
+    def reached(mean: float) -> State:
+        numbers = jnp.asarray(n_iter, jnp.int32), jnp.asarray(history), jnp.asarray(mean, history.dtype)
+        there = state._replace(base=best, image=best, point=best)
+        return there._replace(n_iter=numbers[0], history=numbers[1], report=numbers[2])
+
     while n_iter < max_iter:
         mean = parts.sweep()
-        if not _finite((parts.params, parts.total)) or not np.isfinite(mean):
+        # The logarithm of a weight of zero is −inf, and belongs there.
+        lost = any(np.isnan(a).any() for a in jax.tree.leaves((parts.params, parts.total)))
+        if lost or not np.isfinite(mean):
             break
         best = parts.params
         n_iter += 1
         if 2 <= n_iter <= history.size + 1:
             history[n_iter - 2] = mean
-        report(_state(state, best, n_iter, history, mean))
+        report(reached(mean))
         if mean - before < _GAIN:
             break
         before = mean
-    return _state(state, best, n_iter, history, -np.inf)
-
-
-def _state(state: State, params: GMMParams, n_iter: int, history: np.ndarray, report: float) -> State:
-    """The state of an exact fit that begins at `params` after so many steps."""
-    dtype = state.radius.dtype
-    fresh = squarem.begin(params, squarem.Memory(state.radius, state.horizon), 0)
-    return fresh._replace(
-        n_iter=jnp.asarray(n_iter, jnp.int32),
-        history=jnp.asarray(history),
-        report=jnp.asarray(report, dtype),
-    )
+    return reached(-np.inf)

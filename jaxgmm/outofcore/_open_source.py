@@ -12,9 +12,8 @@ import jax
 import numpy as np
 
 from jaxgmm._host_arrays import host_array, is_frame, library
-from jaxgmm.outofcore._columnar import FORMATS, Tables, Zarr
-from jaxgmm.outofcore._npy import Npy
-from jaxgmm.outofcore._source import Arrays, Selection, Source, check_features
+from jaxgmm.outofcore._on_disk import FORMATS, Npy, Tables, Zarr, needed
+from jaxgmm.outofcore._source import Arrays, Source, named
 
 _SUFFIXES = (".npy", *FORMATS, ".zarr")
 
@@ -53,67 +52,48 @@ def open_source(source: Any, columns: Any = None, weight_column: Any = None) -> 
       >>> source.n_samples, source.n_features
       (33, 2)
     """
+    which = columns, weight_column
     if isinstance(source, str | os.PathLike):
-        return _files(_expand(os.fspath(source)), columns, weight_column)
-    if isinstance(source, np.ndarray | jax.Array):
-        return _arrays(lambda: [source], columns, weight_column, np.shape(source)[:1])
-    if isinstance(source, tuple) and len(source) == 2 and all(_is_array(a) for a in source):
-        return _arrays(lambda: [source], columns, weight_column, np.shape(source[0])[:1])
+        return _files(_expand(os.fspath(source)), *which)
+    if _is_array(source) or (isinstance(source, tuple) and len(source) == 2 and all(map(_is_array, source))):
+        shape = np.shape(source[0] if isinstance(source, tuple) else source)
+        return Arrays(lambda: [source], *which, shape[0] if shape else None)
     module = library(source)
     if module == "pyarrow":
-        return _arrow(source, columns, weight_column)
+        return _arrow(source, *which)
     if module == "zarr" and hasattr(source, "chunks") and hasattr(source, "shape"):
-        return Zarr(source, columns, weight_column)
+        return Zarr(source, *which)
     if isinstance(source, Source) and not isinstance(source, type):
-        if columns is not None or weight_column is not None:
+        if which != (None, None):
             raise ValueError("columns and weight_column are chosen when a source is opened; this one is open")
         return source
     if is_frame(source):
-        return _frame(source, columns, weight_column)
+        return _frame(source, *which)
     if callable(source):
-        return _arrays(_fresh(source), columns, weight_column)
+        return Arrays(_fresh(source), *which)
     if isinstance(source, list | tuple) and source and all(isinstance(p, str | os.PathLike) for p in source):
-        return _files([os.fspath(p) for p in source], columns, weight_column)
+        return _files([os.fspath(p) for p in source], *which)
     if isinstance(source, Iterator):
-        raise TypeError(
-            f"source must be something to go through again in every pass; a {type(source).__name__} can be "
-            "read once. Give a function that returns a fresh one"
-        )
+        said = "can be read once, and each pass reads it again. Give a function that returns a fresh one"
+        raise TypeError(f"source: a {type(source).__name__} {said}")
+    for item in source if isinstance(source, list | tuple) else ():
+        if not _is_array(item[0] if isinstance(item, tuple) and item else item):
+            got = f"a {type(source).__name__} that holds a {type(item).__name__}"
+            raise TypeError(f"source must be a list of arrays, of pairs of arrays or of paths; got {got}")
     if isinstance(source, Iterable) and not isinstance(source, bytes | dict):
-        if isinstance(source, list | tuple):
-            for item in source:
-                if not _is_array(item[0] if isinstance(item, tuple) and item else item):
-                    raise TypeError(
-                        "source must be an array, or a list of arrays, of pairs of arrays or of paths; got a "
-                        f"{type(source).__name__} that holds a {type(item).__name__}"
-                    )
-        return _arrays(lambda: source, columns, weight_column)
-    raise TypeError(
-        f"source must be an array, a path, a list of either, a data set, or a function that returns arrays; "
-        f"got {type(source).__name__}"
-    )
+        return Arrays(lambda: source, *which)
+    kinds = "an array, a path, a list of either, a data set, or a function that returns arrays"
+    raise TypeError(f"source must be {kinds}; got {type(source).__name__}")
 
 
 def _frame(frame: Any, columns: Any, weight_column: Any) -> Source:
     """A data frame in memory; its columns are chosen by name."""
-    names = list(frame.columns)
-    if repeated := sorted({str(c) for c in names if names.count(c) > 1}):
-        raise ValueError(f"source: several columns of the data frame are called {repeated[0]!r}; rename them")
-    if columns is None:
-        wanted = [c for c in names if c != weight_column]
-    else:
-        wanted = [columns] if isinstance(columns, str) else list(columns)
+    wanted = named(columns, weight_column, list(frame.columns), "source")
     chosen = wanted if weight_column is None else [*wanted, weight_column]
-    for column in chosen:
-        if column not in names:
-            raise ValueError(f"source: the data frame has no column {column!r}; it has {names}")
-    check_features(wanted, weight_column)
     table = host_array(frame[chosen], "source")
     x = table[:, : len(wanted)]
-    pair = x if weight_column is None else (x, table[:, len(wanted)])
-    opened = Arrays(lambda: [pair], lambda n: Selection(None, None), len(x))
-    opened.columns = tuple(str(c) for c in wanted)
-    return opened
+    pair = x if weight_column is None else (x, table[:, -1])
+    return Arrays(lambda: [pair], None, None, len(x), tuple(str(c) for c in wanted))
 
 
 def once(given: Iterator[Any]) -> Callable[[], Iterable[Any]]:
@@ -126,14 +106,6 @@ def once(given: Iterator[Any]) -> Callable[[], Iterable[Any]]:
 
 def _is_array(value: Any) -> bool:
     return isinstance(value, np.ndarray | jax.Array)
-
-
-def _arrays(
-    restart: Callable[[], Iterable[Any]], columns: Any, weight_column: Any, shape: tuple[int, ...] = ()
-) -> Source:
-    return Arrays(
-        restart, lambda n: Selection.of(columns, weight_column, n), shape[0] if len(shape) == 1 else None
-    )
 
 
 def _fresh(function: Callable[[], Any]) -> Callable[[], Iterable[Any]]:
@@ -152,15 +124,12 @@ def _fresh(function: Callable[[], Any]) -> Callable[[], Iterable[Any]]:
 
 
 def _arrow(source: Any, columns: Any, weight_column: Any) -> Source:
-    import pyarrow
-    import pyarrow.dataset
-
-    if isinstance(source, pyarrow.Table):
-        source = pyarrow.dataset.dataset(source)
-    if not isinstance(source, pyarrow.dataset.Dataset):
-        raise TypeError(
-            f"source must be a pyarrow Table or Dataset, which can be read again; got {type(source).__name__}"
-        )
+    arrow, data_sets = needed("pyarrow", "arrow"), needed("pyarrow.dataset", "arrow")
+    if isinstance(source, arrow.Table):
+        source = data_sets.dataset(source)
+    if not isinstance(source, data_sets.Dataset):
+        got = type(source).__name__
+        raise TypeError(f"source must be a pyarrow Table or Dataset, which can be read again; got {got}")
     return Tables(source, columns, weight_column)
 
 

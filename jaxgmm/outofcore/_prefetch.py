@@ -5,7 +5,6 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Iterator
-from types import TracebackType
 from typing import NamedTuple
 
 import numpy as np
@@ -17,26 +16,18 @@ _PATIENCE = 10.0  # seconds that a source may take to give the next rows after n
 _ALIGNMENT = 64  # bytes: JAX takes an array that is so aligned as it is, without a copy
 
 
-class Place(NamedTuple):
-    """Where rows of a chunk come from."""
-
-    at: int  # the first of them in the chunk
-    part: str
-    first: int  # the first of them in the part
-
-
 class Chunk(NamedTuple):
     """Rows to work on at once; those from `n` on do not count, and have weight 0."""
 
     x: np.ndarray  # (C, D)
     w: np.ndarray  # (C,)
     n: int
-    places: list[Place]
+    places: list[tuple[int, str, int]]  # first row here, part, and first row there
 
     def place(self, row: int) -> tuple[str, int]:
         """The part that a row of the chunk comes from, and its number there."""
-        found = [p for p in self.places if p.at <= row][-1]
-        return found.part, found.first + row - found.at
+        at, part, first = [p for p in self.places if p[0] <= row][-1]
+        return part, first + row - at
 
 
 def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
@@ -70,18 +61,13 @@ class ReadAhead:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._free.put(None)
         self._thread.join(_PATIENCE)
 
     def __iter__(self) -> Iterator[Chunk]:
-        while True:
-            given = self._full.get()
-            if given is None:
-                return
+        while (given := self._full.get()) is not None:
             if isinstance(given, BaseException):
                 raise given
             yield given
@@ -98,33 +84,27 @@ class ReadAhead:
             self._full.put(error)
 
     def _read(self) -> None:
-        pieces = self._source.chunks(self._rows)
         buffers: tuple[np.ndarray, np.ndarray] | None = None
         n = 0
-        places: list[Place] = []
-        try:
-            for piece in pieces:
-                taken = 0
-                while taken < len(piece.rows):
-                    if buffers is None:
-                        buffers, n, places = self._free.get(), 0, []
-                    if buffers is None or self._stop.is_set():
-                        return
-                    x, w = buffers
-                    step = min(len(piece.rows) - taken, self._rows - n)
-                    # What does not fit the dtype becomes infinite, and is then reported with its place.
-                    with np.errstate(over="ignore"):
-                        x[n : n + step] = piece.rows[taken : taken + step]
-                        w[n : n + step] = 1 if piece.weight is None else piece.weight[taken : taken + step]
-                    places.append(Place(n, piece.part, piece.first + taken))
-                    n, taken = n + step, taken + step
-                    if n == self._rows:
-                        self._full.put(Chunk(x, w, n, places))
-                        buffers = None
-        finally:
-            close = getattr(pieces, "close", None)
-            if close is not None:
-                close()
+        places: list[tuple[int, str, int]] = []
+        for piece in self._source.chunks(self._rows):
+            taken = 0
+            while taken < len(piece.rows):
+                if buffers is None:
+                    buffers, n, places = self._free.get(), 0, []
+                if buffers is None or self._stop.is_set():
+                    return
+                x, w = buffers
+                step = min(len(piece.rows) - taken, self._rows - n)
+                # What does not fit the dtype becomes infinite, and is then reported with its place.
+                with np.errstate(over="ignore"):
+                    x[n : n + step] = piece.rows[taken : taken + step]
+                    w[n : n + step] = 1 if piece.weight is None else piece.weight[taken : taken + step]
+                places.append((n, piece.part, piece.first + taken))
+                n, taken = n + step, taken + step
+                if n == self._rows:
+                    self._full.put(Chunk(x, w, n, places))
+                    buffers = None
         if buffers is not None:
             x, w = buffers
             x[n:], w[n:] = 0, 0

@@ -98,31 +98,27 @@ class Reporter:
 
     def watch(self, rows: int) -> None:
         """So many rows of a pass are done."""
-        self._tell(dataclasses.replace(self._latest, rows=rows), within=True)
+        self._show(dataclasses.replace(self._latest, rows=rows, seconds=time.monotonic() - self._began))
 
     def begin(self, n_samples: int, max_iter: int, state: State) -> None:
         """The first pass has ended."""
+        self._pass_began = time.monotonic()
         self._latest = dataclasses.replace(
             self._latest, n_iter=int(state.n_iter), max_iter=max_iter, n_samples=n_samples
         )
-        self._pass_began = time.monotonic()
 
     def step(self, state: State, tol: float) -> None:
         """A pass of a fit has ended."""
-        now = time.monotonic()
-        took = now - self._pass_began
-        self._pass_began = now
-        mean = self._latest.seconds_per_pass
-        mean = took if math.isnan(mean) else 0.7 * mean + 0.3 * took
-        self._latest = dataclasses.replace(
-            self._latest,
-            n_iter=int(state.n_iter),
-            log_likelihood=float(state.report),
-            rows=0,
-            seconds_per_pass=mean,
-            seconds_left=mean * steps_left(state, tol, self._latest.max_iter),
-        )
-        self._tell(self._latest, within=False)
+        before, now = self._latest, time.monotonic()
+        took, self._pass_began = now - self._pass_began, now
+        mean = took if math.isnan(before.seconds_per_pass) else 0.7 * before.seconds_per_pass + 0.3 * took
+        self._latest = Progress(
+            int(state.n_iter), before.max_iter, float(state.report), 0, before.n_samples, now - self._began,
+            mean, mean * steps_left(state, tol, before.max_iter),
+        )  # fmt: skip
+        if self._call is not None:
+            self._call(self._latest)
+        self._show(self._latest)
 
     def end(self) -> None:
         """Nothing more will be told."""
@@ -131,21 +127,13 @@ class Reporter:
             self._stream.flush()
             self._width = 0
 
-    def _tell(self, progress: Progress, *, within: bool) -> None:
+    def _show(self, progress: Progress) -> None:
         now = time.monotonic()
-        progress = dataclasses.replace(progress, seconds=now - self._began)
-        if self._call is not None and not within:
-            self._call(progress)
-        if self._stream is None:
-            return
-        terminal = self._stream.isatty()
-        if now - self._last_line < (_EVERY if terminal else _SELDOM):
+        terminal = self._stream is not None and self._stream.isatty()
+        if self._stream is None or now - self._last_line < (_EVERY if terminal else _SELDOM):
             return
         self._last_line = now
         line = str(progress)
-        if terminal:
-            self._stream.write("\r" + line.ljust(self._width))
-            self._width = len(line)
-        else:
-            self._stream.write(line + "\n")
+        self._stream.write("\r" + line.ljust(self._width) if terminal else line + "\n")
         self._stream.flush()
+        self._width = len(line) if terminal else 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -50,28 +50,35 @@ def is_wide(dtype: np.dtype) -> bool:
     return dtype.kind != "f" or dtype.itemsize > 4
 
 
+def unreadable(name: str, error: BaseException, place: str = "") -> OSError:
+    """An error of whatever kind as that of a part of the data."""
+    line = str(error).partition("\n")[0] or type(error).__name__
+    return OSError(f"{name}: cannot be read{place}: {line}")
+
+
+def checked(array: Any, where: str) -> Any:
+    """An array of real numbers (rows, columns) with at least one of each; raise for another."""
+    check_numbers(array.dtype, where)
+    shape = array.shape
+    if len(shape) != 2:
+        hint = "; a single feature is X[:, None]" if len(shape) == 1 else ""
+        raise ValueError(f"{where}: must be 2-D (rows, columns); its shape is {shape}{hint}")
+    if 0 in shape:
+        raise ValueError(f"{where}: an empty part, of shape {shape}; leave it out")
+    return array
+
+
 def check_numbers(dtype: np.dtype, where: str) -> None:
     """Raise unless a type holds real numbers."""
     if dtype.kind not in "fiub":
         raise ValueError(f"{where}: must hold real numbers; got dtype {dtype}")
 
 
-def check_shape(shape: tuple[int, ...], where: str) -> None:
-    """Raise unless it is (rows, columns), with at least one of each."""
-    if len(shape) != 2:
-        hint = "; a single feature is X[:, None]" if len(shape) == 1 else ""
-        raise ValueError(f"{where}: must be 2-D (rows, columns); its shape is {shape}{hint}")
-    if shape[0] == 0:
-        raise ValueError(f"{where}: an empty part, of shape {shape}; leave it out")
-    if shape[1] == 0:
-        raise ValueError(f"{where}: has no columns; its shape is {shape}")
-
-
 def positions(columns: Any, n_columns: int, name: str) -> list[int]:
     """Columns of an array by number, from 0; negative ones count from the end."""
     chosen = [columns] if isinstance(columns, int | np.integer) else list(columns)
     for c in chosen:
-        if isinstance(c, bool) or not isinstance(c, int | np.integer):
+        if not isinstance(c, int | np.integer) or isinstance(c, bool):
             raise TypeError(f"{name} of an array without names must be ints; got {c!r}")
         if not -n_columns <= c < n_columns:
             raise ValueError(f"{name} must lie between {-n_columns} and {n_columns - 1}; got {int(c)}")
@@ -87,13 +94,11 @@ class Selection(NamedTuple):
     @staticmethod
     def of(columns: Any, weight_column: Any, n_columns: int) -> Selection:
         """From what a user gives."""
-        weight = None if weight_column is None else positions(weight_column, n_columns, "weight_column")[0]
-        if columns is None and weight is None:
+        if columns is None and weight_column is None:
             return Selection(None, None)
-        if columns is None:
-            features = [j for j in range(n_columns) if j != weight]
-        else:
-            features = positions(columns, n_columns, "columns")
+        weight = None if weight_column is None else positions(weight_column, n_columns, "weight_column")[0]
+        others = [j for j in range(n_columns) if j != weight]
+        features = others if columns is None else positions(columns, n_columns, "columns")
         check_features(features, weight)
         return Selection(features, weight)
 
@@ -116,30 +121,91 @@ def check_features(features: Sequence[Any], weight: Any) -> None:
         raise ValueError(f"weight_column {weight!r} is one of the columns too")
 
 
+def named(columns: Any, weight_column: Any, known: Sequence[Any], where: str) -> list[Any]:
+    """The columns of a table that are features, by name; raise where one that is given is not there."""
+    others = [c for c in known if c != weight_column]
+    chosen = others if columns is None else [columns] if isinstance(columns, str) else list(columns)
+    for c in chosen if weight_column is None else [*chosen, weight_column]:
+        if (many := list(known).count(c)) != 1:
+            said = f"several columns are called {c!r}" if many else f"has no column {c!r}"
+            raise ValueError(f"{where}: {said}; its columns are {list(known)[:12]}")
+    check_features(chosen, weight_column)
+    return chosen
+
+
+class Part(NamedTuple):
+    """An array (rows, columns) on disk."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    read: Callable[[int, int], np.ndarray]  # the rows from one to before another
+    band: int = 1  # rows that are stored together, and would be unpacked again for each slice of them
+    identity: Mapping[str, Any] | None = None
+
+
+class Matrices:
+    """Arrays on disk, one after another.
+
+    Args:
+      parts: the arrays.
+      columns: numbers of the columns that are features, or None for all.
+      weight_column: number of the column that holds the weights, or None.
+    """
+
+    def __init__(self, parts: Sequence[Part], columns: Any, weight_column: Any) -> None:
+        self._parts = parts
+        n_columns = checked(parts[0], parts[0].name).shape[1]
+        for part in parts:
+            if checked(part, part.name).shape[1] != n_columns:
+                raise ValueError(f"{part.name}: has {part.shape[1]} columns; {parts[0].name} has {n_columns}")
+        self._selection = Selection.of(columns, weight_column, n_columns)
+        self.n_features = self._selection.n_features(n_columns)
+        self.n_samples: int | None = sum(part.shape[0] for part in parts)
+        self.columns: tuple[str, ...] | None = None
+        self.wide = any(is_wide(part.dtype) for part in parts)
+
+    def chunks(self, rows: int) -> Iterator[Piece]:
+        """As `Source` says."""
+        for part in self._parts:
+            if part.identity is not None:
+                unchanged(part.name, part.identity)
+            n, band = part.shape[0], part.band
+            step = band if rows < band else rows // band * band
+            for first in range(0, n, step):
+                try:
+                    whole = part.read(first, min(first + step, n))
+                except Exception as error:  # libraries raise of every kind
+                    raise unreadable(part.name, error, f" at row {first}") from error
+                for at in range(0, len(whole), rows):
+                    yield Piece(*self._selection.split(whole[at : at + rows]), part.name, first + at)
+
+
 class Arrays:
     """Arrays in memory, or whatever gives arrays afresh each time it is asked.
 
     Args:
       restart: gives a fresh iterable of arrays (n, D), or of pairs of such an array and weights (n,).
-      selection: makes of a number of columns which of them to take.
+      columns: numbers of the columns that are features, or None for all.
+      weight_column: number of the column that holds the weights, or None.
       n_samples: where it is known.
+      names: of the features, or None.
     """
 
     def __init__(
         self,
         restart: Callable[[], Iterable[Any]],
-        selection: Callable[[int], Selection],
+        columns: Any = None,
+        weight_column: Any = None,
         n_samples: int | None = None,
+        names: tuple[str, ...] | None = None,
     ) -> None:
-        self._restart = restart
-        self.n_samples = n_samples
-        self.columns: tuple[str, ...] | None = None
-        self._selection = Selection(None, None)
+        self._restart, self.n_samples, self.columns = restart, n_samples, names
         first = next(self._parts(), None)
         if first is None:
             raise ValueError("source must give at least one array; it gave none")
         self._n_columns = first[0].shape[1]
-        self._selection = selection(self._n_columns)
+        self._selection = Selection.of(columns, weight_column, self._n_columns)
         self.n_features = self._selection.n_features(self._n_columns)
         self.wide = is_wide(first[0].dtype)
 
@@ -150,27 +216,23 @@ class Arrays:
     def chunks(self, rows: int) -> Iterator[Piece]:
         """As `Source` says."""
         for i, (x, w) in enumerate(self._parts()):
-            name = f"array {i}"
             if x.shape[1] != self._n_columns:
-                raise ValueError(f"{name}: has {x.shape[1]} columns; array 0 has {self._n_columns}")
+                raise ValueError(f"array {i}: has {x.shape[1]} columns; array 0 has {self._n_columns}")
             for first in range(0, x.shape[0], rows):
                 piece, weight = self._selection.split(x[first : first + rows])
-                yield Piece(piece, weight if w is None else w[first : first + rows], name, first)
+                yield Piece(piece, weight if w is None else w[first : first + rows], f"array {i}", first)
 
     def _parts(self) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
         for i, item in enumerate(self._restart()):
             pair = item if isinstance(item, tuple) else (item, None)
             if len(pair) != 2:
-                raise ValueError(
-                    f"array {i}: must be an array or a pair (X, weights); got {len(pair)} things"
-                )
-            x = np.asarray(unmasked(pair[0], f"array {i}"))
-            check_numbers(x.dtype, f"array {i}")
-            check_shape(x.shape, f"array {i}")
-            w = None if pair[1] is None else np.asarray(unmasked(pair[1], f"array {i}, weights"))
-            if w is not None and w.shape != x.shape[:1]:
-                raise ValueError(f"array {i}: its weights must have shape {x.shape[:1]}; got {w.shape}")
-            if w is not None:
+                raise ValueError(f"array {i}: must be an array or a pair (X, weights); got {len(pair)}")
+            x = checked(np.asarray(unmasked(pair[0], f"array {i}")), f"array {i}")
+            w = None
+            if pair[1] is not None:
+                w = np.asarray(unmasked(pair[1], f"array {i}, weights"))
+                if w.shape != x.shape[:1]:
+                    raise ValueError(f"array {i}: its weights must have shape {x.shape[:1]}; got {w.shape}")
                 check_numbers(w.dtype, f"array {i}, weights")
             yield x, w
 
@@ -181,8 +243,7 @@ def identity(path: str) -> dict[str, Any]:
     return {"name": os.path.basename(path), "bytes": status.st_size, "modified": status.st_mtime_ns}
 
 
-def unchanged(path: str, before: dict[str, Any]) -> None:
+def unchanged(path: str, before: Mapping[str, Any]) -> None:
     """Raise where a file is no longer what it was when it was opened."""
-    now = {**before, **identity(path)}
-    if now != before:
+    if identity(path) != before:
         raise ValueError(f"{path}: has changed since it was opened; a fit reads its data again in every pass")

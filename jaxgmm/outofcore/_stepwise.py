@@ -28,7 +28,7 @@ from jaxgmm.outofcore import _change_of_reference as change_of_reference
 from jaxgmm.outofcore._open_source import once, open_source
 from jaxgmm.outofcore._prefetch import ReadAhead
 from jaxgmm.outofcore._streaming_statistics import check as check_rows
-from jaxgmm.outofcore._streaming_statistics import chunk_rows
+from jaxgmm.outofcore._streaming_statistics import rows_of
 from jaxgmm.priors import Prior
 
 DECAY = 0.6
@@ -77,16 +77,12 @@ def _init(params: GMMParams, reg_covar: Array, prior: Prior | None) -> StepwiseS
     variance = (weights * (within + jnp.square(params.means - mean[None, :]))).sum(0)
     shift = centring(mean, variance)
     relative = translate(params, -shift)
+    zero, dtype = jnp.zeros((), jnp.int32), params.means.dtype
     return StepwiseState(
-        relative,
-        change_of_reference.expected(relative, params.weights),
-        shift,
-        ridge(reg_covar, variance),
-        jnp.zeros((), jnp.int32),
-        jnp.full((), -jnp.inf, params.means.dtype),
-        jnp.zeros((), params.means.dtype),
+        relative, change_of_reference.expected(relative, params.weights), shift, ridge(reg_covar, variance),
+        zero, jnp.full((), -jnp.inf, dtype), jnp.zeros((), dtype),
         None if prior is None else priors.pseudo(prior, params.covariance, shape, shift),
-    )
+    )  # fmt: skip
 
 
 def stepwise_init(
@@ -121,20 +117,11 @@ def stepwise_init(
     return _init(params, reg, checked)
 
 
-@functools.partial(jit, static_argnames=("block_size",))
-def _step(
-    state: StepwiseState,
-    x: Array,
-    w: Array | None,
-    share: Array,
-    fresh: Array,
-    decay: Array,
-    delay: Array,
-    *,
-    block_size: int,
-) -> StepwiseState:
-    """`stepwise_step` whose rows count `share` of a step; `fresh` is 0 for rows seen before, else 1."""
+@functools.partial(jit, static_argnames="block_size")
+def _step(state: StepwiseState, x: Array, w: Any, numbers: tuple[Any, ...], block_size: int) -> StepwiseState:
+    """A step by numbers (share of a step, 0 for rows seen before else 1, decay, delay)."""
     relative, dtype = state.relative, x.dtype
+    share, fresh, decay, delay = numbers
     new = exact.sums(relative, Data(x, w), state.shift, block_size=block_size)
     some = new.total_weight > 0
     mean = new * (1 / jnp.where(some, new.total_weight, 1))
@@ -155,28 +142,19 @@ def _step(
     image, _ = maximise(relative, moments if state.prior is None else moments * seen, context)
     first = ~jnp.isfinite(state.log_likelihood)
     likelihood = jnp.where(first, mean.log_likelihood, blend(state.log_likelihood, mean.log_likelihood))
-    after = StepwiseState(
-        image,
-        change_of_reference.rebase(moments, relative, image),
-        state.shift,
-        state.ridge,
-        state.n_steps + jnp.ones((), jnp.int32),
-        likelihood,
-        seen,
-        state.prior,
-    )
+    after = dataclasses.replace(
+        state, relative=image, moments=change_of_reference.rebase(moments, relative, image),
+        n_steps=state.n_steps + jnp.ones((), jnp.int32), log_likelihood=likelihood, seen=seen,
+    )  # fmt: skip
     sound = jnp.stack([~jnp.isnan(a).any() for a in jax.tree.leaves(after)]).all() & (size > 0)
     kept: StepwiseState = jax.tree.map(lambda a, b: jnp.where(sound, a, b), after, state)
     return kept
 
 
 def _schedule(decay: ArrayLike, delay: ArrayLike, dtype: Any) -> tuple[Array, Array]:
-    rate = validate.not_negative(decay, "decay", dtype)
+    rate, late = validate.not_negative(decay, "decay", dtype), validate.not_negative(delay, "delay", dtype)
     if validate.is_concrete(rate) and not 0.5 < float(rate) <= 1:
-        raise ValueError(
-            f"decay must be above 0.5, or steps do not converge, and at most 1; got {float(rate)}"
-        )
-    late = validate.not_negative(delay, "delay", dtype)
+        raise ValueError(f"decay must be above 0.5, for steps to converge, and at most 1; got {float(rate)}")
     if validate.is_concrete(late) and not float(late) > 0:
         raise ValueError(f"delay must be positive; got {float(late)}")
     return rate, late
@@ -209,10 +187,10 @@ def stepwise_step(
       ValueError, TypeError: for shapes that do not fit, NaN, negative weights, or a decay out of its range.
 
     Example:
-      >>> import jax, jaxgmm
+      >>> import jaxgmm, numpy as np
       >>> state = jaxgmm.outofcore.stepwise_init(
       ...     jaxgmm.make_params([0.5, 0.5], [[-1.0], [1.0]], [1.0, 1.0], "spherical"))
-      >>> X = jax.random.normal(jax.random.key(0), (500, 1))
+      >>> X = np.random.default_rng(0).normal(size=(512, 1)).astype(np.float32)
       >>> int(jaxgmm.outofcore.stepwise_step(state, X).n_steps)
       1
 
@@ -226,10 +204,10 @@ def stepwise_step(
     _, x = inputs(state.relative, X)
     x = x.astype(dtype)
     w = validate.weight(sample_weight, x)
-    rate, late = _schedule(decay, delay, dtype)
+    one = np.ones((), dtype)
     rows = rows_for(state.relative.component, x.shape[0], *state.relative.means.shape)
-    one = jnp.ones((), dtype)
-    return _step(state, x, w, one, one, rate, late, block_size=rows)
+    ones = np.ones(len(x), dtype)
+    return _step(state, x, ones if w is None else w, (one, one, *_schedule(decay, delay, dtype)), rows)
 
 
 def fit_stepwise(
@@ -284,37 +262,28 @@ def fit_stepwise(
       Cappé & Moulines (2009).
     """
     passes = validate.count(n_passes, "n_passes", 1)
-    if isinstance(params, StepwiseState):
-        state = params
-        if prior is not None:
-            raise ValueError(
-                "prior must be None where params is a StepwiseState, which keeps the prior that "
-                f"stepwise_init was given; got {prior!r}"
-            )
-    else:
+    if not isinstance(params, StepwiseState):
         state = stepwise_init(params, reg_covar=reg_covar, prior=prior)
-    dtype = np.dtype(state.relative.means.dtype)
-    rate, late = _schedule(decay, delay, dtype)
+    elif prior is not None:
+        raise ValueError("prior must be None where params is a StepwiseState, which has a prior already")
+    else:
+        state = params
+    dtype, shape = np.dtype(state.relative.means.dtype), state.relative.means.shape
+    schedule = _schedule(decay, delay, dtype)
     if passes == 1 and isinstance(source, Iterator):
         source = once(source)
     data = open_source(source, columns, weight_column)
-    shape = state.relative.means.shape
-    if data.n_features != shape[1]:
-        raise ValueError(f"source must have the {shape[1]} features of params; it has {data.n_features}")
-    rows = chunk_rows(data.n_samples, shape[1], dtype)
-    if chunk_size is not None:
-        rows = validate.count(chunk_size, "chunk_size", 1)
-    elif data.n_samples is not None:
+    rows = rows_of(data, shape[1], dtype, chunk_size)
+    if chunk_size is None and data.n_samples is not None:
         rows = min(rows, max(512, data.n_samples // 200))
     block = rows_for(state.relative.component, rows, *shape)
     for i in range(passes):
-        fresh = jnp.asarray(i == 0, dtype)
         with ReadAhead(data, rows, dtype) as chunks:
             for chunk in chunks:
                 check_rows(chunk, data)
                 x, w = jax.device_put((chunk.x, chunk.w))
-                share = jnp.asarray(chunk.n / rows, dtype)  # the last one may be short
-                state = _step(state, x, w, share, fresh, rate, late, block_size=block)
-                jax.block_until_ready(state.n_steps)
+                # The last one may be short.
+                share, fresh = np.asarray(chunk.n / rows, dtype), np.asarray(i == 0, dtype)
+                state = jax.block_until_ready(_step(state, x, w, (share, fresh, *schedule), block))
                 chunks.release(chunk)
     return state

@@ -16,20 +16,19 @@ from jaxgmm.data import Context
 from jaxgmm.density import check_mixture
 from jaxgmm.em import DEFAULT_OPTIONS, MAX_ITER, REG_COVAR, TOL, EMOptions, check_options
 from jaxgmm.kernels import quadratic
-from jaxgmm.kernels.base import Kernel
 from jaxgmm.kernels.exact import WHITENED
 from jaxgmm.mixture import GMMParams
+from jaxgmm.outofcore import _change_of_reference as change_of_reference
 from jaxgmm.outofcore import _checkpoint as checkpoints
-from jaxgmm.outofcore import _host_em as host_em
-from jaxgmm.outofcore._checkpoint import Checkpoint, Settings
-from jaxgmm.outofcore._incremental import sweeps
+from jaxgmm.outofcore import _host_driver as host_driver
+from jaxgmm.outofcore._checkpoint import Checkpoint
+from jaxgmm.outofcore._incremental import sweep
 from jaxgmm.outofcore._open_source import open_source
 from jaxgmm.outofcore._progress import Reporter
 from jaxgmm.outofcore._source import Source
-from jaxgmm.outofcore._streaming_statistics import Passes, chunk_rows, summarise
+from jaxgmm.outofcore._streaming_statistics import Passes, rows_of, summarise
 from jaxgmm.priors import Prior
 from jaxgmm.result import FitResult
-from jaxgmm.solvers import squarem
 from jaxgmm.solvers.squarem import State
 
 
@@ -90,9 +89,9 @@ def fit_stream(
     Example:
       >>> import jaxgmm, numpy as np
       >>> rng = np.random.default_rng(0)
-      >>> parts = [rng.normal(rng.choice([-4.0, 4.0], (n, 1))) for n in (300, 200)]
+      >>> X = rng.normal(rng.choice([-4.0, 4.0], (500, 1))).astype(np.float32)
       >>> start = jaxgmm.make_params([0.5, 0.5], [[-1.0], [1.0]], [1.0, 1.0], "spherical")
-      >>> result = jaxgmm.fit_stream(start, parts)
+      >>> result = jaxgmm.fit_stream(start, X)
       >>> jaxgmm.Status(int(result.status)).name
       'CONVERGED'
 
@@ -105,45 +104,33 @@ def fit_stream(
     data = open_source(source, columns, weight_column)
     kind = _dtype(dtype, data)
     component, shape = params.component, params.means.shape
-    if data.n_features != shape[1]:
-        raise ValueError(
-            f"source must have the {shape[1]} features of params; it has {data.n_features}"
-            + ("" if data.columns is None else f": {', '.join(data.columns)}")
-        )
+    rows = rows_of(data, shape[1], kind, chunk_size)
     start = jax.tree.map(lambda a: jnp.asarray(a, kind), params)
     numbers = validate.iteration(tol, max_iter, reg_covar, accelerate, kind)
     checked = None if prior is None else priors.check(prior, component, shape, kind)
     check_options(options).only("fit_stream", "history_size", "kernel")
-    history_size = options.history_size
-    rows = chunk_rows(data.n_samples, shape[1], kind)
-    if chunk_size is not None:
-        rows = validate.count(chunk_size, "chunk_size", 1)
     if not isinstance(incremental, bool | np.bool_):
         raise TypeError(f"incremental must be True or False; got {incremental!r}")
-    sweeping = sweeps(component) if incremental else None
+    if incremental:
+        change_of_reference.check(component, "incremental=True")
     # Of a source of unknown length it cannot be known beforehand whether the quadratic kernel will pay.
     known = 1 << 62 if data.n_samples is None else data.n_samples
     covariance = quadratic.choose(options.kernel, component, known, *shape) != (WHITENED,)
 
     try:
         summary = summarise(data, rows, kind, covariance=covariance, watch=report.watch)
-        f = summary.context(numbers[2], checked, start)
+        passes = Passes(data, summary, rows, kind, report.watch)
         kernels = quadratic.choose(options.kernel, component, summary.n_samples, *shape)
         names = "+".join(kernel.name for kernel in kernels)
-        settings = checkpoints.settings(
-            start, summary, f, numbers, checked, history_size,
-            {**data.describe(), "kernel": names, "chunk_size": rows, "incremental": incremental},
+
+        def sweeping(state: State, f: Context) -> State:
+            return sweep(state, f, passes, int(numbers[1]), lambda s: report.step(s, float(numbers[0])))
+
+        return host_driver.fit(
+            start, summary, passes.moments, numbers, checked, history_size=options.history_size,
+            source={**data.describe(), "kernel": names, "chunk_size": rows, "incremental": incremental},
+            kept=kept, report=report, kernels=kernels, sweeping=sweeping if incremental else None,
         )  # fmt: skip
-        passes = Passes(data, summary, rows, kind, report.watch)
-        state, phase = settings.like, 0
-        loaded = None if kept is None else kept.load_with(settings)
-        if loaded is not None:
-            state, phase = loaded[0], int(loaded[1].get("phase", np.asarray(0)))
-        report.begin(summary.n_samples, int(numbers[1]), state)
-        if loaded is None and sweeping is not None:
-            state = sweeping(state, f, passes, int(numbers[1]), lambda s: report.step(s, float(numbers[0])))
-        state = _climb(state, phase, kernels, f, summary, settings, numbers, passes, kept, report)
-        return host_em.result(state, f, summary.total_weight, lambda p: passes.moments(p, f))
     finally:
         report.end()
 
@@ -156,47 +143,3 @@ def _dtype(dtype: Any, source: Source) -> np.dtype:
     if np.dtype(dtype) == np.float64 and jnp.result_type(float) != np.float64:
         raise ValueError("dtype float64 needs 64-bit JAX: jax.config.update('jax_enable_x64', True)")
     return np.dtype(dtype)
-
-
-def _climb(
-    state: State,
-    phase: int,
-    kernels: tuple[Kernel, ...],
-    f: Context,
-    summary: host_em.DataSummary,
-    settings: Settings,
-    numbers: host_em.Numbers,
-    passes: Passes,
-    kept: Checkpoint | None,
-    report: Reporter,
-) -> State:
-    """EM on one kernel after another, as `em.run` has it."""
-    component = settings.like.point.component
-    latest = [state]
-
-    def save(s: State) -> None:
-        if kept is not None:
-            kept.save(s, settings, {"phase": np.asarray(phase)})
-
-    def after(s: State) -> None:
-        latest[0] = s
-        report.step(s, float(numbers[0]))
-        if kept is not None and kept.due(s):
-            save(s)
-
-    while True:
-        kernel = kernels[phase]
-        known = None if kernel is WHITENED else summary.coordinates(f, component)
-
-        def moments_of(p: GMMParams, kernel: Kernel = kernel, known: Any = known) -> Any:
-            return passes.moments(p, f, kernel, known)
-
-        try:
-            state = host_em.climb(state, f, numbers, moments_of, after, kernel, known)
-        except KeyboardInterrupt:
-            save(latest[0])
-            raise
-        if phase + 1 == len(kernels):
-            return state
-        phase += 1
-        state = squarem.hand_over(state, settings.like)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jaxgmm import _validate as validate
 from jaxgmm.data import Context, Data
 from jaxgmm.kernels import quadratic
 from jaxgmm.kernels.base import Kernel, Statistics
@@ -35,6 +37,17 @@ def chunk_rows(n_samples: int | None, n_features: int, dtype: np.dtype) -> int:
     return rows if n_samples is None else min(rows, n_samples)
 
 
+def rows_of(source: Source, n_features: int, dtype: np.dtype, chunk_size: Any) -> int:
+    """Rows of a chunk, of a source with the features of a mixture: as a user wants them, or `chunk_rows`."""
+    if source.n_features != n_features:
+        names = "" if source.columns is None else f": {', '.join(source.columns)}"
+        got = f"{source.n_features}{names}"
+        raise ValueError(f"source must have the {n_features} features of params; it has {got}")
+    if chunk_size is not None:
+        return validate.count(chunk_size, "chunk_size", 1)
+    return chunk_rows(source.n_samples, n_features, dtype)
+
+
 def summarise(
     source: Source, rows: int, dtype: np.dtype, *, covariance: bool = False, watch: Watch | None = None
 ) -> DataSummary:
@@ -49,8 +62,7 @@ def summarise(
     with ReadAhead(source, rows, dtype) as chunks:
         for chunk in chunks:
             for start in range(0, chunk.n, _TILE):
-                x = chunk.x[start : min(start + _TILE, chunk.n)]
-                w = chunk.w[start : min(start + _TILE, chunk.n)]
+                x, w = (a[: chunk.n][start : start + _TILE] for a in (chunk.x, chunk.w))
                 if not (np.isfinite(x).all() and np.isfinite(w).all() and (w >= 0).all()):
                     check(chunk, source)
                 one = DataSummary.of(x, w, covariance=covariance)
@@ -76,29 +88,20 @@ def check(chunk: Chunk, source: Source) -> None:
     row = int(np.argmax(bad.any(1) | heavy))
     part, at = chunk.place(row)
     if heavy[row]:
-        raise ValueError(
-            f"{part}, row {at}: sample weights must be finite and not negative; got {w[row]}. A weight of 0 "
-            "leaves a row out"
-        )
+        said = f"sample weights must be finite and not negative; got {w[row]}. A weight of 0 leaves a row out"
+        raise ValueError(f"{part}, row {at}: {said}")
     column = int(np.argmax(bad[row]))
-    name = f"column {column}" if source.columns is None else f"column {source.columns[column]!r}"
-    missing = ", as a missing value is" if source.columns is not None and np.isnan(x[row, column]) else ""
+    name = repr(source.columns[column]) if source.columns else column
+    missing = ", as a missing value is" if source.columns and np.isnan(x[row, column]) else ""
     raise ValueError(
-        f"{part}, row {at}, {name}: must be finite in {x.dtype}; got {x[row, column]}{missing}. Drop or "
-        "impute such rows, or scale the data, before the fit"
+        f"{part}, row {at}, column {name}: must be finite in {x.dtype}; got {x[row, column]}{missing}. Drop "
+        "or impute such rows, or scale the data, before the fit"
     )
 
 
 @functools.partial(jit, static_argnames=("kernel", "block_size"))
 def _statistics(
-    params: GMMParams,
-    data: Data,
-    shift: Array,
-    prepared: Any,
-    share: Array,
-    *,
-    kernel: Kernel,
-    block_size: int,
+    params: GMMParams, data: Data, shift: Array, prepared: Any, share: Array, kernel: Kernel, block_size: int
 ) -> Statistics:
     part = None if prepared is None else quadratic.part(prepared, share)
     return kernel.sums(params, data, shift, part, block_size)
@@ -129,87 +132,60 @@ class Passes:
 
         Chunks are added in float64 on the host; within a chunk the sum is compensated.
         """
-        total: list[np.ndarray] = []
+        total: Any = None
+        for moments in self.each(lambda: params, f, kernel, prepared):
+            total = wide(moments) if total is None else jax.tree.map(np.add, total, moments)
+        return self.narrow(total)
 
-        def add(_: int, leaves: list[np.ndarray]) -> None:
-            if not total:
-                total.extend(np.asarray(leaf, np.float64) for leaf in leaves)
-                return
-            for i, leaf in enumerate(leaves):
-                total[i] = total[i] + leaf
-
-        structure = self.each(lambda _: params, f, add, kernel=kernel, prepared=prepared)
-        leaves = [jnp.asarray(t, self.dtype) for t in total]
-        all_of_them: Statistics = jax.tree.unflatten(structure, leaves)
-        return all_of_them
+    def narrow(self, moments: Statistics) -> Statistics:
+        """Moments on the host as arrays in the dtype of the chunks."""
+        return jax.tree.map(lambda a: jnp.asarray(a, self.dtype), moments)
 
     def each(
-        self,
-        params_of: Callable[[int], GMMParams],
-        f: Context,
-        take: Callable[[int, list[np.ndarray]], Any],
-        *,
+        self, params_of: Callable[[], GMMParams], f: Context, kernel: Kernel = WHITENED, prepared: Any = None,
         ahead: bool = True,
-        kernel: Kernel = WHITENED,
-        prepared: Any = None,
-    ) -> Any:
-        """Hand the moments of one chunk after another, as a list of arrays, to `take`.
+    ) -> Iterator[Statistics]:  # fmt: skip
+        """The moments of one chunk after another, in NumPy arrays.
 
         Args:
-          params_of: what chunk i is to be about; asked before `take` has had chunk i − 1, unless not `ahead`.
+          params_of: what a chunk is to be about; asked after the moments of the chunk before it have been
+            taken, unless `ahead`.
           f: the context.
-          take: called with i and the moments of chunk i.
-          ahead: have the device begin a chunk before the one before it is taken.
           kernel: how the sums are computed.
           prepared: what the kernel knows of all rows.
-
-        Returns:
-          The structure of `Statistics` whose leaves `take` was given.
+          ahead: have the device begin a chunk before the one before it is taken.
         """
-        structure: Any = None
-        waiting: tuple[int, Chunk, Statistics] | None = None
-        done, weight = 0, 0.0
-
-        def finish(index: int, chunk: Chunk, moments: Statistics, chunks: ReadAhead) -> Any:
-            leaves, structure = jax.tree.flatten(moments)
-            log_likelihood = next(i for i, leaf in enumerate(leaves) if leaf is moments.log_likelihood)
-            host = [np.asarray(leaf) for leaf in jax.device_get(leaves)]
-            if not np.isfinite(host[log_likelihood]).all():
-                check(chunk, self.source)
-            chunks.release(chunk)
-            take(index, host)
-            return structure
-
+        waiting: deque[tuple[Chunk, Statistics]] = deque()
+        done, weight, expected = 0, 0.0, self.summary
         with ReadAhead(self.source, self.rows, self.dtype) as chunks:
-            for index, chunk in enumerate(chunks):
+            for chunk in chunks:
                 done += chunk.n
                 own = float(chunk.w[: chunk.n].sum(dtype=np.float64))
                 weight += own
-                moments = self._start(params_of(index), chunk, own, f, kernel, prepared)
-                if waiting is not None:
-                    finish(*waiting, chunks)
-                    waiting = None
-                if ahead:
-                    waiting = (index, chunk, moments)
-                else:
-                    structure = finish(index, chunk, moments, chunks)
+                share = np.asarray(own / expected.total_weight, self.dtype)
+                params = params_of()
+                block = kernel.rows(params.component, self.rows, params.n_components, params.n_features, 1)
+                data = Data(*jax.device_put((chunk.x, chunk.w)))
+                waiting.append((chunk, _statistics(params, data, f.shift, prepared, share, kernel, block)))
+                while len(waiting) > ahead:
+                    yield self._computed(*waiting.popleft(), chunks)
                 if self._watch is not None:
                     self._watch(done)
-            if waiting is not None:
-                structure = finish(*waiting, chunks)
-        expected = self.summary
+            while waiting:
+                yield self._computed(*waiting.popleft(), chunks)
         if done != expected.n_samples or abs(weight / expected.total_weight - 1) > 1e-9:
-            raise ValueError(
-                f"the source gave {done} rows of total weight {weight:.9g} in this pass, and "
-                f"{expected.n_samples} rows of {expected.total_weight:.9g} in the first: it must give the "
-                "same rows each time"
-            )
-        return structure
+            first = f"{expected.n_samples} rows of {expected.total_weight:.9g} in the first"
+            now = f"{done} rows of total weight {weight:.9g} in this pass"
+            raise ValueError(f"the source gave {now}, and {first}: it must give the same rows each time")
 
-    def _start(
-        self, params: GMMParams, chunk: Chunk, weight: float, f: Context, kernel: Kernel, prepared: Any
-    ) -> Statistics:
-        share = jnp.asarray(weight / self.summary.total_weight, self.dtype)
-        data = Data(*jax.device_put((chunk.x, chunk.w)))
-        block = kernel.rows(params.component, self.rows, params.n_components, params.n_features, 1)
-        return _statistics(params, data, f.shift, prepared, share, kernel=kernel, block_size=block)
+    def _computed(self, chunk: Chunk, moments: Statistics, chunks: ReadAhead) -> Statistics:
+        host: Statistics = jax.device_get(moments)
+        if not np.isfinite(host.log_likelihood):
+            check(chunk, self.source)
+        chunks.release(chunk)
+        return host
+
+
+def wide(moments: Statistics) -> Statistics:
+    """The same in float64 on the host."""
+    return jax.tree.map(lambda a: np.asarray(a, np.float64), moments)

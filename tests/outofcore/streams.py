@@ -12,8 +12,9 @@ import numpy as np
 
 import jaxgmm
 from jaxgmm.components import gaussian
-from tests.conftest import x64
-from tests.problems import WEIGHT, X, fitted
+from tests.closed import build
+from tests.conftest import soft_labels, x64
+from tests.problems import LABELS, WEIGHT, D, K, N, X
 
 BOUNDS = (0, 70, 71, 150, 200)  # of the parts; no chunk ends there
 CHUNK = 64  # rows of a chunk, everywhere: one program for a structure and precision
@@ -60,10 +61,14 @@ class Passes:
 
 @functools.cache
 def start(dtype="float32"):
-    """Where the fits begin, in one precision, as `fitted` has it."""
-    wide = fitted(STRUCTURE, "float64").start
+    """Where the fits begin, in one precision: the moments of soft labels."""
+    resp = soft_labels(LABELS, K)
+    count = resp.sum(0)
+    means = resp.T @ X / count[:, None]
+    variances = resp.T @ np.square(X) / count[:, None] - np.square(means)
+    params = build(STRUCTURE, count / N, means, variances[:, :, None] * np.eye(D), dtype)
     with x64(dtype == "float64"):
-        return jax.tree.map(lambda a: jnp.asarray(np.asarray(a), dtype), wide)
+        return jax.tree.map(jnp.asarray, params)
 
 
 def stream(source, **options):

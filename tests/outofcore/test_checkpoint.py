@@ -103,7 +103,7 @@ def test_data_that_differ_by_rounding_are_the_same_data(kept, tmp_path):
 def test_damaged_files_are_refused_or_give_the_same_state(kept, tmp_path):
     path, rng = tmp_path / "damaged.npz", np.random.default_rng(0)
     messages = []
-    for i in range(60):
+    for i in range(30):
         damaged = bytearray(kept)
         if i % 2:
             del damaged[int(rng.integers(len(kept))) :]
@@ -116,7 +116,7 @@ def test_damaged_files_are_refused_or_give_the_same_state(kept, tmp_path):
             messages.append(str(error))
         else:
             assert_same_bits(result, streamed())  # a byte that nothing depends on
-    assert len(messages) > 45
+    assert len(messages) > 22
     assert all(str(path) in message for message in messages)
     jaxgmm.save(path, start())
     with pytest.raises(ValueError, match="not a jaxgmm checkpoint"):
@@ -139,9 +139,11 @@ def test_numbers_that_are_not_finite_are_refused_by_name(kept, tmp_path):
         with pytest.raises(ValueError, match=r"edited\.npz: damaged: its .* is not finite") as caught:
             stream(parts(), checkpoint=path)
         refused.add(str(caught.value).partition("its ")[2].partition(" is")[0])
-    of_params = {f"{p}.{part}" for p in ("base", "image") for part in ("log_weights", "means", "scale")}
-    assert refused - of_params == {"shift", "point", "radius", "horizon", "objective", "report", "step"}
-    assert refused > of_params
+    of_params = {f"['{p}'].{part}" for p in ("base", "image") for part in ("log_weights", "means", "scale")}
+    assert refused >= of_params
+    others = {name.partition(".")[0] for name in refused - of_params}
+    numbers = ("shift", "point", "radius", "horizon", "objective", "report", "step")
+    assert others == {f"['{name}']" for name in numbers}
 
 
 def test_a_fit_that_failed_is_taken_up_as_it_ended(tmp_path):

@@ -347,5 +347,5 @@ def test_a_data_frame_is_opened_by_the_names_of_its_columns(library):
 def test_a_data_frame_with_two_columns_of_one_name_is_refused():
     pandas = pytest.importorskip("pandas", reason="the extra test has it")
     frame = pandas.DataFrame(np.ones((3, 3)), columns=["a", "a", "w"])
-    with pytest.raises(ValueError, match="several columns of the data frame are called 'a'"):
+    with pytest.raises(ValueError, match="several columns are called 'a'"):
         jaxgmm.outofcore.open_source(frame, columns=["a"], weight_column="w")

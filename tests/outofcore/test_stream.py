@@ -1,11 +1,13 @@
 """A fit of data that are read in pieces is the fit of the whole."""
 
 import errno
+import functools
 import io
 import signal
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 from scipy import stats
@@ -16,11 +18,11 @@ from jaxgmm.kernels import quadratic
 from jaxgmm.outofcore import Checkpoint
 from jaxgmm.outofcore import _progress as progress
 from jaxgmm.outofcore import _streaming_statistics as streaming_statistics
-from tests.conftest import dense
+from tests.closed import dense
+from tests.conftest import x64
 from tests.outofcore import streams
 from tests.outofcore.streams import (
     CHUNK,
-    STRUCTURE,
     Passes,
     assert_same_bits,
     gap,
@@ -30,7 +32,7 @@ from tests.outofcore.streams import (
     streamed,
     weighted_parts,
 )
-from tests.problems import WEIGHT, X, fitted
+from tests.problems import WEIGHT, X
 
 PRIOR = jaxgmm.Prior(
     mean=np.array([1.0, 2.0, 3.0]), strength=20.0, dof=30.0, scale=np.array([9.0, 4.0, 1.0]),
@@ -38,16 +40,23 @@ PRIOR = jaxgmm.Prior(
 )  # fmt: skip
 
 
+@functools.cache
+def whole():
+    """The fit of all rows as one array, in float64."""
+    with x64(True):
+        return jax.block_until_ready(jaxgmm.fit(start("float64"), X))
+
+
 @pytest.mark.parametrize("kernel", ["whitened", "quadratic"])
 def test_it_takes_the_steps_of_fit(double, kernel):
     steps = {"tol": 0.0, "max_iter": 8}
-    whole = jaxgmm.fit(start("float64"), X, **steps)
+    wanted = jaxgmm.fit(start("float64"), X, **steps)
     result = jaxgmm.fit_stream(
         start("float64"), parts("float64"), chunk_size=CHUNK, options=EMOptions(kernel=kernel), **steps
     )
     assert int(result.n_iter) == 8
     # The sums of the quadratic kernel lose the digits of the squared distances in components' widths, 1e3.
-    assert gap(whole, result) < {"whitened": 1e-12, "quadratic": 1e-9}[kernel]
+    assert gap(wanted, result) < {"whitened": 1e-12, "quadratic": 1e-9}[kernel]
 
 
 def test_weights_and_a_prior_are_those_of_em_step(double):
@@ -62,18 +71,17 @@ def test_weights_and_a_prior_are_those_of_em_step(double):
 
 
 def test_in_float32_it_ends_where_fit_does():
-    whole = fitted(STRUCTURE, "float64").result
     result = streamed()
     assert result.params.means.dtype == np.float32
     assert int(result.status) == jaxgmm.Status.CONVERGED
-    assert gap(whole.params, result.params, 0.1) < 1e-4
+    assert gap(whole().params, result.params, 0.1) < 1e-4
 
 
 def test_the_quadratic_kernel_hands_over_to_the_whitened_one(double, monkeypatch):
     monkeypatch.setattr(quadratic, "_LARGE", 1)
     result = jaxgmm.fit_stream(start("float64"), parts("float64"), chunk_size=CHUNK)
     assert int(result.status) == jaxgmm.Status.CONVERGED
-    assert gap(fitted(STRUCTURE, "float64").params, result.params, 0.1) < 1e-4
+    assert gap(whole().params, result.params, 0.1) < 1e-4
     n, history = int(result.n_iter), np.asarray(result.history)
     assert (history[n:] == -np.inf).all()
     # The kernels' sums differ by some 1e-10, as above, and so do likelihoods where one follows the other.
@@ -103,17 +111,17 @@ def fail():
 
 def test_an_interrupted_fit_goes_on_where_it_was(tmp_path):
     path, never = tmp_path / "fit.npz", Passes()
-    whole = stream(never)
+    undisturbed = stream(never)
     with pytest.raises(OSError, match="the disk is gone"):
         stream(Passes(7, fail), checkpoint=Checkpoint(path, every_iterations=2))
     # Pass 1 is the survey, 2 … 6 were steps: the file holds step 4.
     resumed = Passes()
-    assert_same_bits(stream(resumed, checkpoint=str(path)), whole)
+    assert_same_bits(stream(resumed, checkpoint=str(path)), undisturbed)
     assert resumed.passes == never.passes - 4
     # A fit that has ended is only read.
     again = Passes()
-    assert_same_bits(stream(again, checkpoint=str(path)), whole)
-    assert again.passes == never.passes - (int(whole.n_iter) + 1)
+    assert_same_bits(stream(again, checkpoint=str(path)), undisturbed)
+    assert again.passes == never.passes - (int(undisturbed.n_iter) + 1)
 
 
 KILLED = """
@@ -160,14 +168,14 @@ def test_data_that_change_during_a_fit_are_refused_and_leave_the_last_checkpoint
 
 def test_incremental_sweeps_end_at_the_same_optimum(double):
     begin = start("float64")
-    whole = jaxgmm.fit(begin, X, tol=1e-8)
+    nearer = jaxgmm.fit(begin, X, tol=1e-8)
     told = []
     result = jaxgmm.fit_stream(
         begin, parts("float64"), chunk_size=CHUNK, tol=1e-8, incremental=True, progress=told.append
     )
     assert int(result.status) == jaxgmm.Status.CONVERGED
     # A fit ends within its tolerance of the optimum, in units of the components' widths.
-    assert gap(whole.params, result.params, 1.0) < 1e-6
+    assert gap(nearer.params, result.params, 1.0) < 1e-6
     assert told[1].log_likelihood > told[0].log_likelihood
 
 

@@ -41,6 +41,8 @@ class _Kept:
     Where it cannot be written, the next exchange tells everyone.
     """
 
+    phase = 0  # there is one kernel
+
     def __init__(self, checkpoint: Checkpoint | None) -> None:
         self._own = checkpoint if jax.process_index() == 0 else None
         self._problem: OSError | None = None
@@ -249,14 +251,12 @@ def _moments(point: GMMParams, f: Context, passes: Passes, states: _Kept) -> Sta
 
     def own() -> np.ndarray:
         states.check()
-        sums: list[np.ndarray] = []
-
-        def add(_: int, leaves: list[np.ndarray]) -> None:
-            flat = np.concatenate([np.asarray(a, np.float64).ravel() for a in leaves])
-            sums[:] = [flat if not sums else sums[0] + flat]
-
-        passes.each(lambda _: point, f, add)
-        return sums[0]
+        sums: Any = 0.0
+        for moments in passes.each(lambda: point, f):
+            sums = sums + np.concatenate(
+                [np.asarray(a, np.float64).ravel() for a in jax.tree.leaves(moments)]
+            )
+        return sums
 
     # The processes' bits are the same unless their processors or versions of JAX are not; and then one of
     # them might take another iteration than the others, and wait for them.
