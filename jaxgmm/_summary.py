@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import html
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jax.typing import ArrayLike
@@ -121,20 +121,37 @@ def _ended(fit: FitResult) -> str:
     return said if status not in REMEDIES else f"{said}\nThe fit {REMEDIES[Status(status)]}."
 
 
-def _evaluated(params: GMMParams, X: ArrayLike, sample_weight: ArrayLike | None) -> tuple[Any, str]:
-    """Samples of each component (K,), and a line of the criteria; summed in float64 on the host."""
-    x = validate.data(X, n_features=params.n_features)
-    weight = validate.weight(sample_weight, x)
+class Evaluation(NamedTuple):
+    """What a mixture says of data, summed in float64 on the host."""
+
+    counts: np.ndarray[Any, Any]  # (K,) samples of each component
+    total_weight: float
+    log_likelihood: float  # the total
+    aic: float
+    bic: float
+    icl: float
+
+
+def evaluate(params: GMMParams, x: ArrayLike, weight: ArrayLike | None) -> Evaluation:
+    """Log-likelihood and criteria of one mixture on checked data (N, D) and weights (N,)."""
     resp, log_prob = (np.asarray(a, float) for a in e_step(params, x))
     w = np.ones(len(log_prob)) if weight is None else np.asarray(weight, float)
     n, total, free = w.sum(), w @ log_prob, n_parameters(params)
     bic = -2 * total + free * np.log(n)
     with np.errstate(divide="ignore"):
         unsure = -2 * (w @ np.log(resp.max(1)))
-    what = f"{len(log_prob)} samples" + ("" if weight is None else f" of weight {n:.6g}")
-    return w @ resp, (
+    return Evaluation(w @ resp, n, total, -2 * total + 2 * free, bic, bic + unsure)
+
+
+def _evaluated(params: GMMParams, X: ArrayLike, sample_weight: ArrayLike | None) -> tuple[Any, str]:
+    """Samples of each component (K,), and a line of the criteria."""
+    x = validate.data(X, n_features=params.n_features)
+    weight = validate.weight(sample_weight, x)
+    counts, n, total, aic, bic, icl = evaluate(params, x, weight)
+    what = f"{len(x)} samples" + ("" if weight is None else f" of weight {n:.6g}")
+    return counts, (
         f"On {what}: log-likelihood {total:.6g} ({total / n:.4f} per sample)\n"
-        f"AIC {-2 * total + 2 * free:.1f}   BIC {bic:.1f}   ICL {bic + unsure:.1f}   (smaller is better)"
+        f"AIC {aic:.1f}   BIC {bic:.1f}   ICL {icl:.1f}   (smaller is better)"
     )
 
 

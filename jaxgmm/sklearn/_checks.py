@@ -11,7 +11,7 @@ from sklearn.utils import check_array
 
 from jaxgmm import _host_arrays as host_arrays
 from jaxgmm.components.weights import Model
-from jaxgmm.sklearn._conversion import DIAG, SHAPED, SPHERICAL
+from jaxgmm.sklearn._conversion import DIAG, SPHERICAL
 from jaxgmm.sklearn._data import Host
 
 Check = tuple[Callable[[Any], bool], str]
@@ -55,6 +55,11 @@ FLAG: Check = (
 VERBOSE: Check = either(integer(0), FLAG)
 
 
+def set_parameters(self: Any, **parameters: Any) -> None:
+    """Make the arguments of an estimator's `__init__`, its `locals()`, its parameters."""
+    vars(self).update(parameters)
+
+
 def check_parameters(estimator: Any, constraints: dict[str, Check]) -> None:
     """Raise for the first parameter that its constraint does not allow.
 
@@ -68,8 +73,9 @@ def check_parameters(estimator: Any, constraints: dict[str, Check]) -> None:
             raise ValueError(f"The {name!r} parameter of {owner} must be {words}. Got {value!r} instead.")
 
 
-def _array(value: Any, shape: tuple[int, ...], name: str) -> Host:
-    a: Host = check_array(value, dtype=[np.float64, np.float32], ensure_2d=False, allow_nd=True)
+def array(value: Any, shape: tuple[int, ...], name: str) -> Host:
+    """An array of a shape, in float64."""
+    a: Host = check_array(value, dtype=np.float64, ensure_2d=False, allow_nd=True)
     if a.shape != shape:
         raise ValueError(f"The parameter '{name}' should have the shape of {shape}, but got {a.shape}")
     return a
@@ -77,42 +83,30 @@ def _array(value: Any, shape: tuple[int, ...], name: str) -> Host:
 
 def weights_init(value: Any, n_components: int) -> Host:
     """(K,) weights, normalised."""
-    weights = _array(value, (n_components,), "weights")
+    weights = array(value, (n_components,), "weights")
     if (weights < 0).any() or (weights > 1).any():
         raise ValueError(
             "The parameter 'weights' should be in the range [0, 1], but got max value "
             f"{weights.min():.5f}, min value {weights.max():.5f}"
         )
-    if not abs(1 - weights.sum()) <= (1e-6 if weights.dtype == np.float32 else 1e-8):
+    if not abs(1 - weights.sum()) <= (1e-6 if getattr(value, "dtype", None) == np.float32 else 1e-8):
         raise ValueError(
             f"The parameter 'weights' should be normalized, but got sum(weights) = {weights.sum():.5f}"
         )
-    return weights.astype(np.float64)
-
-
-def means(value: Any, shape: tuple[int, ...]) -> Host:
-    """(K, D), or (D,) for a prior's."""
-    return _array(value, shape, "means").astype(np.float64)
-
-
-def precision_shape(model: Model, n_components: int, n_features: int) -> tuple[int, ...]:
-    """The shape of `precisions_init`: scikit-learn's for its four structures, dense for the others."""
-    if model in SHAPED:
-        return model.covariance.covariance_shape(n_components, n_features)
-    return n_components, n_features, n_features
+    return weights
 
 
 def precisions(value: Any, shape: tuple[int, ...], model: Model, what: str) -> Host:
     """Precisions, or what else must be positive definite, of a shape; float64."""
-    a = _array(value, shape, what)
+    a = array(value, shape, what)
     if model in (DIAG, SPHERICAL):
         if (a <= 0).any():
             raise ValueError(f"'{what}' should be positive")
-        return a.astype(np.float64)
+        return a
     symmetric = np.allclose(a, np.swapaxes(a, -1, -2), rtol=1e-5, atol=1e-6 * np.abs(a).max())
     if not symmetric or (np.linalg.eigvalsh(a) <= 0).any():
         raise ValueError(f"'{what}' should be symmetric, positive-definite")
-    return a.astype(np.float64)
+    return a
 
 
 def table(X: Any) -> Any:
