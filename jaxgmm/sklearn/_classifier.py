@@ -183,7 +183,8 @@ class GaussianMixtureClassifier(ClassifierMixin, BaseEstimator):
 
     def predict(self, X: Any) -> Host:
         """The most probable class of each sample, (n_samples,)."""
-        return self.classes_[self._log_joint(X).argmax(1)]
+        joint = self._log_joint(X)
+        return self.classes_[joint.argmax(1)]
 
     def predict_log_proba(self, X: Any) -> Host:
         """Logarithms of `predict_proba`, (n_samples, n_classes)."""

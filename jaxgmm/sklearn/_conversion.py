@@ -70,7 +70,7 @@ def host(tree: Any) -> Any:
 
 def device(tree: Any, dtype: Any) -> Any:
     """Every array on the device, in a dtype."""
-    return jax.tree.map(lambda a: jnp.asarray(np.asarray(a).astype(dtype)), tree)
+    return jax.tree.map(lambda a: jax.device_put(np.asarray(a).astype(dtype)), tree)
 
 
 @jit

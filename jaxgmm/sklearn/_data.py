@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
@@ -47,7 +46,7 @@ def padded_length(n: int) -> int:
 def padded(rows: Host, dtype: Any) -> Array:
     """Rows (N, ...) on the device, in a dtype, with zeros below up to the padded length."""
     below = padded_length(len(rows)) - len(rows)
-    return jnp.asarray(np.pad(rows.astype(dtype), [(0, below)] + [(0, 0)] * (rows.ndim - 1)))
+    return jax.device_put(np.pad(rows.astype(dtype), [(0, below)] + [(0, 0)] * (rows.ndim - 1)))
 
 
 def _shifted(X: Host, offset: Host, dtype: Any) -> Host:
@@ -65,7 +64,7 @@ def in_blocks(
     parts = []
     for first in range(0, len(X), n_rows):
         block = X[first : first + n_rows]
-        found = function(jnp.asarray(_shifted(block, offset, dtype)))
+        found = function(jax.device_put(_shifted(block, offset, dtype)))
         parts.append([np.asarray(a)[: len(block)].astype(X.dtype) for a in found])
     return [np.concatenate(part) for part in zip(*parts, strict=True)]
 
@@ -88,7 +87,7 @@ def load(X: Host, sample_weight: Host | None = None) -> Rows:
     offset = np.where(far & np.isfinite(location), location, 0)
     buffer = _shifted(X, offset, dtype)
     weight = padded(np.ones(len(X)) if sample_weight is None else sample_weight, dtype)
-    return Rows(jnp.asarray(buffer), weight, buffer[: len(X)], offset, sample_weight)
+    return Rows(jax.device_put(buffer), weight, buffer[: len(X)], offset, sample_weight)
 
 
 def check_weight(sample_weight: Any, X: Host) -> Host | None:

@@ -8,7 +8,6 @@ import math
 from typing import Any, ClassVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
@@ -328,4 +327,4 @@ def _scale_of(precisions: Host, model: Model) -> Any:
     build = model.covariance.from_covariance
     if model.covariance.covariance_shape(k, d) != (k, d, d):
         covariances, build = np.einsum("kdd->kd", covariances), model.covariance.from_variances
-    return host(jit(build)(jnp.asarray(covariances.astype(compute_dtype(np.float64)))))
+    return host(jit(build)(conversion.device(covariances, compute_dtype(np.float64))))
