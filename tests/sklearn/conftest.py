@@ -1,4 +1,4 @@
-"""Fixture of these tests: one thread for scikit-learn's k-means, whose waiting threads keep the cores busy."""
+"""Fixture of these tests: one thread for scikit-learn's k-means, whose waiting threads use up cores."""
 
 import pytest
 from threadpoolctl import threadpool_limits

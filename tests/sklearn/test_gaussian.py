@@ -69,9 +69,7 @@ def assert_attributes(mixture, theirs, tol):
 
 
 def test_every_start_of_every_structure_is_scikit_learns(double):
-    X = IRIS - IRIS.mean(
-        0
-    )  # of data off the origin scikit-learn's tied covariance of a few seeds is too wide
+    X = IRIS - IRIS.mean(0)  # of data off the origin its tied covariance of seeds is too wide
     for name in ("tied", "spherical"):
         for init_params in STARTS:
             theirs, mixture = both(X, covariance_type=name, init_params=init_params, max_iter=0)
