@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from jaxgmm.mixture import GMMParams
 
 _ROWS_AT_ONCE = 1 << 17
+_FLATTERED = "the criteria flatter this: try fewer components or a larger --reg-covar"
 Decorator = Callable[[Callable[..., int]], Callable[..., int]]
 
 
@@ -180,15 +181,12 @@ def fit(
     screen = report.console()
     report.print_criteria(screen, cells, best, criterion, "row" if weights is None else "unit of weight")
     if best is None:
-        _say(
-            f"every fit failed ({cells[0].status}): "
-            "try fewer components, --covariance diag, or a larger --reg-covar"
-        )
+        remedies = "try fewer components, --covariance diag, or a larger --reg-covar"
+        _say(f"every fit failed ({cells[0].status}): {remedies}")
         return 1
     size = f"{len(X)} rows, {len(names)} column{'s' * (len(names) > 1)}"
-    screen.print(
-        f"\nBest by {criterion.upper()}: {best.covariance_type}, K = {best.n_components}  ({size})\n"
-    )
+    name = f"{best.covariance_type}, K = {best.n_components}"
+    screen.print(f"\nBest by {criterion.upper()}: {name}  ({size})\n")
     report.print_mixture(screen, best, names)
     if out is not None:
         from jaxgmm.io import save
@@ -201,11 +199,8 @@ def fit(
         _say(f"drew {plot}")
     thin = fitting.collapsed(best.params, X, options["reg_covar"])
     if thin:
-        _say(
-            f"collapsed onto a point, a line or a plane: component{'s' * (len(thin) > 1)} "
-            f"{', '.join(map(str, thin))}; "
-            "the criteria flatter this: try fewer components or a larger --reg-covar"
-        )
+        which = f"component{'s' * (len(thin) > 1)} {', '.join(map(str, thin))}"
+        _say(f"collapsed onto a point, a line or a plane: {which}; {_FLATTERED}")
     if best.status != "CONVERGED":
         _say("the best fit did not converge: raise --max-iter, or loosen --tol")
         return 1

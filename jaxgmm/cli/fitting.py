@@ -6,9 +6,9 @@ import contextlib
 import dataclasses
 import math
 import os
-import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, TypeVar
 
 import numpy as np
@@ -146,50 +146,43 @@ def run_steps(steps: Sequence[tuple[str, Callable[[], Result]]], patience: float
     They run in a thread of their own: compiled code does not look for Ctrl-C, and so the main thread can.
     """
     results: list[Result] = []
-    errors: list[BaseException] = []
 
     def work() -> None:
-        try:
-            for _, step in steps:
-                results.append(step())
-        except BaseException as error:
-            errors.append(error)
+        results.extend(step() for _, step in steps)
 
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    _join(thread, patience)
-    if thread.is_alive():
-        _show(thread, steps, results)
-    if errors:
-        raise errors[0]
+    future = ThreadPoolExecutor(1).submit(work)
+    _await(future, patience)
+    if not future.done():
+        _show(future, steps, results)
+    future.result()
     return results
 
 
-def _join(thread: threading.Thread, seconds: float) -> None:
-    """Wait for the end of a thread, of that time, or of the process's own life."""
+def _await(future: Future[None], seconds: float) -> None:
+    """Wait for the end of the work, of that time, or of the process's own life."""
     end = time.monotonic() + seconds
-    while thread.is_alive() and (left := end - time.monotonic()) > 0:
+    while not future.done() and (left := end - time.monotonic()) > 0:
         signals.check()
-        thread.join(min(left, 0.1))
+        wait([future], min(left, 0.1))
     signals.check()
 
 
-def _show(thread: threading.Thread, steps: Sequence[tuple[str, Any]], results: Sequence[Any]) -> None:
+def _show(future: Future[None], steps: Sequence[tuple[str, Any]], results: Sequence[Any]) -> None:
     from rich import progress as bars
     from rich.console import Console
 
     console = Console(stderr=True)
     if not console.is_terminal:
-        _join(thread, math.inf)
+        _await(future, math.inf)
         return
     text, count = bars.TextColumn("{task.description}"), bars.MofNCompleteColumn()
     columns = (bars.SpinnerColumn(), text, bars.BarColumn(20), count, bars.TimeElapsedColumn())
     with bars.Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("", total=len(steps))
-        while thread.is_alive():
+        while not future.done():
             done = min(len(results), len(steps) - 1)
             progress.update(task, description=steps[done][0], completed=len(results))
-            _join(thread, 0.1)
+            _await(future, 0.1)
 
 
 def _widen(params: Any, offset: Array) -> Any:

@@ -118,10 +118,8 @@ class Table:
         present = column.filter(polars.Series(_present(column)))
         commas = present.str.strip_chars().str.contains(r"^[+-]?\d+(,\d+)+(\.\d*)?$")
         if len(present) and 2 * commas.sum() >= len(present):
-            raise UserError(
-                f"{self.path}: column {name!r} has numbers with commas, such as {present.filter(commas)[0]!r}"
-                "; write 1234.5 for them, or choose others with --columns"
-            )
+            what = f"column {name!r} has numbers with commas, such as {present.filter(commas)[0]!r}"
+            raise UserError(f"{self.path}: {what}; write 1234.5 for them, or choose others with --columns")
 
     def _check(self, name: str, names: Sequence[str]) -> None:
         bad = ~np.isfinite(self.values(name))

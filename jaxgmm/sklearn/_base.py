@@ -10,7 +10,7 @@ import numpy as np
 from sklearn.base import BaseEstimator, DensityMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 
 from jaxgmm import _validate as validate
 from jaxgmm.components.weights import Model
@@ -86,19 +86,15 @@ class BaseMixture(DensityMixin, BaseEstimator):
     def _fit(self, X: Any, sample_weight: Any) -> Host:
         checks.check_parameters(self, self._constraints)
         random_state = check_random_state(self.random_state)
-        data: Host = validate_data(
-            self, checks.table(X), dtype=[np.float64, np.float32], ensure_min_samples=2
-        )
+        data = checks.data(self, X, ensure_min_samples=2)
         self._fit_data(data, check_weight(sample_weight, data), random_state)
         return data
 
     def _fit_data(self, data: Host, weight: Host | None, random_state: Any) -> None:
         """Fit validated data."""
         if len(data) < self.n_components:
-            raise ValueError(
-                f"Expected n_samples >= n_components but got n_components = {self.n_components}, "
-                f"n_samples = {len(data)}"
-            )
+            found = f"n_components = {self.n_components}, n_samples = {len(data)}"
+            raise ValueError(f"Expected n_samples >= n_components but got {found}")
         given = self._given(data, weight)
         drawn = random_state.get_state()
         if compute_dtype(data.dtype) == np.float64 or fits_float32(data, weight):
@@ -119,10 +115,8 @@ class BaseMixture(DensityMixin, BaseEstimator):
         """The best of several trials, into the attributes, in a dtype."""
         warm = self.warm_start and hasattr(self, "converged_")
         if warm and self.means_.shape != (self.n_components, X.shape[1]):
-            raise ValueError(
-                f"warm_start goes on from means_ of shape {self.means_.shape}; got n_components = "
-                f"{self.n_components} and {X.shape[1]} features. Set warm_start=False to begin anew."
-            )
+            found = f"n_components = {self.n_components} and {X.shape[1]} features"
+            raise ValueError(f"warm_start goes on from means_ of shape {self.means_.shape}; got {found}")
         trials = []
         for trial in range(1 if warm else self.n_init):
             try:
@@ -238,8 +232,7 @@ class BaseMixture(DensityMixin, BaseEstimator):
 
     def _new(self, X: Any) -> Host:
         check_is_fitted(self)
-        data: Host = validate_data(self, checks.table(X), reset=False, dtype=[np.float64, np.float32])
-        return data
+        return checks.data(self, X, reset=False)
 
     def score_samples(self, X: Any) -> Host:
         """The log-density of each sample, (n_samples,)."""

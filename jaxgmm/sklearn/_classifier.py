@@ -9,10 +9,9 @@ from scipy.special import log_softmax
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 
 from jaxgmm import priors
-from jaxgmm._host_arrays import unmasked
 from jaxgmm.components.registry import ModelLike
 from jaxgmm.sklearn import _checks as checks
 from jaxgmm.sklearn import _init as init
@@ -106,9 +105,7 @@ class GaussianMixtureClassifier(ClassifierMixin, BaseEstimator):
           ValueError: for parameters that do not fit the classes, or a class that its mixture does not fit.
         """
         checks.check_parameters(self, self._constraints)
-        data, labels = validate_data(
-            self, checks.table(X), unmasked(y, "y"), dtype=[np.float64, np.float32], ensure_min_samples=2
-        )
+        data, labels = checks.data(self, X, y, ensure_min_samples=2)
         check_classification_targets(labels)
         weight = check_weight(sample_weight, data)
         if weight is not None:
@@ -174,7 +171,7 @@ class GaussianMixtureClassifier(ClassifierMixin, BaseEstimator):
     def _log_joint(self, X: Any) -> Host:
         """(N, n_classes) log p(x, class) up to a constant of the row, in float64."""
         check_is_fitted(self)
-        data = validate_data(self, checks.table(X), reset=False, dtype=[np.float64, np.float32])
+        data = checks.data(self, X, reset=False)
         if self.model_type == "EDDA":
             return log(self.mixture_._evaluated(data)[0])
         densities = [mixture._evaluated(data)[1] for mixture in self.estimators_]

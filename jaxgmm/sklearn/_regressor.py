@@ -7,13 +7,12 @@ from typing import Any, ClassVar
 import numpy as np
 from jax import Array
 from sklearn.base import BaseEstimator, MultiOutputMixin, RegressorMixin
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 
 from jaxgmm import priors
-from jaxgmm._host_arrays import unmasked
 from jaxgmm.distributions._operations import regress
 from jaxgmm.sklearn import _checks as checks
-from jaxgmm.sklearn._data import Host, check_weight, compute_dtype, in_blocks
+from jaxgmm.sklearn._data import check_weight, compute_dtype, in_blocks
 from jaxgmm.sklearn._gaussian import GaussianMixture, shared_options
 
 _EVALUATED = 1 << 14  # rows at a time: each has a covariance of its own
@@ -82,15 +81,8 @@ class GaussianMixtureRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
           sample_weight: array-like (n_samples,) or None for ones; a weight of 0 leaves the sample out.
         """
         checks.check_parameters(self, self._constraints)
-        data, outputs = validate_data(
-            self,
-            checks.table(X),
-            unmasked(y, "y"),
-            dtype=[np.float64, np.float32],
-            multi_output=True,
-            y_numeric=True,
-            ensure_min_samples=2,
-        )
+        options = {"multi_output": True, "y_numeric": True, "ensure_min_samples": 2}
+        data, outputs = checks.data(self, X, y, **options)
         weight = check_weight(sample_weight, data)
         if weight is not None:
             data, outputs, weight = data[weight > 0], outputs[weight > 0], weight[weight > 0]
@@ -120,7 +112,7 @@ class GaussianMixtureRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         if return_std and return_cov:
             raise ValueError("At most one of return_std or return_cov can be requested.")
         check_is_fitted(self)
-        data: Host = validate_data(self, checks.table(X), reset=False, dtype=[np.float64, np.float32])
+        data = checks.data(self, X, reset=False)
         dtype = compute_dtype(data.dtype)
         d, means = data.shape[1], np.asarray(self.mixture_.means_, np.float64)
         offset = np.asarray(self.mixture_.weights_, np.float64) @ means
