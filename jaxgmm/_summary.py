@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import html
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from jax.typing import ArrayLike
@@ -109,36 +109,37 @@ def summary(
     return Summary((first, table, *last))
 
 
-class Evaluation(NamedTuple):
-    """What a mixture says of data, summed in float64 on the host."""
+def evaluate(params: GMMParams, x: ArrayLike, weight: ArrayLike | None) -> dict[str, Any]:
+    """Counts (K,), likelihood and criteria of one mixture on checked data (N, D) and weights (N,).
 
-    counts: np.ndarray[Any, Any]  # (K,) samples of each component
-    total_weight: float
-    log_likelihood: float  # the total
-    aic: float
-    bic: float
-    icl: float
-
-
-def evaluate(params: GMMParams, x: ArrayLike, weight: ArrayLike | None) -> Evaluation:
-    """Log-likelihood and criteria of one mixture on checked data (N, D) and weights (N,)."""
+    Summed in float64 on the host.
+    """
     resp, log_prob = (np.asarray(a, float) for a in e_step(params, x))
     w = np.ones(len(log_prob)) if weight is None else np.asarray(weight, float)
-    n, total, free = w.sum(), w @ log_prob, n_parameters(params)
-    bic = -2 * total + free * np.log(n)
+    deviance, free = -2 * (w @ log_prob), n_parameters(params)
+    bic = deviance + free * np.log(w.sum())
     with np.errstate(divide="ignore"):
-        unsure = -2 * (w @ np.log(resp.max(1)))
-    return Evaluation(w @ resp, n, total, -2 * total + 2 * free, bic, bic + unsure)
+        icl = bic - 2 * (w @ np.log(resp.max(1)))
+    return {
+        "counts": w @ resp,
+        "weight": w.sum(),
+        "aic": deviance + 2 * free,
+        "bic": bic,
+        "icl": icl,
+        "log_likelihood": deviance / -2,
+    }
 
 
 def _evaluated(params: GMMParams, X: ArrayLike, sample_weight: ArrayLike | None) -> tuple[Any, tuple[str]]:
     """Samples of each component (K,), and a paragraph of the criteria."""
     x = validate.data(X, n_features=params.n_features)
     weight = validate.weight(sample_weight, x)
-    counts, n, total, aic, bic, icl = evaluate(params, x, weight)
+    found = evaluate(params, x, weight)
+    n, total = found["weight"], found["log_likelihood"]
     what = f"{len(x)} samples" + ("" if weight is None else f" of weight {n:.6g}")
     likelihood = f"On {what}: log-likelihood {total:.6g} ({total / n:.4f} per sample)"
-    return counts, (f"{likelihood}\nAIC {aic:.1f}   BIC {bic:.1f}   ICL {icl:.1f}   (smaller is better)",)
+    criteria = "   ".join(f"{name.upper()} {found[name]:.1f}" for name in ("aic", "bic", "icl"))
+    return found["counts"], (f"{likelihood}\n{criteria}   (smaller is better)",)
 
 
 def _several(fit: FitResult) -> Summary:

@@ -847,7 +847,8 @@ def test_the_cache_is_kept_small(tmp_path, monkeypatch):
 )
 def test_a_missing_extra_is_named(command, monkeypatch, data, tmp_path, missing, extra):
     monkeypatch.setitem(sys.modules, missing, None)
-    monkeypatch.delitem(sys.modules, "jaxgmm.cli.report", raising=False)
+    for module in ("report", "commands", "tables") if missing == "polars" else ("report",):
+        monkeypatch.delitem(sys.modules, f"jaxgmm.cli.{module}", raising=False)
     monkeypatch.setattr(cli, "report", None, raising=False)
     monkeypatch.delattr(cli, "report")
     code, out, err = command("fit", data, *QUICK, "--columns", "width", "--plot", tmp_path / "p.png")

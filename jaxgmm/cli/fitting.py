@@ -103,7 +103,7 @@ def fit_structure(
         one = jax.tree.map(lambda a, i=i: np.asarray(a)[i], results)
         status = jaxgmm.Status(int(one.status))
         failed = status not in (jaxgmm.Status.CONVERGED, jaxgmm.Status.MAX_ITER)
-        row = evaluate(one.params, x, weight)._asdict() if rows is None else rows[i]
+        row = evaluate(one.params, x, weight) if rows is None else rows[i]
         names = [name for name in (*CRITERIA, *LEFT_OUT) if name in row]
         params = active(one.params)
         cells.append(

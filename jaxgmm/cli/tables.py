@@ -15,6 +15,7 @@ from typing import Any
 
 import click
 import numpy as np
+import polars
 
 from jaxgmm.io import atomic_write
 
@@ -47,8 +48,6 @@ class Table:
 
     def values(self, name: str) -> Array:
         """One column as float64 (N,): NaN where a value is missing or is not a number."""
-        import polars
-
         column = self.columns[name]
         if column.dtype == polars.String:
             column = column.str.strip_chars().cast(polars.Float64, strict=False)
@@ -59,10 +58,9 @@ class Table:
     def is_numeric(self, name: str) -> bool:
         """Whether most of what the column holds is numbers."""
         column = self.columns[name]
-        if column.dtype.is_numeric():
-            return True
-        present = _present(column)
-        return bool(present.any() and np.isfinite(self.values(name)).sum() * 2 >= present.sum())
+        n_present = _present(column).sum()
+        found = np.isfinite(self.values(name)).sum()
+        return column.dtype.is_numeric() or bool(n_present and 2 * found >= n_present)
 
     def default_columns(self, without: str | None) -> tuple[list[str], list[str]]:
         """The numeric columns, and what to tell about those that are left out."""
@@ -110,8 +108,6 @@ class Table:
 
     def _refuse_commas(self, name: str) -> None:
         """Raise where a column of text is numbers with decimal commas."""
-        import polars
-
         column = self.columns[name]
         if column.dtype != polars.String:
             return
@@ -169,8 +165,6 @@ def read(path: str) -> Table:
 
 def write(path: str | None, columns: dict[str, Array]) -> None:
     """Write columns to a file by its extension, whole or not at all; CSV to stdout where there is none."""
-    import polars
-
     frame = polars.DataFrame(columns)
     if path is None:
         sys.stdout.buffer.write(frame.write_csv().encode())
@@ -209,8 +203,6 @@ def check_target(path: str | None, option: str, extensions: Sequence[str], taken
 
 
 def _read_npy(path: str) -> Any:
-    import polars
-
     with open(path, "rb") as stream:
         if stream.read(6) != b"\x93NUMPY":
             raise UserError(f"{path}: not an npy file")
@@ -232,8 +224,6 @@ def _read_npy(path: str) -> Any:
 
 
 def _read_frame(path: str, extension: str) -> Any:
-    import polars
-
     text, separator = b"", ","
     try:
         if extension in (".parquet", ".pq"):
@@ -280,8 +270,6 @@ def _ragged(text: bytes, separator: str) -> str | None:
 
 def _present(column: Any) -> Array:
     """Which values of a polars column are not missing."""
-    import polars
-
     if column.dtype != polars.String:
         return np.asarray(column.is_not_null().to_numpy())
     missing = column.str.strip_chars().str.to_lowercase().is_in(list(_MISSING)).fill_null(True)

@@ -123,7 +123,7 @@ class GaussianMixtureClassifier(ClassifierMixin, BaseEstimator):
 
     def _class_prior(self, codes: Host, weight: Host | None) -> Host:
         if self.class_prior is None:
-            shares: Host = np.bincount(codes, weights=weight).astype(np.float64)
+            shares = np.bincount(codes, weights=weight)
             return shares / shares.sum()
         return checks.weights_init(self.class_prior, len(self.classes_))
 
@@ -175,8 +175,7 @@ class GaussianMixtureClassifier(ClassifierMixin, BaseEstimator):
         if self.model_type == "EDDA":
             return log(self.mixture_._evaluated(data)[0])
         densities = [mixture._evaluated(data)[1] for mixture in self.estimators_]
-        joint: Host = np.stack(densities, 1).astype(np.float64) + log(self.class_prior_)
-        return joint
+        return np.stack(densities, 1).astype(np.float64) + log(self.class_prior_)
 
     def predict(self, X: Any) -> Host:
         """The most probable class of each sample, (n_samples,)."""
@@ -185,8 +184,7 @@ class GaussianMixtureClassifier(ClassifierMixin, BaseEstimator):
 
     def predict_log_proba(self, X: Any) -> Host:
         """Logarithms of `predict_proba`, (n_samples, n_classes)."""
-        normalised: Host = log_softmax(self._log_joint(X), axis=1)
-        return normalised
+        return log_softmax(self._log_joint(X), axis=1)
 
     def predict_proba(self, X: Any) -> Host:
         """Posterior probabilities of the classes, (n_samples, n_classes)."""

@@ -114,8 +114,7 @@ def to_device(log_weights: Any, means: Any, scale: Any, model: Model, dtype: Any
 def log(weights: Host) -> Host:
     """(K,) logarithms of mixing weights; −inf for 0."""
     with np.errstate(divide="ignore"):
-        logarithms: Host = np.log(np.asarray(weights, np.float64))
-    return logarithms
+        return np.log(np.asarray(weights, np.float64))
 
 
 # In float32 a component is to be this many roundings of its mean wide, so that residuals have digits left.

@@ -162,9 +162,12 @@ def test_pickles_predict_the_same(name):
 
 def test_params_go_out_and_come_back(dtype):
     mixture = ours()
-    assert mixture.to_params().means.dtype == dtype
-    if dtype == np.float32:
-        assert_allclose(jaxgmm.score(mixture.to_params(), IRIS.astype(dtype)), mixture.score(IRIS), rtol=1e-5)
+    params = mixture.to_params()
+    assert params.means.dtype == dtype
+    lower = np.asarray(params.scale)  # of "full" these are Cholesky factors
+    assert_allclose(np.exp(params.log_weights), mixture.weights_, rtol=1e-5)
+    assert_allclose(params.means, mixture.means_, rtol=1e-5)
+    assert_allclose(lower @ np.swapaxes(lower, 1, 2), mixture.covariances_, rtol=1e-5, atol=1e-6)
     assert_comes_back(mixture, "full")
 
 

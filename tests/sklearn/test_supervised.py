@@ -12,9 +12,10 @@ from jaxgmm.sklearn import GaussianMixture, GaussianMixtureClassifier, GaussianM
 
 IRIS, SPECIES = datasets.load_iris(return_X_y=True)
 RNG = np.random.default_rng(0)
-# Four clumps in a row, of two classes by turns: no single Gaussian for each class tells them apart.
-CLUMP = RNG.integers(0, 4, size=150)
-ROW = np.stack([5.0 * CLUMP, np.zeros(150)], 1) + RNG.normal(size=(150, 2))
+# Six clumps in a row, of two classes by turns: no single Gaussian for each class tells them apart. Each class
+# has the shape of iris, and so takes its program.
+CLUMP = np.arange(300) % 6
+ROW = 5.0 * CLUMP[:, None] * np.eye(4)[0] + RNG.normal(size=(300, 4))
 SIDE = np.array(["even", "odd"])[CLUMP % 2]
 
 
@@ -40,7 +41,7 @@ def test_edda_is_bayes_rule_with_the_maximum_likelihood_gaussians(name, dtype):
 
 def test_mixtures_tell_apart_what_single_gaussians_do_not():
     plain = GaussianMixtureClassifier(random_state=0, max_iter=0).fit(ROW, SIDE)
-    mixed = GaussianMixtureClassifier(n_components=2, random_state=0, max_iter=500).fit(ROW, SIDE)
+    mixed = GaussianMixtureClassifier(n_components=3, random_state=0, max_iter=500).fit(ROW, SIDE)
     assert mixed.score(ROW, SIDE) > 0.93 > 0.8 > plain.score(ROW, SIDE)
     assert mixed.classes_.tolist() == ["even", "odd"]
     assert_allclose(mixed.predict_proba(ROW).sum(1), 1, atol=1e-6)
@@ -53,7 +54,7 @@ def test_each_class_may_have_its_own_components_structure_and_probability():
         max_iter=0,
     ).fit(ROW, SIDE)  # fmt: skip
     assert [m.n_components for m in model.estimators_] == [1, 2]
-    assert [m.covariances_.shape for m in model.estimators_] == [(2, 2), (2, 2, 2)]
+    assert [m.covariances_.shape for m in model.estimators_] == [(4, 4), (2, 4, 4)]
     densities = [m.score_samples(ROW) for m in model.estimators_]
     joint = np.stack(densities, 1) + np.log([0.9, 0.1])
     assert_allclose(model.predict_proba(ROW), softmax(joint, axis=1), atol=1e-6)
