@@ -56,11 +56,11 @@ def means_and_widths(means: Sequence[float], widths: Sequence[float]) -> list[tu
     """
     least = min((w for w in widths if 0 < w < math.inf), default=1.0)
     decimals = max(0, 2 - math.floor(math.log10(least)))
+    formats = (f".{decimals}f", f".{decimals}f")
     if decimals > 8 or not max(map(abs, [*means, *widths])) < 1e9:
-        return [(f"{mean:.9g}", f"{width:.2e}") for mean, width in zip(means, widths, strict=True)]
-    return [
-        (f"{mean:.{decimals}f}", f"{width:.{decimals}f}") for mean, width in zip(means, widths, strict=True)
-    ]
+        formats = (".9g", ".2e")
+    pairs = zip(means, widths, strict=True)
+    return [(format(mean, formats[0]), format(width, formats[1])) for mean, width in pairs]
 
 
 def mixture_table(
@@ -80,7 +80,7 @@ def mixture_table(
     """
     n_components, n_features = means.shape
     k, d = min(n_components, most[0]), min(n_features, most[1])
-    names = [f"x{j}" for j in range(n_features)] if columns is None else [str(name) for name in columns]
+    names = [f"x{j}" for j in range(n_features)] if columns is None else list(map(str, columns))
     rows = [("weight", *(f"{w:.4f}" for w in weights[:k]))]
     if counts is not None:
         rows.append(("samples", *(f"{n:.1f}" for n in counts[:k])))
@@ -94,21 +94,20 @@ def mixture_table(
 
 def as_text(table: Table, width: int = _WIDTH) -> str:
     """The table for a terminal: a rule under the heading, what is wider than `width` in several parts."""
-    columns = list(zip(table.head, *table.rows, strict=True))
-    lengths = [max(map(len, column)) for column in columns]
+    lengths = [max(map(len, column)) for column in zip(table.head, *table.rows, strict=True)]
     parts: list[list[int]] = [[]]
-    for i in range(1, len(columns)):
+    for i in range(1, len(lengths)):
         if parts[-1] and lengths[0] + sum(2 + lengths[j] for j in (*parts[-1], i)) > width:
             parts.append([])
         parts[-1].append(i)
     blocks = []
     for part in parts:
-        lines = [
-            f"{row[0]:<{lengths[0]}}" + "".join(f"  {row[i]:>{lengths[i]}}" for i in part)
+        cells = [
+            [row[0].ljust(lengths[0]), *(row[i].rjust(lengths[i]) for i in part)]
             for row in (table.head, *table.rows)
         ]
-        lines.insert(1, "─" * max(map(len, lines)))
-        blocks.append("\n".join(line.rstrip() for line in lines))
+        head, *lines = ("  ".join(row) for row in cells)
+        blocks.append("\n".join([head.rstrip(), "─" * len(head), *(line.rstrip() for line in lines)]))
     return "\n\n".join(blocks) + (f"\n{table.note}" if table.note else "")
 
 
@@ -118,22 +117,21 @@ def as_html(table: Table, caption: str = "", marked: tuple[int, int] | None = No
     `marked` is the row and the column of a cell to set in bold.
     """
 
-    def cell(tag: str, text: str, left: bool, bold: bool = False) -> str:
-        style = "text-align:left" if left else "text-align:right;font-variant-numeric:tabular-nums"
-        inner = html.escape(text)
-        return f'<{tag} style="{style}">{f"<b>{inner}</b>" if bold else inner}</{tag}>'
+    def line(texts: Sequence[str], tag: str, bold: int | None = None) -> str:
+        cells = []
+        for i, text in enumerate(texts):
+            kind = tag if i else "th"
+            style = "text-align:right;font-variant-numeric:tabular-nums" if i else "text-align:left"
+            inner = f"<b>{html.escape(text)}</b>" if i == bold else html.escape(text)
+            cells.append(f'<{kind} style="{style}">{inner}</{kind}>')
+        return f"<tr>{''.join(cells)}</tr>"
 
     lines = ["<table>"]
     if caption:
         lines.append(f'<caption style="text-align:left">{html.escape(caption)}</caption>')
-    head = "".join(cell("th", text, i == 0) for i, text in enumerate(table.head))
-    lines.append(f"<thead><tr>{head}</tr></thead>")
-    lines.append("<tbody>")
-    for r, row in enumerate(table.rows):
-        cells = "".join(
-            cell("td" if i else "th", text, i == 0, (r, i) == marked) for i, text in enumerate(row)
-        )
-        lines.append(f"<tr>{cells}</tr>")
+    lines += [f"<thead>{line(table.head, 'th')}</thead>", "<tbody>"]
+    row, column = marked or (None, None)
+    lines += [line(texts, "td", column if r == row else None) for r, texts in enumerate(table.rows)]
     lines.append("</tbody></table>")
     if table.note:
         lines.append(f"<p>{html.escape(table.note)}</p>")

@@ -18,7 +18,7 @@ def host_array(value: Any, name: str) -> np.ndarray[Any, Any]:
         raise TypeError(f"{name} is a sparse {type(value).__name__}; use {name}.toarray()")
     value = unmasked(value, name)
     if is_frame(value):
-        value = _polars_frame(value, name) if library(value) == "polars" else _data_frame(value, name)
+        value = _frame(value, name)
     try:
         array = np.asarray(value)
     except ValueError as error:
@@ -44,49 +44,30 @@ def unmasked(value: Any, name: str) -> Any:
         return value
     if np.ma.is_masked(value):
         at = tuple(int(i) for i in np.argwhere(np.ma.getmaskarray(value))[0])
-        raise ValueError(
-            f"{name} is a masked array, and entry {at} is masked. Leave such rows out, or fill them in "
-            "(numpy.ma.filled), before the call."
-        )
+        what = f"{name} is a masked array, and entry {at} is masked"
+        raise ValueError(f"{what}. Leave such rows out, or fill them in (numpy.ma.filled), before the call.")
     return value.data
 
 
-def _data_frame(frame: Any, name: str) -> Any:
-    """A pandas data frame as an array, or an error that names the column."""
-    for column, dtype in zip(frame.columns, frame.dtypes, strict=True):
-        if dtype.kind not in "biuf":
-            raise TypeError(
-                f"{name} must hold real numbers; column {column!r} has dtype {dtype}. Leave it out, or turn "
-                "it into numbers, before the call."
-            )
-    if all(isinstance(dtype, np.dtype) for dtype in frame.dtypes):
-        # NumPy makes objects of numbers and booleans side by side.
-        array = np.asarray(frame)
-        return frame.to_numpy(dtype=np.float64) if array.dtype.kind == "O" else array
-    for column, missing in zip(frame.columns, frame.isna().to_numpy().T, strict=True):
+def _frame(frame: Any, name: str) -> Any:
+    """A data frame of pandas or Polars as an array, or an error that names the column."""
+    polars = library(frame) == "polars"
+    columns = list(zip(frame.columns, frame.get_columns(), strict=True) if polars else frame.items())
+    for column, values in columns:
+        dtype = values.dtype
+        if not (dtype.is_numeric() or str(dtype) == "Boolean" if polars else dtype.kind in "biuf"):
+            what = f"column {column!r} has dtype {dtype}"
+            raise TypeError(f"{name} must hold real numbers; {what}. Leave it out, or turn it into numbers.")
+        # NaN, which NumPy's own columns have for what is missing, is for the check of finite values.
+        missing = values.is_null() if polars else values.isna() & (not isinstance(dtype, np.dtype))
         if missing.any():
-            raise ValueError(
-                f"{name} must be finite; column {column!r} has a missing value in row "
-                f"{int(missing.argmax())}. Leave such rows out, or fill them in, before the call."
-            )
-    return frame.to_numpy(dtype=np.float64)
-
-
-def _polars_frame(frame: Any, name: str) -> Any:
-    """A Polars data frame as an array, or an error that names the column."""
-    for column, dtype in frame.schema.items():
-        if not dtype.is_numeric() and str(dtype) != "Boolean":
-            raise TypeError(
-                f"{name} must hold real numbers; column {column!r} has dtype {dtype}. Leave it out, or turn "
-                "it into numbers, before the call."
-            )
-        if frame[column].null_count():
-            row = int(frame[column].is_null().arg_max())
-            raise ValueError(
-                f"{name} must be finite; column {column!r} has a missing value in row {row}. Leave such rows "
-                "out, or fill them in, before the call."
-            )
-    return np.column_stack([frame[c].to_numpy() for c in frame.columns])
+            what = f"column {column!r} has a missing value in row {int(np.argmax(missing))}"
+            raise ValueError(f"{name} must be finite; {what}. Leave such rows out, or fill them in.")
+    if polars:
+        return np.column_stack([values.to_numpy() for _, values in columns])
+    array = np.asarray(frame)
+    # NumPy makes objects of numbers and booleans side by side, and of nullable columns.
+    return frame.to_numpy(dtype=np.float64) if array.dtype.kind == "O" else array
 
 
 _COARSE = 1e-3  # of a feature's standard deviation: how much of it a cast to float32 may round away
@@ -95,16 +76,10 @@ _LOOKED_AT = 1 << 16  # rows from which a standard deviation is estimated
 
 def warn_of_rounding(source: np.ndarray[Any, Any], x: Array, name: str) -> None:
     """Warn where a cast to float32 rounds a feature by more than a thousandth of its standard deviation."""
-    if (
-        x.dtype != jnp.float32
-        or source.dtype.kind not in "iuf"
-        or source.dtype.itemsize < 4
-        or not source.size
-    ):
+    exact = source.dtype.kind not in "iuf" or source.dtype.itemsize < 4 or source.dtype == np.float32
+    if exact or x.dtype != jnp.float32 or not source.size:
         return
-    if source.dtype.kind == "f" and source.dtype.itemsize == 4:
-        return
-    largest = np.maximum(np.abs(source.max(0).astype(np.float64)), np.abs(source.min(0).astype(np.float64)))
+    largest = np.abs([source.max(0).astype(np.float64), source.min(0).astype(np.float64)]).max(0)
     rounding = 0.5 * float(jnp.finfo(jnp.float32).eps) * largest
     rows = source[:: -(-len(source) // _LOOKED_AT)].astype(np.float64)
     with np.errstate(over="ignore", invalid="ignore"):

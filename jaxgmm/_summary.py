@@ -17,7 +17,6 @@ from jaxgmm.mixture import GMMParams, components, kind
 from jaxgmm.result import FitResult, ending, in_words
 from jaxgmm.selection._criteria import REMEDIES, n_parameters
 from jaxgmm.selection._grid import Selection
-from jaxgmm.solvers.squarem import Status
 
 _MOST = (100, 100)  # components and features
 _MOST_FITS = 50
@@ -85,67 +84,71 @@ def summary(
       width      5.00 ± 1.00  1.00 ± 2.00
     """
     if isinstance(fit, Selection):
-        if fit.best is None:
-            return Summary((str(fit),))
-        return Summary((str(fit), *summary(fit.best, X, sample_weight, columns=columns).parts))
+        best = () if fit.best is None else summary(fit.best, X, sample_weight, columns=columns).parts
+        return Summary((str(fit), *best))
     params = fit.params if isinstance(fit, FitResult) else fit
     if not isinstance(params, GMMParams):
         raise TypeError(f"summary takes GMMParams, a FitResult or a Selection; got {type(fit).__name__}")
     if not validate.is_concrete(fit):
         raise TypeError("summary needs a concrete fit; call it outside jit and vmap")
-    if columns is None:
-        columns = getattr(X, "columns", None)
-    if columns is not None:
-        columns = [str(name) for name in columns]
-        if len(columns) != params.n_features:
-            raise ValueError(f"columns must name the {params.n_features} features; got {len(columns)} names")
+    columns = getattr(X, "columns", None) if columns is None else columns
+    if columns is not None and len(columns) != params.n_features:
+        raise ValueError(f"columns must name the {params.n_features} features; got {len(columns)} names")
     if isinstance(fit, FitResult) and np.ndim(fit.status):
         if X is not None:
             raise ValueError("X is for one fit, and these are several: take one with jaxgmm.best(results)")
         return _several(fit)
     validate.single_mixture(params.log_weights, params.means, params.scale)
-    parts: list[str | Table] = [f"{kind(params)}: {n_parameters(params)} free parameters"]
+    first = f"{kind(params)}: {n_parameters(params)} free parameters"
     if isinstance(fit, FitResult):
-        parts[0] = f"{parts[0]}\n{_ended(fit)}"
-    counts, said = (None, None) if X is None else _evaluated(params, X, sample_weight)
-    table = components(params, columns, counts, _MOST)
-    parts.append("The mixture is too large to be shown." if table is None else table)
-    if said is not None:
-        parts.append(said)
-    return Summary(tuple(parts))
+        first += f"\n{', '.join([*ending(fit), *fit._remarks()])}"
+        remedy = REMEDIES.get(np.asarray(fit.status).item())
+        first += f"\nThe fit {remedy}." if remedy else ""
+    counts, last = (None, ()) if X is None else _evaluated(params, X, sample_weight)
+    table = components(params, columns, counts, _MOST) or "The mixture is too large to be shown."
+    return Summary((first, table, *last))
 
 
-def _ended(fit: FitResult) -> str:
-    said = ", ".join([*ending(fit), *fit._remarks()])
-    status = int(fit.status)
-    return said if status not in REMEDIES else f"{said}\nThe fit {REMEDIES[Status(status)]}."
+def evaluate(params: GMMParams, x: ArrayLike, weight: ArrayLike | None) -> dict[str, Any]:
+    """Counts (K,), likelihood and criteria of one mixture on checked data (N, D) and weights (N,).
 
-
-def _evaluated(params: GMMParams, X: ArrayLike, sample_weight: ArrayLike | None) -> tuple[Any, str]:
-    """Samples of each component (K,), and a line of the criteria; summed in float64 on the host."""
-    x = validate.data(X, n_features=params.n_features)
-    weight = validate.weight(sample_weight, x)
+    Summed in float64 on the host.
+    """
     resp, log_prob = (np.asarray(a, float) for a in e_step(params, x))
     w = np.ones(len(log_prob)) if weight is None else np.asarray(weight, float)
-    n, total, free = w.sum(), w @ log_prob, n_parameters(params)
-    bic = -2 * total + free * np.log(n)
+    deviance, free = -2 * (w @ log_prob), n_parameters(params)
+    bic = deviance + free * np.log(w.sum())
     with np.errstate(divide="ignore"):
-        unsure = -2 * (w @ np.log(resp.max(1)))
-    what = f"{len(log_prob)} samples" + ("" if weight is None else f" of weight {n:.6g}")
-    return w @ resp, (
-        f"On {what}: log-likelihood {total:.6g} ({total / n:.4f} per sample)\n"
-        f"AIC {-2 * total + 2 * free:.1f}   BIC {bic:.1f}   ICL {bic + unsure:.1f}   (smaller is better)"
-    )
+        icl = bic - 2 * (w @ np.log(resp.max(1)))
+    return {
+        "counts": w @ resp,
+        "weight": w.sum(),
+        "aic": deviance + 2 * free,
+        "bic": bic,
+        "icl": icl,
+        "log_likelihood": deviance / -2,
+    }
+
+
+def _evaluated(params: GMMParams, X: ArrayLike, sample_weight: ArrayLike | None) -> tuple[Any, tuple[str]]:
+    """Samples of each component (K,), and a paragraph of the criteria."""
+    x = validate.data(X, n_features=params.n_features)
+    weight = validate.weight(sample_weight, x)
+    found = evaluate(params, x, weight)
+    n, total = found["weight"], found["log_likelihood"]
+    what = f"{len(x)} samples" + ("" if weight is None else f" of weight {n:.6g}")
+    likelihood = f"On {what}: log-likelihood {total:.6g} ({total / n:.4f} per sample)"
+    criteria = "   ".join(f"{name.upper()} {found[name]:.1f}" for name in ("aic", "bic", "icl"))
+    return found["counts"], (f"{likelihood}\n{criteria}   (smaller is better)",)
 
 
 def _several(fit: FitResult) -> Summary:
     """A table of a batch of fits."""
-    indices = list(np.ndindex(np.shape(fit.status)))
     status, steps, values = (np.asarray(a) for a in (fit.status, fit.n_iter, fit.log_likelihood))
     rows = tuple(
         (", ".join(map(str, i)), f"{values[i]:.4f}", str(steps[i]), in_words(status[i]))
-        for i in indices[:_MOST_FITS]
+        for i in np.ndindex(status.shape)
     )
-    left_out = f"… {len(indices) - _MOST_FITS} more" if len(indices) > _MOST_FITS else ""
+    left_out = f"… {len(rows) - _MOST_FITS} more" if len(rows) > _MOST_FITS else ""
     said = f"{kind(fit.params)}\n{', '.join(ending(fit))}\nOne of them: jaxgmm.best(results)."
-    return Summary((said, Table(("fit", "log-lik.", "EM steps", "ended"), rows, left_out)))
+    return Summary((said, Table(("fit", "log-lik.", "EM steps", "ended"), rows[:_MOST_FITS], left_out)))

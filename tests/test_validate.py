@@ -40,7 +40,14 @@ each_shape = pytest.mark.parametrize("name", COVARIANCES)
 
 @functools.cache
 def some_params(name="full"):
-    return jaxgmm.make_params([0.5, 0.5], MEANS, COVARIANCES[name], name)
+    # One program in place of one for each small operation.
+    make = jax.jit(functools.partial(jaxgmm.make_params, covariance_type=name))
+    return make(np.array([0.5, 0.5]), MEANS, COVARIANCES[name])
+
+
+def on_device(values, kind=np.float32):
+    """A JAX array that nothing is compiled for."""
+    return jax.device_put(np.asarray(values).astype(kind))
 
 
 def quick():
@@ -130,7 +137,7 @@ def test_x_of_the_wrong_shape_is_refused_with_the_shape(shape):
 
 NOT_NUMBERS = {
     "complex": WHOLE.astype(np.complex64),
-    "complex in JAX": jnp.asarray(WHOLE, jnp.complex64),
+    "complex in JAX": on_device(WHOLE, np.complex64),
     "objects": WHOLE.astype(object),
     "strings": WHOLE.astype(str),
     "times": WHOLE.astype("datetime64[s]"),
@@ -180,8 +187,8 @@ def test_values_that_cannot_be_seen_do_not_break_tracing():
 
 def test_arrays_that_a_jitted_function_closes_over_are_data_like_any():
     # They are concrete, but what is computed from them inside jit is traced.
-    X, w = jnp.asarray(WHOLE, jnp.float32), jnp.ones(N, jnp.float32)
-    bad = X.at[0, 0].set(jnp.nan)
+    X, w = on_device(WHOLE), on_device(np.ones(N))
+    bad = on_device(np.where(np.arange(N * D).reshape(N, D) == 0, np.nan, WHOLE))
     for name, call in TRACED.items():
         options = {} if name in UNWEIGHTED else {"sample_weight": w}
         jax.eval_shape(lambda call=call, options=options: call(X, **options))
@@ -200,7 +207,7 @@ TAKEN = {n: OF_X[n] for n in ("em_step", "log_prob", "bic", "elbo", "m_step", "r
 @pytest.mark.parametrize("call", TAKEN)
 def test_integers_bools_lists_and_numpy_give_the_numbers_of_floats(call):
     run = TAKEN[call]
-    expected = leaves(run(jnp.asarray(WHOLE, jnp.float32)))
+    expected = leaves(run(on_device(WHOLE)))
     kinds = [
         WHOLE,
         WHOLE.astype(np.uint8),
@@ -208,7 +215,7 @@ def test_integers_bools_lists_and_numpy_give_the_numbers_of_floats(call):
         WHOLE.astype(np.float64),
         WHOLE.astype(np.float16),
     ]
-    for X in [*kinds, jnp.asarray(WHOLE, jnp.bfloat16), jnp.asarray(WHOLE, jnp.int32)]:
+    for X in [*kinds, on_device(WHOLE, jnp.bfloat16), on_device(WHOLE, np.int32)]:
         for got, want in zip(leaves(run(X)), expected, strict=True):
             np.testing.assert_array_equal(got, want)
     bits = WHOLE > 2
@@ -218,16 +225,17 @@ def test_integers_bools_lists_and_numpy_give_the_numbers_of_floats(call):
 
 def test_narrow_floats_become_float32_under_x64_and_the_rest_float64():
     with x64(True):
-        for kind in (np.float16, jnp.bfloat16, np.float32):
-            assert jaxgmm.init.random_points(key(), jnp.asarray(WHOLE, kind), K).dtype == np.float32
-        for wide in (WHOLE, WHOLE > 2, WHOLE.astype(np.float64), WHOLE.tolist()):
-            assert jaxgmm.init.random_points(key(), wide, K).dtype == np.float64
+        points = functools.partial(jaxgmm.init.random_points, n_components=K)
+        for kind in (np.float16, jnp.bfloat16, np.float32, np.int64, np.bool_, np.float64):
+            wanted = np.float32 if kind in (np.float16, jnp.bfloat16, np.float32) else np.float64
+            assert jax.eval_shape(points, key(), on_device(WHOLE, kind)).dtype == wanted
+        assert jax.eval_shape(lambda: points(key(), WHOLE.tolist())).dtype == np.float64
 
 
 def test_params_of_one_precision_work_with_x_of_the_other_and_follow_x():
     with x64(True):
         for dtype, other in [(np.float32, np.float64), (np.float64, np.float32)]:
-            params = jax.tree.map(lambda a, other=other: a.astype(other), quick())
+            params = jax.tree.map(lambda a, other=other: on_device(a, other), quick())
             X = jax.ShapeDtypeStruct((N, D), dtype)
             for name in OF_PARAMS.keys() - {"fit"}:  # tracing it takes as long as all the others
                 before = (RESP,) if name == "elbo" else ()
@@ -272,7 +280,7 @@ def test_bad_ridges_and_tolerances_are_refused(option, calls):
 
 
 def test_bad_limits_of_iterations_and_switches_are_refused():
-    for value in (-1, jnp.asarray(-1)):
+    for value in (-1, on_device(-1, np.int32)):
         refused(ValueError, ["max_iter", "-1"], FITS, WHOLE, max_iter=value)
     for value in (2.0, np.float32(2), "2", None, True, [2]):
         refused(TypeError, ["max_iter"], FITS, WHOLE, max_iter=value)
@@ -311,13 +319,14 @@ def test_numbers_of_components_that_are_not_sensible_are_refused():
     for value in (0, -1, np.int64(0)):
         refused(ValueError, ["n_components", "at least 1", str(value)], OF_KEY, WHOLE, value)
     refused(ValueError, ["n_components", f"n_samples = {N}", str(N + 1)], OF_KEY, WHOLE, N + 1)
-    for value in (2.0, True, "2", None, np.array(2), jnp.asarray(2)):
+    for value in (2.0, True, "2", None, np.array(2), on_device(2, np.int32)):
         refused(TypeError, ["n_components", "int", type(value).__name__], OF_KEY, WHOLE, value)
     several = {"fit_components": lambda n: jaxgmm.fit_components(key(), WHOLE, n, n_init=1)}
-    for value in (3, "123", None, np.array(2), jnp.asarray(2)):
+    for value in (3, "123", None, np.array(2), on_device(2, np.int32)):
         refused(TypeError, ["n_components", "sequence"], several, value)
     refused(ValueError, ["n_components"], several, ())
-    assert jaxgmm.init.kmeans(key(), WHOLE, np.int64(K)).shape == (K, D)  # an int of NumPy is one
+    several = jax.eval_shape(lambda: jaxgmm.init.kmeans(key(), WHOLE, np.int64(K)))
+    assert several.shape == (K, D)  # an int of NumPy is one
 
 
 def test_counts_must_be_positive_ints():
@@ -337,7 +346,7 @@ def test_counts_must_be_positive_ints():
 BAD_KEYS = {
     "int": lambda: 0,
     "None": lambda: None,
-    "floats": lambda: jnp.zeros(2),
+    "floats": lambda: on_device(np.zeros(2)),
     "signed": lambda: np.zeros(2, np.int64),
     "list": lambda: [0, 1],
     "batch": lambda: jax.random.split(jax.random.key(0), 3),
@@ -427,7 +436,7 @@ def test_responsibilities_must_sum_to_one_where_a_row_counts():
     steps = {n: TAKE_RESP[n] for n in ("m_step", "from_responsibilities")}
     refused(ValueError, ["row 3 sums to 0.5"], steps, resp)
     for dtype in (jnp.float16, jnp.bfloat16):
-        TAKE_RESP["m_step"](jnp.asarray(RESP, dtype))  # their sums are off by the rounding of the dtype
+        TAKE_RESP["m_step"](on_device(RESP, dtype))  # their sums are off by the rounding of the dtype
     weight = (np.arange(N) != 3).astype(float)
     expected, found = (
         jaxgmm.m_step(r, WHOLE, sample_weight=weight, covariance_type=QUICK) for r in (RESP, resp)
@@ -494,8 +503,8 @@ def test_symmetry_is_asked_for_up_to_rounding_only():
 @pytest.mark.parametrize("name", ["diag", "EVI"])
 def test_variances_of_as_many_components_as_features_are_no_matrix(name):
     variances = np.array([[1.0, 4.0], [2.0, 2.0]])
-    params = build(variances, name)
-    np.testing.assert_allclose(np.diagonal(params.covariances, axis1=1, axis2=2), variances, rtol=1e-6)
+    covariances = jax.jit(lambda v: build(v, name).covariances)(variances)
+    np.testing.assert_allclose(np.diagonal(covariances, axis1=1, axis2=2), variances, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -521,7 +530,9 @@ def test_means_that_are_not_k_by_d_finite_numbers_are_refused():
 def test_params_under_jit_are_built_with_shapes_checked():
     build_all = jax.jit(functools.partial(jaxgmm.make_params, covariance_type="full"))
     got = build_all(np.array([0.5, 0.5]), MEANS, COVARIANCES["full"])
-    np.testing.assert_allclose(got.covariances, some_params().covariances, rtol=1e-6)
+    eager = jaxgmm.make_params([0.5, 0.5], MEANS, COVARIANCES["full"], "full")
+    for a, b in zip(leaves(got), leaves(eager), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6)
     for name in COVARIANCES:
         with pytest.raises(ValueError, match=r"covariances must have shape .* got shape \(5,\)"):
             jax.eval_shape(lambda c, name=name: build(c, name), jax.ShapeDtypeStruct((5,), jnp.float32))
@@ -549,28 +560,32 @@ TAKE_PARAMS = {
 
 
 def test_a_batch_of_params_is_refused_with_the_way_out():
-    batch = jax.tree.map(lambda a: jnp.stack([a, a]), some_params())
+    batch = jax.tree.map(lambda a: on_device([a, a]), some_params())
     refused(ValueError, ["params", "(2, 2)", "(2, 2, 2)", "vmap", "best"], TAKE_PARAMS, batch)
     refuse(ValueError, ["params", "vmap"], lambda: jaxgmm.n_parameters(batch))
     one = jaxgmm.n_parameters(some_params())
-    np.testing.assert_array_equal(jax.vmap(jaxgmm.n_parameters)(batch), [one, one])
+    np.testing.assert_array_equal(jax.jit(jax.vmap(jaxgmm.n_parameters))(batch), [one, one])
 
 
 def test_params_that_are_not_numbers_are_refused():
-    p, nan = some_params(), jnp.nan
-    refused(ValueError, ["params.means", "finite"], TAKE_PARAMS, changed(means=p.means * nan))
-    refused(ValueError, ["params.scale", "finite"], TAKE_PARAMS, changed(scale=p.scale * nan))
-    for log_weights in (jnp.full(K, nan), jnp.full(K, -jnp.inf), jnp.array([jnp.inf, 0.0])):
-        refused(ValueError, ["params.log_weights"], TAKE_PARAMS, changed(log_weights=log_weights))
+    nan = np.nan
+    refused(
+        ValueError, ["params.means", "finite"], TAKE_PARAMS, changed(means=on_device(np.full((K, D), nan)))
+    )
+    refused(
+        ValueError, ["params.scale", "finite"], TAKE_PARAMS, changed(scale=on_device(np.full((K, D, D), nan)))
+    )
+    for log_weights in ([nan] * K, [-np.inf] * K, [np.inf, 0.0]):
+        refused(ValueError, ["params.log_weights"], TAKE_PARAMS, changed(log_weights=on_device(log_weights)))
 
 
 def test_params_whose_arrays_do_not_fit_together_are_refused():
     p = some_params()
-    refused(ValueError, ["params", "(2,)", "(1, 2)"], TAKE_PARAMS, changed(means=p.means[:1]))
+    refused(ValueError, ["params", "(2,)", "(1, 2)"], TAKE_PARAMS, changed(means=on_device(MEANS[:1])))
     # One component's factor would silently serve for all.
     words = ["params.scale", "(2, 2, 2)"]
-    refused(ValueError, [*words, "(1, 2, 2)"], TAKE_PARAMS, changed(scale=p.scale[:1]))
-    wider = jnp.broadcast_to(jnp.eye(3), (K, 3, 3))
+    refused(ValueError, [*words, "(1, 2, 2)"], TAKE_PARAMS, changed(scale=on_device(np.asarray(p.scale)[:1])))
+    wider = on_device([np.eye(3)] * K)
     refused(ValueError, [*words, "(2, 3, 3)"], TAKE_PARAMS, changed(scale=wider))
 
 

@@ -27,7 +27,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     signals.listen()
     code, message = _run(None if arguments is None else list(arguments))
     if message:
-        sys.stderr.write(f"jaxgmm: {' '.join(message.split())}\n")
+        # Of a terminal that has just shown ^C, on a line of its own.
+        start = "\n" if code == 130 and sys.stderr.isatty() else ""
+        sys.stderr.write(f"{start}jaxgmm: {' '.join(message.split())}\n")
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
@@ -40,12 +42,11 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 def _run(arguments: list[str] | None) -> tuple[int, str]:
     """The status, and what to say on stderr."""
     try:
-        return _answer(arguments)
+        ended = _answer(arguments)
     except BaseException:
-        stopped = signals.answer()
-        if stopped is None:
+        if signals.answer() is None:
             raise
-        return stopped
+    return signals.answer() or ended
 
 
 def _answer(arguments: list[str] | None) -> tuple[int, str]:
@@ -53,21 +54,14 @@ def _answer(arguments: list[str] | None) -> tuple[int, str]:
         import click
 
         from jaxgmm.cli.commands import cli
-        from jaxgmm.cli.options import Interrupted
 
         try:
             result = cli.main(arguments, prog_name="jaxgmm", standalone_mode=False)
             return (result if isinstance(result, int) else 0), ""
-        except Interrupted:
-            # A terminal has just shown ^C, without a new line.
-            sys.stderr.write("\n" if sys.stderr.isatty() else "")
-            return 130, "interrupted"
         except click.ClickException as error:
             return error.exit_code, error.format_message()
         except click.Abort:
             return 130, "interrupted"
-    except KeyboardInterrupt:
-        return 130, "interrupted"
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package not in _EXTRAS:

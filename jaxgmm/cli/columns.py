@@ -29,19 +29,12 @@ def match(
         names = list(known)
     elif known is not None and table.named:
         missing = next(name for name in known if name not in table.columns)
-        try:
-            table.find(missing)
-        except UserError as error:
-            raise UserError(
-                f"{error.message} ({model} was fitted to {','.join(known)}; "
-                "--columns says which play their part)"
-            ) from None
+        reason = f" ({model} was fitted to {','.join(known)}; --columns says which play their part)"
+        raise table.missing(missing, reason)
     else:
         names = table.default_columns(without=None)[0] if table.named else table.names
     if len(names) != n_features:
         fitted = f"{n_features} ({','.join(known)})" if known else str(n_features)
-        given = f"{len(names)} column{'s' * (len(names) > 1)} ({','.join(names[:8])})"
-        raise UserError(
-            f"{table.path}: {given}, but {model} was fitted to {fitted}; choose them with --columns"
-        )
+        given = f"{table.path}: {len(names)} column{'s' * (len(names) > 1)} ({','.join(names[:8])})"
+        raise UserError(f"{given}, but {model} was fitted to {fitted}; choose them with --columns")
     return names

@@ -5,192 +5,157 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from jaxgmm._version import __version__
+from jaxgmm.cli import options as texts
 from jaxgmm.cli.columns import choose, match
-from jaxgmm.cli.options import (
-    FIT_HELP,
-    GROUP_HELP,
-    PREDICT_HELP,
-    SAMPLE_HELP,
-    SEED,
-    Components,
-    Group,
-    Names,
-    NotNegative,
-    spell,
-)
+from jaxgmm.cli.options import LEFT_OUT, finite, integers, name_list, spell
 from jaxgmm.cli.tables import WRITABLE, UserError, check_target, read, write
+from jaxgmm.components import get_model
 from jaxgmm.em import MAX_ITER, REG_COVAR, TOL
-from jaxgmm.selection._grid import BUDGET, FOLDS
+from jaxgmm.selection._grid import BUDGET, FOLDS, STRUCTURES, UNIVARIATE
 
 if TYPE_CHECKING:
     from jaxgmm.mixture import GMMParams
 
-_PICTURES = (".png", ".pdf", ".svg")
 _ROWS_AT_ONCE = 1 << 17
+_FLATTERED = "the criteria flatter this: try fewer components or a larger --reg-covar"
+Decorator = Callable[[Callable[..., int]], Callable[..., int]]
 
 
-@click.group(
-    invoke_without_command=True,
-    cls=Group,
-    help=GROUP_HELP,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+def option(*names: str, **settings: Any) -> Decorator:
+    """A `click.option` whose help shows its default."""
+    return click.option(*names, show_default=True, **settings)
+
+
+def file(*names: str, **settings: Any) -> Decorator:
+    """An option that names a file to write."""
+    return click.option(*names, type=click.Path(), **{"metavar": "FILE", **settings})
+
+
+def whole(name: str, minimum: int, **settings: Any) -> Decorator:
+    """An option that is a whole number ≥ minimum."""
+    return option(name, type=click.IntRange(min=minimum), metavar="INTEGER", **settings)
+
+
+def real(name: str, **settings: Any) -> Decorator:
+    """An option that is a finite number ≥ 0."""
+    return option(name, type=click.FloatRange(min=0), metavar="NUMBER", callback=finite, **settings)
+
+
+def named(name: str, **settings: Any) -> Decorator:
+    """An option that is a list of names."""
+    return option(name, metavar="NAMES", callback=name_list, **settings)
+
+
+_OUT = file("--out", help="Where to write: .csv, .parquet or .npy.  [default: CSV to stdout]")
+_MODEL, _DATA = click.argument("model", type=click.Path()), click.argument("data", type=click.Path())
+_HELP = {"help_option_names": ["-h", "--help"]}
+
+
+@click.group(invoke_without_command=True, context_settings=_HELP)
 @click.version_option(__version__, prog_name="jaxgmm", message="%(prog)s %(version)s")
 @click.pass_context
 def cli(context: click.Context) -> None:
-    """The command `jaxgmm`."""
+    """Gaussian mixtures: fit them to a table, label rows, draw new ones.
+
+    \b
+    Example:
+      jaxgmm fit faithful.csv --components 1:6 --plot faithful.png --out old.npz
+      jaxgmm predict old.npz faithful.csv --out labels.csv
+      jaxgmm sample old.npz 1000 --out new.csv
+    """  # noqa: D301
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
 
 
-@cli.command(help=FIT_HELP)
-@click.argument("data", type=click.Path())
-@click.option(
-    "--components",
-    "-k",
-    type=Components(),
-    default="1:9",
-    show_default=True,
-    help="Numbers of components: 3, 1:9 (both included), 1,2,5.",
-)
-@click.option(
-    "--covariance",
-    type=Names(),
-    default="full,tied,diag,spherical",
-    show_default=True,
-    help="Covariance structures, joined by commas: full, VVE, factor(2), ...; all for mclust's fourteen.",
-)
-@click.option(
-    "--criterion",
-    type=click.Choice(["bic", "aic", "icl", "cv", "heldout"]),
-    default="bic",
-    show_default=True,
-    help="What decides which fit is best; smaller is better. cv: minus the mean log-likelihood of rows left "
-    "out, each fold in its turn; heldout: of one fold.",
-)
-@click.option(
-    "--folds",
-    type=click.IntRange(min=2),
-    metavar="INTEGER",
-    default=FOLDS,
-    show_default=True,
-    help="Into how many parts cv and heldout divide the rows.",
-)
-@click.option(
-    "--prior",
-    type=click.Choice(["none", "default"]),
-    default="none",
-    show_default=True,
-    help="default: Fraley and Raftery's weak one, under which components on few rows do not collapse.",
-)
-@click.option(
-    "--columns", type=Names(), help="The columns to fit, joined by commas.  [default: all numeric ones]"
-)
-@click.option("--weights", metavar="COLUMN", help="A column of sample weights: how often each row counts.")
-@click.option(
-    "--budget",
-    type=click.IntRange(min=1),
-    metavar="INTEGER",
-    default=BUDGET,
-    show_default=True,
-    help="EM steps spent on each fit's tournament of starts, before the finalists converge.",
-)
-@click.option(
-    "--n-init",
-    type=click.IntRange(min=1),
-    metavar="INTEGER",
-    help="So many plain restarts for each fit, in place of the tournament.",
-)
-@click.option(
-    "--seed", type=SEED, default=0, show_default=True, help="Seed of the starts; same seed, same result."
-)
-@click.option(
-    "--tol",
-    type=NotNegative(),
-    metavar="NUMBER",
-    default=TOL,
-    show_default=True,
-    help="How near its optimum a fit must be; about tol²/2 nats per row are left.",
-)
-@click.option(
-    "--max-iter",
-    type=click.IntRange(min=1),
-    metavar="INTEGER",
-    default=MAX_ITER,
-    show_default=True,
-    help="EM steps after which a fit gives up.",
-)
-@click.option(
-    "--reg-covar",
-    type=NotNegative(),
-    metavar="NUMBER",
-    default=REG_COVAR,
-    show_default=True,
-    help="Added to the diagonals of the covariances; times the variance of a column where that is below 1.",
-)
-@click.option(
-    "--float64/--float32",
-    default=True,
-    show_default=True,
-    help="Precision of the fit; float32 data are centred first.",
-)
-@click.option(
-    "--plot",
-    "plot",
-    type=click.Path(),
-    metavar="FILE",
-    help="Draw the criterion and the best mixture: .png, .pdf or .svg.",
-)
-@click.option("--out", "out", type=click.Path(), metavar="MODEL.npz", help="Save the best mixture.")
+@cli.command()
+@_DATA
+@option("--components", "-k", metavar="K", callback=integers, default="1:9", help=texts.OPTIONS["components"])
+@named("--covariance", default="full,tied,diag,spherical", help=texts.OPTIONS["covariance"])
+@option("--criterion", type=texts.CRITERION, default="bic", help=texts.OPTIONS["criterion"])
+@whole("--folds", 2, default=FOLDS, help="Into how many parts cv and heldout divide the rows.")
+@option("--prior", type=click.Choice(["none", "default"]), default="none", help=texts.OPTIONS["prior"])
+@named("--columns", help=texts.OPTIONS["columns"])
+@option("--weights", metavar="COLUMN", help="A column of sample weights: how often each row counts.")
+@whole("--budget", 1, default=BUDGET, help=texts.OPTIONS["budget"])
+@whole("--n-init", 1, help="So many plain restarts for each fit, in place of the tournament.")
+@option("--seed", type=texts.SEED, default=0, help="Seed of the starts; same seed, same result.")
+@real("--tol", default=TOL, help=texts.OPTIONS["tol"])
+@whole("--max-iter", 1, default=MAX_ITER, help="EM steps after which a fit gives up.")
+@real("--reg-covar", default=REG_COVAR, help=texts.OPTIONS["reg_covar"])
+@option("--float64/--float32", default=True, help="Precision of the fit; float32 data are centred first.")
+@file("--plot", help="Draw the criterion and the best mixture: .png, .pdf or .svg.")
+@file("--out", metavar="MODEL.npz", help="Save the best mixture.")
 def fit(
     data: str,
     components: tuple[int, ...],
     covariance: tuple[str, ...],
-    criterion: str,
-    folds: int,
-    prior: str,
     columns: tuple[str, ...] | None,
     weights: str | None,
-    budget: int,
-    n_init: int | None,
-    seed: int,
-    tol: float,
-    max_iter: int,
-    reg_covar: float,
-    float64: bool,
     plot: str | None,
     out: str | None,
+    **options: Any,
 ) -> int:
-    """Check, read, fit, print, and write."""
-    if criterion in ("cv", "heldout") and n_init is not None:
+    """Fit mixtures to DATA (.csv, .tsv, .parquet, .npy) and keep the best.
+
+    Every covariance structure is fitted with every number of components K. The first table has one row per
+    fit, the best marked with *:
+
+    \b
+      covariance   how the components' covariances are restricted: full (not),
+                   tied (all the same), diag (diagonal), spherical (the same
+                   variance in every direction); or one of mclust's
+                   fourteen, such as VVE or EEI
+      K            number of components
+      parameters   free parameters of the mixture
+      log-lik.     mean log-likelihood per row, in nats; larger is better
+      AIC BIC ICL  -2 log L plus a penalty for parameters, and in ICL for
+                   overlap; smaller is better; - where the fit failed. With
+                   --criterion cv or heldout a column for it, in nats per row
+      fit          converged, or why not; and what makes an optimum spurious
+                   (few samples, too narrow, twins): it wins only where no other
+                   is sound
+
+    The second table has the best mixture: each component's weight, and the mean and standard deviation of
+    each column within it. Components are numbered from 0, as in the picture and in `jaxgmm predict`.
+
+    Without --columns, columns that are not numeric are left out, and so is a first column that only numbers
+    the rows. A missing value is an error. The columns of an .npy array are called x1, x2, and so on.
+
+    \b
+    Exit status: 0; 1 if the best fit did not converge; 2 for a mistake in the
+    command or the data, before anything is written.
+
+    \b
+    Example:
+      jaxgmm fit faithful.csv --components 1:6 --covariance full,tied
+    """  # noqa: D301
+    criterion, folds = options["criterion"], options["folds"]
+    if criterion in LEFT_OUT and options["n_init"] is not None:
         raise UserError(f"--criterion {criterion} needs the tournament: leave --n-init out")
-    covariance = _structures(covariance)
-    taken = {"the data": data}
-    check_target(plot, "--plot", _PICTURES, taken)
-    check_target(out, "--out", (".npz",), taken)
+    _check_structures(covariance)
+    check_target(plot, "--plot", (".png", ".pdf", ".svg"), {"the data": data})
+    check_target(out, "--out", (".npz",), {"the data": data})
     if plot is not None and importlib.util.find_spec("matplotlib") is None:
         raise ModuleNotFoundError(name="matplotlib")
     table = read(data)
     names, notes = choose(table, columns, weights)
     X = table.matrix(names)
-    covariance = _for_features(covariance, X.shape[1])
+    if covariance == ("all",):
+        covariance = UNIVARIATE if len(names) == 1 else STRUCTURES
     sample_weight = None if weights is None else table.weights(weights)
     n_rows = len(X) if sample_weight is None else int((sample_weight > 0).sum())
-    if criterion in ("cv", "heldout") and n_rows < folds:
+    if criterion in LEFT_OUT and n_rows < folds:
         raise UserError(f"{data}: {n_rows} rows are too few for {folds} folds")
-    if n_rows < max(2, components[-1]):
-        raise UserError(
-            f"{data}: {n_rows} rows are too few for {components[-1]} components"
-            if components[-1] > 1
-            else f"{data}: one row is too few for a mixture"
-        )
-
+    if n_rows < components[-1]:
+        raise UserError(f"{data}: {n_rows} rows are too few for {components[-1]} components")
+    if n_rows < 2:
+        raise UserError(f"{data}: one row is too few for a mixture")
     constant = [name for name, column in zip(names, X.T, strict=True) if column.min() == column.max()]
     if constant:
         notes.append(f"constant, and so no help in telling components apart: {', '.join(constant)}")
@@ -200,21 +165,10 @@ def fit(
     from jaxgmm.cli import fitting, report
 
     fitting.set_up_jax()
-    options = {
-        "criterion": criterion,
-        "n_folds": folds,
-        "prior": None if prior == "none" else prior,
-        "budget": budget,
-        "n_init": n_init,
-        "tol": tol,
-        "max_iter": max_iter,
-        "reg_covar": reg_covar,
-        "dtype": "float64" if float64 else "float32",
-    }
     steps = [
         (
             f"fitting {name}, K = {spell(components)}",
-            _step(X, sample_weight, name, components, seed, options),
+            lambda name=name: fitting.fit_structure(X, sample_weight, name, components, options),
         )
         for name in covariance
     ]
@@ -227,15 +181,12 @@ def fit(
     screen = report.console()
     report.print_criteria(screen, cells, best, criterion, "row" if weights is None else "unit of weight")
     if best is None:
-        _say(
-            f"every fit failed ({cells[0].status}): "
-            "try fewer components, --covariance diag, or a larger --reg-covar"
-        )
+        remedies = "try fewer components, --covariance diag, or a larger --reg-covar"
+        _say(f"every fit failed ({cells[0].status}): {remedies}")
         return 1
-    size = f"{len(X)} rows, {len(names)} column{'s' if len(names) > 1 else ''}"
-    screen.print(
-        f"\nBest by {criterion.upper()}: {best.covariance_type}, K = {best.n_components}  ({size})\n"
-    )
+    size = f"{len(X)} rows, {len(names)} column{'s' * (len(names) > 1)}"
+    name = f"{best.covariance_type}, K = {best.n_components}"
+    screen.print(f"\nBest by {criterion.upper()}: {name}  ({size})\n")
     report.print_mixture(screen, best, names)
     if out is not None:
         from jaxgmm.io import save
@@ -243,41 +194,43 @@ def fit(
         save(out, best.params, columns=names)
         _say(f"saved {out}")
     if plot is not None:
-        _draw(plot, best.params, X, [cell.row() for cell in cells], criterion, names, sample_weight)
+        rows = [vars(cell) | cell.criteria for cell in cells]
+        _draw(plot, best.params, X, rows, criterion=criterion, columns=names, sample_weight=sample_weight)
         _say(f"drew {plot}")
-    thin = fitting.collapsed(best.params, X, reg_covar)
+    thin = fitting.collapsed(best.params, X, options["reg_covar"])
     if thin:
-        _say(
-            f"collapsed onto a point, a line or a plane: component{'s' * (len(thin) > 1)} "
-            f"{', '.join(map(str, thin))}; "
-            "the criteria flatter this: try fewer components or a larger --reg-covar"
-        )
+        which = f"component{'s' * (len(thin) > 1)} {', '.join(map(str, thin))}"
+        _say(f"collapsed onto a point, a line or a plane: {which}; {_FLATTERED}")
     if best.status != "CONVERGED":
         _say("the best fit did not converge: raise --max-iter, or loosen --tol")
         return 1
     return 0
 
 
-@cli.command(help=PREDICT_HELP)
-@click.argument("model", type=click.Path())
-@click.argument("data", type=click.Path())
-@click.option(
-    "--columns", type=Names(), help="The columns that play the model's, in its order.  [default: by name]"
-)
-@click.option(
-    "--out",
-    "out",
-    type=click.Path(),
-    metavar="FILE",
-    help="Where to write: .csv, .parquet or .npy.  [default: CSV to stdout]",
-)
+@cli.command()
+@_MODEL
+@_DATA
+@named("--columns", help=texts.OPTIONS["columns of the model"])
+@_OUT
 def predict(model: str, data: str, columns: tuple[str, ...] | None, out: str | None) -> int:
-    """Label rows."""
+    """Label the rows of DATA with the components of MODEL.
+
+    Writes one row per row of data:
+
+    \b
+      label           the likeliest component, numbered from 0
+      responsibility  the probability that the row came from it
+      log_density     log p(row) under the mixture, in nats; low where the row
+                      is unlike the data that were fitted
+
+    \b
+    Example:
+      jaxgmm predict model.npz faithful.csv --out labels.csv
+    """  # noqa: D301
     check_target(out, "--out", WRITABLE, {"the model": model, "the data": data})
     params, known = _load(model)
     table = read(data)
-    names = match(table, model, known, params.n_features, columns)
-    X = table.matrix(names)
+    X = table.matrix(match(table, model, known, params.n_features, columns))
 
     import numpy as np
 
@@ -292,20 +245,19 @@ def predict(model: str, data: str, columns: tuple[str, ...] | None, out: str | N
     return 0
 
 
-@cli.command(help=SAMPLE_HELP)
-@click.argument("model", type=click.Path())
+@cli.command()
+@_MODEL
 @click.argument("n", type=click.IntRange(1, 10**9), metavar="N")
-@click.option("--seed", type=SEED, default=0, show_default=True, help="Same seed, same rows.")
+@option("--seed", type=texts.SEED, default=0, help="Same seed, same rows.")
 @click.option("--labels", is_flag=True, help="Add a column `label`: which component drew the row.")
-@click.option(
-    "--out",
-    "out",
-    type=click.Path(),
-    metavar="FILE",
-    help="Where to write: .csv, .parquet or .npy.  [default: CSV to stdout]",
-)
+@_OUT
 def sample(model: str, n: int, seed: int, labels: bool, out: str | None) -> int:
-    """Draw rows."""
+    """Draw N rows from MODEL.
+
+    \b
+    Example:
+      jaxgmm sample model.npz 1000 --seed 1 --out new.csv
+    """  # noqa: D301
     check_target(out, "--out", WRITABLE, {"the model": model})
     params, known = _load(model)
 
@@ -316,7 +268,7 @@ def sample(model: str, n: int, seed: int, labels: bool, out: str | None) -> int:
 
     X, drawn = (np.asarray(a) for a in jaxgmm.sample(jax.random.key(seed), params, n))
     names = known or [f"x{j + 1}" for j in range(params.n_features)]
-    columns = {name: X[:, j] for j, name in enumerate(names)}
+    columns = dict(zip(names, X.T, strict=True))
     if labels:
         if "label" in columns:
             raise UserError(f"{model}: it has a column called 'label' itself; leave --labels out")
@@ -325,32 +277,13 @@ def sample(model: str, n: int, seed: int, labels: bool, out: str | None) -> int:
     return 0
 
 
-def _step(X: Any, weight: Any, name: str, sizes: Sequence[int], seed: int, options: dict[str, Any]) -> Any:
-    from jaxgmm.cli.fitting import fit_structure
-
-    return lambda: fit_structure(X, weight, name, sizes, seed, options)
-
-
-def _structures(names: Sequence[str]) -> tuple[str, ...]:
-    """The names, checked; `all` spelt out."""
-    from jaxgmm.components import get_model
-    from jaxgmm.selection._grid import STRUCTURES
-
-    if tuple(names) == ("all",):
-        return STRUCTURES
-    for name in names:
+def _check_structures(names: Sequence[str]) -> None:
+    """Raise for a name that is none of a structure; `all` alone stands for several."""
+    for name in () if tuple(names) == ("all",) else names:
         try:
             get_model(name)
         except ValueError as error:
             raise UserError(f"--covariance: {error}") from None
-    return tuple(names)
-
-
-def _for_features(names: tuple[str, ...], n_features: int) -> tuple[str, ...]:
-    """The names; for one feature `all` is two of them."""
-    from jaxgmm.selection._grid import STRUCTURES, UNIVARIATE
-
-    return UNIVARIATE if n_features == 1 and names == STRUCTURES else names
 
 
 def _load(model: str) -> tuple[GMMParams, list[str] | None]:
@@ -371,9 +304,7 @@ def _load(model: str) -> tuple[GMMParams, list[str] | None]:
         raise UserError(str(error)) from None
 
 
-def _draw(
-    path: str, params: GMMParams, X: Any, rows: Any, criterion: str, names: Sequence[str], sample_weight: Any
-) -> None:
+def _draw(path: str, params: GMMParams, X: Any, rows: Any, **options: Any) -> None:
     from matplotlib.figure import Figure
 
     from jaxgmm.io import atomic_write
@@ -381,7 +312,7 @@ def _draw(
 
     # A figure of its own, and no pyplot: this needs no window system, and leaves no state behind.
     figure = Figure(layout="constrained")
-    plot_fit(params, X, rows, criterion=criterion, figure=figure, columns=names, sample_weight=sample_weight)
+    plot_fit(params, X, rows, figure=figure, **options)
     with atomic_write(path) as stream:
         figure.savefig(stream, format=os.path.splitext(path)[1][1:].lower(), dpi=200)
 

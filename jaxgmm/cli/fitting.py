@@ -6,14 +6,16 @@ import contextlib
 import dataclasses
 import math
 import os
-import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, TypeVar
 
 import numpy as np
 
+from jaxgmm._summary import evaluate
 from jaxgmm.cli import signals
+from jaxgmm.cli.options import LEFT_OUT
 
 Array = np.ndarray[Any, Any]
 Result = TypeVar("Result")
@@ -34,10 +36,6 @@ class Cell:
     status: str
     params: Any  # GMMParams in float64, only the components that are on
     spurious: str = ""  # what is wrong with the optimum, in words
-
-    def row(self) -> dict[str, Any]:
-        """What `jaxgmm.plot.plot_criteria` reads."""
-        return {"covariance_type": self.covariance_type, "n_components": self.n_components, **self.criteria}
 
 
 def set_up_jax() -> None:
@@ -63,12 +61,7 @@ def set_up_jax() -> None:
 
 
 def fit_structure(
-    X: Array,
-    sample_weight: Array | None,
-    covariance_type: str,
-    sizes: Sequence[int],
-    seed: int,
-    options: dict[str, Any],
+    X: Array, sample_weight: Array | None, covariance_type: str, sizes: Sequence[int], options: dict[str, Any]
 ) -> list[Cell]:
     """Fit one covariance structure with every number of components.
 
@@ -77,46 +70,41 @@ def fit_structure(
       sample_weight: (N,) or None.
       covariance_type: the structure's name.
       sizes: the numbers of components.
-      seed: of the starts.
-      options: "dtype", in which the fit computes; "n_init", None for a tournament of "budget" EM steps or
-        the number of plain restarts; "criterion" and "n_folds", for the tournament; and what is passed on to
-        `select` and `fit_components`.
+      options: those of the command: "seed" of the starts; "float64", whether the fit computes in it;
+        "n_init", None for a tournament of "budget" EM steps or the number of plain restarts; "criterion" and
+        "folds", for the tournament; and what is passed on to `select` and `fit_components`.
     """
     import jax
-    import jax.numpy as jnp
 
     import jaxgmm
     from jaxgmm.mixture import active
 
     # What float32 would lose at a large offset is taken off in float64, and given back to the means below.
-    dtype = np.dtype(options["dtype"])
-    offset = X.mean(0) if dtype == np.float32 else np.zeros(X.shape[1])
-    x = jnp.asarray((X - offset).astype(dtype))
-    weight = None if sample_weight is None else jnp.asarray(sample_weight.astype(dtype))
-    settings = {name: options[name] for name in ("tol", "max_iter", "reg_covar", "prior")}
-    names: tuple[str, ...] = CRITERIA
-    key, flaws = jax.random.key(seed), [""] * len(sizes)
+    dtype = np.float64 if options["float64"] else np.float32
+    offset = np.zeros(X.shape[1]) if options["float64"] else X.mean(0)
+    weight = None if sample_weight is None else jax.device_put(sample_weight.astype(dtype))
+    x = jax.device_put((X - offset).astype(dtype))
+    data = (jax.random.key(options["seed"]), x, tuple(sizes), weight)
+    settings = {name: options[name] for name in ("tol", "max_iter", "reg_covar")}
+    settings["prior"] = None if options["prior"] == "none" else options["prior"]
     if options["n_init"] is None:
         choice = jaxgmm.select(
-            key, x, tuple(sizes), weight,
-            covariance_types=(covariance_type,), criterion=options["criterion"], n_folds=options["n_folds"],
-            budget=options["budget"], **settings,
+            *data, covariance_types=(covariance_type,), criterion=options["criterion"],
+            n_folds=options["folds"], budget=options["budget"], **settings,
         )  # fmt: skip
         results: Any = choice.results[covariance_type]
-        names = (*CRITERIA, *(name for name in ("cv", "heldout") if name in choice.table[0]))
-        criteria = np.array([[row[name] for name in names] for row in choice.table])
-        flaws = [row["spurious"] for row in choice.table]
+        rows: Any = choice.table
     else:
-        results = jaxgmm.fit_components(
-            key, x, tuple(sizes), weight,
-            covariance_type=covariance_type, n_init=options["n_init"], **settings,
-        )  # fmt: skip
-        criteria = _criteria(results.params, x, weight)
+        settings |= {"covariance_type": covariance_type, "n_init": options["n_init"]}
+        results = jaxgmm.fit_components(*data, **settings)
+        rows = None
     cells = []
     for i, size in enumerate(sizes):
-        one = jax.tree.map(lambda a, i=i: a[i], results)
+        one = jax.tree.map(lambda a, i=i: np.asarray(a)[i], results)
         status = jaxgmm.Status(int(one.status))
         failed = status not in (jaxgmm.Status.CONVERGED, jaxgmm.Status.MAX_ITER)
+        row = evaluate(one.params, x, weight) if rows is None else rows[i]
+        names = [name for name in (*CRITERIA, *LEFT_OUT) if name in row]
         params = active(one.params)
         cells.append(
             Cell(
@@ -124,31 +112,13 @@ def fit_structure(
                 n_components=size,
                 n_parameters=int(jaxgmm.n_parameters(params)),
                 log_likelihood=float(one.log_likelihood),
-                criteria={n: np.nan if failed else float(v) for n, v in zip(names, criteria[i], strict=True)},
+                criteria={name: np.nan if failed else float(row[name]) for name in names},
                 status=status.name,
                 params=_widen(params, offset),
-                spurious=flaws[i],
+                spurious=row.get("spurious", ""),
             )
         )
     return cells
-
-
-def _criteria(params: Any, x: Any, weight: Any) -> Array:
-    """The criteria (R, 3) of a batch of mixtures."""
-    import jax
-    import jax.numpy as jnp
-
-    import jaxgmm
-    from jaxgmm.kernels.programs import jit
-
-    @jit
-    def summarise(params: Any, x: Any, weight: Any) -> Any:
-        # One by one: the classification likelihood holds N × K numbers at a time.
-        return jax.lax.map(
-            lambda p: jnp.stack([getattr(jaxgmm, name)(p, x, weight) for name in CRITERIA]), params
-        )
-
-    return np.asarray(summarise(params, x, weight), np.float64)
 
 
 def best_cell(cells: Sequence[Cell], criterion: str) -> Cell | None:
@@ -176,72 +146,53 @@ def run_steps(steps: Sequence[tuple[str, Callable[[], Result]]], patience: float
     They run in a thread of their own: compiled code does not look for Ctrl-C, and so the main thread can.
     """
     results: list[Result] = []
-    errors: list[BaseException] = []
 
     def work() -> None:
-        try:
-            for _, step in steps:
-                results.append(step())
-        except BaseException as error:
-            errors.append(error)
+        results.extend(step() for _, step in steps)
 
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    _join(thread, patience)
-    if thread.is_alive():
-        _show(thread, steps, results)
-    if errors:
-        raise errors[0]
+    future = ThreadPoolExecutor(1).submit(work)
+    _await(future, patience)
+    if not future.done():
+        _show(future, steps, results)
+    future.result()
     return results
 
 
-def _join(thread: threading.Thread, seconds: float) -> None:
-    """Wait for the end of a thread, of that time, or of the process's own life."""
+def _await(future: Future[None], seconds: float) -> None:
+    """Wait for the end of the work, of that time, or of the process's own life."""
     end = time.monotonic() + seconds
-    while thread.is_alive() and (left := end - time.monotonic()) > 0:
+    while not future.done() and (left := end - time.monotonic()) > 0:
         signals.check()
-        thread.join(min(left, 0.1))
+        wait([future], min(left, 0.1))
     signals.check()
 
 
-def _show(thread: threading.Thread, steps: Sequence[tuple[str, Any]], results: Sequence[Any]) -> None:
+def _show(future: Future[None], steps: Sequence[tuple[str, Any]], results: Sequence[Any]) -> None:
+    from rich import progress as bars
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        SpinnerColumn,
-        TextColumn,
-        TimeElapsedColumn,
-    )
 
     console = Console(stderr=True)
     if not console.is_terminal:
-        _join(thread, math.inf)
+        _await(future, math.inf)
         return
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(20),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=console, transient=True) as progress:
+    text, count = bars.TextColumn("{task.description}"), bars.MofNCompleteColumn()
+    columns = (bars.SpinnerColumn(), text, bars.BarColumn(20), count, bars.TimeElapsedColumn())
+    with bars.Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("", total=len(steps))
-        while thread.is_alive():
+        while not future.done():
             done = min(len(results), len(steps) - 1)
             progress.update(task, description=steps[done][0], completed=len(results))
-            _join(thread, 0.1)
+            _await(future, 0.1)
 
 
 def _widen(params: Any, offset: Array) -> Any:
     """The mixture in float64 and in the data's place, its weights summing to 1 there too."""
     import jax
-    import jax.numpy as jnp
 
-    params = jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), params)
-    log_weights = params.log_weights - jax.scipy.special.logsumexp(params.log_weights)
-    return dataclasses.replace(params, log_weights=log_weights, means=params.means + offset[None, :])
+    params = jax.tree.map(lambda a: np.asarray(a, np.float64), params)
+    log_weights = params.log_weights - np.log(np.exp(params.log_weights).sum())
+    params = dataclasses.replace(params, log_weights=log_weights, means=params.means + offset)
+    return jax.device_put(params)
 
 
 def _trim(directory: str) -> None:

@@ -14,8 +14,7 @@ from rich.text import Text
 
 from jaxgmm._display import STATUS, mixture_table
 from jaxgmm.cli.fitting import Cell
-
-_LEFT_OUT = {"cv": "left out, each fold in its turn", "heldout": "of the fold that was left out"}
+from jaxgmm.cli.options import LEFT_OUT
 
 
 def console() -> Console:
@@ -26,29 +25,25 @@ def console() -> Console:
 
 def print_criteria(out: Console, cells: Sequence[Cell], best: Cell | None, criterion: str, unit: str) -> None:
     """One row per fit; the best is marked. `unit` is what the log-likelihood is a mean over."""
-    table = Table(
-        box=box.SIMPLE_HEAD if _unicode(out) else box.ASCII2,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
-        show_edge=False,
-    )
+    table = _table(out)
     table.add_column("")
     table.add_column("covariance")
     for name in ("K", "parameters", "log-lik.", *(name.upper() for name in cells[0].criteria)):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("fit", no_wrap=True)
-    previous = cells[0].covariance_type
-    for cell in cells:
-        if cell.covariance_type != previous:
+    for previous, cell in zip([cells[0], *cells], cells, strict=False):
+        if cell.covariance_type != previous.covariance_type:
             table.add_section()
-            previous = cell.covariance_type
         table.add_row(
             "*" if cell is best else "",
             cell.covariance_type,
             str(cell.n_components),
             str(cell.n_parameters),
             f"{cell.log_likelihood:.4f}",
-            *(_criterion(name, value) for name, value in cell.criteria.items()),
+            *(
+                f"{value:.{4 if name in LEFT_OUT else 1}f}" if math.isfinite(value) else "-"
+                for name, value in cell.criteria.items()
+            ),
             STATUS[cell.status] + (f", {cell.spurious}" if cell.spurious else ""),
             style="bold" if cell is best else "",
         )
@@ -58,21 +53,15 @@ def print_criteria(out: Console, cells: Sequence[Cell], best: Cell | None, crite
         out.print("few samples, too narrow, twins: spurious, and cannot win while another fit is sound.")
     if any(cell.status == "MAX_ITER" for cell in cells):
         out.print(f"{STATUS['MAX_ITER']}: ended at the limit on steps before it had converged.")
-    if criterion in _LEFT_OUT:
-        out.print(f"{criterion.upper()}: minus the mean log-likelihood per {unit} {_LEFT_OUT[criterion]}.")
-
-
-def _criterion(name: str, value: float) -> str:
-    if not math.isfinite(value):
-        return "-"
-    return f"{value:.{4 if name in _LEFT_OUT else 1}f}"
+    if criterion in LEFT_OUT:
+        out.print(f"{criterion.upper()}: minus the mean log-likelihood per {unit} {LEFT_OUT[criterion]}.")
 
 
 def print_mixture(out: Console, cell: Cell, columns: Sequence[str]) -> None:
     """Weights, and mean ± standard deviation of every feature in every component."""
-    weights = np.asarray(cell.params.weights)
-    means = np.asarray(cell.params.means)
-    sds = np.sqrt(np.diagonal(np.asarray(cell.params.covariances), axis1=1, axis2=2))
+    arrays = (cell.params.weights, cell.params.means, cell.params.covariances)
+    weights, means, covariances = (np.asarray(a) for a in arrays)
+    sds = np.sqrt(np.diagonal(covariances, axis1=1, axis2=2))
     sign = "±" if _unicode(out) else "+/-"
     whole = mixture_table(weights, means, sds, columns, most=means.shape, sign=sign)
     label = min(max(len("component"), *(len(name) for name in columns)), 24)
@@ -80,12 +69,7 @@ def print_mixture(out: Console, cell: Cell, columns: Sequence[str]) -> None:
     across = max(1, (out.width - label - 1) // width)
     for first in range(1, len(weights) + 1, across):
         shown = slice(first, first + across)
-        table = Table(
-            box=box.SIMPLE_HEAD if _unicode(out) else box.ASCII2,
-            padding=(0, 1, 0, 0),
-            pad_edge=False,
-            show_edge=False,
-        )
+        table = _table(out)
         table.add_column(whole.head[0], max_width=24, overflow="fold")
         for k in whole.head[shown]:
             table.add_column(k, justify="right", no_wrap=True)
@@ -94,6 +78,11 @@ def print_mixture(out: Console, cell: Cell, columns: Sequence[str]) -> None:
         out.print(table)
         out.print()
     out.print(f"Each cell: mean {sign} standard deviation within the component.")
+
+
+def _table(out: Console) -> Table:
+    style = box.SIMPLE_HEAD if _unicode(out) else box.ASCII2
+    return Table(box=style, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
 
 
 def _unicode(out: Console) -> bool:

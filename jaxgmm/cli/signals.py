@@ -12,7 +12,7 @@ _received: list[int] = []
 
 
 def listen() -> None:
-    """Raise KeyboardInterrupt on Ctrl-C, if that is not ignored, and SystemExit on SIGTERM."""
+    """Raise SystemExit on Ctrl-C, if that is not ignored, and on SIGTERM."""
     _received.clear()
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, _receive)
@@ -28,7 +28,7 @@ def check() -> None:
     """Raise what a signal has asked for, if there was one."""
     if _received:
         # An exception, so that a temporary file is removed on the way out.
-        raise KeyboardInterrupt if _received[0] == signal.SIGINT else SystemExit(128 + _received[0])
+        raise SystemExit(128 + _received[0])
 
 
 def answer() -> tuple[int, str] | None:

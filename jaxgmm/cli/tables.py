@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import difflib
+import io
 import os
+import pathlib
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
 import numpy as np
+import polars
 
 from jaxgmm.io import atomic_write
 
@@ -34,7 +38,7 @@ class Table:
     """A file's columns by name. `named` is False where the file has no names of its own (npy)."""
 
     path: str
-    columns: dict[str, Any]  # name -> polars.Series, or (N,) array
+    columns: dict[str, Any]  # name -> polars.Series
     named: bool
 
     @property
@@ -44,17 +48,19 @@ class Table:
 
     def values(self, name: str) -> Array:
         """One column as float64 (N,): NaN where a value is missing or is not a number."""
-        return _numbers(self.columns[name])
+        column = self.columns[name]
+        if column.dtype == polars.String:
+            column = column.str.strip_chars().cast(polars.Float64, strict=False)
+        elif not column.dtype.is_numeric():
+            return np.full(len(column), np.nan)
+        return np.asarray(column.cast(polars.Float64).fill_null(np.nan).to_numpy(), np.float64)
 
     def is_numeric(self, name: str) -> bool:
         """Whether most of what the column holds is numbers."""
         column = self.columns[name]
-        if isinstance(column, np.ndarray):
-            return True
-        if column.dtype.is_numeric():
-            return True
-        present = _present(column)
-        return bool(present.any() and np.isfinite(self.values(name)).sum() * 2 >= present.sum())
+        n_present = _present(column).sum()
+        found = np.isfinite(self.values(name)).sum()
+        return column.dtype.is_numeric() or bool(n_present and 2 * found >= n_present)
 
     def default_columns(self, without: str | None) -> tuple[list[str], list[str]]:
         """The numeric columns, and what to tell about those that are left out."""
@@ -63,15 +69,9 @@ class Table:
         for name in text:
             self._refuse_commas(name)
         notes = [f"left out, not numeric: {', '.join(text)}"] if text else []
-        if (
-            self.named
-            and len(numeric) > 1
-            and numeric[0] == self.names[0]
-            and _counts(self.values(numeric[0]))
-        ):
-            notes.append(
-                f"left out, it only numbers the rows: {numeric[0]} (name it in --columns to keep it)"
-            )
+        first = numeric[0] if self.named and len(numeric) > 1 and numeric[0] == self.names[0] else None
+        if first is not None and _counts(self.values(first)):
+            notes.append(f"left out, it only numbers the rows: {first} (name it in --columns to keep it)")
             numeric = numeric[1:]
         if not numeric:
             raise UserError(f"{self.path}: no numeric column among {_listing(self.names)}")
@@ -79,12 +79,16 @@ class Table:
 
     def find(self, name: str) -> str:
         """`name`, or an error that suggests the nearest names."""
-        if name in self.columns:
-            return name
+        if name not in self.columns:
+            raise self.missing(name)
+        return name
+
+    def missing(self, name: str, reason: str = "") -> UserError:
+        """The error for a name that no column has."""
         by_case = {known.casefold(): known for known in self.names}
         near = [by_case[n] for n in difflib.get_close_matches(name.casefold(), by_case, n=3, cutoff=0.5)]
         hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"it has {_listing(self.names)}"
-        raise UserError(f"{self.path}: no column {name!r}; {hint}")
+        return UserError(f"{self.path}: no column {name!r}; {hint}{reason}")
 
     def matrix(self, names: Sequence[str]) -> Array:
         """The columns as float64 (N, D), or an error naming the first value that is not a finite number."""
@@ -95,29 +99,23 @@ class Table:
     def weights(self, name: str) -> Array:
         """A column of sample weights (N,): finite, not negative, not all zero."""
         weights = self.matrix([name])[:, 0]
-        if (weights < 0).any():
-            row = int(np.argmax(weights < 0)) + 1
-            raise UserError(
-                f"{self.path}: column {name!r}, row {row}: the weight {weights[row - 1]:g} is negative"
-            )
+        for row in np.flatnonzero(weights < 0)[:1]:
+            place = f"{self.path}: column {name!r}, row {row + 1}"
+            raise UserError(f"{place}: the weight {weights[row]:g} is negative")
         if not weights.any():
             raise UserError(f"{self.path}: column {name!r}: all weights are zero")
         return weights
 
     def _refuse_commas(self, name: str) -> None:
         """Raise where a column of text is numbers with decimal commas."""
-        import polars
-
         column = self.columns[name]
         if column.dtype != polars.String:
             return
         present = column.filter(polars.Series(_present(column)))
         commas = present.str.strip_chars().str.contains(r"^[+-]?\d+(,\d+)+(\.\d*)?$")
         if len(present) and 2 * commas.sum() >= len(present):
-            raise UserError(
-                f"{self.path}: column {name!r} has numbers with commas, such as {present.filter(commas)[0]!r}"
-                "; write 1234.5 for them, or choose others with --columns"
-            )
+            what = f"column {name!r} has numbers with commas, such as {present.filter(commas)[0]!r}"
+            raise UserError(f"{self.path}: {what}; write 1234.5 for them, or choose others with --columns")
 
     def _check(self, name: str, names: Sequence[str]) -> None:
         bad = ~np.isfinite(self.values(name))
@@ -129,17 +127,17 @@ class Table:
             raise UserError(f"{self.path}: column {name!r} is not numeric: row {row + 1} holds {raw!r}")
         if raw is None or str(raw).strip().casefold() in _MISSING:
             what = "the value is missing"
-        elif isinstance(raw, str) and not _is_infinite(raw):
+        elif np.isnan(self.values(name)[row]):
             what = f"{raw!r} is not a number"
         else:
             what = f"the value is {float(raw)}"
         others = int(bad.sum()) - 1
         more = f" (and in {others} more row{'s' * (others > 1)})" if others else ""
-        rest = [other for other in names if other != name and np.isfinite(self.values(other)).all()]
-        columns = ",".join(rest) if rest and len(",".join(rest)) < 40 else "..."
         drop, fill = ("drop the rows", "fill them in") if others else ("drop the row", "fill it in")
         remedy = f"{drop} or {fill}"
         if len(names) > 1:
+            rest = ",".join(n for n in names if np.isfinite(self.values(n)).all())
+            columns = rest if 0 < len(rest) < 40 else "..."
             remedy = f"{drop}, {fill}, or leave the column out with --columns {columns}"
         raise UserError(f"{self.path}: column {name!r}, row {row + 1}: {what}{more}; {remedy}")
 
@@ -153,22 +151,20 @@ def read(path: str) -> Table:
         raise UserError(f"{path}: no such file")
     if extension not in READABLE:
         raise UserError(f"{path}: cannot tell the format; the name must end in {', '.join(READABLE)}")
-    if not os.access(path, os.R_OK):
-        raise UserError(f"{path}: permission denied")
-    if os.path.getsize(path) == 0:
-        raise UserError(f"{path}: the file is empty")
     if extension == ".npy":
-        return _read_npy(path)
-    table = _read_frame(path, extension)
-    if not table.names or not len(table.columns[table.names[0]]):
+        return Table(path, _read_npy(path).to_dict(), named=False)
+    frame = _read_frame(path, extension)
+    if not len(frame):
         raise UserError(f"{path}: no rows of data")
-    return table
+    names = ["".join(c if c.isprintable() else "?" for c in name.strip()) for name in frame.columns]
+    names = [name or f"column {i + 1}" for i, name in enumerate(names)]
+    if len(set(names)) != len(names):
+        raise UserError(f"{path}: two columns have the same name")
+    return Table(path, dict(zip(names, frame.get_columns(), strict=True)), named=True)
 
 
 def write(path: str | None, columns: dict[str, Array]) -> None:
     """Write columns to a file by its extension, whole or not at all; CSV to stdout where there is none."""
-    import polars
-
     frame = polars.DataFrame(columns)
     if path is None:
         sys.stdout.buffer.write(frame.write_csv().encode())
@@ -206,7 +202,7 @@ def check_target(path: str | None, option: str, extensions: Sequence[str], taken
         raise UserError(f"{option} {path}: the directory {directory} is not writable")
 
 
-def _read_npy(path: str) -> Table:
+def _read_npy(path: str) -> Any:
     with open(path, "rb") as stream:
         if stream.read(6) != b"\x93NUMPY":
             raise UserError(f"{path}: not an npy file")
@@ -217,55 +213,37 @@ def _read_npy(path: str) -> Table:
     except (ValueError, EOFError, OSError, SyntaxError, RecursionError) as error:
         reason = "it holds Python objects" if "allow_pickle" in str(error) else "damaged"
         raise UserError(f"{path}: not readable as an array of numbers: {reason}") from None
-    if not isinstance(data, np.ndarray) or data.dtype.kind not in "fiu":
-        raise UserError(
-            f"{path}: the array must hold real numbers, not {getattr(data, 'dtype', 'an archive')}"
-        )
+    if data.dtype.kind not in "fiu":
+        raise UserError(f"{path}: the array must hold real numbers, not {data.dtype}")
     if data.ndim != 2:
         hint = "; make it one column with X.reshape(-1, 1)" if data.ndim == 1 else ""
         raise UserError(f"{path}: the array must be 2-D (rows, columns), its shape is {data.shape}{hint}")
     if 0 in data.shape:
         raise UserError(f"{path}: the array is empty, its shape is {data.shape}")
-    columns = data.astype(np.float64)
-    return Table(path, {f"x{j + 1}": columns[:, j] for j in range(columns.shape[1])}, named=False)
+    return polars.DataFrame({f"x{j + 1}": column for j, column in enumerate(data.T.astype(np.float64))})
 
 
-def _read_frame(path: str, extension: str) -> Table:
-    import polars
-
+def _read_frame(path: str, extension: str) -> Any:
+    text, separator = b"", ","
     try:
         if extension in (".parquet", ".pq"):
-            frame = polars.read_parquet(path)
-        else:
-            frame = polars.read_csv(
-                path,
-                separator=_separator(path, extension),
-                infer_schema_length=None,
-                encoding="utf8-lossy",
-            )
-    except polars.exceptions.NoDataError:
-        raise UserError(f"{path}: the file is empty") from None
+            return polars.read_parquet(path)
+        # Without the empty lines at its end, which polars takes for rows.
+        text = pathlib.Path(path).read_bytes().rstrip(b"\r\n")
+        separator = _separator(path, text, extension)
+        return polars.read_csv(text, separator=separator, infer_schema_length=None, encoding="utf8-lossy")
     except (polars.exceptions.PolarsError, OSError, ValueError) as error:
-        detail = _ragged(path, extension) or str(error).partition("\n")[0]
+        detail = _ragged(text, separator) or str(error).partition("\n")[0]
         raise UserError(f"{path}: not a readable {extension[1:]} file: {detail}") from None
-    if extension in (".csv", ".tsv"):
-        frame = frame.head(len(frame) - _blank_lines(path))
-    names = ["".join(c if c.isprintable() else "?" for c in name.strip()) for name in frame.columns]
-    names = [name or f"column {i + 1}" for i, name in enumerate(names)]
-    if len(set(names)) != len(names):
-        raise UserError(f"{path}: two columns have the same name")
-    return Table(path, dict(zip(names, frame.get_columns(), strict=True)), named=True)
 
 
-def _separator(path: str, extension: str) -> str:
+def _separator(path: str, text: bytes, extension: str) -> str:
     """The field separator that the first line shows; and errors for a first line that is no header."""
-    with open(path, "rb") as stream:
-        start = stream.readline(1 << 20)
-        if start and not start.strip() and not stream.read(1 << 16).strip():
-            raise UserError(f"{path}: the file is empty")
-    if start[:2] in (b"\xff\xfe", b"\xfe\xff"):
+    if not text.strip():
+        raise UserError(f"{path}: the file is empty")
+    if text[:2] in (b"\xff\xfe", b"\xfe\xff"):
         raise UserError(f"{path}: the text is UTF-16; save it as UTF-8")
-    line = start.decode("utf-8-sig", "replace").rstrip("\r\n")
+    line = text[: 1 << 20].partition(b"\n")[0].decode("utf-8-sig", "replace").rstrip("\r")
     if not line.strip():
         raise UserError(f"{path}: the first line is blank; it must name the columns")
     separator = "\t" if extension == ".tsv" else max(",;\t", key=line.count)
@@ -279,49 +257,19 @@ def _separator(path: str, extension: str) -> str:
     return separator
 
 
-def _blank_lines(path: str) -> int:
-    """How many lines at a file's end are empty: polars takes them for rows."""
-    with open(path, "rb") as stream:
-        stream.seek(max(0, os.path.getsize(path) - (1 << 16)))
-        end = stream.read()
-    return max(0, end[len(end.rstrip(b"\r\n")) :].count(b"\n") - 1)
-
-
-def _ragged(path: str, extension: str) -> str | None:
+def _ragged(text: bytes, separator: str) -> str | None:
     """Which row of a CSV file has more fields than the header."""
-    if extension not in (".csv", ".tsv"):
-        return None
-    try:
-        with open(path, newline="", encoding="utf-8", errors="replace") as stream:
-            rows = csv.reader(stream, delimiter=_separator(path, extension))
-            width = len(next(rows, []))
-            for i, row in enumerate(rows):
-                if len(row) > width:
-                    return f"row {i + 1} has {len(row)} fields, the header {width}"
-    except csv.Error:
-        pass
+    rows = csv.reader(io.StringIO(text.decode(errors="replace"), newline=""), delimiter=separator)
+    with contextlib.suppress(csv.Error):
+        width = len(next(rows, []))
+        for i, row in enumerate(rows):
+            if len(row) > width:
+                return f"row {i + 1} has {len(row)} fields, the header {width}"
     return None
-
-
-def _numbers(column: Any) -> Array:
-    """A column as float64 (N,), NaN for what is no number."""
-    if isinstance(column, np.ndarray):
-        return column
-    import polars
-
-    if column.dtype == polars.String:
-        column = column.str.strip_chars().cast(polars.Float64, strict=False)
-    elif column.dtype.is_numeric():
-        column = column.cast(polars.Float64)
-    else:
-        return np.full(len(column), np.nan)
-    return np.asarray(column.fill_null(np.nan).to_numpy(), np.float64)
 
 
 def _present(column: Any) -> Array:
     """Which values of a polars column are not missing."""
-    import polars
-
     if column.dtype != polars.String:
         return np.asarray(column.is_not_null().to_numpy())
     missing = column.str.strip_chars().str.to_lowercase().is_in(list(_MISSING)).fill_null(True)
@@ -334,10 +282,6 @@ def _is_number(text: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _is_infinite(text: str) -> bool:
-    return _is_number(text) and not np.isfinite(float(text))
 
 
 def _counts(values: Array) -> bool:

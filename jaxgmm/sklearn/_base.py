@@ -2,45 +2,25 @@
 
 from __future__ import annotations
 
-import abc
 import time
 import warnings
 from typing import Any, ClassVar, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 from sklearn.base import BaseEstimator, DensityMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 
+from jaxgmm import _validate as validate
 from jaxgmm.components.weights import Model
 from jaxgmm.density import posterior_of
 from jaxgmm.kernels.programs import in_float64
 from jaxgmm.mixture import GMMParams
 from jaxgmm.sklearn import _checks as checks
-from jaxgmm.sklearn._conversion import (
-    DIAG,
-    FULL,
-    MARGIN,
-    SHAPED,
-    SPHERICAL,
-    CollapsedError,
-    gaussian_model,
-    scale_from_cholesky,
-    shapes_of,
-    to_device,
-)
-from jaxgmm.sklearn._data import (
-    Host,
-    Rows,
-    check_weight,
-    compute_dtype,
-    fits_float32,
-    load,
-    padded_length,
-    shifted,
-)
+from jaxgmm.sklearn import _conversion as conversion
+from jaxgmm.sklearn._conversion import CollapsedError
+from jaxgmm.sklearn._data import Host, Rows, check_weight, compute_dtype, fits_float32, in_blocks, load
 from jaxgmm.sklearn._em_loop import CHUNK
 from jaxgmm.sklearn._init import INIT_PARAMS
 
@@ -53,11 +33,22 @@ class Trial(NamedTuple):
     state: Any
     bound: float
     bounds: list[float]
+    n_iter: int
     converged: bool
 
 
-class BaseMixture(DensityMixin, BaseEstimator, metaclass=abc.ABCMeta):
-    """The common part of the estimators; theirs are a start, a compiled loop, and the fitted attributes."""
+class BaseMixture(DensityMixin, BaseEstimator):
+    """The common part of the estimators; theirs are a start, a compiled loop, and the fitted attributes.
+
+    An estimator must have:
+      _given(X, sample_weight): what the parameters say about the start, or of the prior, checked against the
+        data.
+      _begin(rows, X, random_state, given): a state to start from.
+      _resume(rows): the state of the fitted attributes.
+      _advance(state, rows, bound, limit): up to `limit` iterations, as a `Climb`.
+      _keep(state, offset, dtype): set the fitted attributes from a state for data less an offset.
+      _mixture(): log_weights (K,), means (K, D), scale and model, float64; the weights need not sum to 1.
+    """
 
     _constraints: ClassVar[dict[str, checks.Check]] = {
         "n_components": checks.integer(1),
@@ -70,32 +61,6 @@ class BaseMixture(DensityMixin, BaseEstimator, metaclass=abc.ABCMeta):
         "verbose": checks.VERBOSE,
         "verbose_interval": checks.integer(1),
     }
-
-    # What an estimator must have.
-
-    @abc.abstractmethod
-    def _given(self, X: Host, sample_weight: Host | None) -> Any:
-        """What the parameters say about the start, or of the prior, checked against the data."""
-
-    @abc.abstractmethod
-    def _begin(self, rows: Rows, X: Host, random_state: Any, given: Any) -> Any:
-        """A state to start from."""
-
-    @abc.abstractmethod
-    def _resume(self, rows: Rows) -> Any:
-        """The state of the fitted attributes."""
-
-    @abc.abstractmethod
-    def _advance(self, state: Any, rows: Rows, bound: float, limit: int) -> Any:
-        """Up to `limit` iterations; a record with what `Climb` has."""
-
-    @abc.abstractmethod
-    def _keep(self, state: Any, rows: Rows, dtype: Any) -> None:
-        """Set the fitted attributes."""
-
-    @abc.abstractmethod
-    def _mixture(self) -> tuple[Host, Host, Any, Any]:
-        """log_weights (K,), means (K, D), scale and model, float64; the weights need not sum to 1."""
 
     # Fitting.
 
@@ -121,19 +86,15 @@ class BaseMixture(DensityMixin, BaseEstimator, metaclass=abc.ABCMeta):
     def _fit(self, X: Any, sample_weight: Any) -> Host:
         checks.check_parameters(self, self._constraints)
         random_state = check_random_state(self.random_state)
-        data: Host = validate_data(
-            self, checks.table(X), dtype=[np.float64, np.float32], ensure_min_samples=2
-        )
+        data = checks.data(self, X, ensure_min_samples=2)
         self._fit_data(data, check_weight(sample_weight, data), random_state)
         return data
 
     def _fit_data(self, data: Host, weight: Host | None, random_state: Any) -> None:
         """Fit validated data."""
         if len(data) < self.n_components:
-            raise ValueError(
-                f"Expected n_samples >= n_components but got n_components = {self.n_components}, "
-                f"n_samples = {len(data)}"
-            )
+            found = f"n_components = {self.n_components}, n_samples = {len(data)}"
+            raise ValueError(f"Expected n_samples >= n_components but got {found}")
         given = self._given(data, weight)
         drawn = random_state.get_state()
         if compute_dtype(data.dtype) == np.float64 or fits_float32(data, weight):
@@ -154,25 +115,18 @@ class BaseMixture(DensityMixin, BaseEstimator, metaclass=abc.ABCMeta):
         """The best of several trials, into the attributes, in a dtype."""
         warm = self.warm_start and hasattr(self, "converged_")
         if warm and self.means_.shape != (self.n_components, X.shape[1]):
-            raise ValueError(
-                f"warm_start goes on from means_ of shape {self.means_.shape}; got n_components = "
-                f"{self.n_components} and {X.shape[1]} features. Set warm_start=False to begin anew."
-            )
-        best: Trial | None = None
-        failure: CollapsedError | None = None
+            found = f"n_components = {self.n_components} and {X.shape[1]} features"
+            raise ValueError(f"warm_start goes on from means_ of shape {self.means_.shape}; got {found}")
+        trials = []
         for trial in range(1 if warm else self.n_init):
             try:
-                tried = self._try(trial, rows, X, None if warm else random_state, given)
-            except CollapsedError as error:
+                trials.append(self._try(trial, rows, X, None if warm else random_state, given))
+            except CollapsedError:
                 if rows.x.dtype != np.float64:
                     raise  # it may be the best of them in float64
-                failure = error
-                continue
-            if best is None or tried.bound > best.bound:
-                best = tried
-        if best is None:
-            assert failure is not None
-            raise failure
+        if not trials:
+            raise CollapsedError
+        best = max(trials, key=lambda trial: trial.bound)
         if not best.converged and self.max_iter > 0:
             warnings.warn(
                 "Best performing initialization did not converge. Try different init parameters, or increase "
@@ -180,19 +134,18 @@ class BaseMixture(DensityMixin, BaseEstimator, metaclass=abc.ABCMeta):
                 ConvergenceWarning,
                 stacklevel=4,
             )
-        self._take(best, rows, dtype, len(best.bounds))
+        self._take(best, rows.offset, dtype)
 
-    def _take(self, trial: Trial, rows: Rows, dtype: Any, n_iter: int) -> None:
+    def _take(self, trial: Trial, offset: Host | float, dtype: Any) -> None:
         """Set everything that a fit says of itself."""
-        self._keep(trial.state, rows, dtype)
-        self.converged_ = trial.converged
-        self.n_iter_ = n_iter
-        self.lower_bound_ = trial.bound
-        self.lower_bounds_ = trial.bounds
+        self._keep(trial.state, offset, dtype)
+        self.lower_bound_, self.lower_bounds_ = trial.bound, trial.bounds
+        self.converged_, self.n_iter_ = trial.converged, trial.n_iter
 
     def _try(self, trial: int, rows: Rows, X: Host, random_state: Any, given: Any) -> Trial:
         """One fit, from a start that `random_state` draws, or from the attributes if it is None."""
         began = before = time.perf_counter()
+        every = self.verbose_interval if self.verbose else CHUNK
         if self.verbose:
             print(f"Initialization {trial}")
         if random_state is None:
@@ -202,17 +155,15 @@ class BaseMixture(DensityMixin, BaseEstimator, metaclass=abc.ABCMeta):
         bounds: list[float] = []
         converged = False
         while len(bounds) < self.max_iter and not converged:
-            step = CHUNK
-            if self.verbose:
-                step = min(CHUNK, self.verbose_interval - len(bounds) % self.verbose_interval)
-            climbed = self._advance(state, rows, bound, min(step, self.max_iter - len(bounds)))
+            limit = min(CHUNK, every - len(bounds) % every, self.max_iter - len(bounds))
+            climbed = self._advance(state, rows, bound, limit)
             if not climbed.sound:
                 raise CollapsedError
-            new = [float(b) for b in np.asarray(climbed.bounds)[: int(climbed.n_iter)]]
+            new = np.asarray(climbed.bounds, np.float64)[: int(climbed.n_iter)].tolist()
             previous = ([bound, *new])[-2]
             bounds += new
             state, bound, converged = climbed.params, new[-1], bool(climbed.converged)
-            if self.verbose and len(bounds) % self.verbose_interval == 0:
+            if self.verbose and len(bounds) % every == 0:
                 now = time.perf_counter()
                 told = f"\t time lapse {now - before:.5f}s\t ll change {bound - previous:.5f}"
                 print(f"  Iteration {len(bounds)}" + (told if self.verbose >= 2 else ""))
@@ -221,53 +172,37 @@ class BaseMixture(DensityMixin, BaseEstimator, metaclass=abc.ABCMeta):
             seconds = time.perf_counter() - began
             told = f" time lapse {seconds:.5f}s\t lower bound {bound:.5f}." if self.verbose >= 2 else ""
             print(f"Initialization {'converged' if converged else 'did not converge'}.{told}")
-        return Trial(state, bound if self.max_iter else -np.inf, bounds, converged)
+        return Trial(state, bound if self.max_iter else -np.inf, bounds, len(bounds), converged)
 
     # The attributes.
 
     def _set(
-        self,
-        weights: Host,
-        means: Host,
-        scale: Any,
-        lower: Host | None,
-        model: Model,
-        offset: Host,
-        dtype: Any,
+        self, weights: Host, means: Host, scale: Any, model: Model, dtype: Any, lower: Any = None
     ) -> None:
+        """Set the mixture; `lower` (K, D, D) are the factors of a structure that scikit-learn has not."""
         with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
-            shapes = shapes_of(model, scale, lower)
+            shapes = conversion.shapes_of(model, scale if lower is None else lower)
         # Of extreme scale, float32 data have covariances that only float64 can hold.
         info = np.finfo(dtype)
         if any(not info.tiny <= np.abs(a).max() <= info.max for a in shapes):
             dtype = np.float64
         self.weights_ = (weights / weights.sum()).astype(dtype)
-        self.means_ = (means + offset).astype(dtype)
+        self.means_ = means.astype(dtype)
         self.covariances_, self.precisions_, self.precisions_cholesky_ = (a.astype(dtype) for a in shapes)
         self._model = model
         # What the attributes do not determine to the last digit, of structures that scikit-learn has not.
-        self._scale = None if model in SHAPED else scale
+        self._scale = None if model in conversion.SHAPED else scale
 
     def _structure(self) -> Model:
         """The fitted structure; of an estimator whose attributes were set by hand, the parameter's."""
-        return getattr(self, "_model", None) or gaussian_model(self.covariance_type)
-
-    def _sampled_factors(self) -> Host:
-        k, d = self.means_.shape
-        cholesky = np.asarray(self.precisions_cholesky_, np.float64)
-        if self._structure() == DIAG:
-            return 1 / cholesky
-        if self._structure() == SPHERICAL:
-            return np.broadcast_to(1 / cholesky[:, None], (k, d))
-        lower: Host = scale_from_cholesky(FULL, cholesky)
-        return np.broadcast_to(lower, (k, d, d))
+        return getattr(self, "_model", None) or conversion.gaussian_model(self.covariance_type)
 
     # Evaluating.
 
     def _params(self, dtype: Any, offset: Host) -> GMMParams:
         """The fitted mixture for data less an offset."""
         log_weights, means, scale, model = self._mixture()
-        return to_device(log_weights, means - offset, scale, model, dtype)
+        return conversion.to_device(log_weights, means - offset, scale, model, dtype)
 
     def _evaluated(self, X: Host) -> tuple[Host, Host]:
         """Responsibilities (N, K) and log-densities (N,) of validated data, in its dtype."""
@@ -279,30 +214,25 @@ class BaseMixture(DensityMixin, BaseEstimator, metaclass=abc.ABCMeta):
                 resp, log_prob = self._evaluated(X.astype(np.float64))
             return resp.astype(X.dtype), log_prob.astype(X.dtype)
         params = self._params(dtype, offset)
-        resp, log_prob = np.empty((len(X), len(means)), X.dtype), np.empty(len(X), X.dtype)
-        for first in range(0, len(X), _EVALUATED):
-            block = X[first : first + _EVALUATED]
-            padded = jnp.asarray(shifted(block, offset, dtype, padded_length(len(block))))
-            r, p = posterior_of(params, padded)
-            resp[first : first + len(block)] = np.asarray(r)[: len(block)]
-            log_prob[first : first + len(block)] = np.asarray(p)[: len(block)]
+        resp, log_prob = in_blocks(lambda x: posterior_of(params, x), X, offset, dtype, _EVALUATED)
         return resp, log_prob
 
     def _is_wide(self, means: Host) -> bool:
         """Whether float32 residuals from the means (K, D) have digits left at the scale of the components."""
         factors = np.asarray(self.precisions_cholesky_, np.float64)
-        if self._structure() not in (DIAG, SPHERICAL):
+        if self._structure() not in (conversion.DIAG, conversion.SPHERICAL):
             factors = np.linalg.norm(factors, axis=-1)  # the square roots of the diagonals of the precisions
-        factors = factors.reshape(-1, factors.shape[-1] if self._structure() != SPHERICAL else 1)
-        return bool((factors * np.abs(means) * (MARGIN * float(np.finfo(np.float32).eps)) < 1).all())
+        factors = factors.reshape(-1, factors.shape[-1] if self._structure() != conversion.SPHERICAL else 1)
+        return bool(
+            (factors * np.abs(means) * (conversion.MARGIN * float(np.finfo(np.float32).eps)) < 1).all()
+        )
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "means_")
 
     def _new(self, X: Any) -> Host:
         check_is_fitted(self)
-        data: Host = validate_data(self, checks.table(X), reset=False, dtype=[np.float64, np.float32])
-        return data
+        return checks.data(self, X, reset=False)
 
     def score_samples(self, X: Any) -> Host:
         """The log-density of each sample, (n_samples,)."""
@@ -338,20 +268,14 @@ class BaseMixture(DensityMixin, BaseEstimator, metaclass=abc.ABCMeta):
           ValueError: for n_samples < 1.
         """
         check_is_fitted(self)
-        if isinstance(n_samples, bool) or not isinstance(n_samples, int | np.integer):
-            raise TypeError(f"n_samples must be an int; got {n_samples!r} of type {type(n_samples).__name__}")
-        if n_samples < 1:
-            raise ValueError(
-                f"Invalid value for 'n_samples': {n_samples} . The sampling requires at least one sample."
-            )
+        validate.count(n_samples, "n_samples", 1)
         rng = check_random_state(self.random_state)
         weights = np.asarray(self.weights_, np.float64)
         counts = rng.multinomial(n_samples, weights / weights.sum())
-        labels = np.repeat(np.arange(len(counts)), counts)
-        X = np.empty((n_samples, self.means_.shape[1]))
-        factors = self._sampled_factors()
-        for k, count in enumerate(counts):
-            z = rng.standard_normal((count, X.shape[1]))
-            coloured = z @ factors[k].T if factors.ndim == 3 else z * factors[k]
-            X[labels == k] = self.means_[k] + coloured
-        return X, labels
+        k, d = self.means_.shape
+        factors = conversion.scale_from_cholesky(self._structure(), self.precisions_cholesky_)
+        if self._structure() in (conversion.DIAG, conversion.SPHERICAL):
+            factors = np.eye(d) * factors.reshape(k, 1, -1)
+        parts = zip(counts, self.means_, np.broadcast_to(factors, (k, d, d)), strict=True)
+        X = [mean + rng.standard_normal((count, d)) @ factor.T for count, mean, factor in parts]
+        return np.concatenate(X), np.repeat(np.arange(k), counts)

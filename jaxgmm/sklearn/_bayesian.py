@@ -2,43 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from scipy.special import betaln
 from sklearn.utils.validation import check_is_fitted
 
-from jaxgmm.components.gaussian import gaussian
 from jaxgmm.components.weights import Model
-from jaxgmm.kernels.blocked_sum import block_rows
 from jaxgmm.kernels.programs import jit
 from jaxgmm.mixture import GMMParams
 from jaxgmm.sklearn import _checks as checks
+from jaxgmm.sklearn import _conversion as conversion
 from jaxgmm.sklearn import _init as init
 from jaxgmm.sklearn._base import BaseMixture, Trial
-from jaxgmm.sklearn._conversion import DIAG, SPHERICAL, TIED, log, scale_from_cholesky, to_device
-from jaxgmm.sklearn._data import Host, Rows, compute_dtype
-from jaxgmm.sklearn._em_loop import CHUNK
+from jaxgmm.sklearn._conversion import DIAG, SPHERICAL, device, gaussian_model, host
+from jaxgmm.sklearn._data import Host, Rows, compute_dtype, padded
+from jaxgmm.sklearn._em_loop import CHUNK, Climb
 from jaxgmm.solvers.squarem import Status
 from jaxgmm.variational._ascent import ascend, start
 from jaxgmm.variational._bound import expected
 from jaxgmm.variational._model import STRUCTURES, VariationalPosterior, VariationalPrior, structure_of
 
 _TYPES = ("dirichlet_process", "dirichlet_distribution")
-_expected = jit(expected)
 
 
-class _Ascent(NamedTuple):
-    """Some iterations, in the words of `Climb`."""
-
-    params: VariationalPosterior
-    bounds: Array
-    n_iter: Array
-    converged: bool
-    sound: bool
+@jit
+def _weights(state: VariationalPosterior, reg_covar: Array) -> tuple[Array, Array]:
+    """Expected weights, and what stands for the log-weights where rows are evaluated."""
+    return state.weights, expected(state, reg_covar).log_weights
 
 
 class BayesianGaussianMixture(BaseMixture):
@@ -141,123 +133,88 @@ class BayesianGaussianMixture(BaseMixture):
         verbose: int = 0,
         verbose_interval: int = 10,
     ) -> None:
-        self.n_components = n_components
-        self.covariance_type = covariance_type
-        self.tol = tol
-        self.reg_covar = reg_covar
-        self.max_iter = max_iter
-        self.n_init = n_init
-        self.init_params = init_params
-        self.weight_concentration_prior_type = weight_concentration_prior_type
-        self.weight_concentration_prior = weight_concentration_prior
-        self.mean_precision_prior = mean_precision_prior
-        self.mean_prior = mean_prior
-        self.degrees_of_freedom_prior = degrees_of_freedom_prior
-        self.covariance_prior = covariance_prior
-        self.random_state = random_state
-        self.warm_start = warm_start
-        self.verbose = verbose
-        self.verbose_interval = verbose_interval
+        checks.set_parameters(**locals())
+
+    mean_prior_: Host
 
     def _given(self, X: Host, sample_weight: Host | None) -> None:
-        model, d = Model(gaussian(structure_of(self.covariance_type))), X.shape[1]
-        given = self.weight_concentration_prior
-        self.weight_concentration_prior_ = 1.0 / self.n_components if given is None else given
-        given = self.mean_precision_prior
-        self.mean_precision_prior_ = 1.0 if given is None else given
-        given = self.degrees_of_freedom_prior
-        if given is not None and not given > d - 1:
-            words = f"should be greater than {d - 1}, but got {given:.3f}."
-            raise ValueError(f"The parameter 'degrees_of_freedom_prior' {words}")
-        self.degrees_of_freedom_prior_ = d if given is None else given
+        model, d = gaussian_model(self.covariance_type), X.shape[1]
         mean, spread = _spread(X, sample_weight, model)
-        self.mean_prior_ = mean if self.mean_prior is None else checks.means(self.mean_prior, (d,))
-        if self.covariance_prior is None:
-            self.covariance_prior_ = spread
-        else:
-            what, shape = f"{model.name} covariance_prior", np.shape(spread)
+        defaults = {
+            "weight_concentration_prior": 1.0 / self.n_components,
+            "mean_precision_prior": 1.0,
+            "degrees_of_freedom_prior": d,
+            "mean_prior": mean,
+            "covariance_prior": spread,
+        }
+        for name, default in defaults.items():
+            value = getattr(self, name)
+            setattr(self, f"{name}_", default if value is None else value)
+        if not self.degrees_of_freedom_prior_ > d - 1:
+            words = f"should be greater than {d - 1}, but got {self.degrees_of_freedom_prior_:.3f}."
+            raise ValueError(f"The parameter 'degrees_of_freedom_prior' {words}")
+        self.mean_prior_ = checks.array(self.mean_prior_, (d,), "means")
+        if self.covariance_prior is not None:
             value = [self.covariance_prior] if model == SPHERICAL else self.covariance_prior
-            prior = checks.precisions(value, shape or (1,), model, what)
+            shape = np.shape(spread) or (1,)
+            prior = checks.precisions(value, shape, model, f"{model.name} covariance_prior")
             self.covariance_prior_ = float(prior[0]) if model == SPHERICAL else prior
 
     def _prior(self, rows: Rows) -> VariationalPrior:
         """The prior in the coordinates and the dtype of the rows."""
-        dtype = rows.x.dtype
-        covariance = _definite(np.asarray(self.covariance_prior_, np.float64), float(self.reg_covar))
-
-        def part(value: Any) -> Array:
-            return jnp.asarray(np.asarray(value, dtype))
-
+        arrays = {
+            "mean": self.mean_prior_ - rows.offset,
+            "mean_precision": self.mean_precision_prior_,
+            "dof": self.degrees_of_freedom_prior_,
+            "covariance": _definite(np.asarray(self.covariance_prior_, np.float64), float(self.reg_covar)),
+            "concentration": self.weight_concentration_prior_,
+        }
         return VariationalPrior(
-            mean=part(self.mean_prior_ - rows.offset),
-            mean_precision=part(self.mean_precision_prior_),
-            dof=part(self.degrees_of_freedom_prior_),
-            covariance=part(covariance),
-            concentration=part(self.weight_concentration_prior_),
+            **device(arrays, rows.x.dtype),
             stick_breaking=self.weight_concentration_prior_type == "dirichlet_process",
             last_stick_free=True,
         )
 
     def _begin(self, rows: Rows, X: Host, random_state: Any, given: Any) -> VariationalPosterior:
         resp = init.responsibilities(self.init_params, X, rows.sample_weight, self.n_components, random_state)
-        padded = np.zeros((rows.x.shape[0], resp.shape[1]), rows.x.dtype)
-        padded[: len(resp)] = resp
         return start(
-            jnp.asarray(padded), rows.x, rows.weight, self._prior(rows), self._ridge(rows),
-            structure=structure_of(self.covariance_type), block_size=self._block(rows),
+            padded(resp, rows.x.dtype), rows.x, rows.weight, self._prior(rows),
+            np.asarray(self.reg_covar, rows.x.dtype), structure=structure_of(self.covariance_type),
+            block_size=rows.block_size(self.n_components),
         )  # fmt: skip
-
-    def _ridge(self, rows: Rows) -> Array:
-        return jnp.asarray(self.reg_covar, rows.x.dtype)
-
-    def _block(self, rows: Rows) -> int:
-        return block_rows(rows.x.shape[0], self.n_components, rows.x.shape[1])
 
     def _resume(self, rows: Rows) -> VariationalPosterior:
-        return self._posterior(rows.x.dtype, rows.offset)
-
-    def _posterior(self, dtype: Any, offset: Host) -> VariationalPosterior:
-        """The fitted posterior for data less an offset."""
-        structure = structure_of(self.covariance_type)
-        k = len(self.means_)
         concentration: Any = self.weight_concentration_
         pair = concentration if isinstance(concentration, tuple) else (concentration, None)
-        arrays: Any = {
-            "concentration": pair[0],
-            "rest": pair[1],
-            "means": np.asarray(self.means_, np.float64) - offset,
-            "mean_precision": self.mean_precision_,
-            "dof": np.broadcast_to(self.degrees_of_freedom_, k),
-            "scale": scale_from_cholesky(Model(gaussian(structure)), self.precisions_cholesky_),
-        }
-        return VariationalPosterior(
-            **jax.tree.map(lambda a: jnp.asarray(np.asarray(a).astype(dtype)), arrays), structure=structure
+        arrays = (
+            *pair,
+            np.asarray(self.means_, np.float64) - rows.offset,
+            self.mean_precision_,
+            np.broadcast_to(self.degrees_of_freedom_, len(self.means_)),
+            conversion.scale_from_cholesky(self._structure(), self.precisions_cholesky_),
         )
+        parts: Any = (*device(arrays, rows.x.dtype), structure_of(self.covariance_type))
+        return VariationalPosterior(*parts)
 
-    def _advance(self, state: VariationalPosterior, rows: Rows, bound: float, limit: int) -> _Ascent:
-        dtype = rows.x.dtype
+    def _advance(self, state: VariationalPosterior, rows: Rows, bound: float, limit: int) -> Climb:
+        before, tol, ridge = device((bound, self.tol, self.reg_covar), rows.x.dtype)
         fit = ascend(
-            state, rows.x, rows.weight, jnp.asarray(bound, dtype), jnp.asarray(self.tol, dtype),
-            jnp.asarray(limit, jnp.int32), self._ridge(rows), self._prior(rows),
-            block_size=self._block(rows), history_size=CHUNK,
+            state, rows.x, rows.weight, before, tol, np.int32(limit), ridge, self._prior(rows),
+            block_size=rows.block_size(self.n_components), history_size=CHUNK,
         )  # fmt: skip
-        status = int(fit.status)
-        return _Ascent(
-            fit.posterior, fit.history, fit.n_iter, status == Status.CONVERGED, status != Status.NONFINITE
-        )
+        converged, sound = int(fit.status) == Status.CONVERGED, int(fit.status) != Status.NONFINITE
+        return Climb(fit.posterior, fit.bound, fit.history, fit.n_iter, converged, sound)
 
-    def _keep(self, state: VariationalPosterior, rows: Rows, dtype: Any) -> None:
-        q = jax.tree.map(lambda a: np.asarray(a, np.float64), state)
-        weights = np.asarray(state.weights, np.float64)
-        self._set(weights, q.means, q.scale, None, Model(gaussian(state.structure)), rows.offset, dtype)
-        pair = (q.concentration, q.rest)
-        self.weight_concentration_ = q.concentration if q.rest is None else pair
+    def _keep(self, state: VariationalPosterior, offset: Host | float, dtype: Any) -> None:
+        q = host(state)
+        weights, self._log_weights = host(_weights(state, np.asarray(self.reg_covar, state.means.dtype)))
+        self._set(weights, q.means + offset, q.scale, gaussian_model(self.covariance_type), dtype)
+        self.weight_concentration_ = q.concentration if q.rest is None else (q.concentration, q.rest)
         self.mean_precision_ = q.mean_precision
-        self.degrees_of_freedom_ = float(q.dof[0]) if state.structure == TIED.covariance else q.dof
-        self._log_weights = np.asarray(_expected(state, self._ridge(rows)).log_weights, np.float64)
+        self.degrees_of_freedom_ = float(q.dof[0]) if self.covariance_type == "tied" else q.dof
 
-    def _take(self, trial: Trial, rows: Rows, dtype: Any, n_iter: int) -> None:
-        super()._take(trial, rows, dtype, n_iter)
+    def _take(self, trial: Trial, offset: Host | float, dtype: Any) -> None:
+        super()._take(trial, offset, dtype)
         self.evidence_bound_ = self.lower_bound_
         if isinstance(self.weight_concentration_, tuple):
             # With v_K = 1 the same responsibilities have a bound without the last stick's normalisers.
@@ -266,24 +223,23 @@ class BayesianGaussianMixture(BaseMixture):
             self.evidence_bound_ -= float(betaln(a, b) - betaln(1, prior))
 
     def _mixture(self) -> tuple[Host, Host, Any, Model]:
-        model = self._structure()
-        scale = scale_from_cholesky(model, self.precisions_cholesky_)
-        return self._log_weights, np.asarray(self.means_, np.float64), scale, model
+        scale = conversion.scale_from_cholesky(self._structure(), self.precisions_cholesky_)
+        return self._log_weights, host(self.means_), scale, self._structure()
 
     def to_params(self) -> GMMParams:
         """The mixture of the expected weights, means and precisions, as the rest of jaxgmm takes it."""
         check_is_fitted(self)
         _, means, scale, model = self._mixture()
-        return to_device(log(self.weights_), means, scale, model, compute_dtype(self.means_.dtype))
+        log_weights, dtype = conversion.log(self.weights_), compute_dtype(self.means_.dtype)
+        return conversion.to_device(log_weights, means, scale, model, dtype)
 
 
 def _spread(X: Host, sample_weight: Host | None, model: Model) -> tuple[Host, Any]:
     """Mean (D,) and covariance in the form of a prior, over Σ w − 1."""
     weight = np.ones(len(X)) if sample_weight is None else sample_weight
-    total = weight.sum()
     mean = np.average(X, axis=0, weights=weight).astype(np.float64)
     residuals = X - mean
-    divisor = total - 1 if total > 1 else total
+    divisor = weight.sum() - (weight.sum() > 1)
     if model in (DIAG, SPHERICAL):
         variances = weight @ np.square(residuals) / divisor
         return mean, float(variances.mean()) if model == SPHERICAL else variances

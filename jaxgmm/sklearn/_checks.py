@@ -8,34 +8,34 @@ from typing import Any
 
 import numpy as np
 from sklearn.utils import check_array
+from sklearn.utils.validation import validate_data
 
-from jaxgmm import _host_arrays as host_arrays
+from jaxgmm._host_arrays import is_frame, library, unmasked
 from jaxgmm.components.weights import Model
-from jaxgmm.sklearn._conversion import DIAG, SHAPED, SPHERICAL
+from jaxgmm.sklearn._conversion import DIAG, SPHERICAL
 from jaxgmm.sklearn._data import Host
 
 Check = tuple[Callable[[Any], bool], str]
 
 
+def _real(v: Any) -> bool:
+    return isinstance(v, Real) and not isinstance(v, bool | np.bool_)
+
+
 def integer(minimum: int) -> Check:
     """An int ≥ minimum."""
-    return (
-        lambda v: isinstance(v, Integral) and not isinstance(v, bool) and int(v) >= minimum,
-        f"an int in the range [{minimum}, inf)",
-    )
+    words = f"an int in the range [{minimum}, inf)"
+    return lambda v: isinstance(v, Integral) and _real(v) and int(v) >= minimum, words
 
 
 def number(*, positive: bool = False, none: bool = False) -> Check:
     """A finite real number ≥ 0, or > 0; None too, if that is said."""
-    opening = "(" if positive else "["
+    words = f"a float in the range {'(' if positive else '['}0.0, inf)" + (" or None" if none else "")
 
     def holds(v: Any) -> bool:
-        if v is None:
-            return none
-        real = isinstance(v, Real) and not isinstance(v, bool | np.bool_)
-        return real and bool(0 < v < np.inf or (v == 0 and not positive))
+        return none if v is None else _real(v) and bool(0 <= v < np.inf) and not (positive and v == 0)
 
-    return holds, f"a float in the range {opening}0.0, inf)" + (" or None" if none else "")
+    return holds, words
 
 
 def option(*words: str) -> Check:
@@ -55,6 +55,11 @@ FLAG: Check = (
 VERBOSE: Check = either(integer(0), FLAG)
 
 
+def set_parameters(self: Any, **parameters: Any) -> None:
+    """Make the arguments of an estimator's `__init__`, its `locals()`, its parameters."""
+    vars(self).update(parameters)
+
+
 def check_parameters(estimator: Any, constraints: dict[str, Check]) -> None:
     """Raise for the first parameter that its constraint does not allow.
 
@@ -68,8 +73,9 @@ def check_parameters(estimator: Any, constraints: dict[str, Check]) -> None:
             raise ValueError(f"The {name!r} parameter of {owner} must be {words}. Got {value!r} instead.")
 
 
-def _array(value: Any, shape: tuple[int, ...], name: str) -> Host:
-    a: Host = check_array(value, dtype=[np.float64, np.float32], ensure_2d=False, allow_nd=True)
+def array(value: Any, shape: tuple[int, ...], name: str) -> Host:
+    """An array of a shape, in float64."""
+    a: Host = check_array(value, dtype=np.float64, ensure_2d=False, allow_nd=True)
     if a.shape != shape:
         raise ValueError(f"The parameter '{name}' should have the shape of {shape}, but got {a.shape}")
     return a
@@ -77,42 +83,33 @@ def _array(value: Any, shape: tuple[int, ...], name: str) -> Host:
 
 def weights_init(value: Any, n_components: int) -> Host:
     """(K,) weights, normalised."""
-    weights = _array(value, (n_components,), "weights")
+    weights = array(value, (n_components,), "weights")
     if (weights < 0).any() or (weights > 1).any():
-        raise ValueError(
-            "The parameter 'weights' should be in the range [0, 1], but got max value "
-            f"{weights.min():.5f}, min value {weights.max():.5f}"
-        )
-    if not abs(1 - weights.sum()) <= (1e-6 if weights.dtype == np.float32 else 1e-8):
-        raise ValueError(
-            f"The parameter 'weights' should be normalized, but got sum(weights) = {weights.sum():.5f}"
-        )
-    return weights.astype(np.float64)
-
-
-def means(value: Any, shape: tuple[int, ...]) -> Host:
-    """(K, D), or (D,) for a prior's."""
-    return _array(value, shape, "means").astype(np.float64)
-
-
-def precision_shape(model: Model, n_components: int, n_features: int) -> tuple[int, ...]:
-    """The shape of `precisions_init`: scikit-learn's for its four structures, dense for the others."""
-    if model in SHAPED:
-        return model.covariance.covariance_shape(n_components, n_features)
-    return n_components, n_features, n_features
+        found = f"max value {weights.min():.5f}, min value {weights.max():.5f}"
+        raise ValueError(f"The parameter 'weights' should be in the range [0, 1], but got {found}")
+    if not abs(1 - weights.sum()) <= (1e-6 if getattr(value, "dtype", None) == np.float32 else 1e-8):
+        found = f"sum(weights) = {weights.sum():.5f}"
+        raise ValueError(f"The parameter 'weights' should be normalized, but got {found}")
+    return weights
 
 
 def precisions(value: Any, shape: tuple[int, ...], model: Model, what: str) -> Host:
     """Precisions, or what else must be positive definite, of a shape; float64."""
-    a = _array(value, shape, what)
+    a = array(value, shape, what)
     if model in (DIAG, SPHERICAL):
         if (a <= 0).any():
             raise ValueError(f"'{what}' should be positive")
-        return a.astype(np.float64)
+        return a
     symmetric = np.allclose(a, np.swapaxes(a, -1, -2), rtol=1e-5, atol=1e-6 * np.abs(a).max())
     if not symmetric or (np.linalg.eigvalsh(a) <= 0).any():
         raise ValueError(f"'{what}' should be symmetric, positive-definite")
-    return a.astype(np.float64)
+    return a
+
+
+def data(estimator: Any, X: Any, *y: Any, **options: Any) -> Any:
+    """X, and y where it is given, in float64 or float32 as scikit-learn's `validate_data` checks them."""
+    y = tuple(unmasked(a, "y") for a in y)
+    return validate_data(estimator, table(X), *y, dtype=[np.float64, np.float32], **options)
 
 
 def table(X: Any) -> Any:
@@ -121,15 +118,17 @@ def table(X: Any) -> Any:
     Raises:
       ValueError: naming the masked entry or the column.
     """
-    X = host_arrays.unmasked(X, "X")
-    if type(X).__module__.partition(".")[0] == "pandas" and hasattr(X, "columns"):
-        for column, dtype in zip(X.columns, X.dtypes, strict=True):
-            if dtype.kind == "O":
-                try:
-                    np.asarray(X[column], np.float64)
-                except (TypeError, ValueError) as error:
-                    raise ValueError(f"column {column!r} does not hold numbers: {error}") from None
-            elif not isinstance(dtype, np.dtype) and X[column].isna().any():
-                row = int(X[column].isna().to_numpy().argmax())
-                raise ValueError(f"Input X contains NaN: column {column!r} has a missing value in row {row}")
+    X = unmasked(X, "X")
+    if library(X) != "pandas" or not is_frame(X):
+        return X
+    for column, values in X.items():
+        if isinstance(values.dtype, np.dtype) and values.dtype.kind != "O":
+            continue
+        try:
+            missing = np.isnan(values.to_numpy(np.float64, na_value=np.nan))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"column {column!r} does not hold numbers: {error}") from None
+        if missing.any():
+            row = int(missing.argmax())
+            raise ValueError(f"Input X contains NaN: column {column!r} has a missing value in row {row}")
     return X

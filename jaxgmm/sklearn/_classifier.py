@@ -5,19 +5,19 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import numpy as np
+from scipy.special import log_softmax
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 
 from jaxgmm import priors
-from jaxgmm._host_arrays import unmasked
 from jaxgmm.components.registry import ModelLike
 from jaxgmm.sklearn import _checks as checks
 from jaxgmm.sklearn import _init as init
 from jaxgmm.sklearn._conversion import gaussian_model, log, to_device
 from jaxgmm.sklearn._data import Host, check_weight, load
-from jaxgmm.sklearn._gaussian import GaussianMixture
+from jaxgmm.sklearn._gaussian import GaussianMixture, shared_options
 
 _MODELS = ("MclustDA", "EDDA")
 
@@ -91,17 +91,7 @@ class GaussianMixtureClassifier(ClassifierMixin, BaseEstimator):
         prior: priors.Prior | str | None = None,
         random_state: Any = None,
     ) -> None:
-        self.model_type = model_type
-        self.n_components = n_components
-        self.covariance_type = covariance_type
-        self.tol = tol
-        self.reg_covar = reg_covar
-        self.max_iter = max_iter
-        self.n_init = n_init
-        self.init_params = init_params
-        self.class_prior = class_prior
-        self.prior = prior
-        self.random_state = random_state
+        checks.set_parameters(**locals())
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> GaussianMixtureClassifier:
         """Fit the density of every class.
@@ -115,18 +105,13 @@ class GaussianMixtureClassifier(ClassifierMixin, BaseEstimator):
           ValueError: for parameters that do not fit the classes, or a class that its mixture does not fit.
         """
         checks.check_parameters(self, self._constraints)
-        data, labels = validate_data(
-            self, checks.table(X), unmasked(y, "y"), dtype=[np.float64, np.float32], ensure_min_samples=2
-        )
+        data, labels = checks.data(self, X, y, ensure_min_samples=2)
         check_classification_targets(labels)
         weight = check_weight(sample_weight, data)
         if weight is not None:
             lost = np.setdiff1d(labels, labels[weight > 0])
             if len(lost):
-                raise ValueError(
-                    f"class {lost[0]} has no sample of positive weight; leave its samples out, or give one "
-                    "of them a weight"
-                )
+                raise ValueError(f"class {lost[0]} has no sample of positive weight; leave its samples out")
             data, labels, weight = data[weight > 0], labels[weight > 0], weight[weight > 0]
         self.classes_, codes = np.unique(labels, return_inverse=True)
         self.class_prior_ = self._class_prior(codes, weight)
@@ -138,7 +123,7 @@ class GaussianMixtureClassifier(ClassifierMixin, BaseEstimator):
 
     def _class_prior(self, codes: Host, weight: Host | None) -> Host:
         if self.class_prior is None:
-            shares: Host = np.bincount(codes, weights=weight).astype(np.float64)
+            shares = np.bincount(codes, weights=weight)
             return shares / shares.sum()
         return checks.weights_init(self.class_prior, len(self.classes_))
 
@@ -151,13 +136,6 @@ class GaussianMixtureClassifier(ClassifierMixin, BaseEstimator):
             raise ValueError(f"{name} must be one, or one for each of the {n} classes; got {value!r}")
         return list(value)
 
-    def _mixture(self, n_components: Any, covariance_type: Any) -> GaussianMixture:
-        return GaussianMixture(
-            n_components, covariance_type=covariance_type, tol=self.tol, reg_covar=self.reg_covar,
-            max_iter=self.max_iter, n_init=self.n_init, init_params=self.init_params,
-            random_state=self.random_state, prior=self.prior,
-        )  # fmt: skip
-
     def _fit_each(self, data: Host, codes: Host, weight: Host | None) -> None:
         sizes = self._of_each(self.n_components, "n_components")
         types = self._of_each(self.covariance_type, "covariance_type")
@@ -165,15 +143,13 @@ class GaussianMixtureClassifier(ClassifierMixin, BaseEstimator):
         random_state = check_random_state(self.random_state)
         for code, (size, kind) in enumerate(zip(sizes, types, strict=True)):
             own = codes == code
-            mixture = self._mixture(size, kind)
+            mixture = GaussianMixture(size, covariance_type=kind, **shared_options(self))
             checks.check_parameters(mixture, mixture._constraints)
             try:
                 mixture._fit_data(data[own], None if weight is None else weight[own], random_state)
             except ValueError as error:
-                name = self.classes_.tolist()[code]
-                raise ValueError(
-                    f"the mixture of class {name!r}, with {own.sum()} samples: {error}"
-                ) from error
+                which = f"the mixture of class {self.classes_.tolist()[code]!r}, with {own.sum()} samples"
+                raise ValueError(f"{which}: {error}") from error
             mixture.n_features_in_ = data.shape[1]
             self.estimators_.append(mixture)
         self.n_iter_ = max(mixture.n_iter_ for mixture in self.estimators_)
@@ -184,23 +160,22 @@ class GaussianMixtureClassifier(ClassifierMixin, BaseEstimator):
             raise ValueError(f"EDDA has n_components=1 for every class; got {self.n_components!r}")
         model = gaussian_model(self.covariance_type)
         rows = load(data, weight)
-        mixture = self._mixture(k, self.covariance_type)
+        mixture = GaussianMixture(k, covariance_type=self.covariance_type, **shared_options(self))
         prior = mixture._prior(rows)
         start = init.m_step(np.eye(k)[codes], rows, model, float(self.reg_covar), prior)
         params = to_device(log(self.class_prior_), start.means, start.scale, model, rows.x.dtype)
-        mixture._keep(params, rows, data.dtype)
+        mixture._keep(params, rows.offset, data.dtype)
         mixture.n_features_in_ = data.shape[1]
         self.mixture_, self.n_iter_ = mixture, 1
 
     def _log_joint(self, X: Any) -> Host:
         """(N, n_classes) log p(x, class) up to a constant of the row, in float64."""
         check_is_fitted(self)
-        data = validate_data(self, checks.table(X), reset=False, dtype=[np.float64, np.float32])
+        data = checks.data(self, X, reset=False)
         if self.model_type == "EDDA":
             return log(self.mixture_._evaluated(data)[0])
         densities = [mixture._evaluated(data)[1] for mixture in self.estimators_]
-        joint: Host = np.stack(densities, 1).astype(np.float64) + log(self.class_prior_)
-        return joint
+        return np.stack(densities, 1).astype(np.float64) + log(self.class_prior_)
 
     def predict(self, X: Any) -> Host:
         """The most probable class of each sample, (n_samples,)."""
@@ -209,10 +184,7 @@ class GaussianMixtureClassifier(ClassifierMixin, BaseEstimator):
 
     def predict_log_proba(self, X: Any) -> Host:
         """Logarithms of `predict_proba`, (n_samples, n_classes)."""
-        joint = self._log_joint(X)
-        top = joint.max(1, keepdims=True)
-        normalised: Host = joint - top - np.log(np.exp(joint - top).sum(1, keepdims=True))
-        return normalised
+        return log_softmax(self._log_joint(X), axis=1)
 
     def predict_proba(self, X: Any) -> Host:
         """Posterior probabilities of the classes, (n_samples, n_classes)."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,22 +12,21 @@ from scipy.linalg import solve_triangular
 
 from jaxgmm.components.registry import ModelLike, get_model
 from jaxgmm.components.weights import Model
+from jaxgmm.kernels.programs import jit
 from jaxgmm.mixture import GMMParams
 
 Host = np.ndarray[Any, Any]
-
-ILL_DEFINED = (
-    "Fitting the mixture model failed because some components have ill-defined empirical covariance (for "
-    "instance caused by singleton or collapsed samples). Try to decrease the number of components, increase "
-    "reg_covar, or scale the input data."
-)
 
 
 class CollapsedError(ValueError):
     """A covariance is not positive definite; scikit-learn's own words."""
 
     def __init__(self) -> None:
-        super().__init__(ILL_DEFINED)
+        super().__init__(
+            "Fitting the mixture model failed because some components have ill-defined empirical covariance "
+            "(for instance caused by singleton or collapsed samples). Try to decrease the number of "
+            "components, increase reg_covar, or scale the input data."
+        )
 
 
 def gaussian_model(covariance_type: ModelLike) -> Model:
@@ -45,19 +44,10 @@ def gaussian_model(covariance_type: ModelLike) -> Model:
 SHAPED = FULL, TIED, DIAG, SPHERICAL = tuple(map(get_model, ("full", "tied", "diag", "spherical")))
 
 
-class Shapes(NamedTuple):
-    """A mixture's covariances in all the forms that an estimator shows; float64."""
-
-    covariances: Host
-    precisions: Host
-    precisions_cholesky: Host  # upper U with U Uᵀ = Σ⁻¹; without correlations, 1 / σ
-
-
-def factor_inverse(lower: Host) -> Host:
-    """L⁻ᵀ of lower triangular factors (..., D, D), upper triangular."""
-    eye = np.eye(lower.shape[-1])
-    inverses = [solve_triangular(a, eye, lower=True) for a in lower.reshape(-1, *lower.shape[-2:])]
-    return np.swapaxes(np.reshape(inverses, lower.shape), -1, -2)
+def factor_inverse(factors: Host, *, lower: bool) -> Host:
+    """Inverse transposes of triangular factors (..., D, D): L⁻ᵀ is upper triangular, U⁻ᵀ is lower."""
+    eye, matrices = np.eye(factors.shape[-1]), factors.reshape(-1, *factors.shape[-2:])
+    return np.reshape([solve_triangular(a, eye, trans="T", lower=lower) for a in matrices], factors.shape)
 
 
 def cholesky(matrices: Host) -> Host:
@@ -68,21 +58,9 @@ def cholesky(matrices: Host) -> Host:
         raise CollapsedError from None
 
 
-def lower_of_upper(upper: Host) -> Host:
-    """L = U⁻ᵀ (..., D, D): the lower factors of covariances from the upper ones of their inverses."""
-    return np.swapaxes(factor_inverse(np.swapaxes(upper, -1, -2)), -1, -2)
-
-
 def lower_of_precision(precisions: Host) -> Host:
     """The lower Cholesky factors of the inverses of (..., D, D), without inverting one."""
-    return lower_of_upper(cholesky(precisions[..., ::-1, ::-1])[..., ::-1, ::-1])
-
-
-def _triangular(roots: Host) -> Host:
-    """Lower L with L Lᵀ = C Cᵀ and a positive diagonal, of any square roots C (..., D, D)."""
-    upper = np.linalg.qr(np.swapaxes(roots, -1, -2), mode="r")
-    sign = np.where(np.diagonal(upper, axis1=-2, axis2=-1) < 0, -1.0, 1.0)
-    return np.swapaxes(upper * sign[..., :, None], -1, -2)
+    return factor_inverse(cholesky(precisions[..., ::-1, ::-1])[..., ::-1, ::-1], lower=False)
 
 
 def host(tree: Any) -> Any:
@@ -90,47 +68,53 @@ def host(tree: Any) -> Any:
     return jax.tree.map(lambda a: np.asarray(a, np.float64), tree)
 
 
-def lower_factors(params: GMMParams) -> Host:
-    """(K, D, D) lower Cholesky factors of the covariances, from the structure's own: nothing is squared."""
+def device(tree: Any, dtype: Any) -> Any:
+    """Every array on the device, in a dtype."""
+    return jax.tree.map(lambda a: jax.device_put(np.asarray(a).astype(dtype)), tree)
+
+
+@jit
+def _roots(params: GMMParams) -> Array:
     k, d = params.means.shape
     eye = jnp.broadcast_to(jnp.eye(d, dtype=params.means.dtype), (k, d, d))
-    return _triangular(np.asarray(params.covariance.colour(params.scatter, eye), np.float64))
+    return params.covariance.colour(params.scatter, eye)
 
 
-def shapes_of(model: Model, scale: Any, lower: Host | None = None) -> Shapes:
-    """All forms of the covariances of a scale in float64; of structures beyond the four, of `lower`."""
+def lower_factors(params: GMMParams) -> Host:
+    """(K, D, D) lower Cholesky factors of the covariances, from the structure's own: nothing is squared."""
+    upper = np.linalg.qr(np.swapaxes(host(_roots(params)), -1, -2), mode="r")
+    sign = np.where(np.diagonal(upper, axis1=-2, axis2=-1) < 0, -1.0, 1.0)
+    return np.swapaxes(upper * sign[..., :, None], -1, -2)
+
+
+def shapes_of(model: Model, scale: Any) -> tuple[Host, Host, Host]:
+    """Covariances, precisions and their factors: upper U with U Uᵀ = Σ⁻¹; without correlations, 1 / σ.
+
+    All in float64. Of structures beyond scikit-learn's four, scale is their lower factors (K, D, D).
+    """
     if model in (DIAG, SPHERICAL):
-        return Shapes(scale**2, 1 / scale**2, 1 / scale)
-    factor = np.tril(scale) if model in (FULL, TIED) else lower
-    assert factor is not None
-    upper = factor_inverse(factor)
-    covariances = factor @ np.swapaxes(factor, -1, -2)
-    precisions = upper @ np.swapaxes(upper, -1, -2)
-    return Shapes(covariances, precisions, upper)
+        return scale**2, 1 / scale**2, 1 / scale
+    factor = np.tril(scale)
+    upper = factor_inverse(factor, lower=True)
+    return factor @ np.swapaxes(factor, -1, -2), upper @ np.swapaxes(upper, -1, -2), upper
 
 
 def scale_from_cholesky(model: Model, precisions_cholesky: Host) -> Host:
     """The scale, float64, of one of the four structures from the factors of its precisions."""
     upper = np.asarray(precisions_cholesky, np.float64)
-    if model in (DIAG, SPHERICAL):
-        return 1 / upper
-    return lower_of_upper(upper)
+    return 1 / upper if model in (DIAG, SPHERICAL) else factor_inverse(upper, lower=False)
 
 
-def to_device(log_weights: Host, means: Host, scale: Any, model: Model, dtype: Any) -> GMMParams:
+def to_device(log_weights: Any, means: Any, scale: Any, model: Model, dtype: Any) -> GMMParams:
     """The mixture in the dtype that JAX computes in."""
-
-    def cast(a: Any) -> Array:
-        return jnp.asarray(np.asarray(a).astype(dtype))
-
-    return GMMParams(cast(log_weights), cast(means), jax.tree.map(cast, scale), *model)
+    log_weights, means, scale = device((log_weights, means, scale), dtype)
+    return GMMParams(log_weights, means, scale, *model)
 
 
 def log(weights: Host) -> Host:
     """(K,) logarithms of mixing weights; −inf for 0."""
     with np.errstate(divide="ignore"):
-        logarithms: Host = np.log(np.asarray(weights, np.float64))
-    return logarithms
+        return np.log(np.asarray(weights, np.float64))
 
 
 # In float32 a component is to be this many roundings of its mean wide, so that residuals have digits left.

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxgmm import _validate as validate
 from jaxgmm._host_arrays import unmasked
+from jaxgmm.kernels.blocked_sum import block_rows
 
 Host = np.ndarray[Any, Any]
 
@@ -27,6 +27,10 @@ class Rows(NamedTuple):
     offset: Host  # (D,)  float64
     sample_weight: Host | None  # (N,) as given, or None for ones
 
+    def block_size(self, n_components: int) -> int:
+        """How many rows a program takes at a time."""
+        return block_rows(self.x.shape[0], n_components, self.x.shape[1])
+
 
 def compute_dtype(dtype: Any) -> Any:
     """What JAX computes in for data of that dtype: float64 only for float64, and only where JAX has it."""
@@ -39,24 +43,30 @@ def padded_length(n: int) -> int:
     return -(-n // step) * step
 
 
-def _offset(X: Host, sample_weight: Host | None, dtype: Any) -> Host:
-    """(D,) what to subtract: the mean, where it is far enough from 0 for that to keep digits."""
-    location = np.average(X, axis=0, weights=sample_weight).astype(np.float64)
-    spread = np.sqrt(np.average(np.square(X[:: max(1, len(X) // 4096)] - location), axis=0))
-    # Data that lose digits in the cast are always centred; others only where the subtraction costs none.
-    far = np.abs(location) > spread if X.dtype == dtype else np.ones(len(location), bool)
-    return np.where(far & np.isfinite(location), location, 0)
+def padded(rows: Host, dtype: Any) -> Array:
+    """Rows (N, ...) on the device, in a dtype, with zeros below up to the padded length."""
+    below = padded_length(len(rows)) - len(rows)
+    return jax.device_put(np.pad(rows.astype(dtype), [(0, below)] + [(0, 0)] * (rows.ndim - 1)))
 
 
-def shifted(X: Host, offset: Host, dtype: Any, length: int | None = None) -> Host:
-    """X − offset (length, D), subtracted in float64 and then cast, with zeros below."""
-    buffer = np.zeros((len(X) if length is None else length, X.shape[1]), dtype)
-    for first in range(0, len(X), 65536):
-        block = X[first : first + 65536]
-        part = buffer[first : first + len(block)]
-        with np.errstate(over="ignore"):
-            np.subtract(block, offset, out=part, casting="same_kind")
+def _shifted(X: Host, offset: Host, dtype: Any) -> Host:
+    """X − offset, subtracted in float64 and then cast, with zeros below up to the padded length."""
+    buffer = np.zeros((padded_length(len(X)), X.shape[1]), dtype)
+    with np.errstate(over="ignore"):
+        np.subtract(X, offset, out=buffer[: len(X)], casting="same_kind")
     return buffer
+
+
+def in_blocks(
+    function: Callable[[Array], Sequence[Array]], X: Host, offset: Host, dtype: Any, n_rows: int
+) -> list[Host]:
+    """What a function of rows gives of X − offset, computed for at most `n_rows` at a time; in X's dtype."""
+    parts = []
+    for first in range(0, len(X), n_rows):
+        block = X[first : first + n_rows]
+        found = function(jax.device_put(_shifted(block, offset, dtype)))
+        parts.append([np.asarray(a)[: len(block)].astype(X.dtype) for a in found])
+    return [np.concatenate(part) for part in zip(*parts, strict=True)]
 
 
 def fits_float32(X: Host, sample_weight: Host | None = None) -> bool:
@@ -68,18 +78,20 @@ def fits_float32(X: Host, sample_weight: Host | None = None) -> bool:
 
 
 def load(X: Host, sample_weight: Host | None = None) -> Rows:
-    """Rows of validated data (N, D), float32 or float64."""
+    """Rows of validated data (N, D), float32 or float64, less their mean where that keeps digits."""
     dtype = compute_dtype(X.dtype)
-    offset = _offset(X, sample_weight, dtype)
-    length = padded_length(len(X))
-    buffer = shifted(X, offset, dtype, length)
-    weight = np.zeros(length, dtype)
-    weight[: len(X)] = 1 if sample_weight is None else sample_weight
-    return Rows(jnp.asarray(buffer), jnp.asarray(weight), buffer[: len(X)], offset, sample_weight)
+    location = np.average(X, axis=0, weights=sample_weight).astype(np.float64)
+    spread = np.sqrt(np.average(np.square(X[:: max(1, len(X) // 4096)] - location), axis=0))
+    # Data that lose digits in the cast are always centred; others only where the subtraction costs none.
+    far = (np.abs(location) > spread) | (X.dtype != dtype)
+    offset = np.where(far & np.isfinite(location), location, 0)
+    buffer = _shifted(X, offset, dtype)
+    weight = padded(np.ones(len(X)) if sample_weight is None else sample_weight, dtype)
+    return Rows(jax.device_put(buffer), weight, buffer[: len(X)], offset, sample_weight)
 
 
 def check_weight(sample_weight: Any, X: Host) -> Host | None:
-    """sample_weight (N,) as float64: finite, not negative, not all zero; None, and all ones, is None.
+    """sample_weight (N,) as float64: finite, not negative, not all zero; None is None.
 
     Raises:
       ValueError: saying which of these it is not.
@@ -91,6 +103,10 @@ def check_weight(sample_weight: Any, X: Host) -> Host | None:
         raise ValueError(f"Sample weights must be 1D array or scalar; got shape {weight.shape}")
     if weight.shape != X.shape[:1]:
         raise ValueError(f"sample_weight.shape == {weight.shape}, expected {X.shape[:1]}!")
-    weight = np.asarray(weight, np.float64)
-    validate.weight(weight, jnp.zeros(X.shape[:1], jnp.float32))
+    weight = weight.astype(np.float64)
+    bad = ~(np.isfinite(weight) & (weight >= 0))
+    if bad.any():
+        raise ValueError(f"sample_weight must be finite and not negative; got {weight[bad][0]}")
+    if not weight.any():
+        raise ValueError("sample_weight must not be zero everywhere: no sample would be left")
     return weight

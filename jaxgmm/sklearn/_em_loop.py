@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax import Array, lax
@@ -32,68 +32,56 @@ class Climb(NamedTuple):
       sound: () bool; False where a covariance has collapsed or the likelihood is not finite.
     """
 
-    params: GMMParams
+    params: Any
     bound: Array
     bounds: Array
     n_iter: Array
-    converged: Array
-    sound: Array
+    converged: Any
+    sound: Any
 
 
 @functools.partial(jit, static_argnames="block_size")
 def climb(
     params: GMMParams,
-    x: Array,
-    w: Array,
+    data: Data,
+    limit: Array,
     bound: Array,
     tol: Array,
-    limit: Array,
-    ridge: Array,
-    prior: priors.Prior | None,
+    reg_covar: Array,
     margin: Array,
+    prior: priors.Prior | None,
     *,
     block_size: int,
 ) -> Climb:
-    """At most `limit` ≤ CHUNK iterations of EM on x (N, D) with weights (N,), from where another call ended.
+    """At most `limit` ≤ CHUNK iterations of EM, from where another call ended.
 
     Args:
       params: where to begin.
-      x: (N, D).
-      w: (N,).
+      data: rows (N, D) and their weights (N,).
+      limit: () int32.
       bound: () the bound of the iteration before; −inf at first.
       tol: () of the change of the bound from one iteration to the next.
-      limit: () int32.
-      ridge: (D,) added to the variances.
-      prior: a checked prior, its mean in the coordinates of x, or None.
+      reg_covar: () added to the variances.
       margin: () what `resolved` asks of the components.
+      prior: a checked prior, its mean in the coordinates of the data, or None.
       block_size: rows per block; static.
     """
+    zero = jnp.zeros_like(data.x[0])
     pseudo = None
     if prior is not None:
-        pseudo = priors.pseudo(prior, params.covariance, params.means.shape, jnp.zeros_like(x[0]))
-
-    zero = jnp.zeros_like(ridge)
-    context = Context(zero, jnp.ones_like(ridge), ridge, zero, pseudo)
-
-    def going(state: Climb) -> Array:
-        return (state.n_iter < limit) & ~state.converged & state.sound
+        pseudo = priors.pseudo(prior, params.covariance, params.means.shape, zero)
+    context = Context(zero, jnp.ones_like(zero), jnp.full_like(zero, reg_covar), zero, pseudo)
 
     def iterate(state: Climb) -> Climb:
-        moments = exact.sums(state.params, Data(x, w), block_size=block_size)
+        moments = exact.sums(state.params, data, block_size=block_size)
         image, _ = maximise(state.params, moments, context)
         value = moments.log_likelihood / moments.total_weight
         if pseudo is not None:
             value = value + priors.log_density(state.params, pseudo)[0] / moments.total_weight
         sound = resolved(state.params, margin) & jnp.isfinite(value)
-        return Climb(
-            params=image,
-            bound=value,
-            bounds=state.bounds.at[state.n_iter].set(value),
-            n_iter=state.n_iter + 1,
-            converged=sound & settled(value, state.bound, tol),
-            sound=sound,
-        )
+        bounds = state.bounds.at[state.n_iter].set(value)
+        return Climb(image, value, bounds, state.n_iter + 1, sound & settled(value, state.bound, tol), sound)
 
-    none = jnp.full(CHUNK, -jnp.inf, x.dtype)
-    zero, no = jnp.zeros((), jnp.int32), jnp.asarray(False)
-    return lax.while_loop(going, iterate, Climb(admissible(params), bound, none, zero, no, ~no))
+    none, yes = jnp.full(CHUNK, -jnp.inf, zero.dtype), jnp.asarray(True)
+    start = Climb(admissible(params), bound, none, jnp.zeros((), jnp.int32), ~yes, yes)
+    return lax.while_loop(lambda s: (s.n_iter < limit) & ~s.converged & s.sound, iterate, start)

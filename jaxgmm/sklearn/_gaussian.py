@@ -8,37 +8,23 @@ import math
 from typing import Any, ClassVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
 from jaxgmm import priors
 from jaxgmm.components.registry import ModelLike, get_model
 from jaxgmm.components.weights import Model
+from jaxgmm.data import Data
 from jaxgmm.density import check_gaussian
-from jaxgmm.kernels.blocked_sum import block_rows
+from jaxgmm.kernels.programs import jit
 from jaxgmm.mixture import GMMParams
 from jaxgmm.selection._search import fit_best
 from jaxgmm.sklearn import _checks as checks
+from jaxgmm.sklearn import _conversion as conversion
 from jaxgmm.sklearn import _em_loop as em_loop
 from jaxgmm.sklearn import _init as init
 from jaxgmm.sklearn._base import BaseMixture, Trial
-from jaxgmm.sklearn._conversion import (
-    DIAG,
-    FULL,
-    MARGIN,
-    SHAPED,
-    SPHERICAL,
-    TIED,
-    CollapsedError,
-    gaussian_model,
-    host,
-    log,
-    lower_factors,
-    lower_of_precision,
-    scale_from_cholesky,
-    to_device,
-)
+from jaxgmm.sklearn._conversion import SHAPED, CollapsedError, gaussian_model, host, log, to_device
 from jaxgmm.sklearn._data import Host, Rows, check_weight, compute_dtype
 from jaxgmm.solvers.squarem import Status
 
@@ -148,66 +134,45 @@ class GaussianMixture(BaseMixture):
         verbose_interval: int = 10,
         prior: priors.Prior | str | None = None,
     ) -> None:
-        self.n_components = n_components
-        self.covariance_type = covariance_type
-        self.tol = tol
-        self.reg_covar = reg_covar
-        self.max_iter = max_iter
-        self.n_init = n_init
-        self.init_params = init_params
-        self.weights_init = weights_init
-        self.means_init = means_init
-        self.precisions_init = precisions_init
-        self.random_state = random_state
-        self.warm_start = warm_start
-        self.verbose = verbose
-        self.verbose_interval = verbose_interval
-        self.prior = prior
+        checks.set_parameters(**locals())
 
     def _given(self, X: Host, sample_weight: Host | None) -> Any:
+        """Weights, means and precisions to start from, each None where it is not given."""
         model, (k, d) = gaussian_model(self.covariance_type), (self.n_components, X.shape[1])
-        return (
-            None if self.weights_init is None else checks.weights_init(self.weights_init, k),
-            None if self.means_init is None else checks.means(self.means_init, (k, d)),
-            None
-            if self.precisions_init is None
-            else checks.precisions(
-                self.precisions_init, checks.precision_shape(model, k, d), model, f"{model.name} precision"
-            ),
-        )
+        weights, means, precisions = self.weights_init, self.means_init, self.precisions_init
+        if weights is not None:
+            weights = checks.weights_init(weights, k)
+        if means is not None:
+            means = checks.array(means, (k, d), "means")
+        if precisions is not None:
+            shape = model.covariance.covariance_shape(k, d) if model in SHAPED else (k, d, d)
+            precisions = checks.precisions(precisions, shape, model, f"{model.name} precision")
+        return weights, means, precisions
 
     def _begin(self, rows: Rows, X: Host, random_state: Any, given: Any) -> GMMParams:
         model = gaussian_model(self.covariance_type)
         weights, means, precisions = given
-        scale = None if precisions is None else _scale_of(precisions, model)
-        if weights is None or means is None or scale is None:
-            resp = init.responsibilities(
-                self.init_params, X, rows.sample_weight, self.n_components, random_state
-            )
+        if any(part is None for part in given):
+            options = (rows.sample_weight, self.n_components, random_state)
+            resp = init.responsibilities(self.init_params, X, *options)
             start = init.m_step(resp, rows, model, float(self.reg_covar), self._prior(rows))
         weights = start.weights if weights is None else weights
         means = start.means if means is None else means - rows.offset
-        scale = start.scale if scale is None else scale
+        scale = start.scale if precisions is None else _scale_of(precisions, model)
         return to_device(log(weights), means, scale, model, rows.x.dtype)
 
     def _resume(self, rows: Rows) -> GMMParams:
         return self._params(rows.x.dtype, rows.offset)
 
     def _advance(self, state: GMMParams, rows: Rows, bound: float, limit: int) -> em_loop.Climb:
-        dtype = rows.x.dtype
-        n_samples, n_features = rows.x.shape
+        margin = conversion.MARGIN
+        if rows.x.dtype == np.float64:  # a ridge or a prior keeps each component from collapsing
+            margin = 0.0 if self.reg_covar > 0 or self.prior is not None else 1.0
+        numbers = conversion.device((bound, self.tol, self.reg_covar, margin), rows.x.dtype)
         return em_loop.climb(
-            state, rows.x, rows.weight, jnp.asarray(bound, dtype), jnp.asarray(self.tol, dtype),
-            jnp.asarray(limit, jnp.int32), jnp.full(n_features, self.reg_covar, dtype), self._prior(rows),
-            jnp.asarray(self._margin(dtype), dtype),
-            block_size=block_rows(n_samples, state.n_components, n_features),
+            state, Data(rows.x, rows.weight), np.int32(limit), *numbers, self._prior(rows),
+            block_size=rows.block_size(self.n_components),
         )  # fmt: skip
-
-    def _margin(self, dtype: Any) -> float:
-        """How wide a component must be: in float64 a ridge or a prior keeps each from collapsing."""
-        if dtype != np.float64:
-            return MARGIN
-        return 0.0 if self.reg_covar > 0 or self.prior is not None else 1.0
 
     def _prior(self, rows: Rows) -> priors.Prior | None:
         """The prior in the coordinates of the rows."""
@@ -224,48 +189,51 @@ class GaussianMixture(BaseMixture):
     def _search(self, rows: Rows, X: Host, random_state: Any, given: Any, dtype: Any) -> None:
         if self.n_init != "auto":
             super()._search(rows, X, random_state, given, dtype)
-            self._refine(rows, dtype)
+            model = gaussian_model(self.covariance_type)
+            if self.n_components == 1 and self.max_iter > 0 and self.prior is None and model in SHAPED:
+                # One component's fit is the M-step of any start, here in float64 whatever JAX computes in.
+                start = init.m_step(np.ones((len(X), 1)), rows, model, float(self.reg_covar))
+                self._set(start.weights, start.means + rows.offset, start.scale, model, dtype)
             return
         key = jax.random.key(int(random_state.randint(np.iinfo(np.int32).max)))
         result = fit_best(
             key, rows.x, self.n_components, rows.weight, covariance_type=self.covariance_type,
             reg_covar=self.reg_covar, prior=self._prior(rows),
         )  # fmt: skip
-        status = int(result.status)
+        status, history = int(result.status), host(result.history)
         if status not in (Status.CONVERGED, Status.MAX_ITER):
             raise CollapsedError
-        history = np.asarray(result.history, np.float64)
-        bounds = history[np.isfinite(history)].tolist()
-        trial = Trial(result.params, float(result.objective), bounds, status == Status.CONVERGED)
-        self._take(trial, rows, dtype, int(result.n_iter))
+        ending = (history[np.isfinite(history)].tolist(), int(result.n_iter), status == Status.CONVERGED)
+        self._take(Trial(result.params, float(result.objective), *ending), rows.offset, dtype)
 
-    def _refine(self, rows: Rows, dtype: Any) -> None:
-        """One component's fit is the M-step of any start: take it in float64, whatever JAX computes in."""
-        model = gaussian_model(self.covariance_type)
-        if self.n_components == 1 and self.max_iter > 0 and self.prior is None and model in SHAPED:
-            start = init.m_step(np.ones((len(rows.host), 1)), rows, model, float(self.reg_covar))
-            self._set(*start, None, model, rows.offset, dtype)
-
-    def _keep(self, state: GMMParams, rows: Rows, dtype: Any) -> None:
+    def _keep(self, state: GMMParams, offset: Host | float, dtype: Any) -> None:
         log_weights, means, scale = host((state.log_weights, state.means, state.scale))
-        lower = None if state.model in SHAPED else lower_factors(state)
-        self._set(np.exp(log_weights), means, scale, lower, state.model, rows.offset, dtype)
+        lower = None if state.model in SHAPED else conversion.lower_factors(state)
+        self._set(np.exp(log_weights), means + offset, scale, state.model, dtype, lower)
 
     def _mixture(self) -> tuple[Host, Host, Any, Model]:
         model = self._structure()
-        scale = scale_from_cholesky(model, self.precisions_cholesky_) if model in SHAPED else self._scale
-        return log(self.weights_), np.asarray(self.means_, np.float64), scale, model
+        scale: Any
+        if model in SHAPED:
+            scale = conversion.scale_from_cholesky(model, self.precisions_cholesky_)
+        else:
+            scale = self._scale
+        return log(self.weights_), host(self.means_), scale, model
 
     def _n_parameters(self) -> int:
         """Free parameters of the components that have a weight."""
         k, d = int((np.asarray(self.weights_) > 0).sum()), self.means_.shape[1]
         return int(self._structure().n_parameters(k, d))
 
-    def _likelihood(self, X: Any, sample_weight: Any) -> tuple[Host, Host, Host]:
-        """Responsibilities, log-densities and weights of new data."""
+    def _criteria(self, X: Any, sample_weight: Any) -> tuple[float, float, float]:
+        """AIC, BIC and ICL of new data."""
         data = self._new(X)
-        weight = _weights(sample_weight, data)
-        return *self._evaluated(data), weight
+        weight = check_weight(sample_weight, data)
+        weight = np.ones(len(data)) if weight is None else weight
+        resp, log_prob = self._evaluated(data)
+        deviance, free = -2 * float(weight @ log_prob), self._n_parameters()
+        bic = deviance + free * math.log(weight.sum())
+        return deviance + 2 * free, bic, bic - 2 * float(weight @ np.log(resp.max(1)))
 
     def aic(self, X: Any, sample_weight: Any = None) -> float:
         """Akaike's criterion −2 log L + 2 p of new data; smaller is better.
@@ -274,8 +242,7 @@ class GaussianMixture(BaseMixture):
           X: array-like (n_samples, n_features).
           sample_weight: counts of the samples (n_samples,), or None for ones.
         """
-        _, log_prob, weight = self._likelihood(X, sample_weight)
-        return float(-2 * (weight @ log_prob) + 2 * self._n_parameters())
+        return self._criteria(X, sample_weight)[0]
 
     def bic(self, X: Any, sample_weight: Any = None) -> float:
         """Schwarz's criterion −2 log L + p log n of new data; smaller is better.
@@ -284,8 +251,7 @@ class GaussianMixture(BaseMixture):
           X: array-like (n_samples, n_features).
           sample_weight: counts of the samples (n_samples,), of which n is the sum, or None for ones.
         """
-        _, log_prob, weight = self._likelihood(X, sample_weight)
-        return float(-2 * (weight @ log_prob) + self._n_parameters() * math.log(weight.sum()))
+        return self._criteria(X, sample_weight)[1]
 
     def icl(self, X: Any, sample_weight: Any = None) -> float:
         """The integrated completed likelihood, bic − 2 Σ log max_k r_nk; smaller is better.
@@ -297,9 +263,7 @@ class GaussianMixture(BaseMixture):
         References:
           Biernacki, Celeux & Govaert (2000).
         """
-        resp, log_prob, weight = self._likelihood(X, sample_weight)
-        free = self._n_parameters() * math.log(weight.sum())
-        return float(-2 * (weight @ log_prob) + free - 2 * (weight @ np.log(resp.max(1))))
+        return self._criteria(X, sample_weight)[2]
 
     def to_params(self) -> GMMParams:
         """The fitted mixture as the rest of jaxgmm takes it, in float64 where JAX has it.
@@ -340,39 +304,27 @@ class GaussianMixture(BaseMixture):
         if model == get_model(params.covariance):  # a structure of the user's own
             model = params.covariance
         mixture = cls(params.n_components, covariance_type=model, **parameters)
-        nowhere = Rows(
-            params.means, params.log_weights, np.asarray(params.means), np.zeros(params.n_features), None
-        )
-        mixture._keep(params, nowhere, np.asarray(params.means).dtype)
+        mixture._take(Trial(params, -np.inf, [], 0, True), 0.0, params.means.dtype)
         mixture.n_features_in_ = params.n_features
-        mixture.converged_, mixture.n_iter_ = True, 0
-        mixture.lower_bound_, mixture.lower_bounds_ = -np.inf, []
         return mixture
 
 
-def _weights(sample_weight: Any, X: Host) -> Host:
-    """sample_weight (N,) in float64, ones for None."""
-    weight = check_weight(sample_weight, X)
-    return np.ones(len(X)) if weight is None else weight
+def shared_options(estimator: Any) -> dict[str, Any]:
+    """The parameters that an estimator made of mixtures passes on to each of them."""
+    names = ("tol", "reg_covar", "max_iter", "n_init", "init_params", "prior", "random_state")
+    return {name: getattr(estimator, name) for name in names}
 
 
 def _scale_of(precisions: Host, model: Model) -> Any:
     """The structure's own arrays from precisions in their own shape."""
-    if model in (DIAG, SPHERICAL):
+    if model in (conversion.DIAG, conversion.SPHERICAL):
         return 1 / np.sqrt(precisions)
-    lower = lower_of_precision(precisions)
-    if model in (FULL, TIED):
+    lower = conversion.lower_of_precision(precisions)
+    if model in (conversion.FULL, conversion.TIED):
         return lower
     k, d = precisions.shape[:2]
     covariances = lower @ np.swapaxes(lower, -1, -2)
-    shape = model.covariance.covariance_shape(k, d)
-    if shape != (k, d, d):
-        variances = np.einsum("kdd->kd", covariances)
-        scale = host(
-            model.covariance.from_variances(jnp.asarray(variances.astype(compute_dtype(np.float64))))
-        )
-    else:
-        scale = host(
-            model.covariance.from_covariance(jnp.asarray(covariances.astype(compute_dtype(np.float64))))
-        )
-    return scale
+    build = model.covariance.from_covariance
+    if model.covariance.covariance_shape(k, d) != (k, d, d):
+        covariances, build = np.einsum("kdd->kd", covariances), model.covariance.from_variances
+    return host(jit(build)(conversion.device(covariances, compute_dtype(np.float64))))

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from sklearn.base import BaseEstimator, MultiOutputMixin, RegressorMixin
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 
 from jaxgmm import priors
-from jaxgmm._host_arrays import unmasked
 from jaxgmm.distributions._operations import regress
 from jaxgmm.sklearn import _checks as checks
-from jaxgmm.sklearn._data import Host, check_weight, compute_dtype, padded_length, shifted
-from jaxgmm.sklearn._gaussian import GaussianMixture
+from jaxgmm.sklearn._data import check_weight, compute_dtype, in_blocks
+from jaxgmm.sklearn._gaussian import GaussianMixture, shared_options
 
 _EVALUATED = 1 << 14  # rows at a time: each has a covariance of its own
 
@@ -71,15 +70,7 @@ class GaussianMixtureRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         prior: priors.Prior | str | None = None,
         random_state: Any = None,
     ) -> None:
-        self.n_components = n_components
-        self.covariance_type = covariance_type
-        self.tol = tol
-        self.reg_covar = reg_covar
-        self.max_iter = max_iter
-        self.n_init = n_init
-        self.init_params = init_params
-        self.prior = prior
-        self.random_state = random_state
+        checks.set_parameters(**locals())
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> GaussianMixtureRegressor:
         """Fit the mixture of inputs and outputs.
@@ -90,25 +81,16 @@ class GaussianMixtureRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
           sample_weight: array-like (n_samples,) or None for ones; a weight of 0 leaves the sample out.
         """
         checks.check_parameters(self, self._constraints)
-        data, outputs = validate_data(
-            self,
-            checks.table(X),
-            unmasked(y, "y"),
-            dtype=[np.float64, np.float32],
-            multi_output=True,
-            y_numeric=True,
-            ensure_min_samples=2,
-        )
+        options = {"multi_output": True, "y_numeric": True, "ensure_min_samples": 2}
+        data, outputs = checks.data(self, X, y, **options)
         weight = check_weight(sample_weight, data)
         if weight is not None:
             data, outputs, weight = data[weight > 0], outputs[weight > 0], weight[weight > 0]
         self._single = outputs.ndim == 1
         outputs = outputs.reshape(len(data), -1).astype(data.dtype)
         self.mixture_ = GaussianMixture(
-            self.n_components, covariance_type=self.covariance_type, tol=self.tol, reg_covar=self.reg_covar,
-            max_iter=self.max_iter, n_init=self.n_init, init_params=self.init_params,
-            random_state=self.random_state, prior=self.prior,
-        )  # fmt: skip
+            self.n_components, covariance_type=self.covariance_type, **shared_options(self)
+        )
         self.mixture_.fit(np.hstack([data, outputs]), sample_weight=weight)
         self.n_iter_ = self.mixture_.n_iter_
         return self
@@ -130,20 +112,18 @@ class GaussianMixtureRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         if return_std and return_cov:
             raise ValueError("At most one of return_std or return_cov can be requested.")
         check_is_fitted(self)
-        data: Host = validate_data(self, checks.table(X), reset=False, dtype=[np.float64, np.float32])
+        data = checks.data(self, X, reset=False)
         dtype = compute_dtype(data.dtype)
         d, means = data.shape[1], np.asarray(self.mixture_.means_, np.float64)
         offset = np.asarray(self.mixture_.weights_, np.float64) @ means
         params = self.mixture_._params(dtype, offset)
-        shape = (len(data), means.shape[1] - d)
-        mean, covariance = np.empty(shape, data.dtype), np.empty((*shape, shape[1]), data.dtype)
-        for first in range(0, len(data), _EVALUATED):
-            block = data[first : first + _EVALUATED]
-            own = slice(first, first + len(block))
-            padded = shifted(block, offset[:d], dtype, padded_length(len(block)))
-            moments = regress(params, jnp.asarray(padded), range(d))
-            mean[own] = np.asarray(moments.mean)[: len(block)] + offset[d:]
-            covariance[own] = np.asarray(moments.covariance)[: len(block)]
+
+        def moments(x: Array) -> tuple[Array, Array]:
+            found = regress(params, x, range(d))
+            return found.mean, found.covariance
+
+        mean, covariance = in_blocks(moments, data, offset[:d], dtype, _EVALUATED)
+        mean = (mean + offset[d:]).astype(data.dtype)
         mean = mean[:, 0] if self._single else mean
         if return_cov:
             return mean, covariance

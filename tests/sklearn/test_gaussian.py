@@ -40,9 +40,7 @@ def ours(X=IRIS, weight=None, **parameters):
 
 
 @pytest.mark.parametrize(
-    ("name", "dtype"),
-    [("full", "float32"), *((n, "float64") for n in ("full", "tied", "diag"))],
-    indirect=["dtype"],
+    ("name", "dtype"), [("full", "float32"), ("full", "float64"), ("diag", "float64")], indirect=["dtype"]
 )
 def test_the_same_seed_takes_the_same_path_as_scikit_learn(name, dtype):
     X = IRIS - IRIS.mean(0)
@@ -53,10 +51,7 @@ def test_the_same_seed_takes_the_same_path_as_scikit_learn(name, dtype):
         assert abs(mixture.n_iter_ - theirs.n_iter_) <= (0 if dtype == np.float64 else 1)
         assert mixture.converged_
         assert_allclose(mixture.lower_bound_, theirs.lower_bound_, rtol=0.1 * tol)
-        for attribute in ATTRIBUTES:
-            expected = getattr(theirs, attribute)
-            atol = tol * np.abs(expected).max()
-            assert_allclose(getattr(mixture, attribute), expected, atol=atol, rtol=0, err_msg=attribute)
+        assert_attributes(mixture, theirs, tol)
         if dtype == np.float64:
             if hasattr(theirs, "lower_bounds_"):  # since scikit-learn 1.7
                 assert_allclose(mixture.lower_bounds_[1:], theirs.lower_bounds_[1:], rtol=1e-10)
@@ -64,6 +59,22 @@ def test_the_same_seed_takes_the_same_path_as_scikit_learn(name, dtype):
             assert_allclose(mixture.predict_proba(X), theirs.predict_proba(X), atol=1e-7)
             for method in ("score", "aic", "bic"):
                 assert_allclose(getattr(mixture, method)(X), getattr(theirs, method)(X), rtol=1e-10)
+
+
+def assert_attributes(mixture, theirs, tol):
+    for attribute in ATTRIBUTES:
+        expected = getattr(theirs, attribute)
+        atol = tol * np.abs(expected).max()
+        assert_allclose(getattr(mixture, attribute), expected, atol=atol, rtol=0, err_msg=attribute)
+
+
+def test_every_start_of_every_structure_is_scikit_learns(double):
+    X = IRIS - IRIS.mean(0)  # of data off the origin its tied covariance of seeds is too wide
+    for name in ("tied", "spherical"):
+        for init_params in STARTS:
+            theirs, mixture = both(X, covariance_type=name, init_params=init_params, max_iter=0)
+            theirs.weights_ /= theirs.weights_.sum()  # scikit-learn makes them sum to 1 in its first step
+            assert_attributes(mixture, theirs, 1e-8)
 
 
 def test_on_features_of_very_different_scales_float32_reaches_scikit_learns_likelihood():
@@ -120,7 +131,8 @@ def test_a_structure_beyond_scikit_learns_climbs_and_is_what_its_attributes_say(
     assert mixture.converged_
     assert np.diff(mixture.lower_bounds_).min() > -2e-5
     k, d = mixture.means_.shape
-    covariances = np.asarray(mixture.to_params().covariances)
+    covariances, weights = jax.jit(lambda p: (p.covariances, p.weights))(mixture.to_params())
+    assert_allclose(mixture.weights_, weights, rtol=1e-5)
     assert mixture.covariances_.shape == (k, d, d)
     assert_allclose(mixture.covariances_, covariances, rtol=1e-4, atol=1e-5)
     assert_allclose(mixture.covariances_ @ mixture.precisions_, np.stack([np.eye(d)] * k), atol=1e-7)
@@ -129,19 +141,38 @@ def test_a_structure_beyond_scikit_learns_climbs_and_is_what_its_attributes_say(
     assert_allclose(upper @ np.swapaxes(upper, 1, 2), mixture.precisions_, rtol=1e-9)
     other = sklearn.mixture.GaussianMixture(k, covariance_type="full")
     other.weights_, other.means_ = mixture.weights_, mixture.means_
-    other.precisions_cholesky_ = np.linalg.cholesky(np.linalg.inv(covariances.astype(float)))
+    other.precisions_cholesky_ = np.linalg.cholesky(np.linalg.inv(np.asarray(covariances, float)))
     assert_allclose(mixture.score_samples(IRIS), other.score_samples(IRIS), rtol=1e-3, atol=1e-3)
     assert mixture._n_parameters() == jaxgmm.n_parameters(mixture.to_params())
+    assert_pickles_predict_the_same(mixture)
+    assert_comes_back(mixture, "EEI")
 
 
-@pytest.mark.parametrize(("name", "dtype"), [("full", "float32"), ("full", "float64"), ("EEI", "float32")],
-                         indirect=["dtype"])  # fmt: skip
-def test_params_go_out_and_come_back(name, dtype):
-    mixture = ours(covariance_type=name)
+def assert_pickles_predict_the_same(mixture):
+    again = pickle.loads(pickle.dumps(mixture))
+    assert_array_equal(again.predict_proba(IRIS), mixture.predict_proba(IRIS))
+    assert_array_equal(again.sample(9)[0], mixture.sample(9)[0])
+    assert_array_equal(again.fit(IRIS).covariances_, mixture.covariances_)
+
+
+@pytest.mark.parametrize("name", ["full", RECORDS["full"]], ids=["full", "an object"])
+def test_pickles_predict_the_same(name):
+    assert_pickles_predict_the_same(ours(covariance_type=name))
+
+
+def test_params_go_out_and_come_back(dtype):
+    mixture = ours()
     params = mixture.to_params()
     assert params.means.dtype == dtype
-    assert_allclose(jaxgmm.score(params, IRIS.astype(dtype)), mixture.score(IRIS), rtol=1e-5)
-    back = GaussianMixture.from_params(params, random_state=1)
+    lower = np.asarray(params.scale)  # of "full" these are Cholesky factors
+    assert_allclose(np.exp(params.log_weights), mixture.weights_, rtol=1e-5)
+    assert_allclose(params.means, mixture.means_, rtol=1e-5)
+    assert_allclose(lower @ np.swapaxes(lower, 1, 2), mixture.covariances_, rtol=1e-5, atol=1e-6)
+    assert_comes_back(mixture, "full")
+
+
+def assert_comes_back(mixture, name):
+    back = GaussianMixture.from_params(mixture.to_params(), random_state=1)
     assert back.covariance_type == name
     for attribute in ATTRIBUTES:
         assert_allclose(getattr(back, attribute), getattr(mixture, attribute), rtol=1e-4, atol=1e-6)
@@ -149,15 +180,6 @@ def test_params_go_out_and_come_back(name, dtype):
     assert back.sample(5)[0].shape == (5, 4)
     on = back.set_params(warm_start=True, max_iter=300).fit(IRIS)
     assert on.score(IRIS) >= mixture.score(IRIS) - 1e-5
-
-
-def test_a_structure_of_ones_own_goes_through():
-    own = RECORDS["spherical"]._replace(name="mine")
-    mixture = GaussianMixture(3, covariance_type=own, random_state=0, max_iter=0).fit(IRIS)
-    expected = ours(covariance_type="spherical", max_iter=0).covariances_
-    dense = np.eye(4) * expected[:, None, None]  # what scikit-learn does not know is shown in full
-    assert_allclose(mixture.covariances_, dense if mixture.covariances_.ndim == 3 else expected, rtol=1e-4)
-    assert GaussianMixture.from_params(mixture.to_params()).covariance_type == own
 
 
 def test_attributes_have_the_dtype_of_the_data(dtype):
@@ -191,7 +213,7 @@ def test_a_prior_saves_what_collapses_and_is_part_of_the_bound(double):
     assert (mixture.covariances_ > 1e-6).all()
     assert np.diff(mixture.lower_bounds_).min() > -1e-9
 
-    prior = jaxgmm.default_prior(IRIS, 3, "diag")
+    prior = jaxgmm.Prior(IRIS.mean(0), 0.01, 6.0, 0.3 * IRIS.var(0))
     settings = {"covariance_type": "diag", "tol": 1e-10, "max_iter": 2000}
     mixture = ours(prior=prior, **settings)
     expected = mixture.score(IRIS) + float(jaxgmm.log_prior(mixture.to_params(), prior)) / len(IRIS)
@@ -206,9 +228,9 @@ def test_auto_takes_what_fit_best_finds(monkeypatch):
     known, seen = ours(), []
 
     def search(key, x, n_components, sample_weight, **options):
-        seen.append((n_components, float(sample_weight.sum()), options))
-        params = known.to_params()
-        offset = (IRIS[:1] - np.asarray(x[:1])).astype(x.dtype)
+        seen.append((n_components, np.asarray(sample_weight).sum(), options))
+        params = jax.tree.map(np.asarray, known.to_params())
+        offset = (IRIS[:1] - np.asarray(x)[:1]).astype(x.dtype)
         params = dataclasses.replace(params, means=params.means - offset)
         history = np.array([known.lower_bound_ - 1, known.lower_bound_, np.nan])
         return jaxgmm.FitResult(params, *[history[1]] * 2, np.int32(7), np.int32(status), history)
@@ -293,6 +315,10 @@ BAD_PARAMETERS = [
     ({"covariance_type": "factor(7)"}, "factor"),
     ({"prior": "weak"}, "'prior'"),
     ({"precisions_init": np.ones((2, 4, 4))}, "full precision"),
+    ({"means_init": np.ones((3, 5))}, r"'means' should have the shape of \(3, 4\), but got \(3, 5\)"),
+    ({"weights_init": np.ones(2)}, r"'weights' should have the shape of \(3,\), but got \(2,\)"),
+    ({"weights_init": [-0.5, 0.5, 1.0]}, r"'weights' should be in the range \[0, 1\]"),
+    ({"weights_init": [0.5, 0.5, 0.5]}, r"should be normalized, but got sum\(weights\) = 1.50000"),
 ]
 BAD_WEIGHTS = [
     (np.ones(149), "expected"), (-np.ones(150), "negative"), (np.zeros(150), "zero"),
@@ -332,22 +358,16 @@ def test_a_failed_fit_leaves_the_estimator_unfitted():
             call()
 
 
-@pytest.mark.parametrize("name", ["full", "EEI", RECORDS["full"]], ids=["full", "EEI", "an object"])
-def test_pickles_predict_the_same(name):
-    mixture = ours(covariance_type=name)
-    again = pickle.loads(pickle.dumps(mixture))
-    assert_array_equal(again.predict_proba(IRIS), mixture.predict_proba(IRIS))
-    assert_array_equal(again.sample(9)[0], mixture.sample(9)[0])
-    assert_array_equal(again.fit(IRIS).covariances_, mixture.covariances_)
-
-
-def test_precisions_init_of_every_shape():
-    for name, precisions in (("full-equal", np.stack([4 * np.eye(4)] * 3)), ("tied", 4 * np.eye(4))):
+def test_precisions_init_of_every_shape_and_a_structure_of_ones_own():
+    own = RECORDS["spherical"]._replace(name="mine")
+    dense, one = np.stack([4 * np.eye(4)] * 3), 4 * np.eye(4)
+    for structure, precisions in (("full-equal", dense), ("tied", one), (own, dense)):
         mixture = ours(
-            covariance_type=name, precisions_init=precisions, weights_init=np.ones(3) / 3,
+            covariance_type=structure, precisions_init=precisions, weights_init=np.ones(3) / 3,
             means_init=IRIS[[0, 60, 110]], max_iter=0,
         )  # fmt: skip
         assert_allclose(mixture.precisions_, precisions, rtol=1e-5, atol=1e-5)
+    assert GaussianMixture.from_params(mixture.to_params()).covariance_type == own
 
 
 def test_rows_are_padded_by_an_eighth_at_most():

@@ -19,8 +19,6 @@ ESTIMATORS = {name: getattr(jaxgmm.sklearn, name) for name in ("GaussianMixture"
 # Of what users rely on and our own tests do not have; each compiles little. The others are of scikit-learn's
 # private functions, or show what the comparison with its estimators shows, for many shapes of data.
 CHOSEN = [
-    "test_check_weights",
-    "test_check_means",
     "test_gaussian_mixture_predict_predict_proba",
     "test_gaussian_mixture_fit_predict",
     "test_gaussian_mixture_fit_convergence_warning",
