@@ -240,7 +240,7 @@ def key(value: Any) -> Array:
     if not (typed and value.shape == ()) and not raw:
         got = f"shape {value.shape}" if typed else f"{value!r}" if np.ndim(value) == 0 else "an array"
         raise TypeError(f"key must be one JAX PRNG key, such as jax.random.key(0); got {got}")
-    return value if typed else jax.random.wrap_key_data(jnp.asarray(value), impl="threefry2x32")
+    return value if typed else jax.random.wrap_key_data(value, impl="threefry2x32")
 
 
 def responsibilities(resp: ArrayLike, x: Array, w: Array | None = None) -> Array:
@@ -373,4 +373,4 @@ def rows(value: Any, n_samples: int) -> Array:
         raise ValueError(
             f"rows must be from 0 to {n_samples - 1}; got {int(index.min())} to {int(index.max())}"
         )
-    return jnp.asarray(index, jnp.int32)
+    return index.astype(jnp.int32) if isinstance(index, Array) else jax.device_put(index.astype(np.int32))

@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 from jaxgmm import _validate as validate
 from jaxgmm.kernels.blocked_sum import block_rows, map_rows
 from jaxgmm.kernels.programs import jit
-from jaxgmm.mixture import GMMParams, log_normaliser, scale_like
+from jaxgmm.mixture import GMMParams, cast, log_normaliser, scale_like
 
 
 def log_constants(params: GMMParams) -> tuple[Array, Array]:
@@ -88,7 +88,7 @@ def inputs(params: GMMParams, X: ArrayLike) -> tuple[GMMParams, Array]:
     """One checked mixture and its data (N, D), both in the data's dtype."""
     check_mixture(params)
     x = validate.data(X, n_features=params.n_features)
-    return jax.tree.map(lambda a: jnp.asarray(a, x.dtype), params), x
+    return cast(params, x.dtype), x
 
 
 @jit

@@ -233,6 +233,15 @@ def has_component_axis(component: Component, n_components: int, n_features: int)
     return jax.tree.map(lambda a, b: a.shape != b.shape, one, other)
 
 
+def cast(tree: Any, dtype: Any) -> Any:
+    """Parameters in one dtype; arrays of NumPy's are converted by it, for which nothing is compiled."""
+
+    def one(a: Any) -> Array:
+        return jax.device_put(a.astype(dtype)) if isinstance(a, np.ndarray) else jnp.asarray(a, dtype)
+
+    return jax.tree.map(one, tree)
+
+
 def log_normaliser(params: GMMParams) -> Array:
     """(K,) the logarithm of each component's density where its exponent is 0."""
     shape = (params.n_components, params.n_features)
