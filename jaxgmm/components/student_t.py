@@ -227,21 +227,15 @@ def student_t(covariance: str | Covariance = "full", dof: float | str | None = N
       Kent, Tyler & Vardi (1994), A curious likelihood identity for the multivariate t-distribution.
     """
     structure = get_covariance(covariance)
-    if dof is None or dof == "common":
-        suffix = "" if dof is None else ", common"
-        return _STUDENT_T._replace(
-            name=f"student_t({structure.name}{suffix})", covariance=structure, options=dof
-        )
-    try:
-        number = float(dof)
-    except (TypeError, ValueError):
-        raise TypeError(f"dof must be None, 'common' or a positive number; got {dof!r}") from None
-    if not 0 < number < float("inf"):
-        raise ValueError(f"dof must be None, 'common' or a positive number; got {dof!r}")
-    return _STUDENT_T._replace(
-        name=f"student_t({structure.name}, {number:g})",
-        covariance=structure,
-        to_free=None,
-        from_free=None,
-        options=number,
-    )
+    changes: dict[str, Any] = {"covariance": structure, "options": dof}
+    label = "" if dof is None else ", common"
+    if dof is not None and dof != "common":
+        try:
+            number = float(dof)
+        except (TypeError, ValueError):
+            raise TypeError(f"dof must be None, 'common' or a positive number; got {dof!r}") from None
+        if not 0 < number < float("inf"):
+            raise ValueError(f"dof must be None, 'common' or a positive number; got {dof!r}")
+        label = f", {number:g}"
+        changes |= {"options": number, "to_free": None, "from_free": None}
+    return _STUDENT_T._replace(name=f"student_t({structure.name}{label})", **changes)

@@ -120,13 +120,14 @@ def structure_of(covariance_type: ModelLike) -> Covariance:
     return model.covariance
 
 
-@functools.partial(jit, static_argnames="dense")
-def _moments(x: Array, w: Array, *, dense: bool) -> tuple[Array, Array]:
-    """Weighted mean (D,), and covariance (D, D) or variances (D,) over Σ w − 1."""
+@functools.partial(jit, static_argnames="structure")
+def _moments(x: Array, w: Array, *, structure: Covariance) -> tuple[Array, Array]:
+    """Weighted mean (D,), and the covariance over Σ w − 1 in the shape that the structure's prior has it."""
     mean, variance = location_and_variance(x, w)
     total, products = scatter(x, w, mean)
-    spread = products if dense else variance * total
-    return mean, spread / jnp.where(total > 1, total - 1, total)
+    spread = products if structure in (full, tied) else variance * total
+    spread = spread / jnp.where(total > 1, total - 1, total)
+    return mean, spread.mean() if structure == spherical else spread
 
 
 def variational_prior(
@@ -165,8 +166,7 @@ def variational_prior(
         raise TypeError(f"variational_prior takes {sorted(fields)}; got {sorted(set(overrides) - fields)}")
     w = validate.weight(sample_weight, x)
     w = jnp.ones(x.shape[0], x.dtype) if w is None else w
-    mean, spread = _moments(x, w, dense=structure in (full, tied))
-    scale = spread.mean() if structure == spherical else spread
+    mean, scale = _moments(x, w, structure=structure)
     prior = VariationalPrior(mean, 1.0, float(x.shape[1]), scale, 1 / k, stick_breaking)
     return check(dataclasses.replace(prior, **overrides), structure, x.shape[1], x.dtype)
 

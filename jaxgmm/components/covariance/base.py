@@ -44,21 +44,6 @@ def any_direction(n_features: int) -> Collapse:
     return Collapse(each=n_features + 1)
 
 
-def any_axis(n_features: int) -> Collapse:
-    """Axes are the features: a component has no width only on a single sample."""
-    return Collapse(each=2)
-
-
-def any_volume(n_features: int) -> Collapse:
-    """A component shrinks as a whole, on a single sample."""
-    return Collapse(each=2, by_volume=True)
-
-
-def all_as_points(n_features: int) -> Collapse:
-    """Components have no width only where each is a single sample."""
-    return Collapse(pooled=2)
-
-
 @dataclasses.dataclass(frozen=True)
 class Partial:
     """A function with its first argument filled in. Unlike `functools.partial`, two of the same are equal."""
@@ -69,6 +54,11 @@ class Partial:
     def __call__(self, *arguments: Any) -> Any:
         """The function of the first argument and these."""
         return self.function(self.first, *arguments)
+
+
+def compiled(function: Callable[..., Any], arrays: Any, *static: Any) -> Any:
+    """A function as one program: outside of `jit`, where people call it, every operation would be one."""
+    return jax.jit(function, static_argnums=tuple(range(1, 1 + len(static))))(arrays, *static)
 
 
 class Covariance(NamedTuple):

@@ -1,14 +1,31 @@
-"""Structures without correlations: `diag` keeps standard deviations (K, D), `spherical` one for each (K,)."""
+"""Structures without correlations: `diag`, `spherical`, and mclust's EII, EEI, VEI and EVI.
+
+`diag` keeps standard deviations (K, D), `spherical` one for each component (K,). The others share parts,
+which `eigen_parts` describes. Letters say volume, shape and orientation: E equal, V varying, I identity.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 from jax import Array
 
-from jaxgmm.components.covariance.base import Covariance, Scale, any_axis, any_volume
-from jaxgmm.components.covariance.eigen_parts import nan_sqrt, positive, widths
+from jaxgmm.components.covariance.base import Covariance, Partial, Scale, compiled
+from jaxgmm.components.covariance.eigen_parts import (
+    from_variances,
+    grown,
+    logs_bound,
+    logs_free,
+    logs_from,
+    logs_to,
+    nan_sqrt,
+    nearest,
+    positive,
+    shares,
+    widths,
+)
 from jaxgmm.components.covariance.full import SQRT_HALF
 from jaxgmm.components.covariance.letters import properties
 from jaxgmm.kernels.linalg import embed_diagonal
@@ -40,7 +57,7 @@ def _to_covariance(scale: Scale, shape: tuple[int, int]) -> Array:
     return embed_diagonal(jnp.broadcast_to(variances, (*variances.shape[:-2], *shape)))
 
 
-def relative_variances(scale: Scale, weight: Array, square: Array, second: Array, ridge: Array) -> Array:
+def _relative_variances(scale: Scale, weight: Array, square: Array, second: Array, ridge: Array) -> Array:
     """(K, 1 or D) the next variances over the present ones, from moments and squared means; 1 if off."""
     on = (weight > 0)[:, None]
     spread = second / jnp.where(on, weight[:, None], 1)
@@ -51,7 +68,7 @@ def relative_variances(scale: Scale, weight: Array, square: Array, second: Array
 def _diag_update(
     scale: Array, weight: Array, mean: Array, second: Array, ridge: Array
 ) -> tuple[Array, Array]:
-    target = relative_variances(scale, weight, mean * mean, second, ridge)
+    target = _relative_variances(scale, weight, mean * mean, second, ridge)
     return scale * jnp.sqrt(target), jnp.square(target - 1).sum(-1)
 
 
@@ -93,17 +110,15 @@ diag = Covariance(
     inverse_diagonal=_inverse_diagonal,
     second_moment="diagonal",
     update=_diag_update,
-    to_covariance=_to_covariance,
-    from_covariance=nan_sqrt,
+    to_covariance=Partial(compiled, _to_covariance),
+    from_covariance=Partial(compiled, nan_sqrt),
     from_variances=nan_sqrt,
     to_natural=_to_natural,
     from_natural=_from_natural,
     to_unconstrained=_log,
     from_unconstrained=_exp,
-    prior="VVI",
     rescale=_diag_rescale,
     by_feature=True,
-    collapse=any_axis,
 )
 
 
@@ -112,7 +127,7 @@ def _spherical_update(
 ) -> tuple[Array, Array]:
     d = mean.shape[-1]
     square = jnp.square(mean).mean(-1, keepdims=True)
-    target = relative_variances(scale, weight, square, second[:, None] / d, ridge.mean(keepdims=True))[:, 0]
+    target = _relative_variances(scale, weight, square, second[:, None] / d, ridge.mean(keepdims=True))[:, 0]
     return scale * jnp.sqrt(target), d * jnp.square(target - 1)
 
 
@@ -133,10 +148,68 @@ spherical = diag._replace(
     **properties("VII"),
     second_moment="trace",
     update=_spherical_update,
-    to_covariance=_spherical_to_covariance,
+    to_covariance=Partial(compiled, _spherical_to_covariance),
     from_variances=_spherical_from_variances,
-    prior="VII",
     rescale=_spherical_rescale,
     by_feature=False,
-    collapse=any_volume,
 )
+
+
+def _parts_update(
+    letters: str, scale: Scale, weight: Array, mean: Array, second: Array, ridge: Array
+) -> tuple[Scale, Array]:
+    on, share = shares(weight)
+    variances = _relative_variances(scale, weight, mean * mean, second, ridge)
+    volume, shape = nearest(letters, variances, share)
+    if letters[0] == "V":
+        volume = jnp.where(on[:, None], volume, 1)
+    change = jnp.broadcast_to(jnp.square(volume * shape - 1), mean.shape).sum(-1)
+    return grown(scale, volume, shape), change
+
+
+def _from_shared(variances: Array) -> Scale:
+    """The scale of one variance (), or of one for each feature (D,)."""
+    return {"width": nan_sqrt(variances).reshape(1, -1)}
+
+
+def _parts_to_natural(reference: Scale, weights: Array, scale: Scale, shift: Array) -> Scale:
+    logs = logs_to(reference, weights, scale, shift.shape[-1])
+    precision = jnp.square(widths(reference) / widths(scale))
+    return {**logs, "shift": jnp.sqrt(weights)[:, None] * precision * shift}
+
+
+def _parts_from_natural(reference: Scale, weights: Array, natural: Scale) -> tuple[Scale, Array]:
+    shift = natural["shift"] / jnp.sqrt(weights)[:, None]
+    scale = logs_from(reference, weights, natural, shift.shape[-1])
+    return scale, shift * jnp.square(widths(scale) / widths(reference))
+
+
+def rescale_width(scale: Scale, unit: Array) -> Scale:
+    """The same shapes and orientations with widths (1 or K, 1 or D) multiplied by the one unit."""
+    return {**scale, "width": scale["width"] * unit[None, :1]}
+
+
+def _rescale_features(scale: Scale, unit: Array) -> Scale:
+    return {"width": scale["width"] * unit[None, :]}
+
+
+def _record(letters: str, **fields: Any) -> Covariance:
+    return diag._replace(
+        name=letters,
+        **properties(letters),
+        update=Partial(_parts_update, letters),
+        from_variances=Partial(from_variances, letters),
+        to_natural=_parts_to_natural,
+        from_natural=_parts_from_natural,
+        to_unconstrained=logs_free,
+        from_unconstrained=logs_bound,
+        **fields,
+    )
+
+
+_ONE: dict[str, Any] = {"rescale": rescale_width, "by_feature": False}  # unit for all features
+
+EII = _record("EII", from_covariance=Partial(compiled, _from_shared), **_ONE)
+EEI = _record("EEI", from_covariance=Partial(compiled, _from_shared), rescale=_rescale_features)
+VEI = _record("VEI", from_covariance=Partial(compiled, Partial(from_variances, "VEI")), **_ONE)
+EVI = _record("EVI", from_covariance=Partial(compiled, Partial(from_variances, "EVI")), **_ONE)

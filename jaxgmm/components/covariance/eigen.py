@@ -8,37 +8,47 @@ standard deviations along them, as `eigen_parts` describes.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, lax
 
-from jaxgmm.components.covariance.base import Collapse, Covariance, Partial, all_as_points, any_direction
-from jaxgmm.components.covariance.eigen_diagonal import rescale_width
+from jaxgmm.components.covariance.base import Covariance, Partial, compiled
+from jaxgmm.components.covariance.diagonal import rescale_width
 from jaxgmm.components.covariance.eigen_parts import (
     Scale,
     from_variances,
+    grown,
     logs_bound,
     logs_free,
     logs_from,
     logs_to,
+    nearest,
+    shares,
     widths,
 )
-from jaxgmm.components.covariance.eigen_steps import factor_update, turned_update
 from jaxgmm.components.covariance.full import (
     factor_from_unconstrained,
     factor_to_unconstrained,
     full,
     inverses_of,
+    log_diagonal,
+    unimodular,
+    whitened_step,
 )
 from jaxgmm.components.covariance.letters import properties
-from jaxgmm.components.covariance.rotations import rotation_from_free, rotation_to_free
-from jaxgmm.kernels.linalg import cholesky, einsum, embed_diagonal, times_each
+from jaxgmm.components.covariance.rotations import (
+    common_axes,
+    orthogonalise,
+    principal_axes,
+    rotation_from_free,
+    rotation_to_free,
+)
+from jaxgmm.kernels.linalg import cholesky, einsum, embed_diagonal, lower_inverse, times_each
 
+FACTOR_PASSES = 8  # of `_common_factor`
 _SHORTEST, _LONGEST = 1e-2, 1e6  # bounds on the Fisher length of an angle
 
 
@@ -51,32 +61,98 @@ def _from_variances(letters: str, variances: Array) -> Scale:
     return {**scale, "orientation": jnp.broadcast_to(identity, (k if letters[2] == "V" else 1, d, d))}
 
 
+def _change(relative: Array) -> Array:
+    """(K,) ‖R Rᵀ − I‖² of factors R (K, D, D) relative to the current ones."""
+    product = einsum("kde,kfe->kdf", relative, relative)
+    return jnp.square(product - jnp.eye(relative.shape[-1], dtype=relative.dtype)[None]).sum((-2, -1))
+
+
+def _common_factor(factors: Array, share: Array) -> tuple[Array, Array]:
+    """Widths (K, 1) and a lower factor (D, D) of determinant 1 for covariances L_k L_kᵀ ~ λ_k C.
+
+    Alternates C ∝ Σ_k n_k Σ_k / λ_k with λ_k = tr(C⁻¹ Σ_k) / D, as `eigen_parts.nearest` does.
+
+    References:
+      Celeux & Govaert (1995), model [λ_k D A D'].
+    """
+
+    def best(volume: Array) -> tuple[Array, Array]:
+        own = factors / jnp.sqrt(volume)[:, None, None]
+        product = einsum("kde,kfe->kdf", own, own)
+        factor = unimodular(cholesky((share[:, None, None] * product).sum(0)))
+        relative = einsum("de,kef->kdf", lower_inverse(factor), factors)
+        return jnp.square(relative).sum((-2, -1)) / factors.shape[-1], factor
+
+    start = jnp.exp(2 * log_diagonal(factors))
+    volume, _ = lax.scan(lambda v, _: (best(v)[0], None), start, None, length=FACTOR_PASSES)
+    volume, factor = best(volume)
+    return jnp.sqrt(volume)[:, None], factor
+
+
+def _factor_update(letters: str, scale: Scale, weight: Array, *moments: Array) -> tuple[Scale, Array]:
+    """The M-step of VEE and EVV, with its change, as `Covariance.update` has it."""
+    on, share = shares(weight)
+    lower, _ = whitened_step(scale, weight, *moments)
+    if letters == "VEE":
+        width, factor = _common_factor(lower, share)
+        width, factor = jnp.where(on[:, None], width, 1), factor[None]
+    else:
+        own = jnp.exp(log_diagonal(lower))
+        width = jnp.sqrt((share * jnp.square(own)).sum()).reshape(1, 1)
+        factor = lower / own[:, None, None]
+    grown = unimodular(einsum("kde,kef->kdf", jnp.tril(scale["factor"]), factor))
+    return {"width": scale["width"] * width, "factor": grown}, _change(width[:, :, None] * factor)
+
+
+def _turned_update(letters: str, scale: Scale, weight: Array, *moments: Array) -> tuple[Scale, Array]:
+    """The M-step of EEV, VEV, EVE and VVE, with its change, as `Covariance.update` has it."""
+    on, share = shares(weight)
+    lower, _ = whitened_step(scale, weight, *moments)
+    width, orientation = widths(scale), scale["orientation"]
+    stretched = width[:, :, None] * lower
+    if letters[2] == "V":
+        rotation, deviations = principal_axes(stretched)
+        # An axis that went on pointing where it pointed is the same axis: its sign is kept.
+        sign = jnp.where(jnp.diagonal(rotation, axis1=-2, axis2=-1) < 0, -1, 1).astype(rotation.dtype)
+        rotation = rotation * sign[:, None, :]
+        variances = jnp.square(deviations / width)
+    else:
+        rotation, variances = common_axes(stretched, share, equal_volume=letters[0] == "E")
+        rotation = rotation[None]
+        variances = jnp.where(on[:, None], variances / jnp.square(width), 1)
+    turned = orthogonalise(einsum("kde,kef->kdf", orientation, rotation))
+    if letters[2] == "V":
+        turned = jnp.where(on[:, None, None], turned, orientation)
+    volume, shape = nearest(letters, variances, share)
+    if letters[0] == "V":
+        volume = jnp.where(on[:, None], volume, 1)
+    new = {**grown(scale, volume, shape), "orientation": turned}
+    return new, _change(rotation * widths(new)[:, None, :] / width[:, :, None])
+
+
 def _update(letters: str, *arguments: Any) -> tuple[Scale, Array]:
-    return (factor_update if letters[1] == letters[2] else turned_update)(letters, *arguments)
+    return (_factor_update if letters[1] == letters[2] else _turned_update)(letters, *arguments)
 
 
-# Compiled, because `make_params` calls it outside of `jit`, where every operation would be a program.
-@functools.partial(jax.jit, static_argnums=0)
-def _nearest(letters: str, covariances: Array) -> Scale:
+def _from_covariance(letters: str, covariances: Array) -> Scale:
+    """What the M-step makes of covariances (K, D, D) of equal weight; NaN in rows of those that fail."""
     k, d, _ = covariances.shape
     dtype = covariances.dtype
     good = jnp.isfinite(cholesky(covariances)).all((-2, -1))
     safe = jnp.where(good[:, None, None], covariances, jnp.eye(d, dtype=dtype)[None])
     scale = _from_variances(letters, jnp.diagonal(safe, axis1=-2, axis2=-1))
     zeros = jnp.zeros((k, d), dtype)
-    # Twice, as every M-step from afar: the second measures in units of the first.
-    for _ in range(2):
+
+    def step(_: Any, scale: Scale) -> Scale:
         inverse = jnp.broadcast_to(inverses_of(scale), safe.shape)
         whitened = einsum("kde,kef,kgf->kdg", inverse, safe, inverse)
-        scale, _ = _update(letters, scale, jnp.ones(k, dtype), zeros, whitened, zeros[0])
+        return _update(letters, scale, jnp.ones(k, dtype), zeros, whitened, zeros[0])[0]
+
+    # Twice, as every M-step from afar: the second measures in units of the first.
+    scale = lax.fori_loop(0, 2, step, scale)
     row = {"EVV": "factor", "EEV": "orientation", "EVE": "shape"}.get(letters, "width")
     mask = good.reshape((k,) + (1,) * (scale[row].ndim - 1))
     return {**scale, row: jnp.where(mask, scale[row], jnp.nan)}
-
-
-def _from_covariance(letters: str, covariances: Array) -> Scale:
-    """What the M-step makes of covariances (K, D, D) of equal weight; NaN in rows of those that fail."""
-    return _nearest(letters, covariances)
 
 
 def _factor_free(scale: Scale) -> dict[str, Array]:
@@ -138,17 +214,6 @@ def _turn_bound(free: dict[str, Array], shape: tuple[int, int]) -> Scale:
     return {**logs_bound(free), "orientation": rotation_from_free(free["turn"], shape[1])}
 
 
-def _collapse(letters: str, n_features: int) -> Collapse:
-    if letters == "EEV":
-        return Collapse(largest=n_features + 1)
-    if letters[:2] == "VE":
-        shared = "pooled" if letters[2] == "E" else "largest"
-        return Collapse(each=2, by_volume=True, **{shared: n_features + 1})
-    # With one feature there is no shape, and the volume is common. A common orientation does not help: it may
-    # have an axis across the few samples of any one component.
-    return all_as_points(n_features) if letters[0] == "E" and n_features == 1 else any_direction(n_features)
-
-
 _FACTORS = full._replace(to_unconstrained=_factor_free, from_unconstrained=_factor_bound)
 _AXES = full._replace(
     whitener=_whitener,
@@ -165,11 +230,10 @@ def _record(letters: str) -> Covariance:
         name=letters,
         **properties(letters),
         update=Partial(_update, letters),
-        from_covariance=Partial(_from_covariance, letters),
+        from_covariance=Partial(compiled, Partial(_from_covariance, letters)),
         from_variances=Partial(_from_variances, letters),
         rescale=rescale_width,
         by_feature=False,
-        collapse=Partial(_collapse, letters),
     )
 
 

@@ -7,10 +7,8 @@ everything broadcasts. Letters are mclust's: E equal, V varying, I identity.
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
@@ -101,20 +99,15 @@ def grown(scale: Scale, volume: Array, shape: Array) -> Scale:
     return new
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _nearest_scale(letters: str, variances: Array) -> Scale:
-    good = (variances > 0).all(-1, keepdims=True)
-    equal = jnp.full(variances.shape[0], 1 / variances.shape[0], variances.dtype)
-    volume, shape = map(jnp.sqrt, nearest(letters, jnp.where(good, variances, 1), equal))
-    if letters[0] == "E":
-        return {"width": volume, "shape": jnp.where(good, shape, jnp.nan)}
-    return {"width": jnp.where(good, volume, jnp.nan), "shape": shape}
-
-
 def from_variances(letters: str, variances: Array) -> Scale:
     """Width, and shape where they are tied differently, nearest to variances (K, D); NaN if not positive."""
     if letters[:2] in ("VE", "EV"):
-        return _nearest_scale(letters[:2], variances)
+        good = (variances > 0).all(-1, keepdims=True)
+        equal = jnp.full(variances.shape[0], 1 / variances.shape[0], variances.dtype)
+        volume, shape = map(jnp.sqrt, nearest(letters, jnp.where(good, variances, 1), equal))
+        if letters[0] == "E":
+            return {"width": volume, "shape": jnp.where(good, shape, jnp.nan)}
+        return {"width": jnp.where(good, volume, jnp.nan), "shape": shape}
     if letters[0] == "E":
         variances = variances.mean(None if letters[1] == "I" else 0, keepdims=True)
     return {"width": nan_sqrt(variances)}

@@ -9,10 +9,11 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxgmm.components.covariance.base import Covariance, Partial, Scale, all_as_points
+from jaxgmm.components.covariance.base import Covariance, Partial, Scale, compiled
 from jaxgmm.components.covariance.diagonal import diag, spherical
 from jaxgmm.components.covariance.eigen_parts import widths
 from jaxgmm.components.covariance.full import full
+from jaxgmm.components.covariance.letters import collapse
 from jaxgmm.components.covariance.rotations import principal_axes
 from jaxgmm.components.covariance.tied import tied
 from jaxgmm.kernels.linalg import cholesky, einsum
@@ -125,7 +126,9 @@ def eigen_ratio(covariance: Covariance, ratio: float) -> Covariance:
     return covariance._replace(
         name=f"{covariance.name}-ratio({ratio:.12g})",
         update=Partial(_update, (covariance, ratio)),
-        from_covariance=Partial(_make, (covariance.from_covariance, covariance.name, ratio)),
+        from_covariance=Partial(
+            compiled, Partial(_make, (covariance.from_covariance, covariance.name, ratio))
+        ),
         from_variances=Partial(_make, (covariance.from_variances, covariance.name, ratio)),
         to_natural=None,
         from_natural=None,
@@ -133,5 +136,5 @@ def eigen_ratio(covariance: Covariance, ratio: float) -> Covariance:
         from_unconstrained=None,
         free_volumes=False,
         by_feature=False,  # eigenvalues of features in other units have another ratio
-        collapse=all_as_points,
+        collapse=Partial(collapse, "EII"),
     )

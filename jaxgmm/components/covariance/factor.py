@@ -26,7 +26,7 @@ import numpy as np
 from jax import Array, lax
 
 from jaxgmm import _validate as validate
-from jaxgmm.components.covariance.base import Collapse, Covariance, Partial
+from jaxgmm.components.covariance.base import Collapse, Covariance, Partial, compiled
 from jaxgmm.components.covariance.full import SQRT_HALF
 from jaxgmm.components.covariance.letters import covariance_shape
 from jaxgmm.kernels.linalg import (
@@ -387,8 +387,8 @@ def factor(rank: int) -> Covariance:
         inverse_diagonal=_inverse_diagonal,
         second_moment=_second_moment,
         update=_update,
-        to_covariance=_to_covariance,
-        from_covariance=Partial(_from_covariance, rank),
+        to_covariance=Partial(compiled, _to_covariance),
+        from_covariance=Partial(compiled, Partial(_from_covariance, rank)),
         from_variances=Partial(_from_variances, rank),
         n_parameters=Partial(_n_parameters, rank),
         to_natural=_to_natural,

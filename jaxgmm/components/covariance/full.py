@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxgmm.components.covariance.base import Covariance, Scale
+from jaxgmm.components.covariance.base import Covariance, Partial, Scale, compiled
 from jaxgmm.components.covariance.eigen_parts import logs_from, logs_to, widths
 from jaxgmm.components.covariance.letters import properties
 from jaxgmm.kernels.linalg import (
@@ -214,8 +214,8 @@ full = Covariance(
     inverse_diagonal=inverse_diagonal,
     second_moment="matrix",
     update=_update,
-    to_covariance=to_covariance,
-    from_covariance=cholesky_of,
+    to_covariance=Partial(compiled, to_covariance),
+    from_covariance=Partial(compiled, cholesky_of),
     from_variances=_from_variances,
     to_natural=to_natural,
     from_natural=from_natural,

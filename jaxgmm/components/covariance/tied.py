@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxgmm.components.covariance import full as each
-from jaxgmm.components.covariance.base import Collapse, Partial
+from jaxgmm.components.covariance.base import Partial, compiled
 from jaxgmm.components.covariance.letters import properties
 from jaxgmm.kernels.linalg import einsum, embed_diagonal, lower_inverse, safe_cholesky
 
@@ -43,10 +43,6 @@ def _from_natural(reference: Array, weights: Array, natural: dict[str, Array]) -
     return scale[0], shift
 
 
-def _collapse(n_features: int) -> Collapse:
-    return Collapse(pooled=n_features + 1)
-
-
 tied = each.full._replace(
     name="tied",
     **properties("EEE"),
@@ -57,10 +53,8 @@ tied = each.full._replace(
     inverse_diagonal=Partial(_as_one, each.inverse_diagonal),
     second_moment="pooled",
     update=_update,
-    to_covariance=Partial(_as_one, each.to_covariance),
+    to_covariance=Partial(compiled, Partial(_as_one, each.to_covariance)),
     from_variances=_from_variances,
     to_natural=_to_natural,
     from_natural=_from_natural,
-    prior="EEE",
-    collapse=_collapse,
 )
