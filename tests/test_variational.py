@@ -34,10 +34,10 @@ KINDS = pytest.mark.parametrize(
 _fit = quick_jit(jaxgmm.fit_variational, static_argnames="covariance_type")
 
 
-def fit(resp, x, prior, name="full", weight=ONES, dtype=np.float64, **options):
-    """`fit_variational`, always with weights and of one shape, so that most tests share their programs."""
+def fit(resp, x, prior, name="full", weight=ONES, dtype=np.float64, tol=1e-3, max_iter=1000, reg_covar=0.0):
+    """`fit_variational`, always with the same arguments and of one shape: most tests share programs."""
     arrays = [np.asarray(a, dtype) for a in (resp, x, weight)]
-    return _fit(*arrays, prior=prior, covariance_type=name, **options)
+    return _fit(*arrays, prior=prior, covariance_type=name, tol=tol, max_iter=max_iter, reg_covar=reg_covar)
 
 
 _weights = quick_jit(lambda q: q.weights)
@@ -210,8 +210,8 @@ def test_weights_are_as_good_as_repetition(name, stick_breaking, double):
     prior = variational_prior(X, K, name, counts, stick_breaking=stick_breaking)
     again = variational_prior(X[rows], K, name, ONES, stick_breaking=stick_breaking)
     jax.tree.map(lambda a, b: assert_allclose(a, b, rtol=1e-12, atol=1e-14), prior, again)
-    by_weight = fit(RESP, X, prior, name, counts, max_iter=10, tol=0)
-    repeated = fit(RESP[rows], X[rows], prior, name, max_iter=10, tol=0)
+    by_weight = fit(RESP, X, prior, name, counts, max_iter=10, tol=0.0)
+    repeated = fit(RESP[rows], X[rows], prior, name, max_iter=10, tol=0.0)
     assert_allclose(by_weight.bound, repeated.bound, rtol=1e-9)
     assert_allclose(by_weight.posterior.means, repeated.posterior.means, rtol=1e-8, atol=1e-9)
 
@@ -280,7 +280,16 @@ def test_what_it_has_no_prior_for_is_refused(double):
 def test_nothing_traced_compiles_anew(double):
     sizes = set()
     for i in range(3):
-        prior = variational_prior(X, K, "full", ONES, concentration=0.1 + i, mean_precision=1.0 + i)
-        jaxgmm.fit_variational(RESP, X, ONES, prior=prior, tol=10.0**-i, max_iter=5 + i, reg_covar=0.1 * i)
+        prior = variational_prior(X, K, "diag", ONES, concentration=0.1 + i, mean_precision=1.0 + i)
+        jaxgmm.fit_variational(
+            RESP,
+            X,
+            ONES,
+            prior=prior,
+            covariance_type="diag",
+            tol=10.0**-i,
+            max_iter=5 + i,
+            reg_covar=0.1 * i,
+        )
         sizes.add(ascend._cache_size())
     assert len(sizes) == 1
