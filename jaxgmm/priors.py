@@ -21,7 +21,7 @@ from jaxgmm import _validate as validate
 from jaxgmm.components.base import Component, Target
 from jaxgmm.components.covariance.base import Covariance
 from jaxgmm.components.registry import ModelLike, get_model
-from jaxgmm.kernels.blocked_sum import in_range, sum_rows
+from jaxgmm.data import location_and_variance, scatter
 from jaxgmm.kernels.linalg import embed_diagonal, epsilon, safe_cholesky
 from jaxgmm.kernels.programs import jit
 from jaxgmm.mixture import GMMParams, scale_like
@@ -92,54 +92,23 @@ def _without_correlations(covariance: Covariance) -> bool:
     return covariance.prior.endswith("I")
 
 
-def _parts_of(
-    mean: Any,
-    strength: Any,
-    dof: Any,
-    scale: Any,
-    concentration: Any,
-    *,
-    shape: tuple[int, ...],
-    scale_shapes: tuple[tuple[int, ...], ...],
-    structure: str,
+def part(
+    value: Any,
+    name: str,
+    shapes: tuple[tuple[int, ...], ...],
+    n_features: int,
+    covariance: Covariance,
     dtype: Any,
-) -> tuple[Array | None, Array | None, Array | None, Array | None, Array | None]:
-    """The parts of a prior for K components in D dimensions, shape (K, D), in one dtype; None stays None."""
-    for one, other, names in (
-        (mean, strength, ("mean", "strength")),
-        (dof, scale, ("dof", "scale")),
-    ):
-        if (one is None) != (other is None):
-            given, missing = names if other is None else names[::-1]
-            raise ValueError(f"prior.{given} needs prior.{missing} beside it; got None")
-
-    def part(value: Any, name: str, shapes: tuple[tuple[int, ...], ...]) -> Array | None:
-        if value is None:
-            return None
-        a = validate.floating(value, f"prior.{name}", dtype)
-        if a.shape not in shapes:
-            wanted = " or ".join(str(s) for s in shapes)
-            raise ValueError(
-                f"prior.{name} must have shape {wanted} for {shape[0]} components of {shape[1]} features and "
-                f"covariance_type={structure!r}; got shape {a.shape}"
-            )
-        validate.finite(a, f"prior.{name}", "A part of the prior that is not wanted is None.")
-        return a
-
-    m = part(mean, "mean", ((shape[1],),))
-    lam = part(scale, "scale", scale_shapes)
-    alpha = part(concentration, "weight_concentration", ((), (shape[0],)))
-    if alpha is not None and validate.is_concrete(alpha) and not (np.asarray(alpha) > 0).all():
-        raise ValueError(f"prior.weight_concentration must be positive; got {np.asarray(alpha).min()}")
-    if lam is not None and validate.is_concrete(lam):
-        _semidefinite(np.asarray(lam, np.float64), epsilon(dtype))
-    return (
-        m,
-        None if strength is None else validate.not_negative(strength, "prior.strength", dtype),
-        None if dof is None else validate.not_negative(dof, "prior.dof", dtype),
-        lam,
-        alpha,
-    )
+) -> Array:
+    """A part of a prior, as an array of one of these shapes with finite numbers in the dtype."""
+    a = validate.floating(value, f"prior.{name}", dtype)
+    if a.shape not in shapes:
+        raise ValueError(
+            f"prior.{name} must have shape {' or '.join(map(str, shapes))} for {n_features} features and "
+            f"covariance_type={covariance.name!r}; got shape {a.shape}"
+        )
+    validate.finite(a, f"prior.{name}", "Parts of a `Prior` that are not wanted are None.")
+    return a
 
 
 def _semidefinite(scale: np.ndarray, eps: float) -> None:
@@ -163,26 +132,36 @@ def _semidefinite(scale: np.ndarray, eps: float) -> None:
 def check(prior: Prior, component: Component, shape: tuple[int, ...], dtype: Any) -> Prior:
     """The prior in the data's dtype; raise unless it fits K components in D dimensions, shape (K, D)."""
     if not isinstance(prior, Prior):
-        raise TypeError(
-            f"prior must be a jaxgmm.Prior, such as jaxgmm.default_prior gives, or None; got {prior!r}"
-            if isinstance(prior, str)
-            else f"prior must be a jaxgmm.Prior or None; got {type(prior).__name__}"
-        )
-    if not component.is_gaussian:
-        raise ValueError(
-            f"prior must be None with {component.name!r}: it is conjugate to Gaussian components"
-        )
-    covariance, d = component.covariance, shape[1]
-    shapes: tuple[tuple[int, ...], ...] = ((), (d,), (d, d))
+        got = f"{prior!r}; see jaxgmm.default_prior" if isinstance(prior, str) else type(prior).__name__
+        raise TypeError(f"prior must be a jaxgmm.Prior or None; got {got}")
+    _check_component(component)
+    k, d = shape
+    for pair in (("mean", "strength"), ("dof", "scale")):
+        absent = [name for name in pair if getattr(prior, name) is None]
+        if len(absent) == 1:
+            given = next(name for name in pair if name not in absent)
+            raise ValueError(f"prior.{given} needs prior.{absent[0]} beside it; got None")
+    covariance = component.covariance
+    scales: tuple[tuple[int, ...], ...] = ((), (d,), (d, d))
     if _without_correlations(covariance):
-        shapes = shapes[:1] if covariance.prior.endswith("II") else shapes[:2]
-    mean, strength, dof, scale, concentration = _parts_of(
-        prior.mean, prior.strength, prior.dof, prior.scale, prior.weight_concentration,
-        shape=shape, scale_shapes=shapes, structure=covariance.name, dtype=dtype,
-    )  # fmt: skip
-    # One for all and one for each share a compilation.
-    alpha = None if concentration is None else jnp.broadcast_to(concentration, shape[:1])
-    return Prior(mean, strength, dof, scale, alpha)
+        scales = scales[:1] if covariance.prior.endswith("II") else scales[:2]
+
+    def array(name: str, *shapes: tuple[int, ...]) -> Array | None:
+        value = getattr(prior, name)
+        return None if value is None else part(value, name, shapes, d, covariance, dtype)
+
+    def number(name: str) -> Array | None:
+        value = getattr(prior, name)
+        return None if value is None else validate.not_negative(value, f"prior.{name}", dtype)
+
+    mean, scale, alpha = array("mean", (d,)), array("scale", *scales), array("weight_concentration", (), (k,))
+    if alpha is not None:
+        if validate.is_concrete(alpha) and not (np.asarray(alpha) > 0).all():
+            raise ValueError(f"prior.weight_concentration must be positive; got {np.asarray(alpha).min()}")
+        alpha = jnp.broadcast_to(alpha, (k,))  # one for all and one for each share a compilation
+    if scale is not None and validate.is_concrete(scale):
+        _semidefinite(np.asarray(scale, np.float64), epsilon(dtype))
+    return Prior(mean, number("strength"), number("dof"), scale, alpha)
 
 
 def check_name(prior: Prior | str | None, component: Component) -> Prior | str | None:
@@ -201,15 +180,14 @@ def _check_component(component: Component) -> None:
         )
 
 
-def _factor(scale: Array) -> Array:
+def factor_of(scale: Array) -> Array:
     """A factor (D, D) of a positive semi-definite matrix, zero where its diagonal is, finite in any units."""
     diagonal = jnp.diagonal(scale)
     some = diagonal > 0
     width = jnp.sqrt(jnp.where(some, diagonal, 1))
-    correlation = scale / width[:, None] / width[None, :]
-    correlation = jnp.where(
-        some[:, None] & some[None, :], correlation, jnp.eye(width.size, dtype=scale.dtype)
-    )
+    both = some[:, None] & some[None, :]
+    identity = jnp.eye(width.size, dtype=scale.dtype)
+    correlation = jnp.where(both, scale / width[:, None] / width[None, :], identity)
     # A singular scale is a limit that is met: the data's covariance, where features are collinear.
     jitter = jnp.full(width.shape, 8 * width.size * epsilon(scale.dtype), scale.dtype)
     return jnp.where(some, width, 0)[:, None] * safe_cholesky(correlation, jitter)
@@ -220,27 +198,16 @@ def pseudo(prior: Prior, covariance: Covariance, shape: tuple[int, ...], shift: 
     d = shape[1]
     extra, rows = None, None
     if prior.dof is not None:
-        if covariance.prior.endswith("II"):
-            extra = (prior.dof + 2) / d
-            rows = jnp.broadcast_to(jnp.sqrt(prior.scale / d), (d, 1))
-        elif _without_correlations(covariance):
-            extra = prior.dof + 2
-            rows = jnp.broadcast_to(jnp.sqrt(prior.scale), (d,))[:, None]
-        else:
+        scale, spherical = prior.scale, covariance.prior.endswith("II")
+        extra = (prior.dof + 2) / d if spherical else prior.dof + 2
+        if not _without_correlations(covariance):
             extra = prior.dof + (d + 1)
-            dense = prior.scale.ndim == 2
-            rows = (
-                _factor(prior.scale)
-                if dense
-                else embed_diagonal(jnp.broadcast_to(jnp.sqrt(prior.scale), (d,)))
-            )
-    return Pseudo(
-        mean=None if prior.mean is None else prior.mean - shift,
-        strength=prior.strength,
-        extra=extra,
-        rows=rows,
-        concentration=prior.weight_concentration,
-    )
+            widths = jnp.broadcast_to(jnp.sqrt(scale), (d,)) if scale.ndim < 2 else None
+            rows = factor_of(scale) if widths is None else embed_diagonal(widths)
+        else:
+            rows = jnp.broadcast_to(jnp.sqrt(scale / d if spherical else scale), (d,))[:, None]
+    mean = None if prior.mean is None else prior.mean - shift
+    return Pseudo(mean, prior.strength, extra, rows, prior.weight_concentration)
 
 
 def _parts(params: GMMParams, prior: Pseudo) -> tuple[Array, Array, Array, Array, Array]:
@@ -253,11 +220,11 @@ def _parts(params: GMMParams, prior: Pseudo) -> tuple[Array, Array, Array, Array
     dtype = params.means.dtype
     on = params.log_weights > -jnp.inf
     one = jnp.where(on, jnp.ones((), dtype), 0)
-    zero = jnp.zeros(k, dtype)
     whiten = params.covariance.whitener(params.scatter)
     # A scale that all components share has one prior; each component brings its part of it.
     share = one / jnp.maximum(one.sum(), 1) if params.covariance.prior.startswith("E") else one
-    strength, divisor, gap, rows = zero, zero, jnp.zeros((k, d, 1), dtype), jnp.zeros((k, d, 1), dtype)
+    strength = divisor = jnp.zeros(k, dtype)
+    gap = rows = jnp.zeros((k, d, 1), dtype)
     if prior.mean is not None and prior.strength is not None:
         strength, divisor = one * prior.strength, one
         gap = whiten((prior.mean[None, :] - params.means)[:, :, None])
@@ -407,35 +374,13 @@ def log_prior(params: GMMParams, prior: Prior) -> Array:
     return _log_prior(params, check(prior, params.component, params.means.shape, params.means.dtype))
 
 
-def _location(x: Array, w: Array | None, *, dense: bool) -> tuple[Array, Array]:
-    """Weighted mean (D,) and, about it, the covariance (D, D), or the variances (D,)."""
-
-    def safe(wb: Array, b: Array) -> Array:
-        return jnp.where(in_range(wb, b), b, jnp.zeros((), b.dtype))
-
-    total, first = sum_rows(
-        lambda wb, b: (wb.sum(), (wb[:, None] * safe(wb, b)).sum(0)), w, x, block_size=2048
-    )
-    mean = first / total
-
-    def squares(wb: Array, b: Array) -> tuple[Array, Array]:
-        gap = safe(wb, b) - mean[None, :]
-        weighted = wb[:, None] * gap
-        if not dense:
-            return weighted.sum(0), (weighted * gap).sum(0)
-        return weighted.sum(0), jnp.matmul(weighted.T, gap, precision=jax.lax.Precision.HIGHEST)
-
-    rest, second = sum_rows(squares, w, x, block_size=2048)
-    rest = rest / total
-    outer = rest[:, None] * rest[None, :] if dense else jnp.square(rest)
-    return mean + rest, second / total - outer
-
-
 def default(x: Array, w: Array | None, n_components: Array, covariance: Covariance) -> Prior:
     """`default_prior` without its checks, for a number of components that may be traced."""
-    d = x.shape[1]
-    dense = not _without_correlations(covariance)
-    mean, spread = _location(x, w, dense=dense)
+    d, dense = x.shape[1], not _without_correlations(covariance)
+    mean, spread = location_and_variance(x, w)
+    if dense:
+        total, products = scatter(x, w, mean)
+        spread = products / total
     share = jnp.power(n_components.astype(x.dtype), float(-2 / d))
     return Prior(
         mean=mean,
@@ -484,12 +429,9 @@ def default_prior(
     x = validate.data(X)
     component = get_model(covariance_type).component
     k = validate.n_components(n_components)
-    unknown = set(overrides) - {f.name for f in dataclasses.fields(Prior)}
-    if unknown:
-        raise TypeError(
-            f"default_prior takes {[f.name for f in dataclasses.fields(Prior)]}; got {sorted(unknown)}"
-        )
-    prior = _default(
-        x, validate.weight(sample_weight, x), jnp.asarray(k, jnp.int32), covariance=component.covariance
-    )
+    fields = [f.name for f in dataclasses.fields(Prior)]
+    if unknown := sorted(set(overrides) - set(fields)):
+        raise TypeError(f"default_prior takes {fields}; got {unknown}")
+    w = validate.weight(sample_weight, x)
+    prior = _default(x, w, jnp.asarray(k, jnp.int32), covariance=component.covariance)
     return check(dataclasses.replace(prior, **overrides), component, (k, x.shape[1]), x.dtype)

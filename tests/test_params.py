@@ -1,5 +1,4 @@
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -38,7 +37,7 @@ def test_make_params_takes_scikit_learns_shapes_and_batches_keep_their_leading_a
     np.testing.assert_allclose(params.weights, [0.25, 0.75], rtol=1e-6)
     np.testing.assert_allclose(params.covariances, dense, rtol=1e-5, atol=1e-5)
     assert (params.n_components, params.n_features, params.model.name) == (2, 3, name)
-    batch = jax.tree.map(lambda a: jnp.stack([a, a, a, a]), params)
+    batch = jax.tree.map(lambda a: np.stack([a, a, a, a]), params)
     assert batch.weights.shape == (4, 2)
     assert batch.covariances.shape == (4, 2, 3, 3)
     assert (batch.n_components, batch.n_features) == (2, 3)
@@ -46,19 +45,19 @@ def test_make_params_takes_scikit_learns_shapes_and_batches_keep_their_leading_a
 
 
 def test_pytrees_are_built_without_validation_and_params_do_not_change():
-    params = params_of()
+    params = jax.tree.map(np.asarray, params_of())
     assert jax.tree.map(lambda a: None, params).means is None
     assert jax.tree.structure(params) == jax.tree.structure(jax.tree.map(lambda a: a * 2, params))
     with pytest.raises(AttributeError):
-        params.means = jnp.zeros((2, 3))
+        params.means = params.means
 
 
 def test_make_params_runs_inside_jit_and_marks_what_it_cannot_refuse():
-    bad = jax.jit(lambda v: jaxgmm.make_params([1.0], [[0.0]], v, "diag"))(jnp.array([[-1.0]]))
+    bad = jax.jit(lambda v: jaxgmm.make_params([1.0], [[0.0]], v, "diag"))(np.float32([[-1]]))
     assert np.isnan(bad.scale).all()
 
 
-@pytest.mark.parametrize("name", COVARIANCES)
+@pytest.mark.parametrize("name", ["full", "tied"])
 def test_a_zero_weight_switches_a_component_off_and_active_leaves_it_out(name):
     params = params_of(name, (0.0, 1.0))
     assert params.log_weights[0] == -np.inf
@@ -71,7 +70,7 @@ def test_a_zero_weight_switches_a_component_off_and_active_leaves_it_out(name):
 
 def test_translate_moves_the_means_only():
     params = params_of()
-    moved = translate(params, jnp.array([1.0, 2.0, 3.0]))
+    moved = translate(params, np.array([1, 2, 3], np.float32))
     np.testing.assert_array_equal(moved.means, [[1, 2, 3], [1, 2, 3]])
     np.testing.assert_array_equal(moved.scale, params.scale)
 

@@ -7,17 +7,18 @@ import numpy as np
 import jaxgmm
 from jaxgmm import Status
 from jaxgmm import _units as units
-from jaxgmm.components import get_covariance, get_model
-from tests.conftest import x64
-from tests.problems import STRUCTURES, D, N, X, fitted
-from tests.test_em import X32, begin, step
+from jaxgmm.components import gaussian, get_covariance, get_model
+from tests.conftest import soft_labels, x64
+from tests.problems import LABELS, WEIGHT, D, K, N, X, few_structures, fitted
+from tests.quick import quick_jit
 
+X32, W32 = X.astype(np.float32), WEIGHT.astype(np.float32)
 KEY = jax.random.key(3)
 SMALL = X[:24].astype(np.float32)
 
 
 def array(scale=1.0):
-    return jnp.asarray(X * np.asarray(scale), jnp.float32)
+    return jnp.asarray((X * np.asarray(scale)).astype(np.float32))
 
 
 def test_ordinary_data_have_no_units_and_extreme_ones_powers_of_two():
@@ -37,49 +38,68 @@ def test_ordinary_data_have_no_units_and_extreme_ones_powers_of_two():
 
 
 def test_rows_without_weight_and_constant_features_decide_nothing():
-    weight = jnp.ones(N).at[0].set(0)
-    assert units.units_of(array().at[0].set(1e30), weight, get_model("full")) is None
-    tiny = array(1e-20)
-    assert (units.units_of(tiny.at[0].set(1.0), weight) == units.units_of(tiny.at[0].set(0.0), weight)).all()
-    assert units.units_of(array().at[:, 1].set(3.0), None, get_model("full")) is None
-    assert units.units_of(array().at[0, 0].set(jnp.nan), None) is None
-    assert units.units_of(jnp.zeros((N, D)), None) is None
+    weight = jnp.asarray(np.append(0, np.ones(N - 1)).astype(np.float32))
+
+    def changed(scale, place, value):
+        x = np.array(array(scale))
+        x[place] = value
+        return jnp.asarray(x)
+
+    column = np.s_[:, 1]
+    assert units.units_of(changed(1, 0, 1e30), weight, get_model("full")) is None
+    one, zero = (units.units_of(changed(1e-20, 0, value), weight) for value in (1.0, 0.0))
+    assert (one == zero).all()
+    assert units.units_of(changed(1, column, 3.0), None, get_model("full")) is None
+    assert units.units_of(changed(1, (0, 0), np.nan), None) is None
+    assert units.units_of(changed(1, (), 0.0), None) is None
 
 
-def test_steps_on_extreme_data_are_those_on_ordinary_ones():
-    for name in STRUCTURES:
-        check_steps(name)
+UNITS = (1.0, 2.0**100, 2.0**-100)
 
 
-def check_steps(name):
-    """Without a ridge, which is in the data's units, every number is the same but for its exponent."""
-    here = begin(name)
-    rescaled = jax.jit(here.covariance.rescale)
-    expected, moments = step(here)
-    for scale in (2.0**100, 2.0**-100):
-        unit = jnp.full(D, scale, jnp.float32)
-        there = jaxgmm.GMMParams(
-            here.log_weights, here.means * scale, rescaled(here.scale, unit), *here.model
-        )
-        found, sums = step(there, X32 * np.float32(scale))
-        np.testing.assert_allclose(found.weights, expected.weights, rtol=1e-5, err_msg=name)
-        np.testing.assert_allclose(found.means / scale, expected.means, rtol=1e-4, atol=1e-5, err_msg=name)
-        back = rescaled(found.scale, 1 / unit)
-        for a, b in zip(jax.tree.leaves(back), jax.tree.leaves(expected.scale), strict=True):
-            np.testing.assert_allclose(np.abs(a), np.abs(b), rtol=1e-3, atol=1e-4, err_msg=name)
-        shift = float(sums.total_weight) * D * np.log(scale)
-        np.testing.assert_allclose(
-            sums.log_likelihood + shift, moments.log_likelihood, atol=1e-5 * abs(shift)
-        )
+@few_structures
+def test_steps_on_extreme_data_are_those_on_ordinary_ones(name):
+    """Without a ridge, which is in the data's units, every number is the same but for its exponent.
+
+    Each structure's `rescale` is tested with the others of its functions.
+    """
+    family = get_covariance(name)
+    by = np.broadcast_to(np.float32(UNITS)[:, None], (3, D))
+
+    @quick_jit
+    def spheres(variances):
+        scale = family.from_variances(variances)
+        return [family.rescale(scale, unit) for unit in by]
+
+    @quick_jit
+    def back(scales):
+        return [family.rescale(scale, unit) for scale, unit in zip(scales, 1 / by, strict=True)]
+
+    means = np.stack([X32[k == LABELS].mean(0) for k in range(K)])
+    log_weights = np.full(K, -np.log(K), np.float32)
+    with x64(False):
+        found = []
+        for unit, scale in zip(UNITS, spheres(np.broadcast_to(X32.var(0) / 4, (K, D))), strict=True):
+            start = jaxgmm.GMMParams(log_weights, means * np.float32(unit), scale, gaussian(family))
+            found.append(jaxgmm.em_step(start, X32 * np.float32(unit), W32, reg_covar=0.0))
+        scales = back([new.scale for new, _ in found])
+        (first, moments), *_ = found
+        for (new, sums), scale, unit in zip(found[1:], scales[1:], UNITS[1:], strict=True):
+            np.testing.assert_allclose(np.exp(new.log_weights), np.exp(first.log_weights), rtol=1e-5)
+            np.testing.assert_allclose(np.asarray(new.means) / unit, first.means, rtol=1e-4, atol=1e-5)
+            for a, b in zip(jax.tree.leaves(scale), jax.tree.leaves(scales[0]), strict=True):
+                np.testing.assert_allclose(np.abs(a), np.abs(b), rtol=1e-3, atol=1e-4)
+            shift = float(sums.total_weight) * D * np.log(unit)
+            np.testing.assert_allclose(
+                sums.log_likelihood + shift, moments.log_likelihood, atol=1e-5 * abs(shift)
+            )
 
 
 def test_m_step_and_fit_take_features_of_extreme_and_different_scale():
     with x64(False):
         scale = np.asarray([1e-20, 1, 1e20], np.float32)
-        _, start, expected = fitted("full")
-        far = jaxgmm.m_step(
-            jaxgmm.e_step(start, X32)[0], array(scale), sample_weight=np.ones(N, np.float32), reg_covar=0.0
-        )
+        expected = fitted("full").result
+        far = jaxgmm.m_step(soft_labels(LABELS, K, np.float32), array(scale))
         result = jaxgmm.fit(far, array(scale))
         assert int(result.status) == Status.CONVERGED
         # The logarithms of the units, 20 log 10 of each sign, cancel.

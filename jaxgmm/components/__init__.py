@@ -3,9 +3,8 @@
 from jaxgmm.components.background import background
 from jaxgmm.components.base import Component, Sums, Target
 from jaxgmm.components.covariance.base import Covariance
-from jaxgmm.components.covariance.diagonal import diag, spherical
+from jaxgmm.components.covariance.diagonal import EEI, EII, EVI, VEI, diag, spherical
 from jaxgmm.components.covariance.eigen import EEV, EVE, EVV, VEE, VEV, VVE
-from jaxgmm.components.covariance.eigen_diagonal import EEI, EII, EVI, VEI
 from jaxgmm.components.covariance.eigen_ratio import eigen_ratio
 from jaxgmm.components.covariance.factor import factor
 from jaxgmm.components.covariance.full import full

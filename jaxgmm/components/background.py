@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import jax.numpy as jnp
 from jax import Array
 
 from jaxgmm.components.base import Component, Scale, Shape, Sums, Target
+from jaxgmm.components.covariance.base import Partial
 
 
 def _is_last(n_components: int) -> Array:
@@ -39,8 +40,7 @@ def _log_density(c: Component, prepared: Any, x: Array, on: Array) -> tuple[Arra
 
 def _statistics(c: Component, prepared: Any, latent: Any, resp: Array) -> Sums:
     inner = jnp.where(_is_last(resp.shape[0])[:, None], 0, resp)
-    sums: Sums = c.options.statistics(c.options, prepared, latent, inner)
-    return sums
+    return cast(Sums, c.options.statistics(c.options, prepared, latent, inner))
 
 
 def _maximise(
@@ -57,12 +57,14 @@ def _start(c: Component, variances: Array) -> Scale:
     return {"inner": c.options.start(c.options, variances), "log_density": log_density}
 
 
-def _scatter(c: Component, scale: Scale) -> Any:
-    return c.options.scatter(c.options, scale["inner"])
+def _get(field: str, c: Component, scale: Scale) -> Any:
+    """What a function of the components' scale gives."""
+    return getattr(c.options, field)(c.options, scale["inner"])
 
 
-def _with_scatter(c: Component, scale: Scale, scatter: Any) -> Scale:
-    return {**scale, "inner": c.options.with_scatter(c.options, scale["inner"], scatter)}
+def _put(field: str, c: Component, scale: Scale, value: Any) -> Scale:
+    """The scale with what a function makes of the components' scale and a value."""
+    return {**scale, "inner": getattr(c.options, field)(c.options, scale["inner"], value)}
 
 
 def _n_parameters(c: Component, n_components: Any, n_features: int) -> Any:
@@ -71,20 +73,6 @@ def _n_parameters(c: Component, n_components: Any, n_features: int) -> Any:
 
 def _normal_factor(c: Component, key: Array, scale: Scale, labels: Array) -> Array:
     raise ValueError("a uniform background has a density but no extent: a mixture with one cannot be sampled")
-
-
-def _variance_factor(c: Component, scale: Scale) -> Array:
-    factor: Array = c.options.variance_factor(c.options, scale["inner"])
-    return factor
-
-
-def _to_free(c: Component, scale: Scale) -> Array:
-    free: Array = c.options.to_free(c.options, scale["inner"])
-    return free
-
-
-def _from_free(c: Component, scale: Scale, free: Array) -> Scale:
-    return {**scale, "inner": c.options.from_free(c.options, scale["inner"], free)}
 
 
 def background(component: Component) -> Component:
@@ -110,7 +98,8 @@ def background(component: Component) -> Component:
     References:
       Banfield & Raftery (1993), Model-based Gaussian and non-Gaussian clustering, Biometrics 49.
     """
-    return Component(
+    optional: dict[str, Any] = {"variance_factor": _get, "to_free": _get, "from_free": _put}
+    record = Component(
         name=f"background({component.name})",
         covariance=component.covariance,
         prepare=_prepare,
@@ -120,12 +109,13 @@ def background(component: Component) -> Component:
         statistics=_statistics,
         maximise=_maximise,
         start=_start,
-        scatter=_scatter,
-        with_scatter=_with_scatter,
+        scatter=Partial(_get, "scatter"),
+        with_scatter=Partial(_put, "with_scatter"),
         n_parameters=_n_parameters,
         normal_factor=_normal_factor,
-        variance_factor=None if component.variance_factor is None else _variance_factor,
-        to_free=None if component.to_free is None else _to_free,
-        from_free=None if component.from_free is None else _from_free,
         options=component,
     )
+    own: dict[str, Any] = {
+        name: Partial(f, name) for name, f in optional.items() if getattr(component, name) is not None
+    }
+    return record._replace(**own)

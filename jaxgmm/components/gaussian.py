@@ -90,10 +90,6 @@ def _log_density(c: Component, prepared: Prepared, x: Array, on: Array) -> tuple
     return -t[None, :] * (t[None, :] * (q - nearest[None, :])), -t * (t * nearest)
 
 
-def _statistics(c: Component, prepared: Prepared, y: Array, resp: Array) -> Sums:
-    return moments(c, prepared, y, resp)
-
-
 def _maximise(
     c: Component, means: Array, scale: Scale, weight: Array, sums: Sums, target: Target | None, ridge: Array
 ) -> tuple[Array, Scale, Array]:
@@ -127,7 +123,7 @@ _GAUSSIAN = Component(
     expect=_expect,
     log_normaliser=log_normaliser,
     log_density=_log_density,
-    statistics=_statistics,
+    statistics=moments,
     maximise=_maximise,
     start=_start,
     scatter=_scatter,

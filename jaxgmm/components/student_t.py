@@ -26,22 +26,20 @@ from jaxgmm.components.gaussian import (
 )
 
 _LEAST, _MOST, _FIRST = 1.0, 200.0, 20.0  # degrees of freedom: bounds, and where a fit begins
-_HALVINGS = 25
+_LOG_BOUNDS = (float(np.log(_LEAST)), float(np.log(_MOST)))
+_LEAST_GAP = 1e-6  # of log(ν/2) − ψ(ν/2), which is 5e-3 for ν = 200
+_STEPS = 6  # of Newton's method
 
 
 def _prepare(c: Component, means: Array, scale: Scale) -> tuple[Prepared, Array]:
     return prepare(c, means, scale), scale["dof"][:, None]
 
 
-def _exponent(length: Array, dof: Array, n_features: int) -> Array:
-    return -0.5 * (dof + n_features) * jnp.log1p(length / dof)
-
-
 def _expect(c: Component, prepared: Any, x: Array) -> tuple[Array, Any]:
     about, dof = prepared
     y = about.whiten(x[None, :, :] - about.means[:, :, None])
     length = finite_length(jnp.square(y).sum(1))
-    return _exponent(length, dof, x.shape[0]), (y, length)
+    return -0.5 * (dof + x.shape[0]) * jnp.log1p(length / dof), (y, length)
 
 
 def _log_density(c: Component, prepared: Any, x: Array, on: Array) -> tuple[Array, Array]:
@@ -100,7 +98,9 @@ def _maximise(
     elif not c.covariance.free_volumes:
         factor = jnp.broadcast_to(weight.sum() / own.sum(), factor.shape)
     centre = mean * jnp.sqrt(factor * own / safe)[:, None]
-    second = _times(sums.second, factor, c.covariance.second_moment == "pooled")
+    # Of all components together it is one, and the factors are then the same.
+    by = factor[:1] if c.covariance.second_moment == "pooled" else factor
+    second = jax.tree.map(lambda a: a * by.reshape((-1,) + (1,) * (a.ndim - 1)), sums.second)
     means, new, length = move(c, means, scale, Target(mean, weight, centre, second), ridge)
     dof = scale["dof"]
     if not isinstance(c.options, float):
@@ -115,37 +115,24 @@ def _maximise(
     return means, {**new, "dof": dof}, length
 
 
-def _times(second: Any, factor: Array, pooled: bool) -> Any:
-    """Second moments times a factor for each component (K,); of all of them together, its first."""
-    if pooled:
-        return second * factor[0]
-    return jax.tree.map(lambda a: a * factor.reshape((-1,) + (1,) * (a.ndim - 1)), second)
-
-
 def _degrees(right: Array) -> Array:
-    """(K,) the ν within the bounds that solves ψ(ν/2) − log(ν/2) = right, whose left side rises with ν."""
+    """(K,) the ν within the bounds that solves ψ(ν/2) − log(ν/2) = right, whose left side rises with ν.
+
+    By Newton's method for the logarithms of both sides' negatives as a function of log ν, which is nearly a
+    straight line. Each step renews the derivative, so that those of the last steps are exact.
+    """
+    wanted = jnp.log(jnp.maximum(-right, _LEAST_GAP))
 
     def excess(log_dof: Array) -> Array:
         half = 0.5 * jnp.exp(log_dof)
-        return digamma(half) - jnp.log(half) - right
+        return jnp.log(jnp.maximum(jnp.log(half) - digamma(half), _LEAST_GAP)) - wanted
 
-    def halve(_: Array, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
-        middle = 0.5 * (bounds[0] + bounds[1])
-        low = excess(middle) < 0
-        return jnp.where(low, middle, bounds[0]), jnp.where(low, bounds[1], middle)
-
-    def solve(right: Array) -> Array:
-        low = jnp.full_like(right, float(np.log(_LEAST)))
-        ends = lax.fori_loop(0, _HALVINGS, halve, (low, jnp.full_like(right, float(np.log(_MOST)))))
-        return 0.5 * (ends[0] + ends[1])
-
-    right_value, right = lax.stop_gradient(right), right
-    at = lax.stop_gradient(solve(right_value))
-    # Newton's steps: the last digits, and the derivative.
-    for _ in range(2):
+    def step(at: Array, _: None) -> tuple[Array, None]:
         value, slope = jax.jvp(excess, (at,), (jnp.ones_like(at),))
-        at = at - value / lax.stop_gradient(slope)
-    return jnp.exp(jnp.clip(at, float(np.log(_LEAST)), float(np.log(_MOST))))
+        return jnp.clip(at - value / lax.stop_gradient(slope), *_LOG_BOUNDS), None
+
+    start = jnp.clip(-wanted, *_LOG_BOUNDS)
+    return jnp.exp(lax.scan(step, lax.stop_gradient(start), None, length=_STEPS)[0])
 
 
 def _start(c: Component, variances: Array) -> Scale:
@@ -186,7 +173,7 @@ def _to_free(c: Component, scale: Scale) -> Array:
 
 def _from_free(c: Component, scale: Scale, free: Array) -> Scale:
     # Within the bounds of the M-step, which would otherwise lower the likelihood of an extrapolation.
-    dof = jnp.exp(jnp.clip(free, float(np.log(_LEAST)), float(np.log(_MOST))))
+    dof = jnp.exp(jnp.clip(free, *_LOG_BOUNDS))
     return {**scale, "dof": jnp.broadcast_to(dof, scale["dof"].shape)}
 
 
@@ -240,21 +227,15 @@ def student_t(covariance: str | Covariance = "full", dof: float | str | None = N
       Kent, Tyler & Vardi (1994), A curious likelihood identity for the multivariate t-distribution.
     """
     structure = get_covariance(covariance)
-    if dof is None or dof == "common":
-        suffix = "" if dof is None else ", common"
-        return _STUDENT_T._replace(
-            name=f"student_t({structure.name}{suffix})", covariance=structure, options=dof
-        )
-    try:
-        number = float(dof)
-    except (TypeError, ValueError):
-        raise TypeError(f"dof must be None, 'common' or a positive number; got {dof!r}") from None
-    if not 0 < number < float("inf"):
-        raise ValueError(f"dof must be None, 'common' or a positive number; got {dof!r}")
-    return _STUDENT_T._replace(
-        name=f"student_t({structure.name}, {number:g})",
-        covariance=structure,
-        to_free=None,
-        from_free=None,
-        options=number,
-    )
+    changes: dict[str, Any] = {"covariance": structure, "options": dof}
+    label = "" if dof is None else ", common"
+    if dof is not None and dof != "common":
+        try:
+            number = float(dof)
+        except (TypeError, ValueError):
+            raise TypeError(f"dof must be None, 'common' or a positive number; got {dof!r}") from None
+        if not 0 < number < float("inf"):
+            raise ValueError(f"dof must be None, 'common' or a positive number; got {dof!r}")
+        label = f", {number:g}"
+        changes |= {"options": number, "to_free": None, "from_free": None}
+    return _STUDENT_T._replace(name=f"student_t({structure.name}{label})", **changes)

@@ -7,12 +7,13 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
 from jaxgmm import _validate as validate
 from jaxgmm.components.covariance.base import Covariance
-from jaxgmm.components.covariance.diagonal import diag, spherical
+from jaxgmm.components.covariance.full import full
 from jaxgmm.components.covariance.tied import tied
 from jaxgmm.components.gaussian import gaussian
 from jaxgmm.components.registry import ModelLike
@@ -22,7 +23,7 @@ from jaxgmm.em import reference_params
 from jaxgmm.kernels import exact
 from jaxgmm.kernels.base import Statistics
 from jaxgmm.kernels.blocked_sum import block_rows
-from jaxgmm.kernels.linalg import embed_diagonal, epsilon
+from jaxgmm.kernels.linalg import epsilon
 from jaxgmm.kernels.manual_axes import varying_like
 from jaxgmm.kernels.programs import jit
 from jaxgmm.priors import conjugate
@@ -66,14 +67,6 @@ def settled(value: Array, before: Array, tol: Array) -> Array:
     return jnp.abs(value - before) < jnp.maximum(tol, rounding)
 
 
-def _roots(prior: VariationalPrior, structure: Covariance, reg_covar: Array) -> tuple[Array, Array]:
-    """Columns (D, R) whose squares are the prior's covariance, and those of the ridge."""
-    d = prior.mean.shape[0]
-    if structure in (diag, spherical):
-        return root(prior, structure)[:, None], jnp.broadcast_to(jnp.sqrt(reg_covar), (d, 1))
-    return root(prior, structure), embed_diagonal(jnp.broadcast_to(jnp.sqrt(reg_covar), (d,)))
-
-
 def maximise(
     q: VariationalPosterior, moments: Statistics, prior: VariationalPrior, reg_covar: Array
 ) -> VariationalPosterior:
@@ -87,18 +80,20 @@ def maximise(
       Bishop (2006), equations 10.58–10.63.
     """
     structure, n = q.structure, moments.weight
-    k = n.shape[0]
+    k, d = q.means.shape
     whiten = structure.whitener(q.scale)
     gap = whiten((prior.mean[None, :] - q.means)[:, :, None])
-    roots, ridge = (
-        whiten(jnp.broadcast_to(a[None], (k, *a.shape))) for a in _roots(prior, structure, reg_covar)
+    # Columns whose squares are the prior's covariance, counted once, and the ridge, counted n times.
+    own = root(prior, structure).reshape(d, -1)
+    ridge = jnp.sqrt(reg_covar) * (jnp.eye(d) if structure in (full, tied) else jnp.ones((d, 1))).astype(
+        n.dtype
     )
-    times = [jnp.ones((k, roots.shape[2]), n.dtype), jnp.broadcast_to(n[:, None], (k, ridge.shape[2]))]
+    columns = whiten(jnp.broadcast_to(jnp.concatenate([own, ridge], axis=1)[None], (k, d, 2 * own.shape[1])))
+    times = jnp.repeat(jnp.stack([jnp.ones_like(n), n], axis=1), own.shape[1], axis=1)
     strength = jnp.broadcast_to(prior.mean_precision, n.shape)
     target = conjugate(
         structure, q.scale, (n, moments.first, moments.second), (strength, gap[:, :, 0]),
-        jnp.broadcast_to(prior.dof, n.shape), jnp.concatenate([roots, ridge], axis=2),
-        jnp.concatenate(times, axis=1),
+        jnp.broadcast_to(prior.dof, n.shape), columns, times,
     )  # fmt: skip
     dof = target.weight
     scale, _ = structure.update(q.scale, dof, target.centre, target.second, jnp.zeros_like(prior.mean))
@@ -245,10 +240,12 @@ def fit_variational(
     centred, shift = _centred(x, w)
     about = dataclasses.replace(checked, mean=checked.mean - shift)
     q = start(r, centred, w, about, reg, structure=structure, block_size=rows)
-    fit = ascend(
-        q, centred, w, jnp.full((), -jnp.inf, x.dtype), validate.not_negative(tol, "tol", x.dtype),
-        validate.step_limit(max_iter), reg, about, block_size=rows,
-        history_size=validate.count(history_size, "history_size", 0),
-    )  # fmt: skip
+    known = (
+        jnp.asarray(-np.inf, x.dtype),
+        validate.not_negative(tol, "tol", x.dtype),
+        validate.step_limit(max_iter),
+    )
+    size = validate.count(history_size, "history_size", 0)
+    fit = ascend(q, centred, w, *known, reg, about, block_size=rows, history_size=size)
     moved = dataclasses.replace(fit.posterior, means=fit.posterior.means + shift[None, :])
     return dataclasses.replace(fit, posterior=moved)

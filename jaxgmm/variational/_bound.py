@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -16,13 +14,7 @@ from jaxgmm.kernels.base import Statistics
 from jaxgmm.mixture import GMMParams, log_normaliser
 from jaxgmm.variational._model import VariationalPosterior, VariationalPrior, without_data
 
-LOG_2 = float(np.log(2))
-LOG_PI = float(np.log(np.pi))
-
-
-def _halves(dof: Array, d: int) -> Array:
-    """(K, D) ½ (ν_k − i), i = 0 … D − 1."""
-    return 0.5 * (dof[:, None] - jnp.arange(d, dtype=dof.dtype)[None, :])
+LOG_2_PI = float(np.log(2 * np.pi))
 
 
 def _of_precisions(q: VariationalPosterior) -> tuple[Array, int]:
@@ -35,7 +27,8 @@ def _of_precisions(q: VariationalPosterior) -> tuple[Array, int]:
         return 0.5 * d * q.dof[:, None], 1
     if q.structure == diag:
         return 0.5 * q.dof[:, None], d
-    return _halves(k * q.dof[:1] if q.structure == tied else q.dof, d), 1
+    dof = k * q.dof[:1] if q.structure == tied else q.dof
+    return 0.5 * (dof[:, None] - jnp.arange(d, dtype=dof.dtype)[None, :]), 1
 
 
 def expected(q: VariationalPosterior, reg_covar: Array) -> GMMParams:
@@ -86,13 +79,6 @@ def _powers(q: VariationalPosterior) -> Array:
     return -0.5 * (dof * (log_det + d * jnp.log(half))).sum() - 0.5 * d * jnp.log(q.mean_precision).sum()
 
 
-def _trace(params: GMMParams, second: Any) -> Array:
-    """() Σ r ‖y‖² from second moments."""
-    if params.covariance in (diag, spherical):
-        return second.sum()
-    return jnp.trace(second, axis1=-2, axis2=-1).sum()
-
-
 def evidence_bound(
     params: GMMParams, moments: Statistics, q: VariationalPosterior, prior: VariationalPrior
 ) -> Array:
@@ -104,9 +90,12 @@ def evidence_bound(
     k, d = q.means.shape
     constants = params.log_weights + log_normaliser(params)
     exponents = (moments.weight * jnp.where(moments.weight > 0, constants, 0)).sum()
-    entropy = moments.log_likelihood - exponents + 0.5 * _trace(params, moments.second)
+    second = moments.second
+    if q.structure not in (diag, spherical):
+        second = jnp.diagonal(second, axis1=-2, axis2=-1)
+    entropy = moments.log_likelihood - exponents + 0.5 * second.sum()
     begun = without_data(prior, q.structure, k)
     (after, plus), (before, minus) = _gammas(q), _gammas(begun)
     gammas = jnp.concatenate([plus, -minus]) * gammaln(jnp.concatenate([after, before]))
     change = gammas.sum() + _powers(q) - _powers(begun)
-    return entropy - 0.5 * d * (LOG_2 + LOG_PI) * moments.weight.sum() + change
+    return entropy - 0.5 * d * LOG_2_PI * moments.weight.sum() + change

@@ -21,9 +21,9 @@ from jaxgmm.components.gaussian import gaussian
 from jaxgmm.components.registry import ModelLike, get_model
 from jaxgmm.components.weights import Model
 from jaxgmm.data import location_and_variance, scatter
-from jaxgmm.kernels.linalg import epsilon, safe_cholesky
 from jaxgmm.kernels.programs import jit
 from jaxgmm.mixture import GMMParams
+from jaxgmm.priors import factor_of, part
 
 STRUCTURES = (full, tied, diag, spherical)
 
@@ -120,13 +120,14 @@ def structure_of(covariance_type: ModelLike) -> Covariance:
     return model.covariance
 
 
-@functools.partial(jit, static_argnames="dense")
-def _moments(x: Array, w: Array, *, dense: bool) -> tuple[Array, Array]:
-    """Weighted mean (D,), and covariance (D, D) or variances (D,) over Σ w − 1."""
+@functools.partial(jit, static_argnames="structure")
+def _moments(x: Array, w: Array, *, structure: Covariance) -> tuple[Array, Array]:
+    """Weighted mean (D,), and the covariance over Σ w − 1 in the shape that the structure's prior has it."""
     mean, variance = location_and_variance(x, w)
     total, products = scatter(x, w, mean)
-    spread = products if dense else variance * total
-    return mean, spread / jnp.where(total > 1, total - 1, total)
+    spread = products if structure in (full, tied) else variance * total
+    spread = spread / jnp.where(total > 1, total - 1, total)
+    return mean, spread.mean() if structure == spherical else spread
 
 
 def variational_prior(
@@ -164,17 +165,9 @@ def variational_prior(
     if set(overrides) - fields:
         raise TypeError(f"variational_prior takes {sorted(fields)}; got {sorted(set(overrides) - fields)}")
     w = validate.weight(sample_weight, x)
-    mean, spread = _moments(
-        x, jnp.ones(x.shape[0], x.dtype) if w is None else w, dense=structure in (full, tied)
-    )
-    prior = VariationalPrior(
-        mean,
-        1.0,
-        float(x.shape[1]),
-        spread.mean() if structure == spherical else spread,
-        1 / k,
-        stick_breaking,
-    )
+    w = jnp.ones(x.shape[0], x.dtype) if w is None else w
+    mean, scale = _moments(x, w, structure=structure)
+    prior = VariationalPrior(mean, 1.0, float(x.shape[1]), scale, 1 / k, stick_breaking)
     return check(dataclasses.replace(prior, **overrides), structure, x.shape[1], x.dtype)
 
 
@@ -182,37 +175,23 @@ def check(prior: VariationalPrior, structure: Covariance, n_features: int, dtype
     """The prior in the data's dtype; raise unless it fits D features and the structure."""
     if not isinstance(prior, VariationalPrior):
         raise TypeError(f"prior must be a VariationalPrior; got {type(prior).__name__}")
-    shapes = {full: (n_features,) * 2, tied: (n_features,) * 2, diag: (n_features,), spherical: ()}
+    d, dense = n_features, structure in (full, tied)
 
-    def part(name: str, shape: tuple[int, ...]) -> Array:
-        a = validate.floating(getattr(prior, name), f"prior.{name}", dtype)
-        if a.shape != shape:
-            raise ValueError(
-                f"prior.{name} must have shape {shape} for {n_features} features and "
-                f"covariance_type={structure.name!r}; got shape {a.shape}"
-            )
-        validate.finite(a, f"prior.{name}", "Every part of a variational prior is proper.")
-        return a
+    def array(name: str, *shape: int) -> Array:
+        return part(getattr(prior, name), name, (shape,), d, structure, dtype)
 
-    parts = {name: part(name, ()) for name in ("mean_precision", "dof", "concentration")}
-    lowest = {
-        "mean_precision": 0,
-        "dof": n_features - 1 if structure in (full, tied) else 0,
-        "concentration": 0,
-    }
-    for name, value in parts.items():
-        if validate.is_concrete(value) and not float(value) > lowest[name]:
-            raise ValueError(f"prior.{name} must be greater than {lowest[name]}; got {float(value)}")
-    covariance = part("covariance", shapes[structure])
+    numbers: dict[str, Any] = {}
+    for name, least in (("mean_precision", 0), ("dof", d - 1 if dense else 0), ("concentration", 0)):
+        numbers[name] = array(name)
+        if validate.is_concrete(numbers[name]) and not float(numbers[name]) > least:
+            raise ValueError(f"prior.{name} must be greater than {least}; got {float(numbers[name])}")
+    covariance = array("covariance", *((d, d) if dense else (d,) if structure == diag else ()))
     if validate.is_concrete(covariance):
         values = np.asarray(covariance, np.float64)
-        lowest_value = np.linalg.eigvalsh(values).min() if values.ndim == 2 else values.min()
-        if not lowest_value > 0:
+        if not (np.linalg.eigvalsh(values) if dense else values).min() > 0:
             raise ValueError("prior.covariance must be positive definite; give one with overrides")
-    return VariationalPrior(
-        part("mean", (n_features,)), covariance=covariance, stick_breaking=bool(prior.stick_breaking),
-        last_stick_free=bool(prior.last_stick_free), **parts,
-    )  # fmt: skip
+    flags = {name: bool(getattr(prior, name)) for name in ("stick_breaking", "last_stick_free")}
+    return VariationalPrior(array("mean", d), covariance=covariance, **numbers, **flags)
 
 
 def root(prior: VariationalPrior, structure: Covariance) -> Array:
@@ -222,11 +201,7 @@ def root(prior: VariationalPrior, structure: Covariance) -> Array:
     """
     if structure in (diag, spherical):
         return jnp.broadcast_to(jnp.sqrt(prior.covariance), prior.mean.shape)
-    variances = jnp.diagonal(prior.covariance)
-    width = jnp.sqrt(variances)
-    jitter = jnp.full_like(width, 8 * width.size * epsilon(width.dtype))
-    correlation = prior.covariance / width[:, None] / width[None, :]
-    return width[:, None] * safe_cholesky(correlation, jitter)
+    return factor_of(prior.covariance)
 
 
 def counted(prior: VariationalPrior, n: Array) -> tuple[Array, Array | None]:

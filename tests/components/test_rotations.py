@@ -14,6 +14,7 @@ from jaxgmm.components.covariance.rotations import (
     rotation_from_free,
     rotation_to_free,
 )
+from tests.quick import quick_jit
 
 RNG = np.random.default_rng(0)
 FACTORS = np.tril(RNG.normal(size=(3, 4, 4))) + 2 * np.eye(4)
@@ -31,13 +32,14 @@ def test_principal_axes_diagonalise_and_their_tangents_are_those_of_differences(
         sign = jnp.sign(jax.lax.stop_gradient(u[..., :1, :]))
         return u * sign, s
 
-    g, along = jnp.asarray(FACTORS), jnp.asarray(RNG.normal(size=FACTORS.shape))
-    jitted = jax.jit(parts)
-    u, s = jitted(g)
-    np.testing.assert_allclose(jnp.einsum("kdi,ki,kei->kde", u, s**2, u), g @ g.swapaxes(1, 2), rtol=1e-12)
+    g, along = FACTORS, RNG.normal(size=FACTORS.shape)
+    both = quick_jit(lambda g: jax.tree.map(jnp.asarray, jax.jvp(parts, (g,), (along,))))
     h = 1e-6
-    tangent = jax.jit(lambda g, a: jax.jvp(parts, (g,), (a,))[1])(g, along)
-    for got, up, down in zip(tangent, jitted(g + h * along), jitted(g - h * along), strict=True):
+    ((u, s), tangent), (ups, _), (downs, _) = (
+        jax.tree.map(np.asarray, both(g + step * along)) for step in (0, h, -h)
+    )
+    np.testing.assert_allclose(np.einsum("kdi,ki,kei->kde", u, s**2, u), g @ g.swapaxes(1, 2), rtol=1e-12)
+    for got, up, down in zip(tangent, ups, downs, strict=True):
         np.testing.assert_allclose(got, (up - down) / (2 * h), atol=1e-7)
 
 
@@ -46,30 +48,37 @@ def test_equal_values_have_finite_derivatives_that_are_right_where_the_choice_do
         u, s = principal_axes(g)
         return (u * s[None, :]) @ (u * s[None, :]).T
 
-    g = jnp.asarray(np.diag([2.0, 1.0, 1.0]))
-    along = jnp.asarray(np.diag([0.3, 0.2, -0.1]) + 0.4 * np.outer([1, 0, 0], [0, 1, 1]))
-    tangent = jax.jit(lambda g, a: jax.jvp(rebuilt, (g,), (a,))[1])(g, along)
-    np.testing.assert_allclose(tangent, along @ g.T + g @ along.T, atol=1e-5)
-    gradient = jax.jit(jax.grad(lambda g: rebuilt(g).sum()))(jnp.eye(3, dtype=double))
-    assert np.isfinite(gradient).all()
+    g = np.diag([2.0, 1.0, 1.0])
+    along = np.diag([0.3, 0.2, -0.1]) + 0.4 * np.outer([1, 0, 0], [0, 1, 1])
+
+    @quick_jit
+    def derivatives(g):
+        return jax.jvp(rebuilt, (g,), (along,))[1], jax.grad(lambda g: rebuilt(g).sum())(g)
+
+    np.testing.assert_allclose(derivatives(g)[0], along @ g.T + g @ along.T, atol=1e-5)
+    assert np.isfinite(derivatives(np.eye(3))[1]).all()
+
+
+@quick_jit
+def to_free_and_back(q):
+    free = rotation_to_free(q)
+    return free, rotation_from_free(free, q.shape[-1]), cayley_signs(q)
 
 
 @pytest.mark.parametrize("d", [1, 2, 4])
 def test_every_orthogonal_matrix_has_coordinates_of_moderate_size(d, double):
-    q = np.concatenate([orthogonal(40, d), -np.eye(d)[None], np.eye(d)[None, ::-1]])
-    free = jax.jit(rotation_to_free)(jnp.asarray(q))
-    from_free = jax.jit(rotation_from_free, static_argnums=1)
-    assert free.shape == (42, d * (d - 1) // 2)
-    assert np.abs(free).max(initial=0) < 50
-    back = from_free(free, d)
-    np.testing.assert_allclose(back, q * np.asarray(cayley_signs(jnp.asarray(q)))[:, None, :], atol=1e-12)
-    np.testing.assert_allclose(np.linalg.det(back), 1, rtol=1e-12)
+    q = np.concatenate([orthogonal(40, d), -np.eye(d)[None], np.eye(d)[None, ::-1], np.eye(d)[None]])
     # A small coordinate is an angle.
-    small = 1e-4 * jnp.ones(d * (d - 1) // 2)
     rows, columns = np.tril_indices(d, -1)
     skew = np.zeros((d, d))
-    skew[rows, columns], skew[columns, rows] = small, -small
-    np.testing.assert_allclose(rotation_from_free(small, d), expm(skew), atol=1e-11)
+    skew[rows, columns], skew[columns, rows] = 1e-4, -1e-4
+    q[-1] = expm(skew)
+    free, back, signs = map(np.asarray, to_free_and_back(q))
+    assert free.shape == (43, d * (d - 1) // 2)
+    assert np.abs(free).max(initial=0) < 50
+    np.testing.assert_allclose(back, q * signs[:, None, :], atol=1e-12)
+    np.testing.assert_allclose(np.linalg.det(back), 1, rtol=1e-12)
+    np.testing.assert_allclose(free[-1], 1e-4, rtol=1e-7)
 
 
 @pytest.mark.parametrize("equal_volume", [False, True])
@@ -84,16 +93,17 @@ def test_common_axes_are_an_optimum(equal_volume, double):
     def of(angles, about=IDENTITY):
         skew = np.zeros((4, 4))
         skew[np.tril_indices(4, -1)] = angles
-        return criterion(about @ expm(skew - skew.T))
+        skew = 0.5 * (skew - skew.T)
+        return criterion(about @ np.linalg.solve(IDENTITY - skew, IDENTITY + skew))
 
     starts = np.random.default_rng(1).normal(size=(4, 6))
     others = [minimize(of, x, method="BFGS", tol=1e-9).fun for x in starts]
-    find = jax.jit(lambda f: common_axes(f, jnp.asarray(SHARE), equal_volume=equal_volume))
-    axes, factors, before = np.eye(4), jnp.asarray(FACTORS), criterion(np.eye(4))
+    find = quick_jit(lambda f: common_axes(f, jnp.asarray(SHARE), equal_volume=equal_volume))
+    axes, factors, before = np.eye(4), FACTORS, criterion(np.eye(4))
     for _ in range(12):
-        rotation, variances = find(factors)
+        rotation, variances = map(np.asarray, find(factors))
         axes = axes @ rotation
-        factors = jnp.einsum("df,kde->kfe", rotation, factors)
+        factors = np.einsum("df,kde->kfe", rotation, factors)
         assert criterion(axes) <= before + 1e-12
         before = criterion(axes)
     np.testing.assert_allclose(variances, np.einsum("dj,kde,ej->kj", axes, cov, axes), rtol=1e-10)
@@ -106,6 +116,6 @@ def test_common_axes_are_an_optimum(equal_volume, double):
 def test_axes_are_found_where_no_angle_has_a_slope(double):
     """Equal variances and a correlation: a plane turned by an eighth is best, and unturned it is a saddle."""
     factor = np.linalg.cholesky(np.array([[1.0, 0.6], [0.6, 1.0]]))
-    find = jax.jit(lambda f: common_axes(f, jnp.full(2, 0.5), equal_volume=False))
-    _, variances = find(jnp.asarray(np.stack([factor, 2 * factor])))
+    find = quick_jit(lambda f: common_axes(f, jnp.full(2, 0.5), equal_volume=False))
+    _, variances = find(np.stack([factor, 2 * factor]))
     np.testing.assert_allclose(np.sort(variances), [[0.4, 1.6], [1.6, 6.4]], rtol=1e-5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -43,19 +44,21 @@ def any_direction(n_features: int) -> Collapse:
     return Collapse(each=n_features + 1)
 
 
-def any_axis(n_features: int) -> Collapse:
-    """Axes are the features: a component has no width only on a single sample."""
-    return Collapse(each=2)
+@dataclasses.dataclass(frozen=True)
+class Partial:
+    """A function with its first argument filled in. Unlike `functools.partial`, two of the same are equal."""
+
+    function: Callable[..., Any]
+    first: Any
+
+    def __call__(self, *arguments: Any) -> Any:
+        """The function of the first argument and these."""
+        return self.function(self.first, *arguments)
 
 
-def any_volume(n_features: int) -> Collapse:
-    """A component shrinks as a whole, on a single sample."""
-    return Collapse(each=2, by_volume=True)
-
-
-def all_as_points(n_features: int) -> Collapse:
-    """Components have no width only where each is a single sample."""
-    return Collapse(pooled=2)
+def compiled(function: Callable[..., Any], arrays: Any, *static: Any) -> Any:
+    """A function as one program: outside of `jit`, where people call it, every operation would be one."""
+    return jax.jit(function, static_argnums=tuple(range(1, 1 + len(static))))(arrays, *static)
 
 
 class Covariance(NamedTuple):
@@ -166,17 +169,12 @@ _MOMENTS = {"matrix": _matrix, "pooled": _pooled, "diagonal": weighted_squares, 
 @functools.lru_cache
 def is_from_package(covariance: Covariance) -> bool:
     """Whether every function of a record is one of this package: such records are checked by its tests."""
-
-    def module(function: Any) -> str:
-        return getattr(getattr(function, "func", function), "__module__", None) or ""
-
-    return all(module(field).startswith(__package__ + ".") for field in covariance if callable(field))
+    modules = [getattr(field, "__module__", None) or "" for field in covariance if callable(field)]
+    return all(module.startswith(__package__ + ".") for module in modules)
 
 
 @functools.lru_cache
-def check_record(
-    covariance: Covariance, n_components: int, n_features: int, dtype: Any = jnp.float32
-) -> None:
+def check_record(c: Covariance, n_components: int, n_features: int, dtype: Any = jnp.float32) -> None:
     """Raise unless a record's functions give what the record promises of K components in D features.
 
     Nothing is computed: shapes and dtypes are inferred, of numbers in `dtype`.
@@ -185,61 +183,56 @@ def check_record(
       TypeError: naming the field, the shape and dtype that it should give, and those that it gives.
     """
     k, d, rows = n_components, n_features, 5
-    if not callable(covariance.second_moment) and covariance.second_moment not in _MOMENTS:
-        raise TypeError(
-            f"{covariance.name!r}: second_moment must be one of {list(_MOMENTS)} or a function; got "
-            f"{covariance.second_moment!r}"
-        )
+    functions: dict[str, Callable[..., Any]] = {
+        "whitener": lambda scale, y: c.whitener(scale)(y),
+        "second_moment": c.moments,
+    }
 
     def of(*shape: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, dtype)
 
-    def check(field: str, expected: Any, function: Callable[..., Any], *arguments: Any) -> Any:
+    def refuse(what: str) -> TypeError:
+        return TypeError(f"{c.name!r}: {what} (for K = {k}, D = {d})")
+
+    def described(tree: Any) -> str:
+        leaves = ", ".join(f"{a.dtype.name}{list(a.shape)}" for a in jax.tree.leaves(tree))
+        return f"{leaves} as {jax.tree.structure(tree)}"
+
+    def check(field: str, expected: Any, *arguments: Any, last: tuple[Any, ...] = ()) -> Any:
+        function: Callable[..., Any] = functions.get(field, getattr(c, field))
         try:
-            found = jax.eval_shape(function, *arguments)
+            found = jax.eval_shape(lambda *a: function(*a, *last), *arguments)
         except Exception as error:
-            raise TypeError(f"{covariance.name!r}: {field} fails for K = {k}, D = {d}: {error}") from error
-        if expected is None:
-            return found
-        trees = (expected, found)
-        wanted, got = ([f"{a.dtype.name}{list(a.shape)}" for a in jax.tree.leaves(t)] for t in trees)
-        structures: list[Any] = [jax.tree.structure(t) for t in trees]
-        if wanted != got or structures[0] != structures[1]:
-            raise TypeError(
-                f"{covariance.name!r}: {field} must give {', '.join(wanted)} for K = {k}, D = {d}, as a "
-                f"pytree like {structures[0]}; it gives {', '.join(got)} as {structures[1]}"
-            )
+            raise refuse(f"{field} fails: {error}") from error
+        if expected is not None and described(expected) != described(found):
+            raise refuse(f"{field} must give {described(expected)}; it gives {described(found)}")
         return found
 
-    shape = (k, d)
+    if not callable(c.second_moment) and c.second_moment not in _MOMENTS:
+        raise refuse(f"second_moment must be one of {list(_MOMENTS)} or a function; got {c.second_moment!r}")
     # A structure may refuse so many components or features here, in words of its own.
-    scale = jax.eval_shape(covariance.from_variances, of(k, d))
-    if wrong := [a for a in jax.tree.leaves(scale) if a.dtype != dtype]:
-        raise TypeError(
-            f"{covariance.name!r}: from_variances must give {jnp.dtype(dtype).name} for variances of that "
-            f"dtype; it gives {wrong[0].dtype.name}"
-        )
-    check("whitener", of(k, d, rows), lambda s, r: covariance.whitener(s)(r), scale, of(k, d, rows))
-    check("colour", of(k, d, rows), covariance.colour, scale, of(k, d, rows))
-    check("log_det", of(k), lambda s: covariance.log_det(s, shape), scale)
-    check("diagonal", of(k, d), lambda s: covariance.diagonal(s, shape), scale)
-    check("inverse_diagonal", of(k, d), lambda s: covariance.inverse_diagonal(s, shape), scale)
-    check("to_covariance", of(k, d, d), lambda s: covariance.to_covariance(s, shape), scale)
-    second = check("second_moment", None, covariance.moments, scale, of(k, d, rows), of(k, rows))
-    check("update", (scale, of(k)), covariance.update, scale, of(k), of(k, d), second, of(d))
-    check("from_covariance", scale, covariance.from_covariance, of(*covariance.covariance_shape(k, d)))
-    if covariance.to_natural is not None and covariance.from_natural is not None:
-        natural = check("to_natural", None, covariance.to_natural, scale, of(k), scale, of(k, d))
-        check("from_natural", (scale, of(k, d)), covariance.from_natural, scale, of(k), natural)
-    if covariance.to_unconstrained is not None and covariance.from_unconstrained is not None:
-        back = covariance.from_unconstrained
-        free = check("to_unconstrained", None, covariance.to_unconstrained, scale)
-        given, wanted = sum(a.size for a in jax.tree.leaves(free)), covariance.n_parameters(k, d)
-        if given != wanted:
-            raise TypeError(
-                f"{covariance.name!r}: to_unconstrained must give n_parameters = {wanted} numbers for "
-                f"K = {k}, D = {d}; it gives {given}"
-            )
-        check("from_unconstrained", scale, lambda f: back(f, shape), free)
-    if covariance.rescale is not None:
-        check("rescale", scale, covariance.rescale, scale, of(d))
+    scale = jax.eval_shape(c.from_variances, of(k, d))
+    if any(a.dtype != dtype for a in jax.tree.leaves(scale)):
+        wanted = jnp.dtype(dtype).name
+        raise refuse(f"from_variances must give {wanted} for {wanted} variances; it gives {described(scale)}")
+    y, shape = of(k, d, rows), ((k, d),)
+    check("whitener", y, scale, y)
+    check("colour", y, scale, y)
+    check("log_det", of(k), scale, last=shape)
+    check("diagonal", of(k, d), scale, last=shape)
+    check("inverse_diagonal", of(k, d), scale, last=shape)
+    check("to_covariance", of(k, d, d), scale, last=shape)
+    second = check("second_moment", None, scale, y, of(k, rows))
+    check("update", (scale, of(k)), scale, of(k), of(k, d), second, of(d))
+    check("from_covariance", scale, of(*c.covariance_shape(k, d)))
+    if c.to_natural is not None and c.from_natural is not None:
+        natural = check("to_natural", None, scale, of(k), scale, of(k, d))
+        check("from_natural", (scale, of(k, d)), scale, of(k), natural)
+    if c.to_unconstrained is not None and c.from_unconstrained is not None:
+        free = check("to_unconstrained", None, scale)
+        given, number = sum(a.size for a in jax.tree.leaves(free)), c.n_parameters(k, d)
+        if given != number:
+            raise refuse(f"to_unconstrained must give n_parameters = {number} numbers; it gives {given}")
+        check("from_unconstrained", scale, free, last=shape)
+    if c.rescale is not None:
+        check("rescale", scale, scale, of(d))

@@ -1,4 +1,8 @@
-"""Structures without correlations: `diag` keeps standard deviations (K, D), `spherical` one for each (K,)."""
+"""Structures without correlations: `diag`, `spherical`, and mclust's EII, EEI, VEI and EVI.
+
+`diag` keeps standard deviations (K, D), `spherical` one for each component (K,). The others share parts,
+which `eigen_parts` describes. Letters say volume, shape and orientation: E equal, V varying, I identity.
+"""
 
 from __future__ import annotations
 
@@ -8,83 +12,80 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array
 
-from jaxgmm.components.covariance.base import Covariance, any_axis, any_volume
+from jaxgmm.components.covariance.base import Covariance, Partial, Scale, compiled
+from jaxgmm.components.covariance.eigen_parts import (
+    from_variances,
+    grown,
+    logs_bound,
+    logs_free,
+    logs_from,
+    logs_to,
+    nan_sqrt,
+    nearest,
+    positive,
+    shares,
+    widths,
+)
 from jaxgmm.components.covariance.full import SQRT_HALF
-from jaxgmm.kernels.linalg import embed_diagonal, epsilon
+from jaxgmm.components.covariance.letters import properties
+from jaxgmm.kernels.linalg import embed_diagonal
 
 
-def _diag_whitener(scale: Array) -> Callable[[Array], Array]:
-    inverse = 1 / scale
+def _whitener(scale: Scale) -> Callable[[Array], Array]:
+    inverse = 1 / widths(scale)
     return lambda residuals: residuals * inverse[:, :, None]
 
 
-def positive(target: Array, spread: Array) -> Array:
-    """`target`, or the rounding of the subtraction that made it from `spread` where it is not positive."""
-    eps = epsilon(target.dtype)
-    return jnp.where(target > 0, target, 4 * eps * spread + eps * eps)
+def _colour(scale: Scale, y: Array) -> Array:
+    return y * widths(scale)[:, :, None]
+
+
+def _log_det(scale: Scale, shape: tuple[int, int]) -> Array:
+    return 2 * jnp.broadcast_to(jnp.log(widths(scale)), shape).sum(-1)
+
+
+def _diagonal(scale: Scale, shape: tuple[int, int]) -> Array:
+    return jnp.broadcast_to(jnp.square(widths(scale)), shape)
+
+
+def _inverse_diagonal(scale: Scale, shape: tuple[int, int]) -> Array:
+    return jnp.broadcast_to(1 / jnp.square(widths(scale)), shape)
+
+
+def _to_covariance(scale: Scale, shape: tuple[int, int]) -> Array:
+    variances = jnp.square(widths(scale))
+    return embed_diagonal(jnp.broadcast_to(variances, (*variances.shape[:-2], *shape)))
+
+
+def _relative_variances(scale: Scale, weight: Array, square: Array, second: Array, ridge: Array) -> Array:
+    """(K, 1 or D) the next variances over the present ones, from moments and squared means; 1 if off."""
+    on = (weight > 0)[:, None]
+    spread = second / jnp.where(on, weight[:, None], 1)
+    target = positive(spread - square + ridge[None, :] / jnp.square(widths(scale)), spread)
+    return jnp.where(on, target, 1)
 
 
 def _diag_update(
     scale: Array, weight: Array, mean: Array, second: Array, ridge: Array
 ) -> tuple[Array, Array]:
-    active = (weight > 0)[:, None]
-    spread = second / jnp.where(active, weight[:, None], 1)
-    target = positive(spread - mean * mean + ridge[None, :] / (scale * scale), spread)
-    target = jnp.where(active, target, 1)
+    target = _relative_variances(scale, weight, mean * mean, second, ridge)
     return scale * jnp.sqrt(target), jnp.square(target - 1).sum(-1)
 
 
-def _diag_to_covariance(scale: Array, shape: tuple[int, int]) -> Array:
-    return embed_diagonal(scale * scale)
+def _to_natural(reference: Array, weights: Array, scale: Array, shift: Array) -> dict[str, Array]:
+    precision, root = jnp.square(widths(reference) / widths(scale)), jnp.sqrt(weights)[:, None]
+    length = SQRT_HALF * (shift.shape[1] / precision.shape[1]) ** 0.5
+    return {"precision": length * root * precision, "shift": root * precision * shift}
 
 
-def nan_sqrt(variances: Array) -> Array:
-    """Standard deviations of variances; NaN where one is not positive."""
-    return jnp.where(variances > 0, jnp.sqrt(jnp.where(variances > 0, variances, 1)), jnp.nan)
-
-
-def _or_one(precision: Array) -> tuple[Array, Array]:
-    """Precisions, with 1 for those that are not positive, so that nothing is NaN; and which are positive."""
+def _from_natural(reference: Array, weights: Array, natural: dict[str, Array]) -> tuple[Array, Array]:
+    root, shift = jnp.sqrt(weights)[:, None], natural["shift"]
+    length = SQRT_HALF * (shift.shape[1] / natural["precision"].shape[1]) ** 0.5
+    precision = natural["precision"] / (length * root)
     valid = precision > 0
-    return jnp.where(valid, precision, 1), valid
-
-
-def _diag_to_natural(reference: Array, weights: Array, scale: Array, shift: Array) -> dict[str, Array]:
-    precision = jnp.square(reference / scale)
-    root = jnp.sqrt(weights)[:, None]
-    return {"precision": SQRT_HALF * root * precision, "shift": root * precision * shift}
-
-
-def _diag_from_natural(reference: Array, weights: Array, natural: dict[str, Array]) -> tuple[Array, Array]:
-    root = jnp.sqrt(weights)[:, None]
-    precision = natural["precision"] / (SQRT_HALF * root)
-    precision, valid = _or_one(precision)
-    scale = jnp.where(valid, reference / jnp.sqrt(precision), jnp.nan)
-    return scale, natural["shift"] / (root * precision)
-
-
-def _diag_shape(n_components: int, n_features: int) -> tuple[int, ...]:
-    return n_components, n_features
-
-
-def _diag_colour(scale: Array, y: Array) -> Array:
-    return y * scale[:, :, None]
-
-
-def _diag_log_det(scale: Array, shape: tuple[int, int]) -> Array:
-    return 2 * jnp.log(scale).sum(-1)
-
-
-def _diag_variances(scale: Array, shape: tuple[int, int]) -> Array:
-    return scale * scale
-
-
-def _diag_precisions(scale: Array, shape: tuple[int, int]) -> Array:
-    return 1 / (scale * scale)
-
-
-def _diag_n_parameters(n_components: Any, n_features: int) -> Any:
-    return n_components * n_features
+    safe = jnp.where(valid, precision, 1)
+    scale = jnp.where(valid, widths(reference) / jnp.sqrt(safe), jnp.nan)
+    return scale.reshape(reference.shape), shift / (root * safe)
 
 
 def _log(scale: Array) -> Array:
@@ -101,122 +102,114 @@ def _diag_rescale(scale: Array, unit: Array) -> Array:
 
 diag = Covariance(
     name="diag",
-    covariance_shape=_diag_shape,
-    whitener=_diag_whitener,
-    colour=_diag_colour,
-    log_det=_diag_log_det,
-    diagonal=_diag_variances,
-    inverse_diagonal=_diag_precisions,
+    **properties("VVI"),
+    whitener=_whitener,
+    colour=_colour,
+    log_det=_log_det,
+    diagonal=_diagonal,
+    inverse_diagonal=_inverse_diagonal,
     second_moment="diagonal",
     update=_diag_update,
-    to_covariance=_diag_to_covariance,
-    from_covariance=nan_sqrt,
+    to_covariance=Partial(compiled, _to_covariance),
+    from_covariance=Partial(compiled, nan_sqrt),
     from_variances=nan_sqrt,
-    n_parameters=_diag_n_parameters,
-    to_natural=_diag_to_natural,
-    from_natural=_diag_from_natural,
+    to_natural=_to_natural,
+    from_natural=_from_natural,
     to_unconstrained=_log,
     from_unconstrained=_exp,
-    prior="VVI",
-    free_volumes=True,
     rescale=_diag_rescale,
     by_feature=True,
-    collapse=any_axis,
 )
-
-
-def _spherical_whitener(scale: Array) -> Callable[[Array], Array]:
-    inverse = 1 / scale
-    return lambda residuals: residuals * inverse[:, None, None]
 
 
 def _spherical_update(
     scale: Array, weight: Array, mean: Array, second: Array, ridge: Array
 ) -> tuple[Array, Array]:
-    n_features = mean.shape[-1]
-    active = weight > 0
-    spread = second / (n_features * jnp.where(active, weight, 1))
-    between = jnp.square(mean).sum(-1) / n_features
-    target = positive(spread - between + ridge.mean() / (scale * scale), spread)
-    target = jnp.where(active, target, 1)
-    return scale * jnp.sqrt(target), n_features * jnp.square(target - 1)
+    d = mean.shape[-1]
+    square = jnp.square(mean).mean(-1, keepdims=True)
+    target = _relative_variances(scale, weight, square, second[:, None] / d, ridge.mean(keepdims=True))[:, 0]
+    return scale * jnp.sqrt(target), d * jnp.square(target - 1)
 
 
 def _spherical_to_covariance(scale: Array, shape: tuple[int, int]) -> Array:
-    variances = (scale * scale)[..., None]
-    return embed_diagonal(jnp.broadcast_to(variances, (*variances.shape[:-1], shape[1])))
-
-
-def _spherical_to_natural(reference: Array, weights: Array, scale: Array, shift: Array) -> dict[str, Array]:
-    precision = jnp.square(reference / scale)
-    root = jnp.sqrt(weights)
-    length = SQRT_HALF * shift.shape[-1] ** 0.5
-    return {"precision": length * root * precision, "shift": (root * precision)[:, None] * shift}
-
-
-def _spherical_from_natural(
-    reference: Array, weights: Array, natural: dict[str, Array]
-) -> tuple[Array, Array]:
-    root = jnp.sqrt(weights)
-    length = SQRT_HALF * natural["shift"].shape[-1] ** 0.5
-    precision = natural["precision"] / (length * root)
-    precision, valid = _or_one(precision)
-    scale = jnp.where(valid, reference / jnp.sqrt(precision), jnp.nan)
-    return scale, natural["shift"] / (root * precision)[:, None]
-
-
-def _spherical_shape(n_components: int, n_features: int) -> tuple[int, ...]:
-    return (n_components,)
-
-
-def _spherical_colour(scale: Array, y: Array) -> Array:
-    return y * scale[:, None, None]
-
-
-def _spherical_log_det(scale: Array, shape: tuple[int, int]) -> Array:
-    return 2 * shape[1] * jnp.log(scale)
-
-
-def _spherical_variances(scale: Array, shape: tuple[int, int]) -> Array:
-    return jnp.broadcast_to((scale * scale)[:, None], shape)
-
-
-def _spherical_precisions(scale: Array, shape: tuple[int, int]) -> Array:
-    return jnp.broadcast_to((1 / (scale * scale))[:, None], shape)
+    return _to_covariance({"width": scale[..., None]}, shape)
 
 
 def _spherical_from_variances(variances: Array) -> Array:
     return jnp.sqrt(variances.mean(-1))
 
 
-def _spherical_n_parameters(n_components: Any, n_features: int) -> Any:
-    return n_components
-
-
 def _spherical_rescale(scale: Array, unit: Array) -> Array:
     return scale * unit[:1]
 
 
-spherical = Covariance(
+spherical = diag._replace(
     name="spherical",
-    covariance_shape=_spherical_shape,
-    whitener=_spherical_whitener,
-    colour=_spherical_colour,
-    log_det=_spherical_log_det,
-    diagonal=_spherical_variances,
-    inverse_diagonal=_spherical_precisions,
+    **properties("VII"),
     second_moment="trace",
     update=_spherical_update,
-    to_covariance=_spherical_to_covariance,
-    from_covariance=nan_sqrt,
+    to_covariance=Partial(compiled, _spherical_to_covariance),
     from_variances=_spherical_from_variances,
-    n_parameters=_spherical_n_parameters,
-    to_natural=_spherical_to_natural,
-    from_natural=_spherical_from_natural,
-    to_unconstrained=_log,
-    from_unconstrained=_exp,
-    prior="VII",
-    free_volumes=True,
     rescale=_spherical_rescale,
-    collapse=any_volume,
+    by_feature=False,
 )
+
+
+def _parts_update(
+    letters: str, scale: Scale, weight: Array, mean: Array, second: Array, ridge: Array
+) -> tuple[Scale, Array]:
+    on, share = shares(weight)
+    variances = _relative_variances(scale, weight, mean * mean, second, ridge)
+    volume, shape = nearest(letters, variances, share)
+    if letters[0] == "V":
+        volume = jnp.where(on[:, None], volume, 1)
+    change = jnp.broadcast_to(jnp.square(volume * shape - 1), mean.shape).sum(-1)
+    return grown(scale, volume, shape), change
+
+
+def _from_shared(variances: Array) -> Scale:
+    """The scale of one variance (), or of one for each feature (D,)."""
+    return {"width": nan_sqrt(variances).reshape(1, -1)}
+
+
+def _parts_to_natural(reference: Scale, weights: Array, scale: Scale, shift: Array) -> Scale:
+    logs = logs_to(reference, weights, scale, shift.shape[-1])
+    precision = jnp.square(widths(reference) / widths(scale))
+    return {**logs, "shift": jnp.sqrt(weights)[:, None] * precision * shift}
+
+
+def _parts_from_natural(reference: Scale, weights: Array, natural: Scale) -> tuple[Scale, Array]:
+    shift = natural["shift"] / jnp.sqrt(weights)[:, None]
+    scale = logs_from(reference, weights, natural, shift.shape[-1])
+    return scale, shift * jnp.square(widths(scale) / widths(reference))
+
+
+def rescale_width(scale: Scale, unit: Array) -> Scale:
+    """The same shapes and orientations with widths (1 or K, 1 or D) multiplied by the one unit."""
+    return {**scale, "width": scale["width"] * unit[None, :1]}
+
+
+def _rescale_features(scale: Scale, unit: Array) -> Scale:
+    return {"width": scale["width"] * unit[None, :]}
+
+
+def _record(letters: str, **fields: Any) -> Covariance:
+    return diag._replace(
+        name=letters,
+        **properties(letters),
+        update=Partial(_parts_update, letters),
+        from_variances=Partial(from_variances, letters),
+        to_natural=_parts_to_natural,
+        from_natural=_parts_from_natural,
+        to_unconstrained=logs_free,
+        from_unconstrained=logs_bound,
+        **fields,
+    )
+
+
+_ONE: dict[str, Any] = {"rescale": rescale_width, "by_feature": False}  # unit for all features
+
+EII = _record("EII", from_covariance=Partial(compiled, _from_shared), **_ONE)
+EEI = _record("EEI", from_covariance=Partial(compiled, _from_shared), rescale=_rescale_features)
+VEI = _record("VEI", from_covariance=Partial(compiled, Partial(from_variances, "VEI")), **_ONE)
+EVI = _record("EVI", from_covariance=Partial(compiled, Partial(from_variances, "EVI")), **_ONE)

@@ -9,9 +9,11 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxgmm.components.covariance.base import Covariance, Scale, all_as_points
+from jaxgmm.components.covariance.base import Covariance, Partial, Scale, compiled
 from jaxgmm.components.covariance.diagonal import diag, spherical
+from jaxgmm.components.covariance.eigen_parts import widths
 from jaxgmm.components.covariance.full import full
+from jaxgmm.components.covariance.letters import collapse
 from jaxgmm.components.covariance.rotations import principal_axes
 from jaxgmm.components.covariance.tied import tied
 from jaxgmm.kernels.linalg import cholesky, einsum
@@ -48,44 +50,30 @@ def truncation_level(values: Array, weight: Array, ratio: float) -> Array:
     return levels[jnp.argmin(cost)] * top
 
 
-def _clip(values: Array, weight: Array, ratio: float) -> Array:
-    level = truncation_level(values, weight, ratio)
-    return jnp.where((weight > 0)[:, None], jnp.clip(values, level, ratio * level), values)
+def _clip(variances: Array, weight: Array, ratio: float) -> Array:
+    level = truncation_level(variances, weight, ratio)
+    return jnp.where((weight > 0)[:, None], jnp.clip(variances, level, ratio * level), variances)
 
 
-def _limit_deviations(scale: Array, weight: Array, ratio: float) -> Array:
-    return jnp.sqrt(_clip(jnp.square(scale), weight, ratio))
-
-
-def _limit_widths(scale: Array, weight: Array, ratio: float) -> Array:
-    return jnp.sqrt(_clip(jnp.square(scale)[:, None], weight, ratio))[:, 0]
-
-
-def _limit_factors(scale: Array, weight: Array, ratio: float) -> Array:
+def _limit(name: str, scale: Array, weight: Array, ratio: float) -> Array:
+    """The scale of a structure with its eigenvalues within the ratio; weights (K,), of one matrix (1,)."""
+    if name in ("diag", "spherical"):
+        return jnp.sqrt(_clip(jnp.square(widths(scale)), weight, ratio)).reshape(scale.shape)
+    if name == "tied":
+        return _limit("full", scale[None], weight.sum(keepdims=True), ratio)[0]
     axes, deviations = principal_axes(jnp.tril(scale))
-    within = _clip(jnp.square(deviations), weight, ratio)
+    variances = jnp.square(deviations)
+    within = _clip(variances, weight, ratio)
     new = cholesky(einsum("kdi,ki,kei->kde", axes, within, axes))
-    kept = (within == jnp.square(deviations)).all(-1)[:, None, None]
-    return jnp.where(kept, scale, new)
-
-
-def _limit_factor(scale: Array, weight: Array, ratio: float) -> Array:
-    return _limit_factors(scale[None], weight.sum(keepdims=True), ratio)[0]
-
-
-_LIMITS: dict[str, Callable[[Array, Array, float], Array]] = {
-    full.name: _limit_factors,
-    tied.name: _limit_factor,
-    diag.name: _limit_deviations,
-    spherical.name: _limit_widths,
-}
+    return jnp.where((within == variances).all(-1)[:, None, None], scale, new)
 
 
 def _update(
-    base: Covariance, ratio: float, scale: Scale, weight: Array, mean: Array, second: Any, ridge: Array
+    limited: tuple[Covariance, float], scale: Scale, weight: Array, mean: Array, second: Any, ridge: Array
 ) -> tuple[Scale, Array]:
+    base, ratio = limited
     free, _ = base.update(scale, weight, mean, second, ridge)
-    new = _LIMITS[base.name](free, weight, ratio)
+    new = _limit(base.name, free, weight, ratio)
     k, d = mean.shape
     identity = jnp.broadcast_to(jnp.eye(d, dtype=mean.dtype)[None], (k, d, d))
     relative = base.whitener(scale)(base.colour(new, identity))
@@ -93,10 +81,11 @@ def _update(
     return new, jnp.square(product - identity).sum((1, 2))
 
 
-def _limited(base: Covariance, ratio: float, make: Callable[[Array], Scale], given: Array) -> Scale:
-    """The scale that `make` gives, within the ratio, for components of equal weight."""
+def _make(limited: tuple[Callable[[Array], Scale], str, float], given: Array) -> Scale:
+    """The scale that a function gives, within the ratio, for components of equal weight."""
+    make, name, ratio = limited
     scale = make(given)
-    return _LIMITS[base.name](scale, jnp.ones(scale.shape[0], scale.dtype), ratio)
+    return _limit(name, scale, jnp.ones(scale.shape[0], scale.dtype), ratio)
 
 
 @functools.lru_cache
@@ -136,14 +125,16 @@ def eigen_ratio(covariance: Covariance, ratio: float) -> Covariance:
     ratio = float(ratio)
     return covariance._replace(
         name=f"{covariance.name}-ratio({ratio:.12g})",
-        update=functools.partial(_update, covariance, ratio),
-        from_covariance=functools.partial(_limited, covariance, ratio, covariance.from_covariance),
-        from_variances=functools.partial(_limited, covariance, ratio, covariance.from_variances),
+        update=Partial(_update, (covariance, ratio)),
+        from_covariance=Partial(
+            compiled, Partial(_make, (covariance.from_covariance, covariance.name, ratio))
+        ),
+        from_variances=Partial(_make, (covariance.from_variances, covariance.name, ratio)),
         to_natural=None,
         from_natural=None,
         to_unconstrained=None,
         from_unconstrained=None,
         free_volumes=False,
         by_feature=False,  # eigenvalues of features in other units have another ratio
-        collapse=all_as_points,
+        collapse=Partial(collapse, "EII"),
     )

@@ -16,7 +16,6 @@ length of a column, so that it is smooth at U = 0.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -27,8 +26,9 @@ import numpy as np
 from jax import Array, lax
 
 from jaxgmm import _validate as validate
-from jaxgmm.components.covariance.base import Collapse, Covariance
+from jaxgmm.components.covariance.base import Collapse, Covariance, Partial, compiled
 from jaxgmm.components.covariance.full import SQRT_HALF
+from jaxgmm.components.covariance.letters import covariance_shape
 from jaxgmm.kernels.linalg import (
     cholesky,
     eigh,
@@ -221,10 +221,6 @@ def _to_covariance(scale: Scale, shape: tuple[int, int]) -> Array:
     return low + embed_diagonal(jnp.square(scale["noise"]))
 
 
-def _covariance_shape(rank: int, n_components: int, n_features: int) -> tuple[int, ...]:
-    return n_components, n_features, n_features
-
-
 def _from_variances(rank: int, variances: Array) -> Scale:
     """Loadings that explain a small share of every variance, in directions that are as good as random.
 
@@ -246,17 +242,6 @@ def _from_variances(rank: int, variances: Array) -> Scale:
 def _n_parameters(rank: int, n_components: Any, n_features: int) -> Any:
     validate.rank(rank, n_features)
     return n_components * (n_features * rank - rank * (rank - 1) // 2 + n_features)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Ranked:
-    """A function with the rank filled in. Unlike `functools.partial`, two of the same are equal."""
-
-    function: Callable[..., Any]
-    rank: int
-
-    def __call__(self, *arguments: Any) -> Any:
-        return self.function(self.rank, *arguments)
 
 
 def _collapse(rank: int, n_features: int) -> Collapse:
@@ -394,7 +379,7 @@ def factor(rank: int) -> Covariance:
     rank = validate.count(rank, "rank", 1)
     return Covariance(
         name=f"factor({rank})",
-        covariance_shape=_Ranked(_covariance_shape, rank),
+        covariance_shape=Partial(covariance_shape, "VVV"),
         whitener=_whitener,
         colour=_colour,
         log_det=_log_det,
@@ -402,10 +387,10 @@ def factor(rank: int) -> Covariance:
         inverse_diagonal=_inverse_diagonal,
         second_moment=_second_moment,
         update=_update,
-        to_covariance=_to_covariance,
-        from_covariance=_Ranked(_from_covariance, rank),
-        from_variances=_Ranked(_from_variances, rank),
-        n_parameters=_Ranked(_n_parameters, rank),
+        to_covariance=Partial(compiled, _to_covariance),
+        from_covariance=Partial(compiled, Partial(_from_covariance, rank)),
+        from_variances=Partial(_from_variances, rank),
+        n_parameters=Partial(_n_parameters, rank),
         to_natural=_to_natural,
         from_natural=_from_natural,
         to_unconstrained=_to_unconstrained,
@@ -413,5 +398,5 @@ def factor(rank: int) -> Covariance:
         free_volumes=True,
         rescale=_rescale,
         by_feature=True,
-        collapse=_Ranked(_collapse, rank),
+        collapse=Partial(_collapse, rank),
     )

@@ -1,15 +1,20 @@
-"""Full covariances, one for each component: lower Cholesky factors (K, D, D)."""
+"""Full covariances, one for each component: lower Cholesky factors (K, D, D).
+
+What structures with correlations compute from factors C, Σ = C Cᵀ, is here too. Their scale is lower factors,
+or those of determinant 1 and a width, or orthogonal axes and the standard deviations along them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxgmm.components.covariance.base import Covariance
+from jaxgmm.components.covariance.base import Covariance, Partial, Scale, compiled
+from jaxgmm.components.covariance.eigen_parts import logs_from, logs_to, widths
+from jaxgmm.components.covariance.letters import properties
 from jaxgmm.kernels.linalg import (
     cholesky,
     column_squares,
@@ -18,30 +23,62 @@ from jaxgmm.kernels.linalg import (
     epsilon,
     lower_inverse,
     safe_cholesky,
+    times_each,
 )
 
 SQRT_HALF = float(np.sqrt(0.5))
 
 
-def _whitener(scale: Array) -> Callable[[Array], Array]:
-    inverse = lower_inverse(scale)
-    return lambda residuals: einsum("kde,keb->kdb", inverse, residuals)
+def factors_of(scale: Scale) -> Array:
+    """C (..., 1 or K, D, D), Σ = C Cᵀ."""
+    if not isinstance(scale, dict):
+        return jnp.tril(scale)
+    if "factor" in scale:
+        return scale["width"][..., None] * jnp.tril(scale["factor"])
+    return scale["orientation"] * widths(scale)[..., None, :]
 
 
-def _colour(scale: Array, y: Array) -> Array:
-    return einsum("kde,keb->kdb", jnp.tril(scale), y)
+def inverses_of(scale: Scale) -> Array:
+    """C⁻¹ (1 or K, D, D)."""
+    if not isinstance(scale, dict):
+        return lower_inverse(scale)
+    if "factor" in scale:
+        return lower_inverse(scale["factor"]) / scale["width"][:, :, None]
+    return scale["orientation"].swapaxes(-1, -2) / widths(scale)[:, :, None]
 
 
-def _log_det(scale: Array, shape: tuple[int, int]) -> Array:
-    return 2 * jnp.log(jnp.diagonal(scale, axis1=-2, axis2=-1)).sum(-1)
+def whitener(scale: Scale) -> Callable[[Array], Array]:
+    """`Covariance.whitener`."""
+    inverse = inverses_of(scale)
+    return lambda residuals: times_each(inverse, residuals)
 
 
-def _diagonal(scale: Array, shape: tuple[int, int]) -> Array:
-    return jnp.square(scale).sum(-1)
+def colour(scale: Scale, y: Array) -> Array:
+    """`Covariance.colour`."""
+    return times_each(factors_of(scale), y)
 
 
-def _inverse_diagonal(scale: Array, shape: tuple[int, int]) -> Array:
-    return column_squares(lower_inverse(scale))
+def log_det(scale: Scale, shape: tuple[int, int]) -> Array:
+    """`Covariance.log_det`, of lower factors; one of determinant 1 to rounding counts as what it is."""
+    logs = jnp.log(jnp.diagonal(factors_of(scale), axis1=-2, axis2=-1))
+    return 2 * jnp.broadcast_to(logs, shape).sum(-1)
+
+
+def diagonal(scale: Scale, shape: tuple[int, int]) -> Array:
+    """`Covariance.diagonal`."""
+    return jnp.broadcast_to(jnp.square(factors_of(scale)).sum(-1), shape)
+
+
+def inverse_diagonal(scale: Scale, shape: tuple[int, int]) -> Array:
+    """`Covariance.inverse_diagonal`."""
+    return jnp.broadcast_to(column_squares(inverses_of(scale)), shape)
+
+
+def to_covariance(scale: Scale, shape: tuple[int, int]) -> Array:
+    """`Covariance.to_covariance`."""
+    factors = factors_of(scale)
+    dense = einsum("...de,...fe->...df", factors, factors)
+    return jnp.broadcast_to(dense, (*dense.shape[:-3], shape[0], *dense.shape[-2:]))
 
 
 def covariance_step(spread: Array, mean: Array, inverse: Array, ridge: Array) -> tuple[Array, Array]:
@@ -55,33 +92,29 @@ def covariance_step(spread: Array, mean: Array, inverse: Array, ridge: Array) ->
     return spread - mean + einsum("...de,...fe->...df", inverse * ridge, inverse), jitter
 
 
-def _update(scale: Array, weight: Array, mean: Array, second: Array, ridge: Array) -> tuple[Array, Array]:
-    active = (weight > 0)[:, None, None]
+def whitened_step(
+    scale: Scale, weight: Array, mean: Array, second: Array, ridge: Array
+) -> tuple[Array, Array]:
+    """Each component's next covariance (K, D, D), whitened; its lower factor, and ‖its change‖²_F (K,)."""
+    on = (weight > 0)[:, None, None]
     identity = jnp.eye(mean.shape[-1], dtype=mean.dtype)[None]
-    spread = second / jnp.where(active, weight[:, None, None], 1)
+    spread = second / jnp.where(on, weight[:, None, None], 1)
     outer = mean[:, :, None] * mean[:, None, :]
-    target, jitter = covariance_step(spread, outer, lower_inverse(scale), ridge[None, None, :])
-    target = jnp.where(active, target, identity)
-    factors = einsum("kde,kef->kdf", jnp.tril(scale), safe_cholesky(target, jitter))
-    return factors, jnp.square(target - identity).sum((-2, -1))
+    target, jitter = covariance_step(spread, outer, inverses_of(scale), ridge[None, None, :])
+    target = jnp.where(on, target, identity)
+    return safe_cholesky(target, jitter), jnp.square(target - identity).sum((-2, -1))
 
 
-def to_dense(scale: Array, shape: tuple[int, int]) -> Array:
-    """L Lᵀ, with any leading axes."""
-    return einsum("...de,...fe->...df", scale, scale)
+def _update(scale: Array, weight: Array, mean: Array, second: Array, ridge: Array) -> tuple[Array, Array]:
+    lower, change = whitened_step(scale, weight, mean, second, ridge)
+    return einsum("kde,kef->kdf", jnp.tril(scale), lower), change
 
 
 def _from_variances(variances: Array) -> Array:
     return embed_diagonal(jnp.sqrt(variances))
 
 
-def relative_precision(reference: Array, scale: Array) -> Array:
-    """C_refᵀ Σ⁻¹ C_ref (..., D, D) from lower factors: the precision in coordinates where Σ_ref is I."""
-    factors = einsum("...de,...ef->...df", lower_inverse(scale), jnp.tril(reference))
-    return einsum("...ed,...ef->...df", factors, factors)
-
-
-def factor_of_inverse(precision: Array) -> tuple[Array, Array]:
+def _factor_of_inverse(precision: Array) -> tuple[Array, Array]:
     """Cholesky factors of the inverses of (..., D, D), and whether these are positive definite (..., 1, 1).
 
     Elsewhere the factor is the identity, so that nothing computed from it is NaN.
@@ -89,7 +122,7 @@ def factor_of_inverse(precision: Array) -> tuple[Array, Array]:
     It reads the symmetric part, not one triangle: as coordinates of a covariance, the matrices then have an
     orthogonal projection as their redundancy, and the EM map's Jacobian in them is symmetric.
     """
-    first, definite = _or_identity(cholesky(0.5 * (precision + precision.swapaxes(-1, -2))))
+    first, definite = _or_identity(cholesky_of(precision))
     inverse = lower_inverse(first)
     factors, also = _or_identity(cholesky(einsum("...ed,...ef->...df", inverse, inverse)))
     return factors, definite & also
@@ -102,33 +135,54 @@ def _or_identity(factors: Array) -> tuple[Array, Array]:
     return jnp.where(finite, factors, identity.reshape((1,) * (factors.ndim - 2) + identity.shape)), finite
 
 
-def _to_natural(reference: Array, weights: Array, scale: Array, shift: Array) -> dict[str, Array]:
-    precision = relative_precision(reference, scale)
-    root = jnp.sqrt(weights)
-    return {
-        "precision": SQRT_HALF * root[:, None, None] * precision,
-        "shift": root[:, None] * einsum("kde,ke->kd", precision, shift),
-    }
+def log_diagonal(factors: Array) -> Array:
+    """(...,) the mean logarithm of the diagonals of lower factors (..., D, D)."""
+    return jnp.log(jnp.diagonal(factors, axis1=-2, axis2=-1)).mean(-1)
 
 
-def _from_natural(reference: Array, weights: Array, natural: dict[str, Array]) -> tuple[Array, Array]:
-    root = jnp.sqrt(weights)
-    factors, definite = factor_of_inverse(natural["precision"] / (SQRT_HALF * root[:, None, None]))
-    shift = einsum("kde,kfe,kf->kd", factors, factors, natural["shift"] / root[:, None])
-    return jnp.where(definite, einsum("kde,kef->kdf", reference, factors), jnp.nan), shift
+def unimodular(factors: Array) -> Array:
+    """Lower factors (..., D, D) divided by the D-th root of their determinant."""
+    return factors * jnp.exp(-log_diagonal(factors))[..., None, None]
 
 
-def _covariance_shape(n_components: int, n_features: int) -> tuple[int, ...]:
-    return n_components, n_features, n_features
+def _root_weights(weights: Array, precision: Array) -> Array:
+    """(1 or K, 1, 1) the roots of the weights that matrices (1 or K, D, D) have."""
+    own = weights if len(precision) == len(weights) else weights.sum(keepdims=True)
+    return jnp.sqrt(own)[:, None, None]
+
+
+def to_natural(reference: Scale, weights: Array, scale: Scale, shift: Array) -> dict[str, Array]:
+    """`Covariance.to_natural`, of lower factors: the precision in coordinates where the reference is I."""
+    own, of = (s["factor"] if isinstance(s, dict) else s for s in (scale, reference))
+    relative = einsum("kde,kef->kdf", lower_inverse(own), jnp.tril(of))
+    precision = einsum("ked,kef->kdf", relative, relative)
+    natural = {"precision": SQRT_HALF * _root_weights(weights, precision) * precision}
+    if isinstance(scale, dict):
+        natural |= logs_to(reference, weights, scale, shift.shape[1])
+        precision = precision * jnp.square(reference["width"] / scale["width"])[:, :, None]
+    moved = times_each(precision, shift[:, :, None])[:, :, 0]
+    return {**natural, "shift": jnp.sqrt(weights)[:, None] * moved}
+
+
+def from_natural(reference: Scale, weights: Array, natural: dict[str, Array]) -> tuple[Scale, Array]:
+    """The way back."""
+    precision = natural["precision"]
+    relative, definite = _factor_of_inverse(precision / (SQRT_HALF * _root_weights(weights, precision)))
+    shift = (natural["shift"] / jnp.sqrt(weights)[:, None])[:, :, None]
+    if isinstance(reference, dict):
+        relative = unimodular(relative)
+        logs = logs_from(reference, weights, natural, precision.shape[-1])
+        factor = einsum("kde,kef->kdf", jnp.tril(reference["factor"]), relative)
+        scale: Scale = {**logs, "factor": jnp.where(definite, factor, jnp.nan)}
+        relative = relative * (scale["width"] / reference["width"])[:, :, None]
+    else:
+        scale = jnp.where(definite, einsum("kde,kef->kdf", jnp.tril(reference), relative), jnp.nan)
+    return scale, times_each(relative, times_each(relative.swapaxes(1, 2), shift))[:, :, 0]
 
 
 def cholesky_of(covariances: Array) -> Array:
     """Lower Cholesky factors of (..., D, D); NaN where one is not positive definite."""
     return cholesky(0.5 * (covariances + covariances.swapaxes(-1, -2)))
-
-
-def _n_parameters(n_components: Any, n_features: int) -> Any:
-    return n_components * (n_features * (n_features + 1) // 2)
 
 
 def factor_to_unconstrained(factors: Array) -> dict[str, Array]:
@@ -152,23 +206,21 @@ def rescale_factors(factors: Array, unit: Array) -> Array:
 
 full = Covariance(
     name="full",
-    covariance_shape=_covariance_shape,
-    whitener=_whitener,
-    colour=_colour,
-    log_det=_log_det,
-    diagonal=_diagonal,
-    inverse_diagonal=_inverse_diagonal,
+    **properties("VVV"),
+    whitener=whitener,
+    colour=colour,
+    log_det=log_det,
+    diagonal=diagonal,
+    inverse_diagonal=inverse_diagonal,
     second_moment="matrix",
     update=_update,
-    to_covariance=to_dense,
-    from_covariance=cholesky_of,
+    to_covariance=Partial(compiled, to_covariance),
+    from_covariance=Partial(compiled, cholesky_of),
     from_variances=_from_variances,
-    n_parameters=_n_parameters,
-    to_natural=_to_natural,
-    from_natural=_from_natural,
+    to_natural=to_natural,
+    from_natural=from_natural,
     to_unconstrained=factor_to_unconstrained,
     from_unconstrained=factor_from_unconstrained,
-    free_volumes=True,
     rescale=rescale_factors,
     by_feature=True,
 )

@@ -6,9 +6,8 @@ import difflib
 import re
 
 from jaxgmm.components.covariance.base import Covariance
-from jaxgmm.components.covariance.diagonal import diag, spherical
+from jaxgmm.components.covariance.diagonal import EEI, EII, EVI, VEI, diag, spherical
 from jaxgmm.components.covariance.eigen import EEV, EVE, EVV, VEE, VEV, VVE
-from jaxgmm.components.covariance.eigen_diagonal import EEI, EII, EVI, VEI
 from jaxgmm.components.covariance.eigen_ratio import eigen_ratio
 from jaxgmm.components.covariance.factor import factor
 from jaxgmm.components.covariance.full import full
@@ -22,13 +21,6 @@ STRUCTURES: dict[str, Covariance] = {
 ALIASES: dict[str, Covariance] = {
     "VVV": full, "EEE": tied, "VVI": diag, "VII": spherical, "V": spherical, "E": EII
 }  # fmt: skip
-
-
-def _number(text: str, name: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise ValueError(f"covariance_type {name!r}: {text!r} is not a number") from None
 
 
 def get_covariance(covariance_type: str | Covariance) -> Covariance:
@@ -67,8 +59,8 @@ def get_covariance(covariance_type: str | Covariance) -> Covariance:
         return names[covariance_type]
     if factors := re.fullmatch(r"factor\(([1-9][0-9]{0,8})\)", covariance_type):
         return factor(int(factors[1]))
-    if limited := re.fullmatch(r"(.+)-ratio\(([\d.e+]+)\)", covariance_type):
-        return eigen_ratio(get_covariance(limited[1]), _number(limited[2], covariance_type))
+    if limited := re.fullmatch(r"(.+)-ratio\((\d+(?:\.\d*)?(?:e\+?\d+)?)\)", covariance_type):
+        return eigen_ratio(get_covariance(limited[1]), float(limited[2]))
     near = difflib.get_close_matches(covariance_type, names, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     known, others = (", ".join(map(repr, names)) for names in (STRUCTURES, ALIASES))
