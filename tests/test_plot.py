@@ -1,6 +1,6 @@
 """Pictures: what is drawn is what the mixture says."""
 
-import subprocess
+import importlib
 import sys
 
 import matplotlib
@@ -355,10 +355,12 @@ def test_a_figure_of_its_own_is_one_that_a_notebook_shows():
         pyplot.close("all")
 
 
-def test_without_matplotlib_it_says_what_to_install():
-    code = "import sys; sys.modules['matplotlib'] = None; import jaxgmm, jaxgmm.plot"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert "ImportError: jaxgmm.plot needs Matplotlib: pip install 'jaxgmm[plot]'" in run.stderr
+def test_without_matplotlib_it_says_what_to_install(monkeypatch):
+    for name in [m for m in sys.modules if m.startswith(("jaxgmm.plot", "matplotlib"))]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(ImportError, match=r"^jaxgmm.plot needs Matplotlib: pip install 'jaxgmm\[plot\]'"):
+        importlib.import_module("jaxgmm.plot")
 
 
 def test_uncertainty_sorts_the_points_by_it():

@@ -39,10 +39,8 @@ class LocalEngine:
             raise ValueError("parts must hold at least one array; got none")
         self.weights = [None] * len(self.parts) if weights is None else list(weights)
         if len(self.weights) != len(self.parts):
-            raise ValueError(
-                f"weights must hold one array for each of the {len(self.parts)} parts; got "
-                f"{len(self.weights)}"
-            )
+            n, got = len(self.parts), len(self.weights)
+            raise ValueError(f"weights must hold one array for each of the {n} parts; got {got}")
         self.threads = validate.count(threads, "threads", 1)
 
     def map_reduce(self, function: Callable[..., Any], *broadcast: Any) -> Any:

@@ -35,9 +35,8 @@ def share_out(paths: Sequence[str], n_processes: int) -> list[list[str]]:
       ValueError: 2 parts are too few for 3 processes: each of them reads whole files
     """
     if len(paths) < n_processes:
-        raise ValueError(
-            f"{len(paths)} parts are too few for {n_processes} processes: each of them reads whole files"
-        )
+        n = len(paths)
+        raise ValueError(f"{n} parts are too few for {n_processes} processes: each of them reads whole files")
     sizes = {path: os.path.getsize(path) for path in paths}
     shares: list[list[str]] = [[] for _ in range(n_processes)]
     loads = [0] * n_processes
