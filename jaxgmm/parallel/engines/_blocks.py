@@ -8,8 +8,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
+import operator
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -134,6 +135,23 @@ class Outcome:
         if self.total is None or other.total is None:
             return other if self.total is None else self
         return Outcome(self.total + other.total)
+
+
+def value_of(outcomes: Iterable[Outcome]) -> Any:
+    """The sum of all parts; an error where something is wrong with one of them."""
+    outcome = functools.reduce(operator.add, outcomes, Outcome())
+    if outcome.problem is not None:
+        raise ValueError(outcome.problem)
+    return outcome.total
+
+
+def named(known: Sequence[str], columns: Sequence[str] | None, weights: Sequence[str]) -> list[str]:
+    """The columns of a data frame that are features: all but the weights where none are named."""
+    wanted = [c for c in known if c not in weights] if columns is None else list(columns)
+    missing = [c for c in [*wanted, *weights] if c not in known]
+    if missing:
+        raise ValueError(f"the data frame has no column {missing[0]!r}; it has {list(known)}")
+    return wanted
 
 
 def over(

@@ -85,14 +85,9 @@ class DaskEngine:
 
     @staticmethod
     def _frame(data: Any, columns: Any, sample_weight: Any) -> list[tuple[Any, Any]]:
-        known = list(data.columns)
-        named = isinstance(sample_weight, str)
-        weight = [sample_weight] if named else []
-        wanted = [c for c in known if c not in weight] if columns is None else list(columns)
-        missing = [c for c in [*wanted, *weight] if c not in known]
-        if missing:
-            raise ValueError(f"the data frame has no column {missing[0]!r}; it has {known}")
-        return _paired(data[wanted].to_delayed(), data[sample_weight] if named else sample_weight)
+        weight = [sample_weight] if isinstance(sample_weight, str) else []
+        wanted = blocks.named(list(data.columns), columns, weight)
+        return _paired(data[wanted].to_delayed(), data[sample_weight] if weight else sample_weight)
 
     @staticmethod
     def _array(data: Any, sample_weight: Any) -> list[tuple[Any, Any]]:
@@ -116,12 +111,8 @@ class DaskEngine:
         while len(level) > 1:
             level = [add(level[i : i + _FAN_IN]) for i in range(0, len(level), _FAN_IN)]
         if self._client is not None:
-            outcome: Outcome = self._client.compute(level[0]).result()
-        else:
-            (outcome,) = self._dask.compute(level[0])
-        if outcome.problem is not None:
-            raise ValueError(outcome.problem)
-        return outcome.total
+            return blocks.value_of([self._client.compute(level[0]).result()])
+        return blocks.value_of(self._dask.compute(level[0]))
 
 
 def _paired(parts: Any, sample_weight: Any) -> list[tuple[Any, Any]]:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import functools
-import operator
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from jaxgmm import _validate as validate
-from jaxgmm.parallel.engines._blocks import over
+from jaxgmm.parallel.engines._blocks import over, value_of
 
 
 class LocalEngine:
@@ -56,7 +54,4 @@ class LocalEngine:
         else:
             with ThreadPoolExecutor(self.threads) as pool:
                 outcomes = list(pool.map(one, numbers))
-        outcome = functools.reduce(operator.add, outcomes)
-        if outcome.problem is not None:
-            raise ValueError(outcome.problem)
-        return outcome.total
+        return value_of(outcomes)

@@ -103,12 +103,8 @@ class SparkEngine:
             raise ImportError(f"SparkEngine needs {error.name}: pip install 'jaxgmm[spark]'") from error
         if not hasattr(dataframe, "mapInArrow"):
             raise TypeError(f"dataframe must be a pyspark.sql.DataFrame; got {type(dataframe).__name__}")
-        known = list(dataframe.columns)
-        wanted = [c for c in known if c != weight_column] if columns is None else list(columns)
         weights = [] if weight_column is None else [weight_column]
-        missing = [c for c in [*wanted, *weights] if c not in known]
-        if missing:
-            raise ValueError(f"the data frame has no column {missing[0]!r}; it has {known}")
+        wanted = blocks.named(list(dataframe.columns), columns, weights)
         if not wanted:
             raise ValueError("columns must name at least one feature; got none")
         types = dict(dataframe.dtypes)
