@@ -17,13 +17,12 @@ from jaxgmm.data import Data
 from jaxgmm.density import inputs, sample
 from jaxgmm.em import MAX_ITER, REG_COVAR, run
 from jaxgmm.inference._information import ConfidenceIntervals
-from jaxgmm.inference._local_coordinates import Entries, entries
+from jaxgmm.inference._local_coordinates import entries, without_off
 from jaxgmm.kernels.blocked_sum import block_rows
 from jaxgmm.kernels.linalg import cholesky, einsum, lower_inverse
 from jaxgmm.kernels.programs import jit
 from jaxgmm.mixture import GMMParams, take
-from jaxgmm.result import FitResult
-from jaxgmm.selection._criteria import failed
+from jaxgmm.selection._criteria import has_failed
 
 KINDS = ("nonparametric", "parametric", "weighted")
 _TOL = 1e-2  # of a standard error: how far from its optimum a refit may stop
@@ -52,9 +51,7 @@ class Bootstrap:
     @property
     def usable(self) -> Array:
         """(n_replicates,) bool, False where the refit failed."""
-        empty = self.log_likelihood[..., None]
-        value = self.log_likelihood
-        return ~failed(FitResult(self.params, value, value, self.n_iter, self.status, empty))
+        return jnp.isfinite(self.log_likelihood) & ~has_failed(self.status)
 
     def values(self, function: Callable[[GMMParams], Any] = entries) -> Any:
         """function(params) of every refit, a pytree with a leading axis; NaN where the refit failed.
@@ -65,15 +62,7 @@ class Bootstrap:
         usable = self.usable
 
         def one(p: GMMParams) -> Any:
-            value = function(p)
-            if function is not entries:
-                return value
-            off = p.log_weights == -jnp.inf
-            return Entries(
-                value.weights,
-                jnp.where(off[:, None], jnp.nan, value.means),
-                jnp.where(off[:, None, None], jnp.nan, value.covariances),
-            )
+            return without_off(p, entries(p)) if function is entries else function(p)
 
         def blank(a: Array) -> Array:
             return jnp.where(usable.reshape(-1, *(1,) * (a.ndim - 1)), a, jnp.nan)
@@ -86,12 +75,10 @@ class Bootstrap:
 
     def intervals(self, level: ArrayLike = 0.95) -> ConfidenceIntervals:
         """Percentile intervals of weights, means and covariances."""
-        dtype = self.log_likelihood.dtype
-        tail = (1 - validate.fraction(level, "level", dtype)) / 2
-        values = self.values()
-        lower, upper = (
-            jax.tree.map(lambda a, q=q: jnp.nanquantile(a, q, axis=0), values) for q in (tail, 1 - tail)
-        )
+        tail = (1 - validate.fraction(level, "level", self.log_likelihood.dtype)) / 2
+        ends = jnp.stack([tail, 1 - tail])
+        both = jax.tree.map(lambda a: jnp.nanquantile(a, ends, axis=0), self.values())
+        lower, upper = (jax.tree.map(lambda a, i=i: a[i], both) for i in (0, 1))
         return ConfidenceIntervals(lower, upper, self.usable.sum() > 1)
 
 
@@ -146,10 +133,7 @@ def _bootstrap(
     params: GMMParams,
     x: Array,
     w: Array | None,
-    tol: Array,
-    max_iter: Array,
-    reg_covar: Array,
-    accelerate: Array,
+    numbers: tuple[Array, Array, Array, Array],
     *,
     kind: str,
     n_replicates: int,
@@ -171,9 +155,7 @@ def _bootstrap(
 
     def replicate(key: Array) -> Bootstrap:
         xb, wb = resampled(key)
-        r = run(
-            params, Data(xb, wb), tol, max_iter, reg_covar, accelerate, block_size=rows, history_size=1
-        )  # fmt: skip
+        r = run(params, Data(xb, wb), *numbers, block_size=rows, history_size=1)
         return Bootstrap(match(r.params, params), r.log_likelihood, r.n_iter, r.status)
 
     return batched_map(replicate, jax.random.split(key, n_replicates), batch_size)
@@ -224,10 +206,9 @@ def bootstrap(
 
     Example:
       >>> import jax, jaxgmm
-      >>> truth = jaxgmm.make_params([0.5, 0.5], [[-4.0], [4.0]], [1.0, 1.0], "spherical")
-      >>> X, _ = jaxgmm.sample(jax.random.key(0), truth, 200)
-      >>> params = jaxgmm.fit(truth, X).params
-      >>> refits = jaxgmm.inference.bootstrap(jax.random.key(1), params, X, n_replicates=100)
+      >>> params = jaxgmm.make_params([1.0], [[2.0]], [1.0], "spherical")
+      >>> X = [[1.0], [1.0], [3.0], [3.0]] * 25
+      >>> refits = jaxgmm.inference.bootstrap(jax.random.key(0), params, X, n_replicates=100)
       >>> bool(abs(refits.standard_errors().means[0, 0] / 0.1 - 1) < 0.25)  # σ/√n
       True
 
@@ -241,17 +222,8 @@ def bootstrap(
     w = validate.weight(sample_weight, x)
     if kind == "parametric" and w is not None:
         raise ValueError("sample_weight must be None for kind='parametric', which draws its own samples")
-    n_replicates = validate.count(n_replicates, "n_replicates", 1)
-    return _bootstrap(
-        validate.key(key),
-        params,
-        x,
-        w,
-        validate.not_negative(_TOL / x.shape[0] ** 0.5 if tol is None else tol, "tol", x.dtype),
-        validate.step_limit(max_iter),
-        validate.not_negative(reg_covar, "reg_covar", x.dtype),
-        validate.flag(accelerate, "accelerate"),
-        kind=kind,
-        n_replicates=n_replicates,
-        batch_size=lanes_at_once(batch_size, n_replicates),
-    )
+    n = validate.count(n_replicates, "n_replicates", 1)
+    near = _TOL / x.shape[0] ** 0.5 if tol is None else tol
+    numbers = validate.iteration(near, max_iter, reg_covar, accelerate, x.dtype)
+    options = {"kind": kind, "n_replicates": n, "batch_size": lanes_at_once(batch_size, n)}
+    return _bootstrap(validate.key(key), params, x, w, numbers, **options)

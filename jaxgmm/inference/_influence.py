@@ -14,7 +14,7 @@ from jax.typing import ArrayLike
 
 from jaxgmm import _validate as validate
 from jaxgmm.density import inputs, joint, posterior
-from jaxgmm.inference._information import examine, warn
+from jaxgmm.inference._information import checked, examine
 from jaxgmm.inference._local_coordinates import Inverse, Local, entries, jacobian, scores, tangent_rows
 from jaxgmm.kernels.blocked_sum import block_rows, map_rows
 from jaxgmm.kernels.linalg import PRECISION
@@ -48,16 +48,16 @@ class LeaveOneOut:
 @functools.partial(jit, static_argnames="function")
 def _influence(
     params: GMMParams, x: Array, w: Array | None, *, function: Callable[[GMMParams], Any]
-) -> tuple[Any, Inverse]:
+) -> tuple[Any, Array, Array]:
     local, _, inverse = examine(params, x, w)
     j, unravel = jacobian(local, function)
     size = local.free.size
     directions = inverse.solve(j.T)  # (P, q): the influence is each row's score in these directions
-    few = directions.shape[1] < size
+    n_directions = min(directions.shape[1], size)
 
     def block(b: Array) -> Array:
         b = b - local.shift[None, :]
-        if not few:
+        if n_directions == size:
             return jnp.matmul(scores(local, b)[1], directions, precision=PRECISION)
 
         def along(direction: Array) -> Array:
@@ -66,9 +66,8 @@ def _influence(
 
         return jax.vmap(along, in_axes=1, out_axes=1)(directions)
 
-    n_directions = min(directions.shape[1], size)
     rows = block_rows(x.shape[0], params.n_components, x.shape[1], max(1, n_directions))
-    return jax.vmap(unravel)(map_rows(block, x, block_size=rows)), inverse
+    return jax.vmap(unravel)(map_rows(block, x, block_size=rows)), inverse.valid, inverse.distance
 
 
 def influence(
@@ -112,11 +111,7 @@ def influence(
     """
     if function is not None and not callable(function):
         raise TypeError(f"function must take GMMParams; got {type(function).__name__}")
-    params, x = inputs(params, X)
-    w = validate.weight(sample_weight, x)
-    result, inverse = _influence(params, x, w, function=entries if function is None else function)
-    warn(inverse.valid, inverse.distance)
-    return result
+    return checked(_influence, params, X, sample_weight, function=function or entries)
 
 
 def _steps(local: Local, inverse: Inverse, w: Array, b: Array) -> tuple[Array, Array, Array]:
@@ -184,8 +179,8 @@ def _straight(local: Local, move: Array) -> Array:
 
 @jit
 def _leave_one_out(
-    params: GMMParams, x: Array, w: Array | None, rows: Array | None
-) -> tuple[LeaveOneOut, Inverse]:
+    params: GMMParams, x: Array, w: Array | None, *, rows: Array | None
+) -> tuple[LeaveOneOut, Array, Array]:
     local, _, inverse = examine(params, x, w)
     ones = jnp.ones(x.shape[0], x.dtype) if w is None else w
 
@@ -201,7 +196,7 @@ def _leave_one_out(
     if rows is not None:
         moves = _steps(local, inverse, ones[rows], x[rows] - local.shift[None, :])[2]
         chosen = jax.vmap(lambda t: translate(local.at(t), local.shift))(moves)
-    return LeaveOneOut(values, leverage, chosen, inverse.valid), inverse
+    return LeaveOneOut(values, leverage, chosen, inverse.valid), inverse.valid, inverse.distance
 
 
 def leave_one_out(
@@ -247,8 +242,5 @@ def leave_one_out(
       approximate leave-one-out cross-validation.
     """
     params, x = inputs(params, X)
-    w = validate.weight(sample_weight, x)
     chosen = None if rows is None else validate.rows(rows, x.shape[0])
-    loo, inverse = _leave_one_out(params, x, w, chosen)
-    warn(inverse.valid, inverse.distance)
-    return loo
+    return checked(_leave_one_out, params, x, sample_weight, rows=chosen)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import warnings
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,24 +15,19 @@ from jax.typing import ArrayLike
 
 from jaxgmm import _validate as validate
 from jaxgmm.density import inputs
-from jaxgmm.inference._local_coordinates import (
-    Curvature,
-    Entries,
-    Inverse,
-    Local,
-    curvature,
-    entries,
-    invert,
-    jacobian,
-    local_coordinates,
-    root,
-)
+from jaxgmm.inference import _local_coordinates as coordinates
+from jaxgmm.inference._local_coordinates import Curvature, Entries, Inverse, Local, entries
 from jaxgmm.kernels.linalg import einsum
 from jaxgmm.kernels.programs import jit
 from jaxgmm.mixture import GMMParams, active
 
 KINDS = ("observed", "sandwich")
 _FAR = 1.0  # standard errors from the optimum, beyond which an eager call warns
+_NOT_POSITIVE = (
+    "the observed information is not positive definite, and what follows from it is NaN: the mixture is not "
+    "at a maximum of the likelihood, or is not identified (twin components). Fit it to the same X and "
+    "sample_weight, or use fewer components"
+)
 
 
 @jax.tree_util.register_dataclass
@@ -60,7 +56,7 @@ class Information:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class StandardErrors:
+class StandardErrors(Entries):
     """Standard errors of a mixture's entries, as `standard_errors` gives them.
 
     Attributes:
@@ -71,9 +67,6 @@ class StandardErrors:
       valid: () bool: the information is positive definite. Where it is not, the errors are NaN.
     """
 
-    weights: Array  # (K,)
-    means: Array  # (K, D)
-    covariances: Array  # (K, D, D)
     distance: Array  # ()
     valid: Array  # ()  bool
 
@@ -96,23 +89,28 @@ class ConfidenceIntervals:
 
 def examine(params: GMMParams, x: Array, w: Array | None) -> tuple[Local, Curvature, Inverse]:
     """Coordinates at a mixture, the curvature in them and its inverse."""
-    local = local_coordinates(params, x, w)
-    c = curvature(local, x, w, params.n_components)
-    return local, c, invert(local, c)
+    local = coordinates.localise(params, x, w)
+    c = coordinates.curvature(local, x, w, params.n_components)
+    return local, c, coordinates.invert(local, c)
 
 
-def warn(valid: Array, distance: Array) -> None:
-    """Tell the user of an eager call what the flags say."""
+def checked(
+    program: Callable[..., tuple[Any, Array, Array]],
+    params: GMMParams,
+    X: ArrayLike,
+    sample_weight: ArrayLike | None,
+    **options: Any,
+) -> Any:
+    """What a program makes of checked arguments, with a warning of an eager call where it means little.
+
+    The program gives (params, x, w, **options) -> a value, and the `valid` and `distance` of an `Inverse`.
+    """
+    params, x = inputs(params, X)
+    value, valid, distance = program(params, x, validate.weight(sample_weight, x), **options)
     if not validate.is_concrete(valid, distance):
-        return
+        return value
     if not bool(valid):
-        warnings.warn(
-            "the observed information is not positive definite, and what follows from it is NaN: the mixture "
-            "is not at a maximum of the likelihood, or is not identified (twin components). Fit it to the "
-            "same X and sample_weight, or use fewer components",
-            RuntimeWarning,
-            stacklevel=3,
-        )
+        warnings.warn(_NOT_POSITIVE, RuntimeWarning, stacklevel=3)
     elif float(distance) > _FAR:
         warnings.warn(
             f"the maximum of the likelihood is {float(distance):.3g} standard errors away: these params are "
@@ -120,15 +118,18 @@ def warn(valid: Array, distance: Array) -> None:
             RuntimeWarning,
             stacklevel=3,
         )
+    return value
 
 
 @jit
-def _information(params: GMMParams, x: Array, w: Array | None) -> Information:
+def _information(params: GMMParams, x: Array, w: Array | None) -> tuple[Information, Array]:
+    """The information, and Takeuchi's criterion."""
     local, c, inverse = examine(params, x, w)
     r = local.inverse_basis
     observed, opg = (einsum("pi,pq,qj->ij", r, m, r) for m in (c.information, c.opg))
     score = einsum("pi,p->i", r, c.score)
-    return Information(observed, opg, score, inverse.least, inverse.distance, inverse.valid)
+    criterion = -2 * c.log_likelihood + 2 * jnp.trace(inverse.solve(c.opg))
+    return Information(observed, opg, score, inverse.least, inverse.distance, inverse.valid), criterion
 
 
 def information(params: GMMParams, X: ArrayLike, sample_weight: ArrayLike | None = None) -> Information:
@@ -167,30 +168,24 @@ def information(params: GMMParams, X: ArrayLike, sample_weight: ArrayLike | None
     params, x = inputs(params, X)
     if validate.is_concrete(params):
         params = active(params)
-    return _information(params, x, validate.weight(sample_weight, x))
+    return _information(params, x, validate.weight(sample_weight, x))[0]
 
 
-def _variances(j: Array, c: Curvature, inverse: Inverse, kind: str) -> Array:
-    """The variances (q,) of what has the derivative j (q, P)."""
-    if kind == "observed":
-        return jnp.square(inverse.half(j.T)).sum(0)
-    pulled = inverse.solve(j.T)
-    return (pulled * einsum("pq,qr->pr", c.opg, pulled)).sum(0)
-
-
-@functools.partial(jit, static_argnames="kind")
-def _standard_errors(params: GMMParams, x: Array, w: Array | None, *, kind: str) -> StandardErrors:
+@jit
+def _standard_errors(params: GMMParams, x: Array, w: Array | None) -> tuple[Any, Array, Array]:
+    """The `StandardErrors` of every kind: what they have in common takes nearly all of the time."""
     local, c, inverse = examine(params, x, w)
-    j, unravel = jacobian(local, entries)
-    e = unravel(root(_variances(j, c, inverse, kind)))
-    on = params.log_weights > -jnp.inf
-    return StandardErrors(
-        e.weights,
-        jnp.where(on[:, None], e.means, jnp.nan),
-        jnp.where(on[:, None, None], e.covariances, jnp.nan),
-        inverse.distance,
-        inverse.valid,
-    )
+    j, unravel = coordinates.jacobian(local, entries)
+    pulled = inverse.solve(j.T)
+    variances = {
+        "observed": jnp.square(inverse.half(j.T)).sum(0),
+        "sandwich": (pulled * einsum("pq,qr->pr", c.opg, pulled)).sum(0),
+    }
+    errors = {}
+    for kind, variance in variances.items():
+        e = coordinates.without_off(params, unravel(coordinates.root(variance)))
+        errors[kind] = StandardErrors(e.weights, e.means, e.covariances, inverse.distance, inverse.valid)
+    return errors, inverse.valid, inverse.distance
 
 
 def standard_errors(
@@ -228,14 +223,15 @@ def standard_errors(
       of misspecified models, theorem 3.2.
     """
     kind = validate.choice(kind, "kind", KINDS)
-    params, x = inputs(params, X)
-    errors = _standard_errors(params, x, validate.weight(sample_weight, x), kind=kind)
-    warn(errors.valid, errors.distance)
-    return errors
+    return checked(_standard_errors, params, X, sample_weight)[kind]
 
 
-def around(centre: Entries, errors: Entries, z: Array) -> tuple[Entries, Entries]:
-    """Lower and upper ends z standard errors from the centre: see `confidence_intervals` for the scales."""
+@jit
+def _around(params: GMMParams, errors: StandardErrors, level: Array) -> tuple[Entries, Entries]:
+    """Lower and upper ends of intervals about a mixture: see `confidence_intervals` for the scales."""
+    dtype = errors.means.dtype
+    centre = jax.tree.map(lambda a: a.astype(dtype), entries(params))
+    z = ndtri((1 + level.astype(dtype)) / 2)
     w = centre.weights
     inside = (w > 0) & (w < 1)
     odds = jnp.where(inside, w, 0.5) / jnp.where(inside, 1 - w, 0.5)
@@ -295,18 +291,14 @@ def confidence_intervals(
       McLachlan & Peel (2000), Finite Mixture Models, §2.15.
     """
     kind = validate.choice(kind, "kind", KINDS)
-    params, x = inputs(params, X)
-    z = ndtri((1 + validate.fraction(level, "level", x.dtype)) / 2)
-    errors = _standard_errors(params, x, validate.weight(sample_weight, x), kind=kind)
-    warn(errors.valid, errors.distance)
-    lower, upper = around(entries(params), Entries(errors.weights, errors.means, errors.covariances), z)
-    return ConfidenceIntervals(lower, upper, errors.valid)
+    level = validate.fraction(level, "level", None)
+    errors = checked(_standard_errors, params, X, sample_weight)[kind]
+    return ConfidenceIntervals(*_around(params, errors, level), errors.valid)
 
 
-@jit
-def _takeuchi(params: GMMParams, x: Array, w: Array | None) -> tuple[Array, Inverse]:
-    _, c, inverse = examine(params, x, w)
-    return -2 * c.log_likelihood + 2 * jnp.trace(inverse.solve(c.opg)), inverse
+def _takeuchi(params: GMMParams, x: Array, w: Array | None) -> tuple[Array, Array, Array]:
+    info, criterion = _information(params, x, w)
+    return criterion, info.valid, info.distance
 
 
 def takeuchi(params: GMMParams, X: ArrayLike, sample_weight: ArrayLike | None = None) -> Array:
@@ -336,7 +328,4 @@ def takeuchi(params: GMMParams, X: ArrayLike, sample_weight: ArrayLike | None = 
       Takeuchi (1976), Distribution of informational statistics and a criterion of model fitting; Burnham &
       Anderson (2002), Model Selection and Multimodel Inference, chapter 7.
     """
-    params, x = inputs(params, X)
-    value, inverse = _takeuchi(params, x, validate.weight(sample_weight, x))
-    warn(inverse.valid, inverse.distance)
-    return value
+    return checked(_takeuchi, params, X, sample_weight)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,12 +14,11 @@ from jax.typing import ArrayLike
 from jaxgmm import _validate as validate
 from jaxgmm.components.registry import ModelLike, get_model
 from jaxgmm.density import sample
-from jaxgmm.em import MAX_ITER, REG_COVAR, TOL, EMOptions
+from jaxgmm.em import DEFAULT_OPTIONS, MAX_ITER, REG_COVAR, TOL, EMOptions
 from jaxgmm.inference._bootstrap import batched_map, lanes_at_once
 from jaxgmm.init._starts import Init, check_init
 from jaxgmm.kernels.blocked_sum import block_rows
 from jaxgmm.kernels.programs import jit
-from jaxgmm.mixture import GMMParams
 from jaxgmm.result import FitResult
 from jaxgmm.selection._criteria import failed
 from jaxgmm.selection._restarts import fit_components
@@ -49,37 +49,41 @@ def _statistic(results: FitResult, n_samples: int) -> Array:
     return jnp.where(failed(results).any(), jnp.nan, jnp.maximum(gain, 0))
 
 
-@functools.partial(
-    jit,
-    static_argnames=("n_components", "n_replicates", "n_samples", "n_init", "init", "batch_size"),
-)
-def _null(
-    key: Array,
-    params: GMMParams,
-    tol: Array,
-    max_iter: Array,
-    reg_covar: Array,
-    *,
-    n_components: int,
-    n_replicates: int,
-    n_samples: int,
-    n_init: int,
-    init: Init,
-    batch_size: int,
-) -> Array:
-    rows = block_rows(n_samples, params.n_components, params.n_features, 2 * n_init * batch_size)
+@functools.partial(jit, static_argnames=("sizes", "model", "n_init", "init", "n_replicates", "batch_size"))
+def _test(
+    key: Array, x: Array, numbers: dict[str, Any], *, n_replicates: int, batch_size: int, **static: Any
+) -> LikelihoodRatio:
+    n_samples, key_fit, key_null = x.shape[0], *jax.random.split(key)
+    results = _fits(key_fit, x, numbers, DEFAULT_OPTIONS, **static)
+    null_params = jax.tree.map(lambda a: a[0], results.params)
+    n_lanes = 2 * static["n_init"] * batch_size
+    rows = block_rows(n_samples, null_params.n_components, null_params.n_features, n_lanes)
+    options = EMOptions(block_size=rows, history_size=1)
 
     def replicate(key: Array) -> Array:
         key_data, key_fit = jax.random.split(key)
-        x, _ = sample(key_data, params, n_samples)
-        results = fit_components(
-            key_fit, x, (n_components, n_components + 1), covariance_type=params.model, n_init=n_init,
-            init=init, tol=tol, max_iter=max_iter, reg_covar=reg_covar,
-            options=EMOptions(block_size=rows, history_size=1),
-        )  # fmt: skip
-        return _statistic(results, n_samples)
+        drawn, _ = sample(key_data, null_params, n_samples)
+        return _statistic(_fits(key_fit, drawn, numbers, options, **static), n_samples)
 
-    return batched_map(replicate, jax.random.split(key, n_replicates), batch_size)
+    null = batched_map(replicate, jax.random.split(key_null, n_replicates), batch_size)
+    statistic = _statistic(results, n_samples)
+    # A sum of ones and a comparison with NaN, which is false: a failed replicate counts nowhere.
+    above = (null >= statistic).astype(x.dtype).sum()
+    p_value = (1 + above) / (1 + jnp.isfinite(null).astype(x.dtype).sum())
+    return LikelihoodRatio(statistic, jnp.where(jnp.isnan(statistic), jnp.nan, p_value), null, results)
+
+
+def _fits(
+    key: Array,
+    x: Array,
+    numbers: dict[str, Any],
+    options: EMOptions,
+    *,
+    sizes: Any,
+    model: Any,
+    **starts: Any,
+) -> FitResult:
+    return fit_components(key, x, sizes, covariance_type=model, options=options, **numbers, **starts)
 
 
 def bootstrap_likelihood_ratio(
@@ -124,11 +128,11 @@ def bootstrap_likelihood_ratio(
       ValueError, TypeError: as `fit_components`.
 
     Example:
-      >>> import jax, jaxgmm
-      >>> truth = jaxgmm.make_params([0.5, 0.5], [[-3.0], [3.0]], [1.0, 1.0], "spherical")
-      >>> X, _ = jaxgmm.sample(jax.random.key(0), truth, 200)
+      >>> import jax, jaxgmm, numpy as np
+      >>> X = np.random.default_rng(0).normal([-3.0, 3.0], size=(50, 2)).reshape(-1, 1)
       >>> test = jaxgmm.inference.bootstrap_likelihood_ratio(
-      ...     jax.random.key(1), X, 1, covariance_type="spherical", n_replicates=19, n_init=1
+      ...     jax.random.key(1), X, 1, covariance_type="spherical", n_replicates=19, n_init=1,
+      ...     init="random_points",
       ... )
       >>> round(float(test.p_value), 2)  # one component will not do
       0.05
@@ -138,31 +142,15 @@ def bootstrap_likelihood_ratio(
       normal mixture, Applied Statistics 36.
     """
     x = validate.data(X)
-    n_samples = x.shape[0]
-    n = validate.n_components(n_components, n_samples - 1)
-    model = get_model(covariance_type)
+    n = validate.n_components(n_components, x.shape[0] - 1)
     n_replicates = validate.count(n_replicates, "n_replicates", 1)
-    key_fit, key_null = jax.random.split(validate.key(key))
-    results = fit_components(
-        key_fit, x, (n, n + 1), covariance_type=model, n_init=n_init, init=init, tol=tol, max_iter=max_iter,
-        reg_covar=reg_covar,
-    )  # fmt: skip
-    null = _null(
-        key_null,
-        jax.tree.map(lambda a: a[0], results.params),
-        validate.not_negative(tol, "tol", x.dtype),
-        validate.step_limit(max_iter),
-        validate.not_negative(reg_covar, "reg_covar", x.dtype),
-        n_components=n,
-        n_replicates=n_replicates,
-        n_samples=n_samples,
-        n_init=validate.count(n_init, "n_init", 1),
-        init=check_init(init),
+    numbers = {
+        "tol": validate.not_negative(tol, "tol", x.dtype),
+        "max_iter": validate.step_limit(max_iter),
+        "reg_covar": validate.not_negative(reg_covar, "reg_covar", x.dtype),
+    }
+    return _test(
+        validate.key(key), x, numbers, sizes=(n, n + 1), model=get_model(covariance_type),
+        init=check_init(init), n_init=validate.count(n_init, "n_init", 1), n_replicates=n_replicates,
         batch_size=lanes_at_once(batch_size, n_replicates),
-    )
-    statistic = _statistic(results, n_samples)
-    # A sum of ones and a comparison with NaN, which is false: a failed replicate counts nowhere.
-    dtype = x.dtype
-    above = (null >= statistic).astype(dtype).sum()
-    p_value = (1 + above) / (1 + jnp.isfinite(null).astype(dtype).sum())
-    return LikelihoodRatio(statistic, jnp.where(jnp.isnan(statistic), jnp.nan, p_value), null, results)
+    )  # fmt: skip

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.flatten_util import ravel_pytree
 
-from jaxgmm.components.covariance.base import Covariance
 from jaxgmm.data import summarise
 from jaxgmm.density import posterior
 from jaxgmm.kernels.blocked_sum import block_rows, sum_rows
@@ -47,6 +46,13 @@ class Entries:
 def entries(params: GMMParams) -> Entries:
     """A mixture's own weights, means and dense covariances."""
     return Entries(params.weights, params.means, params.covariances)
+
+
+def without_off(params: GMMParams, e: Entries) -> Entries:
+    """Entries of a mixture, NaN for the mean and the covariance of a component that is switched off."""
+    off = params.log_weights == -jnp.inf
+    means = jnp.where(off[:, None], jnp.nan, e.means)
+    return Entries(e.weights, means, jnp.where(off[:, None, None], jnp.nan, e.covariances))
 
 
 class Local(NamedTuple):
@@ -91,28 +97,21 @@ class Inverse(NamedTuple):
         return self.other_half(self.half(right))
 
 
-def free_coordinates(structure: Covariance) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """The structure's ways to its free coordinates and back, or an error if it has none."""
-    if structure.to_unconstrained is None or structure.from_unconstrained is None:
-        raise ValueError(
-            f"the structure {structure.name!r} has no free coordinates, which standard errors and influences "
-            "need: fill in to_unconstrained and from_unconstrained of its record"
-        )
-    return structure.to_unconstrained, structure.from_unconstrained
-
-
 def plain(params: GMMParams) -> tuple[int, Callable[[Array], GMMParams]]:
     """The plain free coordinates φ (P,) about a mixture: how many there are, and φ -> the mixture moved by φ.
 
     In this order: log π_k − log π_last for all components but the last that is switched on, the means, and
     the covariance structure's own `to_unconstrained`. Weights that are equal or fixed have none.
     """
-    to, back = free_coordinates(params.covariance)
-    c = params.component
-    n_components, n_features = params.means.shape
-    if c.n_parameters(c, *params.means.shape) < params.means.size + c.covariance.n_parameters(
-        *params.means.shape
-    ):
+    c, (n_components, n_features) = params.component, params.means.shape
+    to, back = c.covariance.to_unconstrained, c.covariance.from_unconstrained
+    if to is None or back is None:
+        raise ValueError(
+            f"the structure {c.covariance.name!r} has no free coordinates, which standard errors and "
+            "influences need: fill in to_unconstrained and from_unconstrained of its record"
+        )
+    used = params.means.size + c.covariance.n_parameters(n_components, n_features)
+    if c.n_parameters(c, n_components, n_features) < used:
         raise ValueError(
             f"components {c.name!r} do not use all of their means and covariances, so that the information "
             "is singular; standard errors and influences need a mixture without a background"
@@ -135,18 +134,19 @@ def plain(params: GMMParams) -> tuple[int, Callable[[Array], GMMParams]]:
         free, extra = unravel(origin + phi[n_logits + n_means :])
         scale = params.scale if c.from_free is None else c.from_free(c, params.scale, extra)
         mixture = GMMParams(log_weights, means, scale, *params.model)
-        return mixture.with_scatter(back(free, params.means.shape))
+        return mixture.with_scatter(back(free, (n_components, n_features)))
 
     return n_logits + n_means + origin.size, at
 
 
-def localise(params: GMMParams, shift: Array) -> Local:
+def localise(params: GMMParams, x: Array, w: Array | None) -> Local:
     """Coordinates t = Rφ in which a labelled observation (x, k) has the information I at the mixture.
 
     RᵀR = Σ_k π_k [(∂ log π_k)² + (C_k⁻¹ ∂μ_k)² + ½ (C_k⁻¹ ∂Σ_k C_k⁻ᵀ)²], by a QR factorisation of what is
     squared. In them the observed information per sample has eigenvalues that are at most 1 in expectation, so
     that neither the units of the data nor correlations within a component cost digits in float32.
     """
+    shift = summarise(x, w, jnp.zeros((), x.dtype)).shift
     params = translate(params, -shift)
     size, plainly = plain(params)
     here = lax.stop_gradient(params)
@@ -166,12 +166,9 @@ def localise(params: GMMParams, shift: Array) -> Local:
             flat.append(c.to_free(c, p.scale).reshape(-1))
         return jnp.concatenate(flat)
 
-    def lengths(phi: Array) -> Array:
-        return chart(plainly(phi))
-
     origin = jnp.zeros(size, params.means.dtype)
     # What is computed in these coordinates does not depend on which they are: they need no derivative.
-    jacobian = lax.stop_gradient(jax.jacfwd(lengths)(origin))
+    jacobian = lax.stop_gradient(jax.jacfwd(lambda phi: chart(plainly(phi)))(origin))
     free = (jacobian != 0).any(0)
     fixed = embed_diagonal(jnp.where(free, 0, 1).astype(origin.dtype))
     lower = triangular_factor(jnp.concatenate([jacobian, fixed]).T)
@@ -183,20 +180,15 @@ def localise(params: GMMParams, shift: Array) -> Local:
     return Local(at, chart, shift, basis, upper, free)
 
 
-def local_coordinates(params: GMMParams, x: Array, w: Array | None) -> Local:
-    """`localise` with the shift that suits the data."""
-    return localise(params, summarise(x, w, jnp.zeros((), x.dtype)).shift)
-
-
 def scores(local: Local, b: Array) -> tuple[Array, Array]:
     """log p(x) (B,) and its gradients s (B, P) at t = 0, for rows b (B, D) less the shift."""
-    size = local.free.size
 
-    def values(t: Array) -> Array:
-        return posterior(local.at(t), b)[1]
+    def values(t: Array) -> tuple[Array, Array]:
+        log_prob = posterior(local.at(t), b)[1]
+        return log_prob, log_prob
 
-    origin = jnp.zeros(size, b.dtype)
-    return values(origin), jax.jacfwd(values)(origin)
+    s, log_prob = jax.jacfwd(values, has_aux=True)(jnp.zeros(local.free.size, b.dtype))
+    return log_prob, s
 
 
 def tangent_rows(local: Local, x: Array, n_components: int) -> int:

@@ -65,21 +65,16 @@ def _found(
     many = params.means.ndim == 3
 
     def part(params: GMMParams, x: Array, w: Array, numbers: Numbers, prior: Prior | None) -> FitResult:
-        options: dict[str, Any] = {
-            "block_size": how.block_size,
-            "history_size": how.history_size,
-            "kernels": how.kernels,
-            "axis_name": how.axis_name,
-        }
+        fixed = ("block_size", "history_size", "kernels", "axis_name")
+        options: dict[str, Any] = {name: getattr(how, name) for name in fixed}
         if many:
             # Devices that have other fits may take more iterations: they share no sum with these.
             return run_many(params, Data(x, w), *numbers, lambda index: prior, **options)
         return run(params, Data(x, w), *numbers, prior, **options)
 
     rows, everywhere, starts = PartitionSpec(how.axis_name), PartitionSpec(), starts_over(how.restarts_axis)
-    mapped = shard_map(
-        part, mesh=how.mesh, in_specs=(starts, rows, rows, everywhere, everywhere), out_specs=starts
-    )
+    places = (starts, rows, rows, everywhere, everywhere)
+    mapped = shard_map(part, mesh=how.mesh, in_specs=places, out_specs=starts)
     result: FitResult = mapped(params, x, w, numbers, prior)
     return result
 
@@ -115,9 +110,8 @@ def _tangents(how: How, primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> 
         found: Evaluation = over_all(own, everywhere, rows, rows, everywhere)(point, *data)
         return found
 
-    derivative = Settings(numbers[0], numbers[3], unconverged_gradient=how.unconverged_gradient).derivative(
-        model
-    )
+    settings = Settings(numbers[0], numbers[3], unconverged_gradient=how.unconverged_gradient)
+    derivative = settings.derivative(model)
 
     def of(x: Array, w: Array, reg_covar: Array, prior: Prior | None) -> Ends:
         f = over_all(summarised, rows, rows, everywhere)(x, w, reg_covar)
@@ -139,35 +133,11 @@ def _tangents(how: How, primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> 
     return ends, dots
 
 
-@functools.partial(
-    jit,
-    static_argnames=(
-        "mesh",
-        "axis_name",
-        "restarts_axis",
-        "block_size",
-        "history_size",
-        "unconverged_gradient",
-        "kernels",
-    ),
-)
+@functools.partial(jit, static_argnames="how")
 def fit_parts(
-    params: GMMParams,
-    x: Array,
-    w: Array,
-    numbers: Numbers,
-    prior: Prior | None,
-    *,
-    mesh: Mesh,
-    axis_name: str,
-    restarts_axis: str | None = None,
-    block_size: int,
-    history_size: int,
-    unconverged_gradient: str,
-    kernels: tuple[Kernel, ...],
+    params: GMMParams, x: Array, w: Array, numbers: Numbers, prior: Prior | None, *, how: How
 ) -> FitResult:
     """A fit, or several, of rows divided over an axis of a mesh; `w` is 0 where a row does not count."""
-    how = How(mesh, axis_name, restarts_axis, block_size, history_size, unconverged_gradient, kernels)
     found = _found(how, *lax.stop_gradient((params, x, w, numbers, prior)))
     ends = found.params, found.log_likelihood, found.objective
     fitted, log_likelihood, objective = _with_derivative(how, ends, found.status, x, w, numbers, prior)

@@ -20,11 +20,10 @@ from jaxgmm.data import Data
 from jaxgmm.density import check_mixture, inputs
 from jaxgmm.em import DEFAULT_OPTIONS, MAX_ITER, REG_COVAR, TOL, EMOptions, check_options
 from jaxgmm.kernels import quadratic
-from jaxgmm.kernels.base import Kernel
 from jaxgmm.kernels.exact import rows_for
 from jaxgmm.kernels.programs import is_concrete
 from jaxgmm.mixture import GMMParams
-from jaxgmm.parallel._shard_program import Numbers, fit_parts, starts_over
+from jaxgmm.parallel._shard_program import How, Numbers, fit_parts, starts_over
 from jaxgmm.priors import Prior
 from jaxgmm.result import FitResult
 
@@ -67,8 +66,7 @@ def use_cores(n_cores: int | None = None) -> int:
 
 
 def _available() -> int:
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @functools.cache
@@ -86,7 +84,7 @@ def _over_cores(
         return None
     if x.size * params.n_components < _PAYS or len(jax.local_devices(backend="cpu")) < 2:
         return None
-    result = fit_divided(params, x, data.weight, numbers, prior, mesh=_cores(), **static)
+    result = fit_divided(params, x, data.weight, numbers, prior, How(_cores(), AXIS, None, **static))
     placed: FitResult = jax.device_put(result, x.sharding)
     return placed
 
@@ -101,35 +99,15 @@ def axis_of(mesh: Mesh, axis_name: str | None) -> str:
 
 def divide(x: Array, w: Array | None, mesh: Mesh, axis_name: str) -> tuple[Array, Array]:
     """Rows and weights divided over an axis of a mesh; what is there twice has weight 0 the second time."""
-    n, parts = x.shape[0], mesh.shape[axis_name]
-    sharding = NamedSharding(mesh, PartitionSpec(axis_name))
-    weight = jnp.ones(n, x.dtype) if w is None else w
-    if n % parts == 0:
-        return _put(x, sharding), _put(weight, sharding)
-    rows = -(-n // parts)
-    if not is_concrete(x, weight):
-        # Where derivatives are taken the rows cannot be looked at; each is taken by its number.
-        own_parts = [part_of(i * rows, rows, np.ones(n, bool)) for i in range(parts)]
-        index = np.concatenate([start + np.arange(rows, dtype=np.int32) for start, _ in own_parts])
-        new = jnp.asarray(np.concatenate([w for _, w in own_parts]))
-        weight = jnp.where(new, weight[index], jnp.zeros((), weight.dtype))
-        return jax.device_put(x[index], sharding), jax.device_put(weight, sharding)
-    host, weights = np.asarray(x), np.asarray(weight)
-
-    def begins(index: Any) -> int:
-        return index[0].start or 0
-
-    def own(index: Any) -> np.ndarray:
-        start, _ = part_of(begins(index), rows, weights)
-        return host[start : start + rows]
-
-    shape = (rows * parts, *x.shape[1:])
-    return (
-        jax.make_array_from_callback(shape, sharding, own),
-        jax.make_array_from_callback(
-            shape[:1], sharding, lambda index: part_of(begins(index), rows, weights)[1]
-        ),
-    )
+    weight: Any = np.ones(x.shape[0], x.dtype) if w is None else w
+    rows: Any = x
+    if over := -x.shape[0] % mesh.shape[axis_name]:
+        # On the host, where the whole array need not fit on one device a second time.
+        xp: Any = np if is_concrete(x, weight) else jnp
+        rows = xp.concatenate([xp.asarray(x), xp.asarray(x)[-over:]])
+        weight = xp.concatenate([xp.asarray(weight), xp.zeros(over, weight.dtype)])
+    divided: tuple[Array, Array] = _put((rows, weight), NamedSharding(mesh, PartitionSpec(axis_name)))
+    return divided
 
 
 def _put(tree: Any, sharding: NamedSharding) -> Any:
@@ -146,46 +124,18 @@ def _put(tree: Any, sharding: NamedSharding) -> Any:
     return jax.tree.map(put, tree)
 
 
-def part_of(first: int, rows: int, weights: np.ndarray) -> tuple[int, np.ndarray]:
-    """Where the part of `rows` rows from `first` on begins, so as to lie within all of them; and its weights.
-
-    A part that would end beyond them begins earlier, with weight 0 for the rows of the part before.
-    """
-    start = min(first, len(weights) - rows)
-    own = weights[start : start + rows].copy()
-    own[: first - start] = 0
-    return start, own
-
-
 def fit_divided(
-    params: GMMParams,
-    x: Array,
-    w: Array | None,
-    numbers: Numbers,
-    prior: Prior | None,
-    *,
-    mesh: Mesh,
-    axis_name: str = AXIS,
-    restarts_axis: str | None = None,
-    block_size: int,
-    history_size: int,
-    unconverged_gradient: str,
-    kernels: tuple[Kernel, ...],
+    params: GMMParams, x: Array, w: Array | None, numbers: Numbers, prior: Prior | None, how: How
 ) -> FitResult:
     """`fit_sharded` of checked arguments; its result lies on every device of the mesh."""
-    numbers, prior = _put((numbers, prior), NamedSharding(mesh, PartitionSpec()))
-    n_fits = params.means.shape[0] if restarts_axis is not None else 0
-    if restarts_axis is not None and (over := -n_fits % mesh.shape[restarts_axis]):
+    numbers, prior = _put((numbers, prior), NamedSharding(how.mesh, PartitionSpec()))
+    n_fits = params.means.shape[0]
+    over = 0 if how.restarts_axis is None else -n_fits % how.mesh.shape[how.restarts_axis]
+    if over:
         params = jax.tree.map(lambda a: jnp.concatenate([a, jnp.repeat(a[-1:], over, axis=0)]), params)
-    params = _put(params, NamedSharding(mesh, starts_over(restarts_axis)))
-    result = fit_parts(
-        params, *divide(x, w, mesh, axis_name), numbers, prior, mesh=mesh, axis_name=axis_name,
-        restarts_axis=restarts_axis, block_size=block_size, history_size=history_size,
-        unconverged_gradient=unconverged_gradient, kernels=kernels,
-    )  # fmt: skip
-    if params.means.shape[0] == n_fits or restarts_axis is None:
-        return result
-    return jax.tree.map(lambda a: a[:n_fits], result)
+    params = _put(params, NamedSharding(how.mesh, starts_over(how.restarts_axis)))
+    result = fit_parts(params, *divide(x, w, how.mesh, how.axis_name), numbers, prior, how=how)
+    return jax.tree.map(lambda a: a[:n_fits], result) if over else result
 
 
 def fit_sharded(
@@ -244,43 +194,27 @@ def fit_sharded(
     params, x = _starts(params, X) if many else inputs(params, X)
     w = validate.weight(sample_weight, x)
     axis = axis_of(mesh, axis_name)
-    if restarts_axis is not None:
-        if restarts_axis not in mesh.axis_names or restarts_axis == axis:
-            raise ValueError(
-                f"restarts_axis must be an axis of the mesh, {list(mesh.axis_names)}, other than that of the "
-                f"rows, {axis!r}; got {restarts_axis!r}"
-            )
-        if not many:
-            raise ValueError(
-                f"restarts_axis={restarts_axis!r} is for several starts: params with a leading axis; got one"
-            )
-    if x.shape[0] < mesh.shape[axis]:
+    if restarts_axis is not None and (restarts_axis not in mesh.axis_names or restarts_axis == axis):
         raise ValueError(
-            f"X {x.shape} has fewer rows than the mesh has devices ({mesh.shape[axis]}); use `fit`"
+            f"restarts_axis must be an axis of the mesh, {list(mesh.axis_names)}, other than that of the "
+            f"rows, {axis!r}; got {restarts_axis!r}"
         )
+    if restarts_axis is not None and not many:
+        raise ValueError(
+            f"restarts_axis={restarts_axis!r} is for several starts: params with a leading axis; got one"
+        )
+    if x.shape[0] < (parts := mesh.shape[axis]):
+        raise ValueError(f"X {x.shape} has fewer rows than the mesh has devices ({parts}); use `fit`")
     shape = params.means.shape[-2:]
-    n_fits = params.means.shape[0] if many else 1
-    n_fits = -(-n_fits // (1 if restarts_axis is None else mesh.shape[restarts_axis]))
+    n_fits = -(-(params.means.shape[0] if many else 1) // (mesh.shape[restarts_axis] if restarts_axis else 1))
     rows = -(-x.shape[0] // mesh.shape[axis])
-    if options.block_size is None:
-        width = concurrency(n_fits, rows, shape[0] * shape[1])
-        block = rows_for(params.component, rows, shape[0], shape[1], width)
-    else:
-        block = min(options.block_size, rows)
-    return fit_divided(
-        params,
-        x,
-        w,
-        validate.iteration(tol, max_iter, reg_covar, accelerate, x.dtype),
-        None if prior is None else priors.check(prior, params.component, shape, x.dtype),
-        mesh=mesh,
-        axis_name=axis,
-        restarts_axis=restarts_axis,
-        block_size=block,
-        history_size=options.history_size,
-        unconverged_gradient=options.unconverged_gradient,
-        kernels=quadratic.choose(options.kernel, params.component, x.shape[0], n_fits * shape[0], shape[1]),
-    )
+    width = concurrency(n_fits, rows, shape[0] * shape[1])
+    block = min(options.block_size or rows_for(params.component, rows, shape[0], shape[1], width), rows)
+    numbers = validate.iteration(tol, max_iter, reg_covar, accelerate, x.dtype)
+    checked = None if prior is None else priors.check(prior, params.component, shape, x.dtype)
+    kernels = quadratic.choose(options.kernel, params.component, x.shape[0], n_fits * shape[0], shape[1])
+    how = How(mesh, axis, restarts_axis, block, options.history_size, options.unconverged_gradient, kernels)
+    return fit_divided(params, x, w, numbers, checked, how)
 
 
 def _starts(params: GMMParams, X: ArrayLike) -> tuple[GMMParams, Array]:
@@ -288,9 +222,7 @@ def _starts(params: GMMParams, X: ArrayLike) -> tuple[GMMParams, Array]:
     n_fits = params.means.shape[0]
     lengths = {leaf.shape[0] if leaf.ndim else 0 for leaf in jax.tree.leaves(params)}
     if lengths != {n_fits} or not n_fits:
-        raise ValueError(
-            f"the arrays of several params must share a leading axis; theirs are {sorted(lengths)}"
-        )
+        raise ValueError(f"the arrays of several params must share a leading axis; got {sorted(lengths)}")
     x = validate.data(X, n_features=params.n_features)
     for i in range(n_fits if is_concrete(params) else 0):
         check_mixture(jax.tree.map(lambda a, i=i: a[i], params))

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from jaxgmm.mixture import GMMParams
 from jaxgmm.plot.picture import Picture
-from jaxgmm.plot.style import MARKERS, SMALL, TEXT, new_figure, tidy
+from jaxgmm.plot.style import MARKERS, add_legend, label, new_axes
 
 
 def plot_classification(
@@ -48,20 +49,15 @@ def plot_classification(
     """
     picture = Picture(params, X, columns, sample_weight, max_points)
     i, j = picture.two("plot_classification", features)
-    axes = new_figure((3.5, 3.2)).add_subplot() if ax is None else ax
-    handles = []
+    axes, handles = new_axes(ax), []
     for k, number in enumerate(picture.numbers):
         mine = picture.points[picture.labels == k]
         marker, colour = MARKERS[number % len(MARKERS)], picture.colour(k)
         axes.scatter(mine[:, i], mine[:, j], 9, colour, marker=marker, lw=0, alpha=0.7, rasterized=True)
         share = f"{number}: {len(mine):,}"
         handles.append(Line2D([], [], color=colour, marker=marker, lw=0, ms=3.5, label=share))
-    _finish(picture, axes, i, j)
-    axes.legend(
-        handles=handles, title="component: samples drawn", loc="lower left", bbox_to_anchor=(0, 1), ncols=4,
-        borderaxespad=0.2, columnspacing=1, handlelength=1, title_fontsize=SMALL, fontsize=SMALL,
-        frameon=False,
-    )  # fmt: skip
+    picture.finish_pair(axes, i, j)
+    add_legend(axes, handles, 4, title="component: samples drawn", columnspacing=1, handlelength=1)
     return axes
 
 
@@ -95,31 +91,16 @@ def plot_ellipses(
     picture = Picture(params, None, columns, None, 1)
     i, j = picture.two("plot_ellipses", features)
     if ax is None:
-        axes = new_figure((3.5, 3.2)).add_subplot()
-        _finish(picture, axes, i, j)
-        return axes
+        ax = new_axes(None)
+        picture.finish_pair(ax, i, j)
+        return ax
+    limits = np.array([picture.limits(i), picture.limits(j)])
     if ax.has_data():
-        (a, b), (c, d) = ax.get_xlim(), ax.get_ylim()
-        (e, f), (g, h) = picture.limits(i), picture.limits(j)
-        limits = (min(a, e), max(b, f)), (min(c, g), max(d, h))
-    else:
-        limits = picture.limits(i), picture.limits(j)
+        before = np.array([ax.get_xlim(), ax.get_ylim()])
+        limits = np.stack([np.minimum(limits, before)[:, 0], np.maximum(limits, before)[:, 1]], axis=1)
     picture.draw_ellipses(ax, i, j)
     ax.set_xlim(*limits[0])
     ax.set_ylim(*limits[1])
     if columns is not None:
-        _label(picture, ax, i, j)
+        label(ax, picture.columns[i], picture.columns[j])
     return ax
-
-
-def _finish(picture: Picture, axes: Axes, i: int, j: int) -> None:
-    picture.draw_ellipses(axes, i, j)
-    axes.set_xlim(*picture.limits(i))
-    axes.set_ylim(*picture.limits(j))
-    _label(picture, axes, i, j)
-    tidy(axes)
-
-
-def _label(picture: Picture, axes: Axes, i: int, j: int) -> None:
-    axes.set_xlabel(picture.columns[i], fontsize=TEXT, parse_math=False)
-    axes.set_ylabel(picture.columns[j], fontsize=TEXT, parse_math=False)

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
-from jaxgmm.plot.style import HALO, MARKERS, PALETTE, SMALL, STYLES, TEXT, new_figure, tidy
+from jaxgmm.plot.style import HALO, MARKERS, PALETTE, SMALL, STYLES, label, new_axes, tidy
 
 # A difference above ten is very strong evidence (Kass & Raftery 1995, section 3.2, for BIC).
 _LINEAR = 10.0
@@ -42,7 +42,7 @@ def plot_criteria(
     finite = [row for row in table if np.isfinite(float(row[criterion]))]
     if not finite:
         raise ValueError(f"plot_criteria: the table has no finite {criterion}")
-    axes = new_figure((3.5, 3.0)).add_subplot() if ax is None else ax
+    axes = new_axes(ax, 3.0)
     best = min(finite, key=lambda row: float(row[criterion]))
     lowest = float(best[criterion])
     top = max(float(row[criterion]) for row in finite) - lowest or 1.0
@@ -52,9 +52,8 @@ def plot_criteria(
         axes.set_yscale("symlog", linthresh=_LINEAR, linscale=1)
     ends = []
     for i, name in enumerate(dict.fromkeys(str(row["covariance_type"]) for row in finite)):
-        rows = sorted(
-            (r for r in table if r["covariance_type"] == name), key=lambda r: int(r["n_components"])
-        )
+        own = [row for row in table if row["covariance_type"] == name]
+        rows = sorted(own, key=lambda row: int(row["n_components"]))
         k = np.array([row["n_components"] for row in rows], int)
         y = np.array([row[criterion] for row in rows], float) - lowest
         y[~np.isfinite(y)] = np.nan
@@ -75,9 +74,8 @@ def plot_criteria(
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.spines["left"].set_bounds(0, axes.get_ylim()[1])
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    axes.set_xlabel("number of components K", fontsize=TEXT)
     scale = f" (log above {_LINEAR:g})" if wide else ""
-    axes.set_ylabel(f"{criterion.upper()} above the best{scale}", fontsize=TEXT)
+    label(axes, "number of components K", f"{criterion.upper()} above the best{scale}")
     tidy(axes)
     _mark(axes, int(best["n_components"]), f"best: {best['covariance_type']}, K = {best['n_components']}")
     _label_ends(axes, ends)
@@ -88,16 +86,9 @@ def _mark(axes: Axes, k: int, text: str) -> None:
     """Write below the best what it is, within the axes."""
     width = axes.get_window_extent().width * 72 / axes.figure.dpi
     middle, half = axes.transLimits.transform((k, 0))[0] * width, 0.3 * SMALL * len(text)
-    axes.annotate(
-        text,
-        (k, 0),
-        xytext=(min(max(middle, half + 2), width - half) - middle, -8),
-        textcoords="offset points",
-        ha="center",
-        va="top",
-        fontsize=SMALL,
-        path_effects=HALO,
-    )
+    place = min(max(middle, half + 2), width - half) - middle, -8
+    font: dict[str, Any] = {"ha": "center", "va": "top", "fontsize": SMALL, "path_effects": HALO}
+    axes.annotate(text, (k, 0), xytext=place, textcoords="offset points", **font)
 
 
 def _label_ends(axes: Axes, ends: list[tuple[float, str, str]]) -> None:
@@ -113,13 +104,5 @@ def _label_ends(axes: Axes, ends: list[tuple[float, str, str]]) -> None:
     for i in reversed(range(len(heights))):
         heights[i] = min(heights[i], 1 - gap * (len(heights) - 1 - i))
     for (_, name, colour), at in zip(ends, heights, strict=True):
-        axes.annotate(
-            name,
-            (1, at),
-            xycoords="axes fraction",
-            xytext=(5, 0),
-            textcoords="offset points",
-            color=colour,
-            fontsize=SMALL,
-            va="center",
-        )
+        font: dict[str, Any] = {"color": colour, "fontsize": SMALL, "va": "center"}
+        axes.annotate(name, (1, at), (5, 0), "axes fraction", "offset points", **font)

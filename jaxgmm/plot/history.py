@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from jaxgmm.plot.style import GREYS, PALETTE, SMALL, TEXT, new_figure, tidy
+from jaxgmm.plot.style import GREY, GREYS, PALETTE, add_legend, label, new_axes, tidy
 from jaxgmm.result import FitResult
 from jaxgmm.solvers.squarem import Status
 
@@ -46,44 +46,31 @@ def plot_history(results: FitResult, *, ax: Axes | None = None) -> Axes:
     winner = int(ends.argmax())
     best = np.nanmax(runs[~failed]) if (~failed).any() else np.nanmax(runs)
     rounding = 4 * float(np.finfo(history.dtype).eps) * max(1.0, abs(best))
-    axes = new_figure((3.5, 3.0)).add_subplot() if ax is None else ax
+    axes = new_axes(ax, 3.0)
     for i in sorted(range(len(runs)), key=lambda i: i == winner):
         steps = np.flatnonzero(np.isfinite(runs[i]))
         if not steps.size:
             continue
         short = np.maximum(best - runs[i, steps], rounding)
-        colour = PALETTE[0] if i == winner else PALETTE[1] if failed[i] else "#8a8a8a"
+        colour = PALETTE[0] if i == winner else PALETTE[1] if failed[i] else GREY
+        style, end = (":", "x") if failed[i] else ("-", "o")
+        faint = i != winner and not failed[i]
         axes.plot(
-            steps + 1, short, ":" if failed[i] else "-", color=colour, lw=1.4 if i == winner else 0.8,
-            alpha=1 if i == winner or failed[i] else 0.7,
-        )  # fmt: skip
-        axes.plot(steps[-1] + 1, short[-1], "x" if failed[i] else "o", color=colour, ms=4)
+            steps + 1, short, style, color=colour, lw=1.4 if i == winner else 0.8, alpha=0.7 if faint else 1
+        )
+        axes.plot(steps[-1] + 1, short[-1], end, color=colour, ms=4)
     axes.axhspan(rounding / 2, 2 * rounding, color=GREYS[0], lw=0, zorder=0)
     axes.set_yscale("log")
     axes.set_ylim(bottom=rounding / 2)
-    axes.set_xlabel("EM steps", fontsize=TEXT)
-    axes.set_ylabel("nats per sample below the best", fontsize=TEXT)
-    handles = [Line2D([], [], color=PALETTE[0], marker="o", ms=4, lw=1.4, label="the best")]
+    label(axes, "EM steps", "nats per sample below the best")
     others = len(runs) - 1 - int(np.delete(failed, winner).sum())
+    handles = [Line2D([], [], color=PALETTE[0], marker="o", ms=4, lw=1.4, label="the best")]
     if others:
-        handles.append(
-            Line2D(
-                [],
-                [],
-                color="#8a8a8a",
-                marker="o",
-                ms=4,
-                lw=0.8,
-                label=f"{others} other{'s' if others > 1 else ''}",
-            )
-        )
+        text = f"{others} other{'s' if others > 1 else ''}"
+        handles.append(Line2D([], [], color=GREY, marker="o", ms=4, lw=0.8, label=text))
     if failed.any():
-        handles.append(
-            Line2D([], [], color=PALETTE[1], ls=":", marker="x", ms=4, label=f"{failed.sum()} failed")
-        )
-    axes.legend(
-        handles=handles, loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0.2,
-        columnspacing=1.2, handlelength=1.6, fontsize=SMALL, frameon=False,
-    )  # fmt: skip
+        text = f"{failed.sum()} failed"
+        handles.append(Line2D([], [], color=PALETTE[1], ls=":", marker="x", ms=4, label=text))
+    add_legend(axes, handles, 3)
     tidy(axes)
     return axes

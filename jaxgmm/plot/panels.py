@@ -13,7 +13,7 @@ from matplotlib.gridspec import GridSpec
 from jaxgmm.mixture import GMMParams
 from jaxgmm.plot.criteria import plot_criteria
 from jaxgmm.plot.picture import Picture
-from jaxgmm.plot.style import SMALL, TEXT, new_figure
+from jaxgmm.plot.style import SMALL, TEXT, add_legend, new_axes, new_figure
 
 
 def plot_density(
@@ -55,25 +55,12 @@ def plot_density(
     picture = Picture(params, X, columns, sample_weight, max_points)
     if picture.n_features > 2:
         raise ValueError(f"plot_density draws 1 or 2 features, got {picture.n_features}; use plot_pairs")
-    axes = new_figure((3.5, 3.2)).add_subplot() if ax is None else ax
+    axes = new_axes(ax)
     if picture.n_features == 1:
         picture.draw_marginal(axes, 0)
-        axes.set_ylabel("density", fontsize=TEXT)
     else:
         picture.draw_pair(axes, 0, 1)
-        axes.set_ylabel(picture.columns[1], fontsize=TEXT, parse_math=False)
-    axes.set_xlabel(picture.columns[0], fontsize=TEXT, parse_math=False)
-    axes.legend(
-        handles=picture.key(),
-        loc="lower left",
-        bbox_to_anchor=(0, 1),
-        ncols=2,
-        borderaxespad=0.2,
-        columnspacing=1.2,
-        handlelength=1.6,
-        fontsize=SMALL,
-        frameon=False,
-    )
+    add_legend(axes, picture.key(), 2)
     return axes
 
 
@@ -187,26 +174,17 @@ def _triangle(
             if row == column:
                 picture.draw_marginal(axes, int(j), numbered=d <= 4)
                 axes.set_yticks([])
+                axes.set_ylabel("")
                 axes.spines["left"].set_visible(False)
             else:
                 picture.draw_pair(axes, int(i), int(j))
             axes.locator_params(nbins=4 if d <= 4 else 3)
-            axes.tick_params(labelbottom=row == d - 1, labelleft=column == 0)
-            if row == d - 1:
-                axes.set_xlabel(picture.columns[i], fontsize=TEXT, parse_math=False)
-            if column == 0 and row:
-                axes.set_ylabel(picture.columns[j], fontsize=TEXT, parse_math=False)
-    entries = picture.key()
-    note = f"the {d} of {picture.n_features} features whose components lie farthest apart"
-    canvas.legend(
-        handles=entries,
-        title=note if d < picture.n_features else None,
-        title_fontsize=TEXT,
-        loc="upper right",
-        ncols=len(entries),
-        fontsize=SMALL,
-        frameon=False,
-    )
+            axes.label_outer()
+    entries, note = picture.key(), None
+    if d < picture.n_features:
+        note = f"the {d} of {picture.n_features} features whose components lie farthest apart"
+    font: dict[str, Any] = {"title_fontsize": TEXT, "fontsize": SMALL, "frameon": False}
+    canvas.legend(handles=entries, title=note, loc="upper right", ncols=len(entries), **font)
     if not corner:
         return canvas, None
     free = max(1, d // 2)

@@ -11,9 +11,9 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Ellipse, Patch
 
 from jaxgmm._host_arrays import host_array, unmasked
-from jaxgmm.density import check_gaussian, predict
-from jaxgmm.mixture import GMMParams, active
-from jaxgmm.plot.style import GREYS, HALO, PALETTE, STYLES, tidy
+from jaxgmm.density import check_gaussian, responsibilities
+from jaxgmm.mixture import GMMParams
+from jaxgmm.plot.style import GREYS, HALO, PALETTE, STYLES, label, tidy
 
 Array = np.ndarray[Any, Any]
 
@@ -27,17 +27,16 @@ class Picture:
         self, params: GMMParams, X: Any, columns: Sequence[str] | None, sample_weight: Any, max_points: int
     ) -> None:
         if np.ndim(params.log_weights) != 1:
-            raise ValueError(
-                f"plot: params must be one mixture, got batch axes {np.shape(params.log_weights)[:-1]}"
-            )
+            axes = np.shape(params.log_weights)[:-1]
+            raise ValueError(f"plot: params must be one mixture, got batch axes {axes}")
         check_gaussian(params, "plot")
         self.grid, self.font = 121, 9
+        log_weights = np.asarray(params.log_weights, np.float64)
         # Numbers must be those of `params`, also where some component before is switched off.
-        self.numbers = np.flatnonzero(np.asarray(params.log_weights) > -np.inf)
-        params = active(params)
-        self.weights = np.asarray(params.weights, np.float64)
-        self.means = np.asarray(params.means, np.float64)
-        self.covariances = np.asarray(params.covariances, np.float64)
+        self.numbers = np.flatnonzero(log_weights > -np.inf)
+        self.weights = np.exp(log_weights[self.numbers])
+        self.means = np.asarray(params.means, np.float64)[self.numbers]
+        self.covariances = np.asarray(params.covariances, np.float64)[self.numbers]
         self.n_features = self.means.shape[1]
         self.columns = [f"x{j + 1}" for j in range(self.n_features)] if columns is None else list(columns)
         if len(self.columns) != self.n_features:
@@ -58,7 +57,9 @@ class Picture:
         # A fixed seed: the same call draws the same picture.
         shown = np.random.default_rng(0).permutation(self.n_samples)[:max_points]
         self.points = self.X[np.sort(shown)]
-        self.labels = np.asarray(predict(params, self.points.astype(np.asarray(params.means).dtype)))
+        points = self.points.astype(np.asarray(params.means).dtype)
+        shares = np.asarray(responsibilities(params, points), np.float64)[:, self.numbers]
+        self.labels, self.unsure = shares.argmax(1), 1 - shares.max(1)
 
     def two(self, caller: str, features: tuple[int, int]) -> tuple[int, int]:
         """The two features to draw, checked."""
@@ -100,14 +101,8 @@ class Picture:
         shares = self.weights / sd * np.exp(-0.5 * ((grid[:, None] - means) / sd) ** 2) / np.sqrt(2 * np.pi)
         if self.X is not None:
             edges = np.histogram_bin_edges(self.X[:, j], bins=_n_bins(self.X[:, j]))
-            axes.hist(
-                self.X[:, j],
-                edges.tolist(),
-                weights=self.weight,
-                density=True,
-                histtype="stepfilled",
-                color=GREYS[1],
-            )
+            heights, _ = np.histogram(self.X[:, j], edges, weights=self.weight, density=True)
+            axes.stairs(heights, edges, fill=True, color=GREYS[1])
         axes.plot(grid, shares.sum(1), color="black", lw=1.2, zorder=3)
         for k in range(len(means)):
             axes.fill_between(grid, shares[:, k], color=self.colour(k), alpha=0.3, lw=0)
@@ -116,12 +111,12 @@ class Picture:
                 self.number(axes, k, means[k], 0.5 * self.weights[k] / sd[k] / np.sqrt(2 * np.pi))
         axes.set_xlim(low, high)
         axes.set_ylim(0, axes.get_ylim()[1])
+        label(axes, self.columns[j], "density")
         tidy(axes)
 
     def draw_pair(self, axes: Axes, i: int, j: int) -> None:
         """The density, the points and the components' ellipses, of feature i across and feature j up."""
-        (x_low, x_high), (y_low, y_high) = self.limits(i), self.limits(j)
-        x, y = np.linspace(x_low, x_high, self.grid), np.linspace(y_low, y_high, self.grid)
+        x, y = (np.linspace(*self.limits(feature), self.grid) for feature in (i, j))
         density = self.pair_density(i, j, x[None, :], y[:, None])
         levels = _mass_levels(density)
         if levels:
@@ -131,9 +126,14 @@ class Picture:
             for k in range(len(self.weights)):
                 mine = self.points[self.labels == k]
                 axes.scatter(mine[:, i], mine[:, j], size, self.colour(k), lw=0, alpha=0.55, rasterized=True)
+        self.finish_pair(axes, i, j)
+
+    def finish_pair(self, axes: Axes, i: int, j: int) -> None:
+        """The components' ellipses, limits and labels, for feature i across and feature j up."""
         self.draw_ellipses(axes, i, j)
-        axes.set_xlim(x_low, x_high)
-        axes.set_ylim(y_low, y_high)
+        axes.set_xlim(*self.limits(i))
+        axes.set_ylim(*self.limits(j))
+        label(axes, self.columns[i], self.columns[j])
         tidy(axes)
 
     def draw_ellipses(self, axes: Axes, i: int, j: int) -> None:
@@ -144,11 +144,8 @@ class Picture:
             width, height = np.sqrt(np.maximum(values, 0))
             angle = float(np.degrees(np.arctan2(vectors[1, 0], vectors[0, 0])))
             for radius, line in ((1, 1.3), (2, 0.8)):
-                size2 = (2 * radius * width, 2 * radius * height)
-                edge = Ellipse(
-                    (mean[i], mean[j]), *size2, angle=angle, fill=False, ec=self.colour(k), lw=line
-                )
-                edge.set_linestyle(self.style(k))
+                edge = Ellipse((mean[i], mean[j]), 2 * radius * width, 2 * radius * height, angle=angle)
+                edge.set(fill=False, edgecolor=self.colour(k), linewidth=line, linestyle=self.style(k))
                 axes.add_patch(edge)
             if x_low < mean[i] < x_high and y_low < mean[j] < y_high:
                 self.number(axes, k, mean[i], mean[j])
@@ -168,18 +165,8 @@ class Picture:
 
     def number(self, axes: Axes, k: int, x: float, y: float) -> None:
         """Write its number."""
-        text, colour = str(self.numbers[k]), self.colour(k)
-        axes.text(
-            x,
-            y,
-            text,
-            color=colour,
-            fontsize=self.font,
-            weight="bold",
-            ha="center",
-            va="center",
-            path_effects=HALO,
-        )
+        font: dict[str, Any] = {"fontsize": self.font, "weight": "bold", "path_effects": HALO}
+        axes.text(x, y, str(self.numbers[k]), color=self.colour(k), ha="center", va="center", **font)
 
     def apart(self) -> Array:
         """(D,), the variance between the means over the mean variance within the components, by feature."""
@@ -190,21 +177,18 @@ class Picture:
 
     def key(self) -> list[Any]:
         """The legend's entries."""
-        one_dimension = self.n_features == 1
-        entries: list[Any] = []
-        if one_dimension:
-            entries.append(Line2D([], [], color="black", lw=1.4, label="mixture"))
-            entries.append(Line2D([], [], color="#666666", lw=1, label="its components, numbered"))
-            if self.X is not None:
-                entries.append(Patch(color=GREYS[1], label=f"data, {self.n_samples:,} rows"))
-            return entries
-        entries.append(Patch(fc=GREYS[1], label="50, 80, 95 % of the density"))
-        entries.append(Line2D([], [], color="#666666", lw=1.2, label="1 and 2 standard deviations"))
-        if self.X is not None:
-            n = len(self.points)
-            rows = f"{n:,} rows" if n == self.n_samples else f"{n:,} of {self.n_samples:,} rows"
-            entries.append(Line2D([], [], color="#666666", marker="o", lw=0, ms=3, label=rows))
-        return entries
+        n, every = 0 if self.X is None else len(self.points), f"{self.n_samples:,} rows"
+        entries: list[Any]
+        if self.n_features == 1:
+            mixture = Line2D([], [], color="black", lw=1.4, label="mixture")
+            shares = Line2D([], [], color="#666666", lw=1, label="its components, numbered")
+            entries = [mixture, shares, Patch(color=GREYS[1], label=f"data, {every}")]
+        else:
+            regions = Patch(fc=GREYS[1], label="50, 80, 95 % of the density")
+            edges = Line2D([], [], color="#666666", lw=1.2, label="1 and 2 standard deviations")
+            rows = every if n == self.n_samples else f"{n:,} of {every}"
+            entries = [regions, edges, Line2D([], [], color="#666666", marker="o", lw=0, ms=3, label=rows)]
+        return entries if n else entries[:2]
 
 
 def _n_bins(x: Array) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from matplotlib import patheffects
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -10,6 +12,7 @@ from matplotlib.figure import Figure
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 STYLES = ("-", "--", ":", "-.")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h")
+GREY = "#8a8a8a"  # of lines
 GREYS = ("#ededed", "#dadada", "#c2c2c2")
 SMALL, TEXT = 7, 8
 HALO = [patheffects.withStroke(linewidth=2, foreground="white")]
@@ -24,6 +27,24 @@ def new_figure(size: tuple[float, float], figure: Figure | None = None) -> Figur
         return pyplot.figure(figsize=size, layout="constrained")
     figure.set_size_inches(size)
     return figure
+
+
+def new_axes(axes: Axes | None, height: float = 3.2) -> Axes:
+    """The axes that were given, or those of a new figure."""
+    return new_figure((3.5, height)).add_subplot() if axes is None else axes
+
+
+def label(axes: Axes, x: str, y: str) -> None:
+    """The axes' labels; a `$` in a column's name is no mathematics."""
+    axes.set_xlabel(x, fontsize=TEXT, parse_math=False)
+    axes.set_ylabel(y, fontsize=TEXT, parse_math=False)
+
+
+def add_legend(axes: Axes, handles: list[Any], ncols: int, **options: Any) -> None:
+    """A legend above the axes, without a frame."""
+    options = {"columnspacing": 1.2, "handlelength": 1.6, "title_fontsize": SMALL, **options}
+    place: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0.2}
+    axes.legend(handles=handles, ncols=ncols, fontsize=SMALL, frameon=False, **place, **options)
 
 
 def tidy(axes: Axes) -> None:

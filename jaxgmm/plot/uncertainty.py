@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from jaxgmm.density import responsibilities
-from jaxgmm.mixture import GMMParams, active
+from jaxgmm.mixture import GMMParams
 from jaxgmm.plot.picture import Picture
-from jaxgmm.plot.style import SMALL, TEXT, new_figure, tidy
+from jaxgmm.plot.style import add_legend, new_axes
 
 # The classes of uncertainty, with the area of their marks in points squared and their grey.
 _CLASSES = ((0.05, 4, "#c2c2c2"), (0.2, 14, "#8a8a8a"), (1.0, 34, "black"))
@@ -55,33 +53,13 @@ def plot_uncertainty(
     """
     picture = Picture(params, X, columns, sample_weight, max_points)
     i, j = picture.two("plot_uncertainty", features)
-    axes = new_figure((3.5, 3.2)).add_subplot() if ax is None else ax
-    points = picture.points.astype(np.asarray(params.means).dtype)
-    unsure = 1 - np.asarray(responsibilities(active(params), points), np.float64).max(1)
-    low, handles = -1.0, []
+    axes, low, handles = new_axes(ax), -1.0, []
     for high, size, grey in _CLASSES:
-        mine = picture.points[(low < unsure) & (unsure <= high)]
+        mine = picture.points[(low < picture.unsure) & (picture.unsure <= high)]
         axes.scatter(mine[:, i], mine[:, j], size, grey, lw=0, alpha=0.85, rasterized=True)
         text = f"below {high:g}" if low < 0 else f"{low:g} to {high:g}" if high < 1 else f"above {low:g}"
         handles.append(Line2D([], [], color=grey, marker="o", lw=0, ms=size**0.5, label=text))
         low = high
-    picture.draw_ellipses(axes, i, j)
-    axes.set_xlim(*picture.limits(i))
-    axes.set_ylim(*picture.limits(j))
-    axes.set_xlabel(picture.columns[i], fontsize=TEXT, parse_math=False)
-    axes.set_ylabel(picture.columns[j], fontsize=TEXT, parse_math=False)
-    axes.legend(
-        handles=handles,
-        title="uncertainty of the label",
-        loc="lower left",
-        bbox_to_anchor=(0, 1),
-        ncols=3,
-        borderaxespad=0.2,
-        columnspacing=1.2,
-        handlelength=1,
-        title_fontsize=SMALL,
-        fontsize=SMALL,
-        frameon=False,
-    )
-    tidy(axes)
+    picture.finish_pair(axes, i, j)
+    add_legend(axes, handles, 3, title="uncertainty of the label", handlelength=1)
     return axes

@@ -3,8 +3,6 @@
 import os
 import signal
 import socket
-import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -171,19 +169,15 @@ def test_the_command_line_fits_from_a_start_of_its_own(double, monkeypatch, tmp_
     assert main([*words, "--init", str(model), "--max-iter", "1"]) == 0
 
 
-def test_the_launcher_ends_with_the_status_of_the_process_that_failed(tmp_path):
+def test_the_launcher_ends_with_the_status_of_the_process_that_failed(tmp_path, monkeypatch, capfd):
     np.save(tmp_path / "part0.npy", X)
     torn = X[:50].copy()
     torn[7, 0] = np.inf
     np.save(tmp_path / "part1.npy", torn)
     jaxgmm.save(tmp_path / "start.npz", start())
     words = ["--parts", str(tmp_path / "part*.npy"), "--init", str(tmp_path / "start.npz"), "--out", "m.npz"]
-    root = os.path.dirname(os.path.dirname(jaxgmm.__file__))
-    done = subprocess.run(
-        [sys.executable, "-m", "jaxgmm.parallel.processes", "fit", *words, "--launch", "2"],
-        env={**os.environ, "PYTHONPATH": root}, cwd=tmp_path, capture_output=True, text=True, timeout=120,
-        check=False,
-    )  # fmt: skip
-    assert done.returncode == 2
-    assert done.stderr.count("part1.npy, row 7, column 0") == 2
+    monkeypatch.setenv("PYTHONPATH", os.path.dirname(os.path.dirname(jaxgmm.__file__)))
+    monkeypatch.chdir(tmp_path)
+    assert main(["fit", *words, "--launch", "2"]) == 2
+    assert capfd.readouterr().err.count("part1.npy, row 7, column 0") == 2
     assert not (tmp_path / "m.npz").exists()

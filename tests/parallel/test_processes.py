@@ -3,110 +3,109 @@
 import contextlib
 import json
 import os
-import pathlib
 import signal
 import socket
-import subprocess
-import sys
-from typing import NamedTuple
 
 import jax
 import numpy as np
 import pytest
 
 import jaxgmm
-from jaxgmm.parallel.processes import EXIT_FAILED, EXIT_STOPPED
+from jaxgmm.outofcore import Checkpoint
+from jaxgmm.parallel.processes import (
+    EXIT_FAILED,
+    EXIT_STOPPED,
+    ProcessError,
+    fit_distributed,
+    initialize,
+    over_processes,
+    together,
+)
+from jaxgmm.parallel.processes import _collectives as collectives
 from tests.conftest import x64
 from tests.outofcore.streams import CHUNK, gap, start
+from tests.parallel.children import Child
 from tests.problems import X
 
-ROOT = pathlib.Path(__file__).parent.parent.parent
 BOUNDS = (0, 150, 200)  # of the processes' parts
 STEPS = 12
 
-# Process i of two reads its own part. What happens to process 1 happens at the beginning of its 7th pass:
-# pass 1 is the survey, and the checkpoint then holds step 5.
-PROGRAM = """
-import json, os, signal, sys, time
-import jax, numpy as np
-import jaxgmm
-from jaxgmm.parallel import processes
-from jaxgmm.parallel.processes import ProcessError, fit_distributed, initialize, over_processes, together
-
-mode, index, port, folder = sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4]
-jax.config.update("jax_enable_x64", True)
-own = f"{folder}/part{index}.npy"
+FAULTS = ("nan", "wide", "empty", "cut", "noise", "missing")
 
 
-def harmed():
-    harmed.passes += 1
-    if index == 1 and harmed.passes == 7:
-        os.kill(os.getpid(), getattr(signal, mode))
-    yield np.load(own)
+class Run:
+    """What process i of two does, which reads its own part.
 
+    What happens to process 1 happens at the beginning of its 7th pass: pass 1 is the survey, and the
+    checkpoint then holds step 5.
+    """
 
-def fit(source=own, **options):
-    options = {"tol": 0.0, "max_iter": STEPS, "chunk_size": CHUNK, **options}
-    return fit_distributed(jaxgmm.load(f"{folder}/start.npz"), source, **options)
+    def __init__(self, index, folder, mode):
+        self.index, self.folder, self.mode, self.passes = index, folder, mode, -1
+        self.own, self.said = f"{folder}/part{index}.npy", {}
 
+    def harmed(self):
+        """The source to which it happens."""
+        self.passes += 1
+        if self.index == 1 and self.passes == 7:
+            os.kill(os.getpid(), getattr(signal, self.mode))
+        yield np.load(self.own)
 
-def keep(name, result):
-    np.savez(f"{folder}/{name}{index}.npz", *jax.tree.leaves(result))
+    def fit(self, source=None, **options):
+        options = {"tol": 0.0, "max_iter": STEPS, "chunk_size": CHUNK, **options}
+        return fit_distributed(jaxgmm.load(f"{self.folder}/start.npz"), source or self.own, **options)
+
+    def keep(self, name, result):
+        np.savez(f"{self.folder}/{name}{self.index}.npz", *jax.tree.leaves(result))
+
+    def refused(self, name, function, *args, **options):
+        try:
+            function(*args, **options)
+        except ProcessError as error:
+            self.said[name] = str(error)
+
+    def all_that_goes_well(self):
+        self.keep("whole", self.fit())
+        for harm in ("SIGKILL", "SIGTERM"):
+            self.keep(harm, self.fit(checkpoint=f"{self.folder}/{harm}.npz"))
+        collectives._AT_ONCE = 0
+        self.keep("divided", self.fit())
+
+        for fault in FAULTS:
+            torn = [self.own, f"{self.folder}/{fault}.npy"]
+            self.refused(fault, self.fit, self.own if self.index == 0 else torn)
+        self.refused("settings", self.fit, tol=0.1 * self.index)
+        self.refused("checkpoint", self.fit, reg_covar=1e-3, checkpoint=f"{self.folder}/SIGKILL.npz")
+
+        # Process i has i + 1 devices, and the loop runs on all three.
+        mesh = jax.sharding.Mesh(jax.devices(), ("rows",))
+        mine = np.load(self.own)
+        x, weight = over_processes(mine, mesh=mesh)
+        assert x.shape[0] % 3 == 0
+        assert len(x.addressable_shards) == self.index + 1
+        begin = jaxgmm.load(f"{self.folder}/start.npz")
+        self.keep("mesh", jaxgmm.fit_sharded(begin, x, weight, mesh=mesh, tol=0.0, max_iter=STEPS))
+        mine[3, 1] = [np.nan, 1.0][self.index]
+        self.refused("mesh", over_processes, mine, mesh=mesh)
+        with open(f"{self.folder}/said{self.index}.json", "w") as file:
+            json.dump(self.said, file)
+        self.fit(progress=fail)  # called on process 0
 
 
 def fail(progress):
     raise KeyError("made up")
 
 
-def all_that_goes_well():
-    keep("whole", fit())
-    for harm in ("SIGKILL", "SIGTERM"):
-        keep(harm, fit(checkpoint=f"{folder}/{harm}.npz"))
-    processes._collectives._AT_ONCE = 0
-    keep("divided", fit())
-
-    said = {}
-    def refused(name, function, *args, **options):
-        try:
-            function(*args, **options)
-        except ProcessError as error:
-            said[name] = str(error)
-
-    for fault in sys.argv[5:]:
-        refused(fault, fit, own if index == 0 else [own, f"{folder}/{fault}.npy"])
-    refused("settings", fit, tol=0.1 * index)
-    refused("checkpoint", fit, reg_covar=1e-3, checkpoint=f"{folder}/SIGKILL.npz")
-
-    # Process i has i + 1 devices, and the loop runs on all three.
-    mesh = jax.sharding.Mesh(jax.devices(), ("rows",))
-    mine = np.load(own)
-    x, weight = over_processes(mine, mesh=mesh)
-    assert x.shape[0] % 3 == 0 and len(x.addressable_shards) == index + 1
-    begin = jaxgmm.load(f"{folder}/start.npz")
-    keep("mesh", jaxgmm.fit_sharded(begin, x, weight, mesh=mesh, tol=0.0, max_iter=STEPS))
-    mine[3, 1] = [np.nan, 1.0][index]
-    refused("mesh", over_processes, mine, mesh=mesh)
-    with open(f"{folder}/said{index}.json", "w") as file:
-        json.dump(said, file)
-    fit(progress=fail)  # called on process 0
-
-
-if mode == "well":
-    jaxgmm.parallel.use_cores(index + 1)
-harmed.passes = -1
-with together():
-    initialize(f"localhost:{port}", 2, index, heartbeat=60, initialization=90)
+def one_of_two(index, port, folder, mode):
+    """All that a process does."""
+    run = Run(index, folder, mode)
     if mode == "well":
-        all_that_goes_well()
-    fit(harmed, checkpoint=jaxgmm.outofcore.Checkpoint(f"{folder}/{mode}.npz", every_iterations=1))
-""".replace("STEPS", str(STEPS)).replace("CHUNK", str(CHUNK))
-
-
-class Ended(NamedTuple):
-    """How a process ended, and what it wrote."""
-
-    code: int
-    said: str
+        jaxgmm.parallel.use_cores(index + 1)
+    with together():
+        initialize(f"localhost:{port}", 2, index, heartbeat=60, initialization=90)
+        if mode == "well":
+            run.all_that_goes_well()
+        run.fit(run.harmed, checkpoint=Checkpoint(f"{folder}/{mode}.npz", every_iterations=1))
 
 
 def free_ports(n):
@@ -118,36 +117,9 @@ def free_ports(n):
         return [probe.getsockname()[1] for probe in probes]
 
 
-def begin(mode, port, folder, *words):
-    """Processes of one run."""
-    programs = os.environ.get("JAXGMM_TEST_PROGRAMS", str(folder / "programs"))
-    environment = {
-        **os.environ, "JAX_COMPILATION_CACHE_DIR": programs, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }  # fmt: skip
-    return [
-        subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, mode, str(i), str(port), str(folder), *words],
-            env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )
-        for i in (0, 1)
-    ]  # fmt: skip
-
-
-def end(processes, seconds):
-    """Wait for processes, and kill those that have not ended in time."""
-    ended = []
-    for p in processes:
-        try:
-            said = "".join(p.communicate(timeout=seconds))
-        except subprocess.TimeoutExpired:
-            p.kill()
-            said = "TIMED OUT " + "".join(p.communicate())
-        ended.append(Ended(p.returncode, said))
-    return ended
-
-
-FAULTS = ("nan", "wide", "empty", "cut", "noise", "missing")
+def begin(mode, port, folder):
+    """The processes of one run."""
+    return [Child(folder / f"{mode}{i}.log", one_of_two, i, port, str(folder), mode) for i in (0, 1)]
 
 
 @pytest.fixture(scope="module")
@@ -175,13 +147,13 @@ def harmed(folder):
     """How the runs end in which process 1 is sent a signal."""
     modes = ("SIGKILL", "SIGTERM")
     runs = {mode: begin(mode, port, folder) for mode, port in zip(modes, free_ports(2), strict=True)}
-    return {mode: end(run, 150) for mode, run in runs.items()}
+    return {mode: [child.end(150) for child in run] for mode, run in runs.items()}
 
 
 @pytest.fixture(scope="module")
 def well(folder, harmed):
     """The run that nothing happens to, after those in which something did."""
-    ended = end(begin("well", free_ports(1)[0], folder, *FAULTS), 150)
+    ended = [child.end(150) for child in begin("well", free_ports(1)[0], folder)]
     assert (folder / "said0.json").exists(), ended
     return ended, [json.loads((folder / f"said{i}.json").read_text()) for i in (0, 1)]
 

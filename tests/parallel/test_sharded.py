@@ -3,8 +3,7 @@
 import dataclasses
 import functools
 import json
-import subprocess
-import sys
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -14,81 +13,79 @@ import pytest
 import jaxgmm
 from jaxgmm.data import Data
 from jaxgmm.parallel import _sharded as sharded
-from tests.conftest import dense, equations, x64
+from tests.conftest import equations, x64
+from tests.inference.optimum import natural
 from tests.outofcore.streams import gap, start
 from tests.outofcore.test_stream import PRIOR
+from tests.parallel.children import Child
 from tests.problems import WEIGHT, X
 
-# 199 rows on four devices: one row is there twice, with weight 0 the second time.
-PROGRAM = """
-import json, sys
-import jaxgmm
-from jaxgmm.data import Data
-jaxgmm.parallel.use_cores(4)
-import jax, jax.numpy as jnp, numpy as np
-from jaxgmm.parallel import _sharded as sharded
-from tests.conftest import dense
-from tests.outofcore.streams import gap
-from tests.outofcore.test_stream import PRIOR
-from tests.problems import WEIGHT, X
 
-jax.config.update("jax_enable_x64", True)
-start = jaxgmm.load(sys.argv[1])
-x, w = jnp.asarray(X[:-1]), jnp.asarray(WEIGHT[:-1])
-mesh = jax.sharding.Mesh(np.array(jax.devices()), ("rows",))
-result = {"devices": len(jax.devices())}
+def four_devices(begin, out):
+    """What a process with four devices finds, as JSON; 199 rows, of which one is there twice."""
+    jaxgmm.parallel.use_cores(4)
+    first = jaxgmm.load(begin)
+    x, w = X[:-1], WEIGHT[:-1]
+    mesh = jax.sharding.Mesh(np.array(jax.devices()), ("rows",))
+    result = {"devices": len(jax.devices())}
 
-def sharded_fit(w, x=x, **options):
-    return jaxgmm.fit_sharded(start, x, w, mesh=mesh, prior=PRIOR, **options)
+    def sharded_fit(w, start=first, **options):
+        return jaxgmm.fit_sharded(start, x, w, mesh=mesh, prior=PRIOR, **options)
 
-result["steps"] = [
-    a.tolist() for a in dense(sharded_fit(w, tol=0.0, max_iter=3, accelerate=False).params)
-]
+    result["steps"] = [
+        a.tolist() for a in natural(sharded_fit(w, tol=0.0, max_iter=3, accelerate=False).params)
+    ]
 
-# A large fit divides itself.
-sharded._PAYS = 1
-divided = jaxgmm.fit(start, x, w, prior=PRIOR)
-result["divided"] = gap(divided, sharded_fit(w))
-result["on"] = len(divided.params.means.sharding.device_set)
-sharded._PAYS = 1 << 60
+    # Every row counts once, however few there are.
+    result["sums"] = {}
+    for n in (5, 7, 12, 199):
+        rows, weights = sharded.divide(X[:n], None, mesh, "rows")
+        assert len(rows.addressable_shards) == 4
+        result["sums"][n] = (np.asarray(weights) @ np.asarray(rows)).tolist()
 
-# Three starts over two columns of devices, the rows over two: every start ends where it ends alone.
-starts = [jaxgmm.mixture.translate(start, jnp.full(3, by)) for by in (0.0, 0.3, 1.0)]
-several = jax.tree.map(lambda *a: jnp.stack(a), *starts)
-square = jax.sharding.Mesh(np.array(jax.devices()).reshape(2, 2), ("restarts", "rows"))
-lanes = jaxgmm.fit_sharded(
-    several, x, w, mesh=square, axis_name="rows", restarts_axis="restarts", prior=PRIOR
-)
-result["lanes"] = [gap(jax.tree.map(lambda a: a[0], lanes), sharded_fit(w))]
-for i in (1, 2):
-    alone = jaxgmm.fit_sharded(starts[i], x, w, mesh=mesh, prior=PRIOR)
-    result["lanes"].append(gap(jax.tree.map(lambda a: a[i], lanes), alone))
-result["lane steps"] = [int(n) for n in lanes.n_iter]
+    # A large fit divides itself.
+    sharded._PAYS = 1
+    divided = jaxgmm.fit(first, x, w, prior=PRIOR)
+    whole = sharded_fit(w)
+    result["divided"] = gap(divided, whole)
+    result["on"] = len(divided.params.means.sharding.device_set)
+    sharded._PAYS = 1 << 60
 
-# Inside a shard_map each device has a fit of its own.
-if hasattr(jax, "shard_map"):
-    spec = jax.sharding.PartitionSpec("restarts")
-    def own(p):
-        found = jaxgmm.fit(jax.tree.map(lambda a: a[0], p), jnp.asarray(X), max_iter=8, tol=0.0)
-        return jax.tree.map(lambda a: a[None], found)
-    two = jax.tree.map(lambda a: a[:2], several)
-    found = jax.jit(jax.shard_map(own, mesh=square, in_specs=spec, out_specs=spec))(two)
-    result["inside"] = [a.tolist() for a in dense(jax.tree.map(lambda a: a[0], found.params))]
-print(json.dumps(result))
-"""
+    # Three starts over two columns of devices, the rows over two: every start ends where it ends alone.
+    starts = [dataclasses.replace(first, means=np.asarray(first.means) + by) for by in (0.0, 0.3, 1.0)]
+    several = jax.tree.map(lambda *a: np.stack(a), *starts)
+    square = jax.sharding.Mesh(np.array(jax.devices()).reshape(2, 2), ("restarts", "rows"))
+    lanes = jaxgmm.fit_sharded(
+        several, x, w, mesh=square, axis_name="rows", restarts_axis="restarts", prior=PRIOR
+    )
+    alone = [whole, *(sharded_fit(w, start) for start in starts[1:])]
+    result["lanes"] = [gap(jax.tree.map(lambda a, i=i: np.asarray(a)[i], lanes), alone[i]) for i in range(3)]
+    result["lane steps"] = [int(n) for n in lanes.n_iter]
+
+    # Inside a shard_map each device has a fit of its own.
+    if hasattr(jax, "shard_map"):
+        spec = jax.sharding.PartitionSpec("restarts")
+
+        def own(p):
+            found = jaxgmm.fit(jax.tree.map(lambda a: a[0], p), jnp.asarray(X), max_iter=8, tol=0.0)
+            return jax.tree.map(lambda a: a[None], found)
+
+        two = jax.tree.map(lambda a: a[:2], several)
+        found = jax.jit(jax.shard_map(own, mesh=square, in_specs=spec, out_specs=spec))(two)
+        result["inside"] = [a[0].tolist() for a in natural(found.params)]
+    pathlib.Path(out).write_text(json.dumps(result))
 
 
 @pytest.fixture(scope="module")
 def devices(tmp_path_factory):
     """What a process with four devices has found."""
-    path = tmp_path_factory.mktemp("devices") / "start.npz"
+    folder = tmp_path_factory.mktemp("devices")
     with x64(True):
-        jaxgmm.save(path, start("float64"))
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(path)], capture_output=True, text=True, timeout=250, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout)
+        jaxgmm.save(folder / "start.npz", start("float64"))
+    child = Child(folder / "log", four_devices, str(folder / "start.npz"), str(folder / "found.json"))
+    ended = child.end(250)
+    assert ended.code == 0, ended.said[-3000:]
+    return json.loads((folder / "found.json").read_text())
 
 
 def test_over_devices_it_takes_the_steps_of_em(double, devices):
@@ -97,7 +94,7 @@ def test_over_devices_it_takes_the_steps_of_em(double, devices):
     w[-1] = 0.0
     for _ in range(3):
         params, _ = jaxgmm.em_step(params, X, w, prior=PRIOR)
-    for a, b in zip(dense(params), devices["steps"], strict=True):
+    for a, b in zip(natural(params), devices["steps"], strict=True):
         np.testing.assert_allclose(b, a, rtol=1e-12, atol=1e-12)
 
 
@@ -126,7 +123,7 @@ def test_several_starts_are_divided_over_a_second_axis(devices):
 @pytest.mark.skipif(not hasattr(jax, "shard_map"), reason="JAX 0.5 cannot check a while_loop in shard_map")
 def test_a_fit_inside_a_shard_map_is_that_of_its_device(double, devices):
     whole = jaxgmm.fit(start("float64"), X, max_iter=8, tol=0.0)
-    for a, b in zip(dense(whole.params), devices["inside"], strict=True):
+    for a, b in zip(natural(whole.params), devices["inside"], strict=True):
         np.testing.assert_allclose(b, a, rtol=1e-12, atol=1e-12)
 
 
@@ -155,14 +152,9 @@ def test_em_step_over_a_mapped_axis_is_that_of_all_rows(double):
     np.testing.assert_allclose(sums.log_likelihood, moments.log_likelihood, rtol=1e-12)
 
 
-@pytest.mark.parametrize("n", [5, 7, 12])
-def test_every_row_counts_once_however_few_there_are(n):
-    x, rows = np.arange(2.0 * n).reshape(n, 2), -(-n // 4)
-    total = np.zeros(2)
-    for part in range(4):
-        first, weight = sharded.part_of(part * rows, rows, np.ones(n))
-        total += weight @ x[first : first + rows]
-    np.testing.assert_array_equal(total, x.sum(0))
+def test_every_row_counts_once_however_few_there_are(devices):
+    for n, total in devices["sums"].items():
+        np.testing.assert_allclose(total, X[: int(n)].sum(0), rtol=1e-12)
 
 
 def test_arguments_that_do_not_fit_say_so():

@@ -8,8 +8,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
+import operator
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -23,6 +24,7 @@ from jaxgmm.kernels.exact import rows_for
 from jaxgmm.kernels.programs import jit
 from jaxgmm.mixture import GMMParams
 from jaxgmm.outofcore._host_em import DataSummary
+from jaxgmm.parallel._flat_sums import flat
 
 _x64: Any
 try:
@@ -42,60 +44,30 @@ class Fault(ValueError):
     """What is wrong with a block, and in which of its rows, if it is one row."""
 
     def __init__(self, what: str, row: int | None = None) -> None:
-        super().__init__(what if row is None else f"row {row}: {what}")
-        self.what = what
-        self.row = row
+        super().__init__(what, row)  # so that it can be pickled
+        self.what, self.row = what, row
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.what, self.row)
-
-
-@dataclasses.dataclass(frozen=True)
-class Sums:
-    """The arrays of a `Statistics`, in float64 on the host; `+` adds them."""
-
-    arrays: tuple[Array, ...]
-
-    def __add__(self, other: Sums) -> Sums:
-        return Sums(tuple(a + b for a, b in zip(self.arrays, other.arrays, strict=True)))
-
-    def moments(self, params: GMMParams) -> Statistics:
-        """The record that they are the arrays of, in the dtype of its params."""
-        like = jax.eval_shape(exact.zero, params)
-        dtype = params.means.dtype
-        arrays = [jax.numpy.asarray(a.astype(dtype)) for a in self.arrays]
-        moments: Statistics = jax.tree.unflatten(jax.tree.structure(like), arrays)
-        return moments
+    def __str__(self) -> str:
+        return self.what if self.row is None else f"row {self.row}: {self.what}"
 
 
-def _unmasked(value: Any, what: str) -> Array:
+def _checked(X: Any, weights: Any, n_features: int, dtype: Any) -> tuple[Array, Array]:
+    """A block's rows and weights in a dtype; their shapes fit, and they are real numbers."""
     try:
-        return np.asarray(unmasked(value, what))
+        x, w = np.asarray(unmasked(X, "it")), unmasked(weights, "its weights")
     except ValueError as error:
         raise Fault(str(error)) from None
-
-
-def _matrix(X: Any, n_features: int, dtype: Any) -> Array:
-    x = _unmasked(X, "it")
+    w = np.ones(x.shape[:1]) if weights is None else np.asarray(w)
     if x.ndim != 2 or x.shape[1] != n_features:
         got = f"{x.shape[1]} columns" if x.ndim == 2 else f"shape {x.shape}"
         raise Fault(f"it has {got}; params have {n_features} features")
-    if x.dtype.kind not in "biuf":
-        raise Fault(f"it holds {x.dtype}, not real numbers")
+    if w.shape != x.shape[:1]:
+        raise Fault(f"its weights have shape {w.shape}; one for each of its {len(x)} rows is needed")
+    for what, a in (("it holds", x), ("its weights hold", w)):
+        if a.dtype.kind not in "biuf":
+            raise Fault(f"{what} {a.dtype}, not real numbers")
     with np.errstate(over="ignore"):
-        return x.astype(dtype, copy=False)
-
-
-def _vector(weights: Any, n_rows: int, dtype: Any) -> Array:
-    if weights is None:
-        return np.ones(n_rows, dtype)
-    w = _unmasked(weights, "its weights")
-    if w.shape != (n_rows,):
-        raise Fault(f"its weights have shape {w.shape}; one for each of its {n_rows} rows is needed")
-    if w.dtype.kind not in "biuf":
-        raise Fault(f"its weights hold {w.dtype}, not real numbers")
-    with np.errstate(over="ignore"):
-        return w.astype(dtype, copy=False)
+        return x.astype(dtype, copy=False), w.astype(dtype, copy=False)
 
 
 def summary_block(X: Any, weights: Any, n_features: int, dtype: str) -> DataSummary:
@@ -104,8 +76,7 @@ def summary_block(X: Any, weights: Any, n_features: int, dtype: str) -> DataSumm
     Raises:
       Fault: another number of columns, what is not a number or beyond `dtype`, or a weight below 0.
     """
-    x = _matrix(X, n_features, dtype)
-    w = _vector(weights, len(x), dtype)
+    x, w = _checked(X, weights, n_features, dtype)
     bad = ~np.isfinite(x)
     if bad.any():
         row, column = (int(i) for i in np.argwhere(bad)[0])
@@ -124,17 +95,8 @@ def _moments(
     return exact.sums(params, Data(x, w), shift, block_size=block_size)
 
 
-def _cut(n_rows: int) -> Iterator[tuple[int, int]]:
-    """Where each chunk begins, and how long it is."""
-    first = 0
-    while first < n_rows:
-        length = ROWS if n_rows - first >= ROWS else _FEWER
-        yield first, length
-        first += length
-
-
-def moments_block(X: Any, weights: Any, params: GMMParams, shift: Array) -> Sums:
-    """The moments of a block (n, D) about params, whose means are relative to shift.
+def moments_block(X: Any, weights: Any, params: GMMParams, shift: Array) -> Array:
+    """The moments of a block (n, D) about params, whose means are relative to shift, as `flat` has them.
 
     Args:
       X: (n, D), at least one row.
@@ -143,21 +105,17 @@ def moments_block(X: Any, weights: Any, params: GMMParams, shift: Array) -> Sums
       shift: (D,).
     """
     dtype, (k, d) = params.means.dtype, params.means.shape
-    x = _matrix(X, d, dtype)
-    w = _vector(weights, len(x), dtype)
-    total: tuple[Array, ...] | None = None
+    x, w = _checked(X, weights, d, dtype)
+    total, first = np.zeros(()), 0
     with _x64(dtype == np.float64):
-        for first, length in _cut(len(x)):
+        while first < len(x):
+            length = ROWS if len(x) - first >= ROWS else _FEWER
             rows, weight = x[first : first + length], w[first : first + length]
-            if len(rows) < length:
-                filled, none = np.zeros((length, d), dtype), np.zeros(length, dtype)
-                filled[: len(rows)], none[: len(rows)] = rows, weight
-                rows, weight = filled, none
+            missing = length - len(rows)
+            rows, weight = np.pad(rows, ((0, missing), (0, 0))), np.pad(weight, (0, missing))
             sums = _moments(params, rows, weight, shift, block_size=rows_for(params.component, length, k, d))
-            arrays = tuple(np.asarray(a).astype(np.float64) for a in jax.tree.leaves(sums))
-            total = arrays if total is None else tuple(a + b for a, b in zip(total, arrays, strict=True))
-    assert total is not None
-    return Sums(total)
+            total, first = total + flat(sums), first + length
+    return total
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,6 +135,23 @@ class Outcome:
         if self.total is None or other.total is None:
             return other if self.total is None else self
         return Outcome(self.total + other.total)
+
+
+def value_of(outcomes: Iterable[Outcome]) -> Any:
+    """The sum of all parts; an error where something is wrong with one of them."""
+    outcome = functools.reduce(operator.add, outcomes, Outcome())
+    if outcome.problem is not None:
+        raise ValueError(outcome.problem)
+    return outcome.total
+
+
+def named(known: Sequence[str], columns: Sequence[str] | None, weights: Sequence[str]) -> list[str]:
+    """The columns of a data frame that are features: all but the weights where none are named."""
+    wanted = [c for c in known if c not in weights] if columns is None else list(columns)
+    missing = [c for c in [*wanted, *weights] if c not in known]
+    if missing:
+        raise ValueError(f"the data frame has no column {missing[0]!r}; it has {list(known)}")
+    return wanted
 
 
 def over(

@@ -75,69 +75,51 @@ class DaskEngine:
         self._dask: Any = dask
         self._client = client
         if hasattr(data, "npartitions") and hasattr(data, "columns"):
-            self._parts, self._weights = self._frame(data, columns, sample_weight)
+            self._parts = self._frame(data, columns, sample_weight)
         elif hasattr(data, "chunks") and hasattr(data, "to_delayed"):
             if columns is not None:
                 raise TypeError("columns are of data frames; take those of an array by data[:, columns]")
-            self._parts, self._weights = self._array(data, sample_weight)
+            self._parts = self._array(data, sample_weight)
         else:
             raise TypeError(f"data must be a Dask array or data frame; got {type(data).__name__}")
 
     @staticmethod
-    def _frame(data: Any, columns: Any, sample_weight: Any) -> tuple[list[Any], list[Any]]:
-        known = list(data.columns)
-        named = isinstance(sample_weight, str)
-        wanted = (
-            [c for c in known if not (named and c == sample_weight)] if columns is None else list(columns)
-        )
-        missing = [c for c in [*wanted, *([sample_weight] if named else [])] if c not in known]
-        if missing:
-            raise ValueError(f"the data frame has no column {missing[0]!r}; it has {known}")
-        parts = data[wanted].to_delayed()
-        if sample_weight is None:
-            return list(parts), [None] * len(parts)
-        weights = (data[sample_weight] if named else sample_weight).to_delayed()
-        return _paired(list(parts), list(weights))
+    def _frame(data: Any, columns: Any, sample_weight: Any) -> list[tuple[Any, Any]]:
+        weight = [sample_weight] if isinstance(sample_weight, str) else []
+        wanted = blocks.named(list(data.columns), columns, weight)
+        return _paired(data[wanted].to_delayed(), data[sample_weight] if weight else sample_weight)
 
     @staticmethod
-    def _array(data: Any, sample_weight: Any) -> tuple[list[Any], list[Any]]:
+    def _array(data: Any, sample_weight: Any) -> list[tuple[Any, Any]]:
         if data.ndim != 2:
             raise ValueError(f"data must be (N, D); got shape {data.shape}")
         if len(data.chunks[1]) != 1:
             data = data.rechunk({1: -1})
-        parts = list(data.to_delayed()[:, 0])
-        if sample_weight is None:
-            return parts, [None] * len(parts)
-        if getattr(sample_weight, "chunks", None) != data.chunks[:1]:
+        if sample_weight is not None and getattr(sample_weight, "chunks", None) != data.chunks[:1]:
             raise ValueError(
                 "sample_weight must be a Dask array (N,) with the chunks of data's rows; "
                 "rechunk it to data.chunks[:1]"
             )
-        return _paired(parts, list(sample_weight.to_delayed()))
+        return _paired(data.to_delayed()[:, 0], sample_weight)
 
     def map_reduce(self, function: Callable[..., Any], *broadcast: Any) -> Any:
         """As `Engine.map_reduce`."""
         delayed = self._dask.delayed
         task = delayed((function, broadcast), traverse=False)
         block, add = delayed(_block, pure=False), delayed(_add, pure=False)
-        level = [
-            block(x, w, task, part, _PROCESS)
-            for part, (x, w) in enumerate(zip(self._parts, self._weights, strict=True))
-        ]
+        level = [block(x, w, task, part, _PROCESS) for part, (x, w) in enumerate(self._parts)]
         while len(level) > 1:
             level = [add(level[i : i + _FAN_IN]) for i in range(0, len(level), _FAN_IN)]
         if self._client is not None:
-            outcome: Outcome = self._client.compute(level[0]).result()
-        else:
-            (outcome,) = self._dask.compute(level[0])
-        if outcome.problem is not None:
-            raise ValueError(outcome.problem)
-        return outcome.total
+            return blocks.value_of([self._client.compute(level[0]).result()])
+        return blocks.value_of(self._dask.compute(level[0]))
 
 
-def _paired(parts: list[Any], weights: list[Any]) -> tuple[list[Any], list[Any]]:
+def _paired(parts: Any, sample_weight: Any) -> list[tuple[Any, Any]]:
+    """Each partition with its weights, or None."""
+    weights = [None] * len(parts) if sample_weight is None else sample_weight.to_delayed()
     if len(parts) != len(weights):
         raise ValueError(
             f"sample_weight must have the partitions of data, {len(parts)}; it has {len(weights)}"
         )
-    return parts, weights
+    return list(zip(parts, weights, strict=True))

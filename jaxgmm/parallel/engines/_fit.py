@@ -15,6 +15,7 @@ from jaxgmm import priors
 from jaxgmm.data import Context
 from jaxgmm.density import check_mixture
 from jaxgmm.em import DEFAULT_OPTIONS, MAX_ITER, REG_COVAR, TOL, EMOptions, check_options
+from jaxgmm.kernels import exact
 from jaxgmm.kernels.base import Statistics
 from jaxgmm.mixture import GMMParams
 from jaxgmm.outofcore import _checkpoint as checkpoints
@@ -22,7 +23,8 @@ from jaxgmm.outofcore import _host_driver as host_driver
 from jaxgmm.outofcore._checkpoint import Checkpoint
 from jaxgmm.outofcore._host_em import DataSummary
 from jaxgmm.outofcore._progress import Reporter
-from jaxgmm.parallel.engines._blocks import Sums, moments_block, summary_block
+from jaxgmm.parallel._flat_sums import unflat
+from jaxgmm.parallel.engines._blocks import moments_block, summary_block
 from jaxgmm.priors import Prior
 from jaxgmm.result import FitResult
 
@@ -38,14 +40,6 @@ class Engine(Protocol):
         bits twice, cut the blocks and add the results in the same order.
         """
         ...
-
-
-def _check_engine(engine: Any) -> None:
-    if not callable(getattr(engine, "map_reduce", None)) or isinstance(engine, type):
-        raise TypeError(
-            "engine must have a method map_reduce, as SparkEngine, DaskEngine and LocalEngine do; got "
-            f"{engine!r}"
-        )
 
 
 def fit_engine(
@@ -101,23 +95,23 @@ def fit_engine(
     """
     report = Reporter(progress)
     check_mixture(params)
-    _check_engine(engine)
+    if not callable(getattr(engine, "map_reduce", None)) or isinstance(engine, type):
+        raise TypeError(f"engine must have a method map_reduce, as LocalEngine has; got {engine!r}")
     kept = checkpoints.check(checkpoint)
     dtype = jnp.result_type(params.means.dtype)
     params = jax.tree.map(lambda a: jnp.asarray(a, dtype), params)
     numbers = validate.iteration(tol, max_iter, reg_covar, accelerate, dtype)
     checked = None if prior is None else priors.check(prior, params.component, params.means.shape, dtype)
     check_options(options).only("fit_engine", "history_size")
-    size = options.history_size
     summary = engine.map_reduce(summary_block, params.n_features, str(dtype))
     if not isinstance(summary, DataSummary) or not summary.total_weight > 0:
         raise ValueError("the engine holds no rows, or none with a weight above 0: there is nothing to fit")
 
     def moments_about(point: GMMParams, f: Context) -> Statistics:
-        sums: Sums = engine.map_reduce(moments_block, jax.device_get(point), np.asarray(f.shift))
-        return sums.moments(point)
+        sums = engine.map_reduce(moments_block, jax.device_get(point), np.asarray(f.shift))
+        return unflat(jax.eval_shape(exact.zero, point), sums)
 
     return host_driver.fit(
-        params, summary, moments_about, numbers, checked, history_size=size, source={}, kept=kept,
-        report=report,
+        params, summary, moments_about, numbers, checked, history_size=options.history_size, source={},
+        kept=kept, report=report,
     )  # fmt: skip

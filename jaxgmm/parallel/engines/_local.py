@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import functools
-import operator
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from jaxgmm import _validate as validate
-from jaxgmm.parallel.engines._blocks import over
+from jaxgmm.parallel.engines._blocks import over, value_of
 
 
 class LocalEngine:
@@ -39,10 +37,8 @@ class LocalEngine:
             raise ValueError("parts must hold at least one array; got none")
         self.weights = [None] * len(self.parts) if weights is None else list(weights)
         if len(self.weights) != len(self.parts):
-            raise ValueError(
-                f"weights must hold one array for each of the {len(self.parts)} parts; got "
-                f"{len(self.weights)}"
-            )
+            n, got = len(self.parts), len(self.weights)
+            raise ValueError(f"weights must hold one array for each of the {n} parts; got {got}")
         self.threads = validate.count(threads, "threads", 1)
 
     def map_reduce(self, function: Callable[..., Any], *broadcast: Any) -> Any:
@@ -58,7 +54,4 @@ class LocalEngine:
         else:
             with ThreadPoolExecutor(self.threads) as pool:
                 outcomes = list(pool.map(one, numbers))
-        outcome = functools.reduce(operator.add, outcomes)
-        if outcome.problem is not None:
-            raise ValueError(outcome.problem)
-        return outcome.total
+        return value_of(outcomes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import operator
 import pickle
 from collections.abc import Callable, Iterator, Sequence
@@ -14,32 +15,15 @@ from jaxgmm.parallel.engines import _blocks as blocks
 from jaxgmm.parallel.engines._blocks import Outcome
 
 
-def _columns(batch: Any) -> np.ndarray:
-    """A record batch (n, D) as numbers: a null is NaN."""
-    columns = [column.to_numpy(zero_copy_only=False) for column in batch.columns]
-    wide = np.result_type(*columns)
-    matrix = np.empty((batch.num_rows, len(columns)), wide, order="C")
-    for j, column in enumerate(columns):
-        matrix[:, j] = column
-    return matrix
-
-
 def _gathered(batches: Iterator[Any], weighted: bool) -> Iterator[tuple[Any, Any]]:
-    """Blocks of whole batches, long enough to be worth a call each."""
+    """Blocks of whole batches, long enough to be worth a call each; a null is NaN."""
     held: list[np.ndarray] = []
-    for batch in batches:
-        if batch.num_rows:
-            held.append(_columns(batch))
-        if sum(map(len, held)) >= blocks.ROWS:
-            yield _split(held, weighted)
-            held = []
-    if held:
-        yield _split(held, weighted)
-
-
-def _split(held: list[np.ndarray], weighted: bool) -> tuple[Any, Any]:
-    rows = held[0] if len(held) == 1 else np.concatenate(held)
-    return (rows[:, :-1], np.ascontiguousarray(rows[:, -1])) if weighted else (rows, None)
+    for batch in itertools.chain(batches, [None]):
+        if batch is not None and batch.num_rows:
+            held.append(np.column_stack([c.to_numpy(zero_copy_only=False) for c in batch.columns]))
+        if held and (batch is None or sum(map(len, held)) >= blocks.ROWS):
+            rows, held = np.concatenate(held), []
+            yield (rows[:, :-1], np.ascontiguousarray(rows[:, -1])) if weighted else (rows, None)
 
 
 def _partition() -> int:
@@ -58,29 +42,15 @@ def _sum(
     return blocks.over(function, pairs, broadcast, part, f"partition {part}")
 
 
-def _mapped(
-    function: Callable[..., Any], broadcast: tuple[Any, ...], weighted: bool
-) -> Callable[[Iterator[Any]], Iterator[Any]]:
-    """From the batches of a partition to one row, with their sum in it."""
+def _table(name: str, make: Callable[[Iterator[Any]], Iterator[Any]]) -> Callable[..., Iterator[Any]]:
+    """A function for mapInArrow: of what is made of a partition's batches each object is a row, as bytes."""
 
     def run(batches: Iterator[Any]) -> Iterator[Any]:
         import pyarrow
 
-        outcome = pickle.dumps(_sum(function, broadcast, _gathered(batches, weighted)))
-        yield pyarrow.record_batch([pyarrow.array([outcome], pyarrow.binary())], names=["sums"])
-
-    return run
-
-
-def _packed(weighted: bool) -> Callable[[Iterator[Any]], Iterator[Any]]:
-    """From the batches of a partition to rows that each hold one block, as bytes."""
-
-    def run(batches: Iterator[Any]) -> Iterator[Any]:
-        import pyarrow
-
-        for pair in _gathered(batches, weighted):
-            row = pyarrow.array([pickle.dumps(pair, protocol=5)], pyarrow.binary())
-            yield pyarrow.record_batch([row], names=["block"])
+        for made in make(batches):
+            row = pyarrow.array([pickle.dumps(made, protocol=5)], pyarrow.binary())
+            yield pyarrow.record_batch([row], names=[name])
 
     return run
 
@@ -89,12 +59,6 @@ def _unpacked(
     function: Callable[..., Any], broadcast: tuple[Any, ...], rows: Iterator[Any]
 ) -> Iterator[Outcome]:
     yield _sum(function, broadcast, (pickle.loads(row) for row in rows))
-
-
-def _memory_and_disk() -> Any:
-    from pyspark import StorageLevel
-
-    return StorageLevel.MEMORY_AND_DISK
 
 
 class SparkEngine:
@@ -139,12 +103,8 @@ class SparkEngine:
             raise ImportError(f"SparkEngine needs {error.name}: pip install 'jaxgmm[spark]'") from error
         if not hasattr(dataframe, "mapInArrow"):
             raise TypeError(f"dataframe must be a pyspark.sql.DataFrame; got {type(dataframe).__name__}")
-        known = list(dataframe.columns)
-        wanted = [c for c in known if c != weight_column] if columns is None else list(columns)
         weights = [] if weight_column is None else [weight_column]
-        missing = [c for c in [*wanted, *weights] if c not in known]
-        if missing:
-            raise ValueError(f"the data frame has no column {missing[0]!r}; it has {known}")
+        wanted = blocks.named(list(dataframe.columns), columns, weights)
         if not wanted:
             raise ValueError("columns must name at least one feature; got none")
         types = dict(dataframe.dtypes)
@@ -152,7 +112,7 @@ class SparkEngine:
         other = [c for c in [*wanted, *weights] if types[c] not in numeric]
         if other:
             raise ValueError(
-                f"column {other[0]!r} holds {types[other[0]]}; cast it to double, or leave it out of columns"
+                f"column {other[0]!r} holds {types[other[0]]}; cast it to double, or leave it out"
             )
         self._weighted = weight_column is not None
         self._source = dataframe
@@ -167,16 +127,18 @@ class SparkEngine:
 
     def map_reduce(self, function: Callable[..., Any], *broadcast: Any) -> Any:
         """As `Engine.map_reduce`."""
-        outcomes: list[Outcome]
+        weighted = self._weighted
         if self._keep:
             if self._kept is None:
-                packed = self._frame.mapInArrow(_packed(self._weighted), "block binary")
-                self._kept = packed.rdd.map(operator.itemgetter(0)).persist(_memory_and_disk())
-            summed = functools.partial(_unpacked, function, broadcast)
+                from pyspark import StorageLevel
+
+                pack = _table("block", lambda batches: _gathered(batches, weighted))
+                packed = self._frame.mapInArrow(pack, "block binary").rdd.map(operator.itemgetter(0))
+                self._kept = packed.persist(StorageLevel.MEMORY_AND_DISK)
             # Not through SQL, whose planner takes longer over a step than the step does.
-            outcomes = self._kept.mapPartitions(summed).collect()
+            outcomes = self._kept.mapPartitions(functools.partial(_unpacked, function, broadcast)).collect()
         else:
-            mapped = _mapped(function, broadcast, self._weighted)
+            mapped = _table("sums", lambda b: iter([_sum(function, broadcast, _gathered(b, weighted))]))
             rows = self._frame.mapInArrow(mapped, "sums binary").collect()
             outcomes = [pickle.loads(row[0]) for row in rows]
         outcome = functools.reduce(operator.add, outcomes, Outcome())

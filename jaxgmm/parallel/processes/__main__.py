@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxgmm import _validate as validate
 from jaxgmm.components.registry import get_model
 from jaxgmm.io import load, save
 from jaxgmm.outofcore._checkpoint import Checkpoint
@@ -45,13 +46,9 @@ def _parser() -> argparse.ArgumentParser:
         "fit", description=DESCRIPTION, epilog=STATUS, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = fit.add_argument
-    add(
-        "--parts", nargs="+", required=True, metavar="PATTERN", help="files, or patterns such as 'data/*.npy'"
-    )
+    add("--parts", nargs="+", required=True, metavar="PATTERN", help="files, or patterns: 'data/*.npy'")
     add("--own", action="store_true", help="the files found here are this process's, not to be shared out")
-    add(
-        "--out", required=True, metavar="MODEL", help="the model, a file that jaxgmm.load reads; by process 0"
-    )
+    add("--out", required=True, metavar="MODEL", help="the model, which jaxgmm.load reads; by process 0")
     start = fit.add_mutually_exclusive_group(required=True)
     start.add_argument("--components", type=int, metavar="K", help="number of components")
     start.add_argument("--init", metavar="MODEL", help="a model to start from")
@@ -106,17 +103,11 @@ def _fit(options: argparse.Namespace) -> int:
     if options.init is not None:
         params = agreed(lambda: load(options.init))
     else:
-        model, k = agreed(lambda: (get_model(options.covariance), _components(options.components)))
+        k = agreed(lambda: validate.count(options.components, "--components", 1))
+        model = agreed(lambda: get_model(options.covariance))
         params = init.cluster(source, k, model, np.dtype(np.float64), options.seed)
-    checkpoint = None
-    if options.checkpoint is not None:
-        checkpoint = agreed(
-            lambda: Checkpoint(
-                options.checkpoint,
-                every_iterations=options.every_iterations,
-                every_seconds=options.every_seconds,
-            )
-        )
+    often = {"every_iterations": options.every_iterations, "every_seconds": options.every_seconds}
+    checkpoint = agreed(lambda: options.checkpoint and Checkpoint(options.checkpoint, **often))
     result = fit_distributed(
         params, source, tol=options.tol, max_iter=options.max_iter, reg_covar=options.reg_covar,
         dtype=options.dtype, checkpoint=checkpoint, progress=options.progress,
@@ -131,17 +122,9 @@ def _fit(options: argparse.Namespace) -> int:
 
     agreed(write)
     if index == 0:
-        sys.stdout.write(
-            f"{status.name} after {int(result.n_iter)} steps, log-likelihood "
-            f"{float(result.log_likelihood):.9g} per row; wrote {options.out}\n"
-        )
+        said = f"{int(result.n_iter)} steps, log-likelihood {float(result.log_likelihood):.9g} per row"
+        sys.stdout.write(f"{status.name} after {said}; wrote {options.out}\n")
     return 0 if status == Status.CONVERGED else 1
-
-
-def _components(k: int) -> int:
-    if k < 1:
-        raise ValueError(f"--components must be at least 1; got {k}")
-    return k
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -152,10 +135,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.launch < 1 or options.coordinator is not None or options.num_processes is not None:
             sys.stderr.write("jaxgmm: --launch takes a number of processes, and goes without --coordinator\n")
             return EXIT_FAILED
-        at = words.index("--launch") if "--launch" in words else -1
-        rest = (
-            words[:at] + words[at + 2 :] if at >= 0 else [w for w in words if not w.startswith("--launch=")]
-        )
+        if "--launch" in words:
+            del words[words.index("--launch") + 1]
+        rest = [word for word in words if not word.startswith("--launch")]
         return launcher.launch(rest, options.launch)
     with together():
         return _fit(options)

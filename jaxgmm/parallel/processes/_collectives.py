@@ -80,7 +80,8 @@ def _sent(program: Callable[[jax.Array], jax.Array], own: np.ndarray) -> np.ndar
     except (RuntimeError, ValueError) as error:  # which of them depends on whether JAX has run it before
         raise LostProcessError(
             "another process has ended or cannot be reached; what it wrote last says why. Once that is put "
-            f"right, start all of them again: a fit with a checkpoint goes on from it. ({_first_line(error)})"
+            "right, start all of them again: a fit with a checkpoint goes on from it. "
+            f"({describe(error)[:300]})"
         ) from None
 
 
@@ -89,10 +90,6 @@ def gather(own: bytes) -> list[bytes]:
     if jax.process_count() == 1:
         return [own]
     return [row.tobytes() for row in _sent(_lines().everywhere, np.frombuffer(own, np.uint8))]
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:300]
 
 
 def describe(error: BaseException) -> str:
@@ -111,11 +108,12 @@ def agree(problem: str | None = None, *, stop: bool = False) -> None:
     kind = _FAILED if problem is not None else _STOP if stop else _WELL
     text = (problem or "").encode()[: _HEADER - 1]
     headers = gather(bytes([kind]) + text.ljust(_HEADER - 1, b"\0"))
-    for process, header in enumerate(headers):
-        if header[0] == _FAILED:
-            said = header[1:].rstrip(b"\0").decode(errors="replace")
-            raise ProcessError(f"process {process} of {len(headers)}: {said}")
-    if any(header[0] == _STOP for header in headers):
+    kinds = [header[0] for header in headers]
+    if _FAILED in kinds:
+        process = kinds.index(_FAILED)
+        said = headers[process][1:].rstrip(b"\0").decode(errors="replace")
+        raise ProcessError(f"process {process} of {len(headers)}: {said}")
+    if _STOP in kinds:
         raise Interruption
 
 

@@ -27,6 +27,7 @@ from jaxgmm.outofcore._open_source import open_source
 from jaxgmm.outofcore._progress import Reporter
 from jaxgmm.outofcore._source import Source
 from jaxgmm.outofcore._streaming_statistics import Passes, chunk_rows, summarise
+from jaxgmm.parallel._flat_sums import flat, unflat
 from jaxgmm.parallel.processes import _collectives as collectives
 from jaxgmm.parallel.processes._collectives import agreed, digest, gather, gather_floats, sum_floats
 from jaxgmm.parallel.processes._shutdown import Stopped
@@ -57,18 +58,9 @@ class _Kept:
         if self.path is None:
             return None
         state = agreed(lambda: None if self._own is None else self._own.load(settings))
-        like, structure = jax.tree.flatten(settings.like)
-        own = like if state is None else jax.tree.leaves(state)
-        first = gather(bytes([state is not None]) + b"".join(np.asarray(a).tobytes() for a in own))[0]
-        if not first[0]:
-            return None
-        leaves, at = [], 1
-        for a in like:
-            size = a.size * a.dtype.itemsize
-            leaves.append(jnp.asarray(np.frombuffer(first[at : at + size], a.dtype).reshape(a.shape)))
-            at += size
-        restored: State = jax.tree.unflatten(structure, leaves)
-        return restored
+        own = flat((np.asarray(state is not None), settings.like if state is None else state))
+        found = gather_floats(own)[0]
+        return unflat(settings.like, found[1:]) if found[0] else None
 
     def due(self, state: State) -> bool:
         return self._own is not None and self._own.due(state)
@@ -83,7 +75,7 @@ class _Kept:
 
 def total_summary(local: DataSummary) -> DataSummary:
     """The summary of all processes from that of each."""
-    own = np.concatenate([[local.n_samples, local.total_weight], local.mean, local.variance])
+    own = flat((local.n_samples, local.total_weight, local.mean, local.variance))
     total = DataSummary(0, 0.0, np.zeros_like(local.mean), np.zeros_like(local.variance))
     for a in gather_floats(own):
         mean, variance = np.split(a[2:], 2)
@@ -169,7 +161,6 @@ def fit_distributed(
         )
         states = _Kept(kept)
         kind = _kind(data, dtype)
-        model, shape = params.model, params.means.shape
 
         def watch(rows: int) -> None:
             report.watch(rows)
@@ -179,36 +170,26 @@ def fit_distributed(
         def prepared() -> tuple[Any, ...]:
             begin = jax.tree.map(lambda a: jnp.asarray(a, kind), params)
             numbers = validate.iteration(tol, max_iter, reg_covar, accelerate, kind)
-            checked = None if prior is None else priors.check(prior, model.component, shape, kind)
+            checked = (
+                None if prior is None else priors.check(prior, params.component, params.means.shape, kind)
+            )
             check_options(options).only("fit_distributed", "history_size")
-            size = options.history_size
-            rows = chunk_rows(data.n_samples, shape[1], kind)
+            rows = chunk_rows(data.n_samples, params.n_features, kind)
             if chunk_size is not None:
                 rows = validate.count(chunk_size, "chunk_size", 1)
-            return (
-                begin,
-                numbers,
-                checked,
-                size,
-                Passes(data, summarise(data, rows, kind, watch=watch), rows, kind, watch),
-            )
+            summary = summarise(data, rows, kind, watch=watch)
+            return begin, numbers, checked, Passes(data, summary, rows, kind, watch)
 
-        begin, numbers, checked, size, passes = agreed(prepared)
+        begin, numbers, checked, passes = agreed(prepared)
+        size = options.history_size
         collectives.same(
-            digest(begin, model.name.encode(), numbers, checked, np.asarray(size)),
+            digest(begin, params.model.name.encode(), numbers, checked, np.asarray(size)),
             "the processes of a fit must be given the same params and settings, and these were not",
         )
         result = host_driver.fit(
-            begin,
-            total_summary(passes.summary),
-            lambda point, f: _moments(point, f, passes, states),
-            numbers,
-            checked,
-            history_size=size,
-            source={"kind": "distributed"},
-            kept=states,
-            report=report,
-        )
+            begin, total_summary(passes.summary), lambda point, f: _moments(point, f, passes, states),
+            numbers, checked, history_size=size, source={"kind": "distributed"}, kept=states, report=report,
+        )  # fmt: skip
         agreed(states.check)
         return result
     except Interruption:
@@ -236,9 +217,8 @@ def _opened(
     data = open_source(source, columns, weight_column)
     if data.n_features != params.n_features:
         names = "" if data.columns is None else f": {', '.join(data.columns)}"
-        raise ValueError(
-            f"source must have the {params.n_features} features of params; it has {data.n_features}{names}"
-        )
+        n, got = params.n_features, f"{data.n_features}{names}"
+        raise ValueError(f"source must have the {n} features of params; it has {got}")
     if dtype not in (None, np.float32, np.float64, "float32", "float64"):
         raise TypeError(f"dtype must be float32, float64 or None; got {dtype!r}")
     if dtype in (np.float64, "float64") and jnp.result_type(float) != np.float64:
@@ -253,9 +233,7 @@ def _moments(point: GMMParams, f: Context, passes: Passes, states: _Kept) -> Sta
         states.check()
         sums: Any = 0.0
         for moments in passes.each(lambda: point, f):
-            sums = sums + np.concatenate(
-                [np.asarray(a, np.float64).ravel() for a in jax.tree.leaves(moments)]
-            )
+            sums = sums + flat(jax.tree.leaves(moments))
         return sums
 
     # The processes' bits are the same unless their processors or versions of JAX are not; and then one of
@@ -266,10 +244,4 @@ def _moments(point: GMMParams, f: Context, passes: Passes, states: _Kept) -> Sta
         "the processes have come to different parameters by rounding: run them on processors of one kind, "
         "with one version of JAX",
     )
-    like, structure = jax.tree.flatten(jax.eval_shape(exact.zero, point))
-    leaves, at = [], 0
-    for a in like:
-        leaves.append(jnp.asarray(total[at : at + a.size].reshape(a.shape), a.dtype))
-        at += a.size
-    moments: Statistics = jax.tree.unflatten(structure, leaves)
-    return moments
+    return unflat(jax.eval_shape(exact.zero, point), total)

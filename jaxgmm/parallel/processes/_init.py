@@ -75,8 +75,7 @@ def cluster(source: Source, n_components: int, model: Model, dtype: np.dtype, se
 
 def _nearest(x: np.ndarray, centres: np.ndarray) -> np.ndarray:
     """(n,) which of the centres (K, D) each row (n, D) is nearest to."""
-    distances = np.stack([np.square(x - centre).sum(1) for centre in centres], 1)
-    return distances.argmin(1)
+    return np.stack([np.square(x - centre).sum(1) for centre in centres], 1).argmin(1)
 
 
 def _kmeans(x: np.ndarray, w: np.ndarray, k: int, seed: int) -> np.ndarray:

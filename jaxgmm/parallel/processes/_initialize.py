@@ -94,9 +94,7 @@ def _on_one_host(address: str | None, num_processes: int | None) -> bool:
         return True
     if address is not None:
         host = address.rpartition(":")[0].strip("[]")
-        return (
-            host == "localhost" or (host.replace(".", "").isdigit() and _is_loopback(host)) or host == "::1"
-        )
+        return host in ("localhost", "::1") or (host.replace(".", "").isdigit() and _is_loopback(host))
     hosts = os.environ.get("SLURM_JOB_NUM_NODES", os.environ.get("SLURM_NNODES"))
     if hosts is not None:
         return hosts == "1"

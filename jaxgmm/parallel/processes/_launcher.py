@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import socket
 import subprocess
@@ -36,15 +35,12 @@ def launch(arguments: Sequence[str], n_processes: int) -> int:
     try:
         for i in range(n_processes):
             own = ["--coordinator", address, "--num-processes", str(n_processes), "--process-id", str(i)]
-            children.append(
-                subprocess.Popen([sys.executable, "-m", "jaxgmm.parallel.processes", *arguments, *own])
-            )
+            program = [sys.executable, "-m", "jaxgmm.parallel.processes"]
+            children.append(subprocess.Popen([*program, *arguments, *own]))
 
         def pass_on(number: int, _: FrameType | None) -> None:
             for child in children:
-                if child.poll() is None:
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(child.pid, number)
+                child.send_signal(number)  # which does nothing once a child has ended
 
         before = [(number, signal.signal(number, pass_on)) for number in (signal.SIGTERM, signal.SIGINT)]
         try:
@@ -63,17 +59,16 @@ def _watch(children: list[subprocess.Popen[bytes]]) -> int:
     failed, since = 0, 0.0
     while True:
         codes = [child.poll() for child in children]
-        for i, code in enumerate(codes):
-            if code and not failed:
-                failed, since = code, time.monotonic()
-                if code < 0:
-                    name = signal.Signals(-code).name
-                    sys.stderr.write(f"jaxgmm: process {i} of {len(children)} was ended by {name}\n")
-                    sys.stderr.flush()
-        if None not in codes:
-            return 128 - failed if failed < 0 else failed
-        if failed and time.monotonic() - since > _GRACE:
-            left = [str(i) for i, code in enumerate(codes) if code is None]
-            sys.stderr.write(f"jaxgmm: process {', '.join(left)} did not end within {_GRACE:.0f} s: killed\n")
+        if not failed and any(codes):
+            failed, since = next(code for code in codes if code), time.monotonic()
+            if failed < 0:
+                name, i = signal.Signals(-failed).name, codes.index(failed)
+                sys.stderr.write(f"jaxgmm: process {i} of {len(children)} was ended by {name}\n")
+                sys.stderr.flush()
+        late = failed and time.monotonic() - since > _GRACE
+        if late and None in codes:
+            left = ", ".join(str(i) for i, code in enumerate(codes) if code is None)
+            sys.stderr.write(f"jaxgmm: process {left} did not end within {_GRACE:.0f} s: killed\n")
+        if late or None not in codes:
             return 128 - failed if failed < 0 else failed
         time.sleep(0.05)

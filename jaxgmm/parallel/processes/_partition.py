@@ -35,19 +35,14 @@ def share_out(paths: Sequence[str], n_processes: int) -> list[list[str]]:
       ValueError: 2 parts are too few for 3 processes: each of them reads whole files
     """
     if len(paths) < n_processes:
-        raise ValueError(
-            f"{len(paths)} parts are too few for {n_processes} processes: each of them reads whole files"
-        )
+        n = len(paths)
+        raise ValueError(f"{n} parts are too few for {n_processes} processes: each of them reads whole files")
     sizes = {path: os.path.getsize(path) for path in paths}
     shares: list[list[str]] = [[] for _ in range(n_processes)]
     loads = [0] * n_processes
     for path in sorted(paths, key=lambda p: (-sizes[p], p)):
-        # An empty file is a part too: whoever has fewer goes first among equals.
+        # An empty file is a part too: whoever has fewer goes first among equals, so that all have one.
         i = min(range(n_processes), key=lambda j: (loads[j], len(shares[j]), j))
         shares[i].append(path)
         loads[i] += sizes[path]
-    empty = [i for i, share in enumerate(shares) if not share]
-    for i in empty:
-        giver = max(range(n_processes), key=lambda j: len(shares[j]))
-        shares[i].append(shares[giver].pop())
     return [sorted(share) for share in shares]

@@ -7,10 +7,11 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import FrameType
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import jax
 
@@ -85,54 +86,36 @@ def _on_sigterm() -> Iterator[None]:
         collectives.signal.asked = collectives.signal.answered = False
 
 
-def _say(text: str) -> None:
-    with contextlib.suppress(OSError, ValueError):
-        sys.stderr.write(f"jaxgmm: {' '.join(text.split())}\n")
-        sys.stderr.flush()
-
-
 def _leave(error: BaseException) -> NoReturn:
     """End this process without waiting for the others, once they know."""
-    code, known = EXIT_FAILED, True
+    code, known = EXIT_FAILED, isinstance(error, ProcessError | LostProcessError | Interruption)
     if isinstance(error, Stopped):
         code, known = EXIT_STOPPED, error.agreed
-        _say(error.message)
-    elif isinstance(error, ProcessError | LostProcessError | Interruption):
-        _say(str(error) or "stopped")
     elif isinstance(error, SystemExit):
         code = error.code if isinstance(error.code, int) else int(error.code is not None)
-        known = False
-    else:
-        known = False
-        with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError):
+        if known or isinstance(error, Stopped):
+            sys.stderr.write(f"jaxgmm: {' '.join((str(error) or 'stopped').split())}\n")
+        elif not isinstance(error, SystemExit):
             traceback.print_exception(error)
-    # The others end as soon as process 0 does, whatever they are about to say: it hears from them first.
+    said = collectives.describe(error)
+
+    def tell() -> None:
+        with contextlib.suppress(BaseException):
+            if not known:
+                with contextlib.suppress(ProcessError, Interruption):
+                    collectives.agree(said)
+            collectives.agree()
+
+    # The others end as soon as process 0 does, whatever they are about to say: it hears from them first. What
+    # they are told may never reach them, and is not waited for longer than this.
     if isinstance(error, LostProcessError):
-        _within(1.0, lambda: threading.Event().wait(1.0))
-    elif known:
-        _within(_GRACE, collectives.agree)
+        time.sleep(1.0)
     else:
-        said = collectives.describe(error)
-        _within(_GRACE, lambda: _tell(said))
+        thread = threading.Thread(target=tell, daemon=True)
+        thread.start()
+        thread.join(_GRACE)
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
     os._exit(code)
-
-
-def _tell(said: str) -> None:
-    with contextlib.suppress(ProcessError, Interruption):
-        collectives.agree(said)
-    collectives.agree()
-
-
-def _within(seconds: float, do: Callable[[], Any]) -> None:
-    """Do something that may never end, for so long."""
-
-    def quietly() -> None:
-        with contextlib.suppress(BaseException):
-            do()
-
-    thread = threading.Thread(target=quietly, daemon=True)
-    thread.start()
-    thread.join(seconds)
