@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -16,10 +15,10 @@ from jax.typing import ArrayLike
 from jaxgmm import _validate as validate
 from jaxgmm import em
 from jaxgmm.data import Data, summarise
-from jaxgmm.density import check_mixture, inputs, posterior, score
+from jaxgmm.density import check_mixture, posterior, score
 from jaxgmm.em import REG_COVAR, TOL
-from jaxgmm.gradients._unrolled import status_of
-from jaxgmm.kernels.blocked_sum import block_rows, in_range, sum_rows
+from jaxgmm.gradients._unrolled import checked, status_of, total_weight
+from jaxgmm.kernels.blocked_sum import in_range, sum_rows
 from jaxgmm.kernels.exact import WHITENED
 from jaxgmm.kernels.manual_axes import varying_like
 from jaxgmm.kernels.programs import jit
@@ -29,6 +28,14 @@ from jaxgmm.solvers.squarem import Status
 
 if TYPE_CHECKING:
     import optax  # a second to import, and nothing else needs it
+
+
+def _free_coordinates(params: GMMParams) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """The structure's free coordinates of its arrays, and its arrays of these; or an error."""
+    c = params.covariance
+    if c.to_unconstrained is None or c.from_unconstrained is None:
+        raise ValueError(f"the structure {c.name!r} has no free coordinates; fill in to_unconstrained")
+    return c.to_unconstrained, c.from_unconstrained
 
 
 def unconstrained(params: GMMParams) -> dict[str, Any]:
@@ -54,12 +61,7 @@ def unconstrained(params: GMMParams) -> dict[str, Any]:
       [0.0, 0.693...]
     """
     check_mixture(params)
-    to_free, c = params.covariance.to_unconstrained, params.component
-    if to_free is None or params.covariance.from_unconstrained is None:
-        raise ValueError(
-            f"the structure {params.covariance.name!r} has no free coordinates; fill in to_unconstrained and "
-            "from_unconstrained of its record"
-        )
+    c, (to_free, _) = params.component, _free_coordinates(params)
     logits = jnp.where(params.log_weights > -jnp.inf, params.log_weights, 0)
     if params.weights_rule.rule != "free":
         logits = logits[:0]
@@ -84,10 +86,7 @@ def constrained(theta: dict[str, Any], params: GMMParams) -> GMMParams:
       >>> jaxgmm.gradients.constrained(theta, params).covariances.round(4).tolist()
       [[[1.0]], [[4.0]]]
     """
-    from_free, c = params.covariance.from_unconstrained, params.component
-    if from_free is None:
-        raise ValueError(f"the structure {params.covariance.name!r} has no free coordinates")
-    shape = (params.n_components, params.n_features)
+    c, (_, from_free) = params.component, _free_coordinates(params)
     if params.weights_rule.rule != "free":
         log_weights = em.admissible(params).log_weights
     else:
@@ -95,7 +94,7 @@ def constrained(theta: dict[str, Any], params: GMMParams) -> GMMParams:
         log_weights = jax.nn.log_softmax(logits)
     scale = params.scale if c.from_free is None else c.from_free(c, params.scale, theta["extra"])
     moved = GMMParams(log_weights, theta["means"], scale, *params.model)
-    return moved.with_scatter(from_free(theta["scale"], shape))
+    return moved.with_scatter(from_free(theta["scale"], (params.n_components, params.n_features)))
 
 
 def negative_log_likelihood(
@@ -122,34 +121,15 @@ def negative_log_likelihood(
     return -score(constrained(theta, params), X, sample_weight)
 
 
-@contextlib.contextmanager
-def _optax_rules() -> Iterator[None]:
-    """Optax relies on JAX's implicit promotions, which a user may have switched off."""
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
-
-
 @functools.partial(jit, static_argnames=("optimizer", "n_steps", "batch_size", "block_size"))
 def _descend(
-    params: GMMParams,
-    x: Array,
-    w: Array | None,
-    key: Array,
-    tol: Array,
-    reg_covar: Array,
-    *,
-    optimizer: optax.GradientTransformation,
-    n_steps: int,
-    batch_size: int | None,
-    block_size: int,
-) -> FitResult:
+    params: GMMParams, data: Data, key: Array, tol: Array, reg_covar: Array, *,
+    optimizer: optax.GradientTransformation, n_steps: int, batch_size: int | None, block_size: int,
+) -> FitResult:  # fmt: skip
     import optax
 
-    f = summarise(x, w, reg_covar)
-    n_samples, n_features = x.shape
-    shape = (params.n_components, n_features)
-    width = jnp.sqrt(f.variance)
-    total = jnp.asarray(n_samples, x.dtype) if w is None else w.sum()
+    f = summarise(data.x, data.weight, reg_covar)
+    n_samples, total, width = data.x.shape[0], total_weight(data), jnp.sqrt(f.variance)
     update = optax.with_extra_args_support(optimizer).update
 
     def decode(theta: dict[str, Any]) -> GMMParams:
@@ -158,54 +138,47 @@ def _descend(
 
     def loss(theta: dict[str, Any], rows: Array | None) -> Array:
         p = decode(theta)
-        xb = x if rows is None else x[rows]
-        wb = w if rows is None or w is None else w[rows]
+        some = data if rows is None else jax.tree.map(lambda a: a[rows], data)
+        n = some.x.shape[0]
 
         def block(weight: Array, b: Array) -> Array:
             b = jnp.where(in_range(weight, b), b, 0)
             values = posterior(p, b - f.shift[None, :])[1]
             return (weight * jnp.where(weight > 0, values, 0)).sum()
 
-        size = min(block_size, xb.shape[0])
-        fitted = sum_rows(block, wb, xb, block_size=size) * (n_samples / xb.shape[0]) / total
+        fitted = sum_rows(block, some.weight, some.x, block_size=min(block_size, n)) * (n_samples / n) / total
         # What EM's ridge is the gradient of: its fixed points are the stationary points of this.
-        ridged = (p.covariance.inverse_diagonal(p.scatter, shape) * f.ridge[None, :]).sum(-1)
+        inverse = p.covariance.inverse_diagonal(p.scatter, (p.n_components, p.n_features))
+        ridged = (inverse * f.ridge[None, :]).sum(-1)
         return 0.5 * (lax.stop_gradient(p.weights) * ridged).sum() - fitted
 
-    def iterate(
-        carry: tuple[Any, Any, Any, Array, Array], key: Array
-    ) -> tuple[tuple[Any, Any, Any, Array, Array], Array]:
+    def iterate(carry: tuple[Any, Any, Any, Array, Array], key: Array) -> tuple[Any, Array]:
         theta, safe, state, good, n = carry
         rows = None if batch_size is None else jax.random.randint(key, (batch_size,), 0, n_samples, jnp.int32)
         value, slope = jax.value_and_grad(loss)(theta, rows)
         # What is returned is the last point where both were finite: a step may leave the domain unseen.
-        finite = jnp.stack([jnp.isfinite(a).all() for a in (value, *jax.tree.leaves(slope))]).all()
-        good = good & finite
+        good = good & jnp.stack([jnp.isfinite(a).all() for a in (value, *jax.tree.leaves(slope))]).all()
         safe = jax.tree.map(lambda a, b: jnp.where(good, a, b), theta, safe)
-        with _optax_rules():
-            change, next_state = update(
-                slope, state, theta, value=value, grad=slope, value_fn=lambda t: loss(t, rows)
-            )
-            moved = optax.apply_updates(theta, change)
+        change, next_state = update(
+            slope, state, theta, value=value, grad=slope, value_fn=lambda t: loss(t, rows)
+        )
+        moved = optax.apply_updates(theta, change)
         theta, state = jax.tree.map(lambda a, b: jnp.where(good, a, b), (moved, next_state), (safe, state))
         return (theta, safe, state, good, n + good.astype(jnp.int32)), -value
 
     relative = translate(params, -f.shift)
     theta = unconstrained(dataclasses.replace(relative, means=relative.means / width[None, :]))
-    with _optax_rules():
-        state = optimizer.init(theta)
-    start = varying_like((theta, theta, state, jnp.asarray(True), jnp.full((), -1, jnp.int32)), x, w, f)
+    start = (theta, theta, optimizer.init(theta), jnp.asarray(True), jnp.full((), -1, jnp.int32))
     # One iteration more than there are steps, to see what the last step has led to.
-    (_, safe, _, good, n), values = lax.scan(iterate, start, jax.random.split(key, n_steps + 1))
-    n_iter = jnp.maximum(n, 0)
-    point = decode(safe)
-    end = em.evaluate(WHITENED, block_size, None, point, em.Problem(Data(x, w), f))
+    (_, safe, _, good, n), values = lax.scan(
+        iterate, varying_like(start, data, f), jax.random.split(key, n_steps + 1)
+    )
+    point, n_iter = decode(safe), jnp.maximum(n, 0)
+    end = em.evaluate(WHITENED, block_size, None, point, em.Problem(data, f))
     status = jnp.where(good, status_of(end, ~good, tol), int(Status.NONFINITE)).astype(jnp.int32)
     history = values[1:].at[-1].set(end.report)
-    taken = jnp.arange(n_steps, dtype=jnp.int32) < n_iter
-    return FitResult(
-        translate(point, f.shift), end.report, end.report, n_iter, status, jnp.where(taken, history, -jnp.inf)
-    )
+    history = jnp.where(jnp.arange(n_steps, dtype=jnp.int32) < n_iter, history, -jnp.inf)
+    return FitResult(translate(point, f.shift), end.report, end.report, n_iter, status, history)
 
 
 def fit_gradient(
@@ -258,28 +231,17 @@ def fit_gradient(
     """
     import optax
 
-    params, x = inputs(params, X)
-    w = validate.weight(sample_weight, x)
+    params, data, tol, reg, rows = checked(params, X, sample_weight, tol, reg_covar, block_size)
     if not isinstance(optimizer, optax.GradientTransformation):
         raise TypeError(f"optimizer must be an optax GradientTransformation; got {type(optimizer).__name__}")
+    n_steps = validate.count(n_steps, "n_steps", 1)
     if batch_size is not None:
         batch_size = validate.count(batch_size, "batch_size", 1)
         if key is None:
             raise ValueError("key must be given with batch_size: batches are drawn at random")
-    unconstrained(params)
-    if block_size is None:
-        rows = block_rows(x.shape[0], *params.means.shape)
-    else:
-        rows = min(validate.count(block_size, "block_size", 1), x.shape[0])
-    return _descend(
-        params,
-        x,
-        w,
-        validate.key(jax.random.key(0) if key is None else key),
-        validate.not_negative(tol, "tol", x.dtype),
-        validate.not_negative(reg_covar, "reg_covar", x.dtype),
-        optimizer=optimizer,
-        n_steps=validate.count(n_steps, "n_steps", 1),
-        batch_size=batch_size,
-        block_size=rows,
-    )
+    _free_coordinates(params)
+    key = validate.key(jax.random.key(0) if key is None else key)
+    static = {"optimizer": optimizer, "n_steps": n_steps, "batch_size": batch_size, "block_size": rows}
+    # Optax relies on JAX's implicit promotions, which a user may have switched off.
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        return _descend(params, data, key, tol, reg, **static)

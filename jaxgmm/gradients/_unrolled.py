@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,21 +35,33 @@ def status_of(evaluation: Evaluation, stopped: Array, tol: Array) -> Array:
     return jnp.where(jnp.isfinite(e.objective), code, int(Status.NONFINITE)).astype(jnp.int32)
 
 
+def checked(
+    params: GMMParams, X: ArrayLike, sample_weight: ArrayLike | None, tol: ArrayLike, reg_covar: ArrayLike,
+    block_size: int | None,
+) -> tuple[GMMParams, Data, Array, Array, int]:  # fmt: skip
+    """A mixture, its data, tol, reg_covar, and the rows per block."""
+    params, x = inputs(params, X)
+    rows = rows_for(params.component, x.shape[0], *params.means.shape)
+    if block_size is not None:
+        rows = min(validate.count(block_size, "block_size", 1), x.shape[0])
+    numbers = ((tol, "tol"), (reg_covar, "reg_covar"))
+    tol, reg = (validate.not_negative(value, name, x.dtype) for value, name in numbers)
+    return params, Data(x, validate.weight(sample_weight, x)), tol, reg, rows
+
+
+def total_weight(data: Data) -> Array:
+    """() the sum of the weights."""
+    return jnp.asarray(data.x.shape[0], data.x.dtype) if data.weight is None else data.weight.sum()
+
+
 @functools.partial(jit, static_argnames=("n_steps", "block_size"))
 def _unrolled(
-    params: GMMParams,
-    x: Array,
-    w: Array | None,
-    tol: Array,
-    reg_covar: Array,
-    prior: Prior | None,
-    *,
-    n_steps: int,
-    block_size: int,
-) -> FitResult:
-    f = summarise(x, w, reg_covar)
+    params: GMMParams, data: Data, tol: Array, reg_covar: Array, prior: Prior | None,
+    *, n_steps: int, block_size: int,
+) -> FitResult:  # fmt: skip
+    f = summarise(data.x, data.weight, reg_covar)
     f = em.with_prior(f, prior, params.model, params.means.shape)
-    problem = em.Problem(Data(x, w), f)
+    problem = em.Problem(data, f)
     evaluate = functools.partial(em.evaluate, WHITENED, block_size, None)
 
     # Reverse mode keeps the parameters of each step and computes the rest of it again.
@@ -57,9 +70,7 @@ def _unrolled(
         e = evaluate(p, problem, hold=False)
         return e.image, e.report, jnp.isfinite(e.objective) & e.valid
 
-    def iterate(
-        carry: tuple[GMMParams, Array, Array], _: None
-    ) -> tuple[tuple[GMMParams, Array, Array], Array]:
+    def iterate(carry: tuple[GMMParams, Array, Array], _: None) -> tuple[Any, Array]:
         p, good, n = carry
         image, report, fine = step(p)
         good = good & fine
@@ -69,22 +80,14 @@ def _unrolled(
     start = (translate(em.admissible(params), -f.shift), jnp.asarray(True), jnp.zeros((), jnp.int32))
     (point, good, n_iter), reports = lax.scan(iterate, varying_like(start, problem), length=n_steps)
     end = evaluate(lax.stop_gradient(point), lax.stop_gradient(problem))
-    fitted = translate(point, f.shift)
-    log_likelihood = exact.sums(fitted, Data(x, w), block_size=block_size).log_likelihood
-    total = jnp.asarray(x.shape[0], x.dtype) if w is None else w.sum()
-    log_likelihood = objective = log_likelihood / total
+    fitted, total = translate(point, f.shift), total_weight(data)
+    log_likelihood = exact.sums(fitted, data, block_size=block_size).log_likelihood / total
+    objective = log_likelihood
     if f.prior is not None:
         objective = log_likelihood + priors.log_density(point, f.prior)[0] / total
     history = jnp.concatenate([reports[1:], log_likelihood[None]])
-    taken = jnp.arange(n_steps, dtype=jnp.int32) < n_iter
-    return FitResult(
-        fitted,
-        log_likelihood,
-        objective,
-        n_iter,
-        status_of(end, ~good, tol),
-        jnp.where(taken, history, -jnp.inf),
-    )
+    history = jnp.where(jnp.arange(n_steps, dtype=jnp.int32) < n_iter, history, -jnp.inf)
+    return FitResult(fitted, log_likelihood, objective, n_iter, status_of(end, ~good, tol), history)
 
 
 def fit_unrolled(
@@ -131,19 +134,8 @@ def fit_unrolled(
       >>> gradient.means.shape
       (2, 1)
     """
-    params, x = inputs(params, X)
-    w = validate.weight(sample_weight, x)
-    if block_size is None:
-        rows = rows_for(params.component, x.shape[0], *params.means.shape)
-    else:
-        rows = min(validate.count(block_size, "block_size", 1), x.shape[0])
-    return _unrolled(
-        params,
-        x,
-        w,
-        validate.not_negative(tol, "tol", x.dtype),
-        validate.not_negative(reg_covar, "reg_covar", x.dtype),
-        None if prior is None else priors.check(prior, params.component, params.means.shape, x.dtype),
-        n_steps=validate.count(n_steps, "n_steps", 1),
-        block_size=rows,
-    )
+    params, data, tol, reg, rows = checked(params, X, sample_weight, tol, reg_covar, block_size)
+    if prior is not None:
+        prior = priors.check(prior, params.component, params.means.shape, data.x.dtype)
+    n = validate.count(n_steps, "n_steps", 1)
+    return _unrolled(params, data, tol, reg, prior, n_steps=n, block_size=rows)

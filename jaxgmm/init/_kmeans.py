@@ -13,15 +13,15 @@ from jaxgmm.kernels.linalg import einsum, epsilon
 from jaxgmm.kernels.manual_axes import varying_like
 
 
-def _draw(key: Array, mass: Array, n: int) -> Array:
-    """n row indices in proportion to mass (N,); a row without mass is never drawn."""
+def rows_at(share: Array, mass: Array) -> Array:
+    """The rows at shares (n,) of the cumulated mass (N,), from 0 to 1; a row without mass is never one."""
     total = jnp.cumsum(mass)
-    below = jnp.nextafter(total[-1], jnp.zeros((), mass.dtype))
-    at = jnp.minimum(jax.random.uniform(key, (n,), mass.dtype) * total[-1], below)
+    at = jnp.minimum(share * total[-1], jnp.nextafter(total[-1], jnp.zeros((), mass.dtype)))
     return jnp.minimum(jnp.searchsorted(total, at, side="right"), mass.shape[0] - 1)
 
 
-def _squared_distance(x: Array, centre: Array) -> Array:
+def squared_distances(x: Array, centre: Array) -> Array:
+    """(N,) from the rows of x (N, D) to a centre (D,)."""
     gap = x - centre[None, :]
     return einsum("bd,bd->b", gap, gap)
 
@@ -30,7 +30,7 @@ def plusplus(key: Array, x: Array, w: Array, n_components: int) -> Array:
     """Greedy k-means++ seeds (K, D)."""
     n_trials = 2 + int(math.log(n_components))
     key_first, key_rest = jax.random.split(key)
-    first = x[_draw(key_first, w, 1)[0]]
+    first = x[rows_at(jax.random.uniform(key_first, (1,), w.dtype), w)[0]]
     centres = jnp.broadcast_to(first[None, :], (n_components, x.shape[1]))
 
     def add(k: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -38,15 +38,16 @@ def plusplus(key: Array, x: Array, w: Array, n_components: int) -> Array:
         mass = jnp.where(w > 0, w * closest, 0)
         # All remaining rows lie on a seed: there is nothing to choose between, so any row will do.
         mass = jnp.where(mass.sum() > 0, mass, w)
-        trials = x[_draw(jax.random.fold_in(key_rest, k), mass, n_trials)]
+        draws = jax.random.uniform(jax.random.fold_in(key_rest, k), (n_trials,), w.dtype)
+        trials = x[rows_at(draws, mass)]
 
         def potential(c: Array) -> Array:
-            return jnp.where(w > 0, w * jnp.minimum(closest, _squared_distance(x, c)), 0).sum()
+            return jnp.where(w > 0, w * jnp.minimum(closest, squared_distances(x, c)), 0).sum()
 
         chosen = trials[jnp.argmin(jax.vmap(potential)(trials))]
-        return centres.at[k].set(chosen), jnp.minimum(closest, _squared_distance(x, chosen))
+        return centres.at[k].set(chosen), jnp.minimum(closest, squared_distances(x, chosen))
 
-    centres, _ = lax.fori_loop(1, n_components, add, varying_like((centres, _squared_distance(x, first)), w))
+    centres, _ = lax.fori_loop(1, n_components, add, varying_like((centres, squared_distances(x, first)), w))
     return centres
 
 
@@ -100,11 +101,17 @@ def lloyd(centres: Array, x: Array, w: Array, max_iter: int) -> Array:
     return end + moved / jnp.where(mass > 0, mass, 1)[:, None]
 
 
-def distinct_rows(key: Array, w: Array, n: int) -> Array:
-    """n different row indices, without replacement in proportion to the weights (the Gumbel trick)."""
+def clusters(key: Array, x: Array, w: Array, n_components: int, max_iter: int) -> Array:
+    """The centres (K, D) of k-means; with max_iter = 0 its seeds."""
+    seeds = plusplus(key, x, w, n_components)
+    return lloyd(seeds, x, w, max_iter) if max_iter else seeds
+
+
+def distinct_rows(key: Array, x: Array, w: Array, n: int) -> Array:
+    """n different rows (n, D), without replacement in proportion to the weights (the Gumbel trick)."""
     rows = lax.top_k(jnp.log(w) + jax.random.gumbel(key, w.shape, w.dtype), n)[1]
     # Where fewer than n rows have weight, one of those again rather than one that does not count.
-    return jnp.where(w[rows] > 0, rows, rows[0])
+    return x[jnp.where(w[rows] > 0, rows, rows[0])]
 
 
 def random_simplex(key: Array, shape: tuple[int, int], dtype: jnp.dtype) -> Array:

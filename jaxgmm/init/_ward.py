@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from jax.typing import ArrayLike
 from jaxgmm import _units as units
 from jaxgmm import _validate as validate
 from jaxgmm.data import location_and_variance
+from jaxgmm.init._kmeans import rows_at, squared_distances
 from jaxgmm.kernels.blocked_sum import in_range, map_rows
 from jaxgmm.kernels.linalg import einsum, epsilon, svd
 from jaxgmm.kernels.manual_axes import varying_like
@@ -20,12 +22,6 @@ from jaxgmm.kernels.programs import jit
 
 # Rows that are agglomerated: time grows with the cube of their number, memory with its square.
 MAX_ROWS = 500
-
-_GOLDEN = (5**0.5 - 1) / 2
-
-
-def _squared_distances(z: Array, centre: Array) -> Array:
-    return jnp.square(z - centre[None, :]).sum(1)
 
 
 def _merge_cost(mass: Array, other: Array) -> Array:
@@ -42,7 +38,7 @@ def ward(z: Array, mass: Array, max_components: int) -> Array:
     """
     n = z.shape[0]
     rows = jnp.arange(n, dtype=jnp.int32)
-    distances = lax.map(lambda c: _squared_distances(z, c), z)
+    distances = lax.map(lambda c: squared_distances(z, c), z)
     cost = _merge_cost(mass[:, None], mass[None, :]) * distances
     cost = jnp.where(rows[:, None] < rows[None, :], cost, jnp.inf)
 
@@ -58,7 +54,7 @@ def ward(z: Array, mass: Array, max_components: int) -> Array:
         cluster = jnp.where(cluster == j, i, cluster)
         alive = cluster == rows
 
-        new = jnp.where(alive, _merge_cost(total, mass) * _squared_distances(centres, centre), jnp.inf)
+        new = jnp.where(alive, _merge_cost(total, mass) * squared_distances(centres, centre), jnp.inf)
         cost = cost.at[i, :].set(jnp.where(rows > i, new, jnp.inf))
         cost = cost.at[:, i].set(jnp.where(rows < i, new, jnp.inf))
         cost = cost.at[j, :].set(jnp.inf).at[:, j].set(jnp.inf)
@@ -69,17 +65,6 @@ def ward(z: Array, mass: Array, max_components: int) -> Array:
     table = jnp.broadcast_to(rows[None, :], (max_components, n))
     start = varying_like((cost, z, mass, rows, table))
     return lax.fori_loop(jnp.int32(0), jnp.int32(n - 1), merge, start)[-1]
-
-
-def _systematic(w: Array, n: int) -> Array:
-    """n row indices, one in each nth of the cumulated weight; a row without weight is never among them.
-
-    Where in its nth each lies follows the golden ratio: rows in turns would be in step with even steps.
-    """
-    total = jnp.cumsum(w)
-    steps = np.arange(n) + np.arange(1, n + 1) * _GOLDEN % 1
-    at = jnp.asarray(steps, w.dtype) * (total[-1] / n)
-    return jnp.minimum(jnp.searchsorted(total, at, side="right"), w.shape[0] - 1)
 
 
 def _scaled(z: Array, mass: Array) -> Array:
@@ -101,23 +86,27 @@ def partitions(z: Array, w: Array, max_components: int, max_rows: int = MAX_ROWS
     Of more than `max_rows` rows, as many are drawn evenly over the cumulated weight and agglomerated,
     and every row goes to the nearest of their clusters.
     """
-    few = z.shape[0] <= max(max_rows, max_components)
-    chosen = None if few else _systematic(w, max(max_rows, max_components))
-    sample, mass = (z, w) if chosen is None else (z[chosen], jnp.ones(chosen.shape[0], z.dtype))
-    axes = _scaled(sample, mass)
-    sample = einsum("nd,ed->ne", sample, axes)
-    table = ward(sample, mass, max_components)
-    if chosen is None:
+    n = max(max_rows, max_components)
+    few = z.shape[0] <= n
+    chosen: Any = slice(None)
+    mass = w if few else jnp.ones(n, z.dtype)
+    if not few:
+        # One row in each nth of the weight. Where it lies in it follows the golden ratio: with even steps it
+        # could be in step with the order of the rows.
+        steps = np.arange(n) + np.arange(1, n + 1) * (5**0.5 - 1) / 2 % 1
+        chosen = rows_at(jnp.asarray(steps / n, w.dtype), w)
+    every = einsum("nd,ed->ne", z, _scaled(z[chosen], mass))
+    table = ward(every[chosen], mass, max_components)
+    if few:
         return table
-    every = einsum("nd,ed->ne", z, axes)
 
     def nearest(labels: Array) -> Array:
         member = jax.nn.one_hot(labels, max_components, dtype=z.dtype, axis=0)
         size = member.sum(1)
-        centres = einsum("kn,nd->kd", member, sample) / jnp.maximum(size, 1)[:, None]
+        centres = einsum("kn,nd->kd", member, every[chosen]) / jnp.maximum(size, 1)[:, None]
 
         def assign(block: Array) -> Array:
-            distances = jax.vmap(lambda c: _squared_distances(block, c))(centres)
+            distances = jax.vmap(lambda c: squared_distances(block, c))(centres)
             return jnp.argmin(jnp.where(size[:, None] > 0, distances, jnp.inf), axis=0).astype(jnp.int32)
 
         return map_rows(assign, every, block_size=2048)
@@ -128,10 +117,8 @@ def partitions(z: Array, w: Array, max_components: int, max_rows: int = MAX_ROWS
 @functools.partial(jit, static_argnames=("max_components", "max_rows"))
 def _partitions(x: Array, w: Array, max_components: int, max_rows: int) -> Array:
     mean, variance = location_and_variance(x, w)
-    z = jnp.where(in_range(w, x), x - mean[None, :], 0)
-    return partitions(
-        z * lax.rsqrt(jnp.where(variance > 0, variance, 1))[None, :], w, max_components, max_rows
-    )
+    scaled = (x - mean[None, :]) * lax.rsqrt(jnp.where(variance > 0, variance, 1))[None, :]
+    return partitions(jnp.where(in_range(w, x), scaled, 0), w, max_components, max_rows)
 
 
 def hierarchical_labels(
@@ -170,11 +157,8 @@ def hierarchical_labels(
       Improved initialisation of model-based clustering using Gaussian hierarchical partitions, section 3.
     """
     x = validate.data(X)
-    w = validate.weight(sample_weight, x)
+    w: Any = validate.weight(sample_weight, x)
     unit = units.units_of(x, w)
-    return _partitions(
-        x if unit is None else units.divide(x, unit),
-        jnp.ones(x.shape[0], x.dtype) if w is None else w,
-        validate.n_components(max_components, x.shape[0]),
-        validate.count(max_rows, "max_rows", 1),
-    )
+    k, rows = validate.n_components(max_components, x.shape[0]), validate.count(max_rows, "max_rows", 1)
+    w = np.ones(x.shape[0], x.dtype) if w is None else w
+    return _partitions(x if unit is None else units.divide(x, unit), w, k, rows)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -27,20 +26,15 @@ class Factors(NamedTuple):
     log_det: Array  # (K,)  log |Σ|
 
 
-def _whitener(scale: Factors) -> Callable[[Array], Array]:
-    return lambda residuals: einsum("kde,keb->kdb", scale.white, residuals)
-
-
-def _colour(scale: Factors, y: Array) -> Array:
-    return einsum("kde,keb->kdb", scale.colour, y)
-
-
-def _log_det(scale: Factors, shape: tuple[int, int]) -> Array:
-    return scale.log_det
-
-
 # For E-steps and moments. It has no M-step of its own: that is what structures differ in.
-ALIKE = gaussian(full._replace(name="alike", whitener=_whitener, colour=_colour, log_det=_log_det))
+ALIKE = gaussian(
+    full._replace(
+        name="alike",
+        whitener=lambda scale: lambda residuals: einsum("kde,keb->kdb", scale.white, residuals),
+        colour=lambda scale, y: einsum("kde,keb->kdb", scale.colour, y),
+        log_det=lambda scale, shape: scale.log_det,
+    )
+)
 
 
 def factors(params: GMMParams) -> Factors:

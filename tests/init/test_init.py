@@ -9,7 +9,7 @@ import pytest
 
 import jaxgmm
 from jaxgmm.components import get_model
-from jaxgmm.data import summarise
+from jaxgmm.data import Data, summarise
 from jaxgmm.init import kmeans, random_resp
 from jaxgmm.init._starts import start
 from tests.conftest import overlapping
@@ -211,7 +211,7 @@ named = pytest.mark.parametrize("init", NAMES)
 def _starts(keys, X, w, n_active, init):
     f = summarise(X, w, jnp.zeros((), X.dtype))
     options = {"model": get_model("diag"), "n_components": K, "block_size": N, "init": init}
-    return jax.vmap(lambda k: start(k, X, w, f, n_active=n_active, **options))(keys)
+    return jax.vmap(lambda k: start(k, n_active, Data(X, w), f, None, **options))(keys)
 
 
 def starts(X, w, init, seed=0, n_active=K):

@@ -11,8 +11,7 @@ import pytest
 
 import jaxgmm
 from jaxgmm import Status
-from jaxgmm.selection._cross_validation import assign
-from jaxgmm.selection._threads import side_by_side
+from jaxgmm.selection._grid import assign, side_by_side
 from tests.quick import quick_jit
 
 N = 200

@@ -33,7 +33,9 @@ def lane(results, i):
 def assert_same_fit(a, b, rtol):
     assert int(a.status) == int(b.status)
     assert abs(int(a.n_iter) - int(b.n_iter)) <= 3  # accelerated as much
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=rtol, atol=rtol), a.params, b.params)
+    # Of components that are on: where one that is off lies depends on the start.
+    for x, y in zip(*(jax.tree.leaves(jaxgmm.mixture.active(r.params)) for r in (a, b)), strict=True):
+        np.testing.assert_allclose(x, y, rtol=rtol, atol=rtol)
     np.testing.assert_allclose(a.log_likelihood, b.log_likelihood, rtol=1e-10)
 
 

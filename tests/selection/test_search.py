@@ -9,11 +9,11 @@ import pytest
 
 import jaxgmm
 from jaxgmm import FitResult, Status
+from jaxgmm.data import Data
 from jaxgmm.selection import Spurious
-from jaxgmm.selection import _continuation as continuation
-from jaxgmm.selection._candidates import Field, _rank
-from jaxgmm.selection._search import plan
-from jaxgmm.selection._split_merge import draw_move, overlap
+from jaxgmm.selection import _search as searching
+from jaxgmm.selection._programs import draw_moves, overlaps
+from jaxgmm.selection._search import Field, best_of, plan
 from tests.conftest import overlapping
 from tests.quick import quick_jit
 
@@ -36,11 +36,11 @@ found = functools.cache(lambda: search(X))
 def test_a_plan_spends_its_budget():
     for several in (False, True):
         for budget in (100, 300, 2000, 7000, 20_000, 200_000):
-            game = plan(budget, several=several)
-            stages = round(np.log(game.n_starts) / np.log(3))
-            spent = stages * game.n_starts * game.steps + game.rounds * 300
+            n_starts, steps, rounds = plan(budget, several=several)
+            stages = round(np.log(n_starts) / np.log(3))
+            spent = stages * n_starts * steps + rounds * 300
             assert abs(spent - budget) <= max(0.2 * budget, 150)
-            assert game.n_starts % 3 == 0
+            assert n_starts % 3 == 0
 
 
 def test_the_winner_has_converged_and_says_its_own_likelihood_and_the_key_decides():
@@ -121,9 +121,9 @@ def test_a_sound_optimum_wins_over_a_spurious_one_and_a_failed_one_over_none():
     flags = np.array([[0, Spurious.FEW, 0, 0, 0, Spurious.TWINS]], np.int32)
     results = FitResult(None, likelihood, likelihood, status, status, None)
     for as_ in (np.asarray, jnp.asarray):
-        field = jax.tree.map(as_, Field(results, flags, None))
-        assert _rank(field, 5).tolist() in ([[2, 0, 1, 5, 3]], [[2, 0, 1, 5, 4]])
-    assert jax.jit(lambda f: _rank(f, 4))(field).tolist() == [[2, 0, 1, 5]]
+        field = jax.tree.map(as_, Field(results, flags, np.arange(6)[None]))
+        assert best_of(field, 5).factors.tolist() in ([[2, 0, 1, 5, 3]], [[2, 0, 1, 5, 4]])
+    assert jax.jit(lambda f: best_of(f, 4))(field).factors.tolist() == [[2, 0, 1, 5]]
 
 
 def test_a_search_that_finds_only_spurious_optima_goes_on(monkeypatch):
@@ -132,7 +132,7 @@ def test_a_search_that_finds_only_spurious_optima_goes_on(monkeypatch):
     x = corners[np.arange(N) % (K - 1)] + np.random.default_rng(1).normal(size=(N, D))
     x[-2:] = np.array([[20.0, 20.0], [20.0, 20.001]])
     seeds = range(10)
-    monkeypatch.setattr(continuation, "MORE", 0)
+    monkeypatch.setattr(searching, "_MORE", 0)
     before = [search(x, seed, budget=100) for seed in seeds]
     monkeypatch.undo()
     trapped = [seed for seed in seeds if Spurious(int(before[seed].flags)) & Spurious.FEW]
@@ -144,7 +144,8 @@ def test_a_search_that_finds_only_spurious_optima_goes_on(monkeypatch):
 def test_overlap_is_a_cosine():
     params = jaxgmm.make_params([0.3, 0.3, 0.4], [[0.0], [0.1], [50.0]], [1.0, 1.0, 1.0], "spherical")
     x = np.concatenate([np.random.default_rng(0).normal(size=(150, 1)), np.full((150, 1), 50.0)])
-    c = np.asarray(quick_jit(lambda p, x: overlap(p, x, None, 64))(params, x.astype("f4")))
+    params = jax.tree.map(lambda a: np.asarray(a)[None], params)
+    c = np.asarray(overlaps(params, Data(x.astype("f4")), block_size=64))[0]
     np.testing.assert_allclose(c, c.T, atol=1e-6)
     np.testing.assert_allclose(np.diag(c), 1, rtol=1e-5)
     assert c[0, 1] > 0.9
@@ -153,12 +154,12 @@ def test_overlap_is_a_cosine():
 
 def test_moves_merge_what_overlaps_and_split_another():
     closeness = np.array([[1, 0.9, 0.0, 0.0], [0.9, 1, 0.0, 0.0], [0, 0, 1, 0.0], [0, 0, 0, 1.0]], np.float32)
-    draw = quick_jit(jax.vmap(lambda k, lw: draw_move(k, lw, closeness, 2), (0, None)))
     keys = jax.random.split(jax.random.key(0), 200)
 
     def moves(weights):
         with np.errstate(divide="ignore"):
-            return draw(keys, np.log(np.array(weights, np.float32)))
+            lanes = (np.log(np.array(weights, np.float32)), closeness, np.int32(0))
+        return draw_moves(keys, *(np.broadcast_to(a, (200, *a.shape)) for a in lanes), n_features=2)
 
     drawn = moves([0.3, 0.3, 0.4, 0.0])
     assert ((drawn.first == 0) & (drawn.second == 1)).mean() > 0.95
