@@ -24,8 +24,7 @@ from jaxgmm.components.covariance.base import Covariance
 from jaxgmm.components.registry import ModelLike
 from jaxgmm.components.weights import Model
 from jaxgmm.data import Context, Data
-from jaxgmm.init._kmeans import clusters, distinct_rows, least, random_simplex
-from jaxgmm.init._ward import partitions
+from jaxgmm.init._clusters import clusters, distinct_rows, least, partitions, random_simplex
 from jaxgmm.kernels import exact
 from jaxgmm.kernels.base import Statistics
 from jaxgmm.kernels.blocked_sum import in_range

@@ -14,6 +14,7 @@ from jax.typing import ArrayLike
 from jaxgmm import _validate as validate
 from jaxgmm.density import score
 from jaxgmm.em import e_step
+from jaxgmm.kernels.programs import jit
 from jaxgmm.mixture import GMMParams
 from jaxgmm.result import FitResult
 from jaxgmm.solvers.squarem import Status
@@ -176,6 +177,11 @@ def best(results: FitResult, criterion: Callable[[GMMParams], Array] | ArrayLike
         value = jnp.asarray(criterion, results.log_likelihood.dtype)
     if value.shape != leading:
         raise ValueError(f"criterion must give a value for each fit, {leading}; got shape {value.shape}")
+    return _least(results, value)
+
+
+@jit
+def _least(results: FitResult, value: Array) -> FitResult:
     usable = ~failed(results) & jnp.isfinite(value)
     chosen = jnp.argmin(jnp.where(usable, value, jnp.inf))
     return jax.tree.map(lambda a: a[chosen], results)

@@ -25,8 +25,7 @@ from jaxgmm.mixture import GMMParams, active
 from jaxgmm.priors import Prior
 from jaxgmm.result import FitResult
 from jaxgmm.selection._criteria import REMEDIES
-from jaxgmm.selection._dense_view import alike
-from jaxgmm.selection._programs import certainty, refit, settings_of
+from jaxgmm.selection._programs import alike, certainty, refit, settings_of
 from jaxgmm.selection._search import BestFit, Tournament
 from jaxgmm.selection._spurious import MAX_RATIO, describe
 from jaxgmm.solvers.squarem import Status

@@ -6,6 +6,7 @@ others serve all of them. Split–merge moves merge two components and split a t
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
@@ -19,6 +20,8 @@ from jax.typing import ArrayLike
 from jaxgmm import _units as units
 from jaxgmm import _validate as validate
 from jaxgmm.components.covariance.base import Collapse
+from jaxgmm.components.covariance.full import full
+from jaxgmm.components.gaussian import gaussian
 from jaxgmm.components.weights import Model
 from jaxgmm.data import Context, Data, summarise
 from jaxgmm.density import log_prob, posterior
@@ -32,11 +35,76 @@ from jaxgmm.kernels.linalg import einsum
 from jaxgmm.kernels.programs import jit
 from jaxgmm.mixture import GMMParams, translate
 from jaxgmm.result import FitResult
-from jaxgmm.selection._dense_view import Factors, as_seen_by, factors
 from jaxgmm.selection._spurious import spurious, total_factor
 
 DENSE = 64  # features up to which mixtures of any structure are compared as full ones
 R = TypeVar("R")
+
+
+class Factors(NamedTuple):
+    """The scale of such a mixture: Σ_k = C_k C_kᵀ by factors that are dense, but need not be triangular.
+
+    With the structure's own C⁻¹ beside C nothing is inverted again, and nothing lost of thin covariances.
+    """
+
+    colour: Array  # (K, D, D)  C
+    white: Array  # (K, D, D)  C⁻¹
+    log_det: Array  # (K,)  log |Σ|
+
+
+# For E-steps and moments. It has no M-step of its own: that is what structures differ in.
+ALIKE = gaussian(
+    full._replace(
+        name="alike",
+        whitener=lambda scale: lambda residuals: einsum("kde,keb->kdb", scale.white, residuals),
+        colour=lambda scale, y: einsum("kde,keb->kdb", scale.colour, y),
+        log_det=lambda scale, shape: scale.log_det,
+    )
+)
+
+
+def factors(params: GMMParams) -> Factors:
+    """The dense factors of one mixture."""
+    shape = (params.n_components, params.n_features)
+    identity = jnp.eye(shape[1], dtype=params.means.dtype)
+    identity = jnp.broadcast_to(identity[None], (*shape, shape[1]))
+    covariance, scatter = params.covariance, params.scatter
+    return Factors(
+        covariance.colour(scatter, identity),
+        covariance.whitener(scatter)(identity),
+        covariance.log_det(scatter, shape),
+    )
+
+
+def alike(params: GMMParams, scale: Factors | None) -> GMMParams:
+    """A mixture by its dense factors; itself where there are none. Any leading axes."""
+    return params if scale is None else GMMParams(params.log_weights, params.means, scale, ALIKE)
+
+
+def as_seen_by(params: GMMParams, scale: Factors | None, moments: Statistics) -> Statistics:
+    """Statistics about a mixture's means in the metric of `scale`, as the structure of `params` keeps them.
+
+    Of a structure only its `second_moment` is known, which is linear in the responsibilities. So the second
+    moments become 2D samples that have them: with R the correlations, 4R = (I + R)² − (I − R)².
+    """
+    if scale is None:
+        return moments
+    covariance, scatter, n = params.covariance, params.scatter, moments.weight
+    on = n > 0
+    mean_square = moments.second / jnp.where(on, n, 1)[:, None, None]
+    width = jnp.sqrt(jnp.diagonal(mean_square, axis1=-2, axis2=-1))
+    inverse = 1 / jnp.where(width > 0, width, 1)
+    correlation = inverse[:, :, None] * mean_square * inverse[:, None, :]
+    identity = jnp.eye(width.shape[1], dtype=width.dtype)[None]
+    samples = jnp.concatenate([identity + correlation, identity - correlation], axis=2)
+    residuals = einsum("kde,keb->kdb", scale.colour, width[:, :, None] * samples)
+    whiten = covariance.whitener(scatter)
+    sign = jnp.repeat(jnp.asarray([0.25, -0.25], n.dtype), width.shape[1])
+    return dataclasses.replace(
+        moments,
+        first=whiten(einsum("kde,ke->kd", scale.colour, moments.first)[:, :, None])[:, :, 0],
+        second=covariance.moments(scatter, whiten(residuals), n[:, None] * sign[None, :]),
+    )
 
 
 class Settings(NamedTuple):
@@ -162,16 +230,20 @@ def flags_of(log_weights: Array, means: Array, scale: Factors | None, s: Setting
     )
 
 
-@program(1, "block_size")
-def certainty(p: GMMParams, data: Data, *, block_size: int) -> Array:
-    """() Σ w log max_k r_k over the samples: what `icl` takes from `bic`."""
+def _posterior_sum(p: GMMParams, data: Data, block_size: int, of: Callable[[Array, Array], Array]) -> Array:
+    """The sum of `of`(weights, responsibilities) over blocks of the samples."""
 
     def block(wb: Array, b: Array) -> Array:
-        b = jnp.where(in_range(wb, b), b, p.means[:1])
-        return (wb * jnp.log(posterior(p, b)[0].max(1))).sum()
+        return of(wb, posterior(p, jnp.where(in_range(wb, b), b, p.means[:1]))[0])
 
     total: Array = sum_rows(block, data.weight, data.x, block_size=block_size)
     return total
+
+
+@program(1, "block_size")
+def certainty(p: GMMParams, data: Data, *, block_size: int) -> Array:
+    """() Σ w log max_k r_k over the samples: what `icl` takes from `bic`."""
+    return _posterior_sum(p, data, block_size, lambda w, resp: (w * jnp.log(resp.max(1))).sum())
 
 
 @program(2, "block_size")
@@ -188,13 +260,7 @@ def refit(p: GMMParams, size: Array, kept: Array, out: Array, s: Settings, *, bl
 @program(1, "block_size")
 def overlaps(params: GMMParams, data: Data, *, block_size: int) -> Array:
     """(K, K) cosine of the angle between the components' responsibilities, as vectors over the samples."""
-
-    def block(wb: Array, b: Array) -> Array:
-        b = jnp.where(in_range(wb, b), b, params.means[:1])
-        resp, _ = posterior(params, b)
-        return (resp * wb[:, None]).T @ resp
-
-    gram = sum_rows(block, data.weight, data.x, block_size=block_size)
+    gram = _posterior_sum(params, data, block_size, lambda w, resp: (resp * w[:, None]).T @ resp)
     length = jnp.sqrt(jnp.diagonal(gram))
     scale = jnp.where(length > 0, length, 1)
     return gram / (scale[:, None] * scale[None, :])

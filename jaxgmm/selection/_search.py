@@ -31,7 +31,6 @@ from jaxgmm.priors import Prior
 from jaxgmm.result import FitResult
 from jaxgmm.selection import _programs as programs
 from jaxgmm.selection._criteria import has_failed
-from jaxgmm.selection._dense_view import alike
 from jaxgmm.selection._spurious import MAX_RATIO, describe, total_for
 
 BUDGET = 2000
@@ -148,7 +147,7 @@ class Tournament:
 
         def place(places: Array) -> GMMParams:
             begin, scale = programs.begin(places, self.active, s.context, model=self.model)
-            moments = programs.partition(alike(begin, scale), s, block_size=self.block_size)
+            moments = programs.partition(programs.alike(begin, scale), s, block_size=self.block_size)
             return programs.widen(begin, scale, moments, self.active, WIDEN, s)
 
         places = self._over(lambda k: programs.seed(k, *common, self.unit, **static), keys)
@@ -183,13 +182,13 @@ class Tournament:
         finalists = (field.results.params, field.factors)
         best = jax.tree.map(lambda a: xp.repeat(a[:, 0], _WIDTH, axis=0), finalists)
         # Those of every mixture: as many products again, and one more shape that is not compiled.
-        closeness = programs.overlaps(alike(*best), s.data, block_size=self.block_size)
+        closeness = programs.overlaps(programs.alike(*best), s.data, block_size=self.block_size)
 
         def chunk(inputs: tuple[Array, Array, Array]) -> GMMParams:
             keys, donors, change = inputs
             (origin, scale), near = jax.tree.map(lambda a: xp.asarray(a)[donors], (best, closeness))
             drawn = programs.draw_moves(keys, origin.log_weights, near, change, n_features=origin.n_features)
-            moments = programs.rearrange(drawn, alike(origin, scale), s, block_size=self.block_size)
+            moments = programs.rearrange(drawn, programs.alike(origin, scale), s, block_size=self.block_size)
             return programs.widen(origin, scale, moments, self.active, 0.0, s)
 
         # A move is an E-step and an M-step too.
@@ -380,12 +379,14 @@ def fit_best(
     """
     model = get_model(covariance_type)
     check_options(options).only("fit_best", "history_size")
+    x = validate.data(X)
+    n = validate.n_components(n_components, x.shape[0])
+    budget = validate.count(budget, "budget", 1)
     settings, unit = programs.settings_of(
         X, sample_weight, tol, max_iter, reg_covar, accelerate, max_ratio, (model,),
-        in_units_of_x=isinstance(prior, Prior) or callable(init),
+        in_units_of_x=isinstance(prior, Prior) or callable(check_init(init)),
     )  # fmt: skip
-    n = validate.n_components(n_components, settings.data.x.shape[0])
     tournament = Tournament(settings, model, (n,), init, options.history_size, prior)
-    found = tournament.best(validate.key(key), validate.count(budget, "budget", 1))
+    found = tournament.best(validate.key(key), budget)
     result = jax.tree.map(lambda a: a[0], found)
     return result if unit is None else units.multiply_back(result, unit)

@@ -9,7 +9,7 @@ import pytest
 import jaxgmm
 from jaxgmm.density import posterior
 from jaxgmm.kernels.base import Statistics
-from jaxgmm.selection._dense_view import alike, as_seen_by, factors
+from jaxgmm.selection._programs import alike, as_seen_by, factors
 from tests.conftest import dense, start_from
 from tests.problems import LABELS, D, K, X
 from tests.quick import quick_jit

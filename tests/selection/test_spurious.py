@@ -24,9 +24,8 @@ _total = quick_jit(lambda x: total_factor(x, None, 50))
 
 @quick_jit
 def _flags(log_weights, means, covariances, total, collapse, bounded):
-    return spurious(
-        log_weights, means, covariances, jnp.float32(100), total, jnp.float32(1e5), collapse, bounded
-    )
+    n, ratio = jnp.float32(100), jnp.float32(1e5)
+    return spurious(log_weights, means, covariances, n, total, ratio, collapse, bounded)
 
 
 def flags(name, weights, variances, bounded=False):
@@ -164,9 +163,8 @@ def test_components_that_are_nearly_equal_are_twins():
         means = (np.array([[0.0], [gap]]) * FEATURES).astype(np.float32)
         total = jnp.diag(jnp.asarray(FEATURES, jnp.float32))
         dense = jax.vmap(jnp.diag)(near.astype(np.float32))
-        return Spurious(
-            int(_flags(log_weights, means, dense, total, get_covariance("full").collapse(D), False))
-        )
+        limits = get_covariance("full").collapse(D)
+        return Spurious(int(_flags(log_weights, means, dense, total, limits, False)))
 
     assert flag(0.03) == Spurious.TWINS
     assert flag(3.0) == 0
