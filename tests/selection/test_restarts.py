@@ -72,7 +72,8 @@ def test_named_starts_reach_an_optimum_that_sits_still_and_the_key_alone_decides
     assert results.params.means.shape == (4, K, D)
     assert results.params.log_weights.shape == (4, K)
     assert {a.dtype for a in jax.tree.leaves(results.params)} == {np.dtype("float32")}
-    jax.tree.map(np.testing.assert_array_equal, results, restarted.__wrapped__(1))
+    with jax.debug_nans(True):
+        jax.tree.map(np.testing.assert_array_equal, results, restarted.__wrapped__(1))
     assert (np.asarray(restarted(2).params.means) != np.asarray(results.params.means)).any()
     for i in range(4):
         score, _ = em_step(lane(results, i).params, X, WEIGHT)
