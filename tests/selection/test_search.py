@@ -152,14 +152,16 @@ def test_a_search_that_finds_only_spurious_optima_goes_on(monkeypatch):
     corners = 8 * np.stack(np.divmod(np.arange(K - 1), 3), 1)
     x = corners[np.arange(N) % (K - 1)] + np.random.default_rng(1).normal(size=(N, D))
     x[-2:] = np.array([[20.0, 20.0], [20.0, 20.001]])
-    seeds = range(5)
-    monkeypatch.setattr(searching, "_MORE", 0)
-    before = [search(x, seed, budget=100) for seed in seeds]
-    monkeypatch.undo()
-    trapped = [seed for seed in seeds if Spurious(int(before[seed].flags)) & Spurious.FEW]
-    after = {seed: search(x, seed, budget=100) for seed in trapped}
-    assert all(int(after[seed].n_steps) > int(before[seed].n_steps) for seed in trapped)
-    assert any(int(found.flags) == 0 and found.status == Status.CONVERGED for found in after.values())
+    for seed in range(10):
+        with monkeypatch.context() as patch:
+            patch.setattr(searching, "_MORE", 0)
+            before = search(x, seed, budget=100)
+        if Spurious(int(before.flags)) & Spurious.FEW:
+            after = search(x, seed, budget=100)
+            assert int(after.n_steps) > int(before.n_steps)
+            if int(after.flags) == 0 and after.status == Status.CONVERGED:
+                return
+    pytest.fail("no search was rescued")
 
 
 def test_overlap_is_a_cosine():
