@@ -211,7 +211,10 @@ def from_responsibilities(
 
 def check_init(init: Init) -> Init:
     """Raise unless `init` is the name of a start or a function that makes one."""
-    return init if callable(init) else validate.choice(init, "init", NAMES)
+    if callable(init) or (isinstance(init, str) and init in NAMES):
+        return init
+    wanted = f"one of {list(NAMES)} or a function (key, X, n_components, sample_weight) -> params"
+    raise ValueError(f"init must be {wanted}; got {init!r}")
 
 
 def reference(model: Model, places: Array, f: Context, n_active: Array) -> GMMParams:
