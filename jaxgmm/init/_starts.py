@@ -8,21 +8,23 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
 from jaxgmm import _units as units
 from jaxgmm import _validate as validate
+from jaxgmm import em, priors
+from jaxgmm.components.base import Component
 from jaxgmm.components.covariance.base import Covariance
 from jaxgmm.components.registry import ModelLike
 from jaxgmm.components.weights import Model
 from jaxgmm.data import Context, Data
-from jaxgmm.em import REG_COVAR, m_step, maximise, reference_params, weighted_m_step, without_empty
-from jaxgmm.init._kmeans import distinct_rows, least, lloyd, plusplus, random_simplex
-from jaxgmm.init._ward import partitions
+from jaxgmm.init._clusters import clusters, distinct_rows, least, partitions, random_simplex
 from jaxgmm.kernels import exact
 from jaxgmm.kernels.base import Statistics
 from jaxgmm.kernels.blocked_sum import in_range
@@ -43,21 +45,25 @@ WIDEN = 1e-2
 
 def _inputs(
     key: Array, X: ArrayLike, n_components: int, sample_weight: ArrayLike | None
-) -> tuple[Array, Array, Array, int]:
+) -> tuple[Array, Array, Any, int]:
     x = validate.data(X)
-    w = validate.weight(sample_weight, x)
-    ones = jnp.ones(x.shape[0], x.dtype) if w is None else w
-    return validate.key(key), x, ones, validate.n_components(n_components, x.shape[0])
+    w: Any = validate.weight(sample_weight, x)
+    w = np.ones(x.shape[0], x.dtype) if w is None else w
+    return validate.key(key), x, w, validate.n_components(n_components, x.shape[0])
 
 
-_jit_plusplus = jit(plusplus, static_argnames="n_components")
-_jit_rows = jit(distinct_rows, static_argnames="n")
-_jit_resp = jit(random_simplex, static_argnames=("shape", "dtype"))
+_kmeans = jit(clusters, static_argnames=("n_components", "max_iter"))
+_rows = jit(distinct_rows, static_argnames="n")
+_simplex = jit(random_simplex, static_argnames=("shape", "dtype"))
 
 
-@functools.partial(jit, static_argnames=("n_components", "max_iter"))
-def _jit_kmeans(key: Array, x: Array, w: Array, n_components: int, max_iter: int) -> Array:
-    return lloyd(plusplus(key, x, w, n_components), x, w, max_iter)
+def _centres(key: Array, x: Array, w: Array, n_components: int, max_iter: int) -> Array:
+    """Centres (K, D) of checked data, found in units in which squared distances do not overflow."""
+    unit = units.units_of(x, w)
+    if unit is None:
+        return _kmeans(key, x, w, n_components=n_components, max_iter=max_iter)
+    centres = _kmeans(key, units.divide(x, unit), w, n_components=n_components, max_iter=max_iter)
+    return units.multiply(centres, unit)
 
 
 def kmeans_plusplus(
@@ -87,10 +93,7 @@ def kmeans_plusplus(
     References:
       Arthur & Vassilvitskii (2007), k-means++: the advantages of careful seeding.
     """
-    key, x, w, n = _inputs(key, X, n_components, sample_weight)
-    unit = units.units_of(x, w)
-    seeds = _jit_plusplus(key, x if unit is None else units.divide(x, unit), w, n_components=n)
-    return seeds if unit is None else units.multiply(seeds, unit)
+    return _centres(*_inputs(key, X, n_components, sample_weight), 0)
 
 
 def kmeans(
@@ -122,13 +125,8 @@ def kmeans(
     References:
       Lloyd (1982), Least squares quantization in PCM.
     """
-    key, x, w, n = _inputs(key, X, n_components, sample_weight)
-    limit = validate.count(max_iter, "max_iter", 1)
-    unit = units.units_of(x, w)
-    centres = _jit_kmeans(
-        key, x if unit is None else units.divide(x, unit), w, n_components=n, max_iter=limit
-    )
-    return centres if unit is None else units.multiply(centres, unit)
+    inputs = _inputs(key, X, n_components, sample_weight)
+    return _centres(*inputs, validate.count(max_iter, "max_iter", 1))
 
 
 def random_points(
@@ -152,7 +150,7 @@ def random_points(
       [1.0, 3.0]
     """
     key, x, w, n = _inputs(key, X, n_components, sample_weight)
-    return x[_jit_rows(key, w, n=n)]
+    return _rows(key, x, w, n=n)
 
 
 def random_resp(key: Array, X: ArrayLike, n_components: int, sample_weight: ArrayLike | None = None) -> Array:
@@ -174,7 +172,7 @@ def random_resp(key: Array, X: ArrayLike, n_components: int, sample_weight: Arra
       (3, 2)
     """
     key, x, _, n = _inputs(key, X, n_components, sample_weight)
-    return _jit_resp(key, shape=(x.shape[0], n), dtype=x.dtype)
+    return _simplex(key, shape=(x.shape[0], n), dtype=x.dtype)
 
 
 def from_responsibilities(
@@ -183,7 +181,7 @@ def from_responsibilities(
     *,
     covariance_type: ModelLike = "full",
     sample_weight: ArrayLike | None = None,
-    reg_covar: ArrayLike = REG_COVAR,
+    reg_covar: ArrayLike = em.REG_COVAR,
     prior: Prior | None = None,
 ) -> GMMParams:
     """Starting parameters from responsibilities or a partition: one `m_step`.
@@ -205,33 +203,54 @@ def from_responsibilities(
       >>> jaxgmm.init.from_responsibilities(resp, [[0.0], [2.0], [7.0], [9.0]]).means.tolist()
       [[1.0], [8.0]]
     """
-    return m_step(
-        resp,
-        X,
-        covariance_type=covariance_type,
-        sample_weight=sample_weight,
-        reg_covar=reg_covar,
+    return em.m_step(
+        resp, X, covariance_type=covariance_type, sample_weight=sample_weight, reg_covar=reg_covar,
         prior=prior,
-    )
+    )  # fmt: skip
 
 
 def check_init(init: Init) -> Init:
     """Raise unless `init` is the name of a start or a function that makes one."""
     if callable(init) or (isinstance(init, str) and init in NAMES):
         return init
-    raise ValueError(
-        f"init must be one of {list(NAMES)} or a function (key, X, n_components, sample_weight) -> params; "
-        f"got {init!r}"
-    )
+    wanted = f"one of {list(NAMES)} or a function (key, X, n_components, sample_weight) -> params"
+    raise ValueError(f"init must be {wanted}; got {init!r}")
 
 
-def _mask(params: GMMParams, n_active: Array | None) -> GMMParams:
+def reference(model: Model, places: Array, f: Context, n_active: Array) -> GMMParams:
+    """The first n_active of equal components at places (K, D), each as wide as all the data."""
+    return _mask(em.reference_params(model, places, f.variance), n_active)
+
+
+def _mask(params: GMMParams, n_active: Array) -> GMMParams:
     """Switch off all but the first n_active components, and normalise the rest."""
-    if n_active is None:
-        return params
     on = jnp.arange(params.n_components, dtype=jnp.int32) < n_active
     log_weights = jax.nn.log_softmax(jnp.where(on, params.log_weights, -jnp.inf))
     return dataclasses.replace(params, log_weights=log_weights)
+
+
+class ByDefault(NamedTuple):
+    """In place of a `Prior`: what `default_prior` gives for each number of components. Has no arrays."""
+
+
+AnyPrior = Prior | ByDefault | None
+
+
+def check_prior(
+    prior: Prior | str | None, component: Component, shape: tuple[int, int], x: Array
+) -> AnyPrior:
+    """The prior, checked for a mixture of `shape` (K, D); "default" as `ByDefault`."""
+    named = priors.check_name(prior, component)
+    if named is None:
+        return None
+    return ByDefault() if isinstance(named, str) else priors.check(named, component, shape, x.dtype)
+
+
+def prior_for(prior: AnyPrior, data: Data, covariance: Covariance, n_active: Array) -> Prior | None:
+    """The prior of a mixture with n_active () components."""
+    if isinstance(prior, ByDefault):
+        return priors.default(data.x, data.weight, n_active, covariance)
+    return prior
 
 
 def nearest(params: GMMParams, r: Array, exponent: Array, y: Array) -> Array:
@@ -246,41 +265,38 @@ def metric(covariance: Covariance, f: Context) -> Array:
     return jnp.sqrt(covariance.diagonal(one, (1, f.variance.shape[0]))[0])
 
 
-def seeds(
-    key: Array, x: Array, w: Array | None, f: Context, unit: Array, *, n_components: int, init: Init
-) -> Array:
+def _usable(data: Data, f: Context) -> tuple[Array, Array]:
+    """The rows and their weights. A row that does not count may hold anything, NaN too."""
+    w = jnp.ones(data.x.shape[0], data.x.dtype) if data.weight is None else data.weight
+    return jnp.where(in_range(w, data.x), data.x, f.shift[None, :]), w
+
+
+def seeds(key: Array, data: Data, f: Context, unit: Array, *, n_components: int, init: Init) -> Array:
     """(K, D) seeds relative to the shift, by k-means++ or k-means on features in `unit` (D,)."""
-    ones = jnp.ones(x.shape[0], x.dtype) if w is None else w
-    # A row that does not count may hold anything, NaN too.
-    x = jnp.where(in_range(ones, x), x, f.shift[None, :])
+    x, w = _usable(data, f)
     scaled = (x - f.shift[None, :]) / unit[None, :]
-    places = plusplus(key, scaled, ones, n_components)
-    if init == "kmeans":
-        places = lloyd(places, scaled, ones, 100)
-    return places * unit[None, :]
+    return clusters(key, scaled, w, n_components, 100 if init == "kmeans" else 0) * unit[None, :]
 
 
-def ward(
-    x: Array, w: Array | None, f: Context, unit: Array, *, n_components: int, n_active: Array | None
-) -> tuple[Array, Array]:
-    """Ward's partition (N,) into n_active clusters, and their means (K, D) relative to the shift."""
-    ones = jnp.ones(x.shape[0], x.dtype) if w is None else w
-    shifted = jnp.where(in_range(ones, x), x, f.shift[None, :]) - f.shift[None, :]
+def ward(n_active: Array, data: Data, f: Context, unit: Array, *, n_components: int) -> tuple[Array, Array]:
+    """Ward's partition (N, K) into n_active clusters, and their means (K, D) relative to the shift."""
+    x, w = _usable(data, f)
+    shifted = x - f.shift[None, :]
     # Under `vmap` over starts computed once: a start decides only which partition it takes.
-    table = partitions(shifted / unit[None, :], ones, n_components)
-    labels = table[n_components - 1 if n_active is None else n_active - 1]
-    share = jax.nn.one_hot(labels, n_components, dtype=x.dtype) * ones[:, None]
+    labels = partitions(shifted / unit[None, :], w, n_components)[n_active - 1]
+    member = jax.nn.one_hot(labels, n_components, dtype=shifted.dtype)
+    share = member * w[:, None]
     size = share.sum(0)
-    return labels, einsum("nk,nd->kd", share / jnp.where(size > 0, size, 1)[None, :], shifted)
+    return member, einsum("nk,nd->kd", share / jnp.where(size > 0, size, 1)[None, :], shifted)
 
 
 def widened(params: GMMParams, moments: Statistics, f: Context, share: Array | float = WIDEN) -> GMMParams:
     """The M-step from a partition's moments, every component wider by a share of the variance within them."""
-    before = without_empty(params, moments)
+    before = em.without_empty(params, moments)
     shape = (params.n_components, params.n_features)
 
     def step(carry: tuple[GMMParams, Array], _: None) -> tuple[tuple[GMMParams, Array], None]:
-        after, _length = maximise(before, moments, f._replace(ridge=f.ridge + share * carry[1]))
+        after, _length = em.maximise(before, moments, f._replace(ridge=f.ridge + share * carry[1]))
         variances = after.covariance.diagonal(after.scatter, shape)
         return (after, (after.weights[:, None] * variances).sum(0)), None
 
@@ -289,74 +305,38 @@ def widened(params: GMMParams, moments: Statistics, f: Context, share: Array | f
     return lax.scan(step, start, None, length=2)[0][0]
 
 
-def from_seeds(
-    places: Array,
-    x: Array,
-    w: Array | None,
-    f: Context,
-    *,
-    model: Model,
-    block_size: int,
-    n_active: Array | None = None,
-    resp: Array | None = None,
-) -> GMMParams:
-    """Every sample to the nearest of the seeds (K, D) that are on, and one M-step from that partition.
-
-    Or from the partition `resp` (N, K) of which the seeds are the means.
-    """
-    params = _mask(reference_params(model, places, f.variance), n_active)
-    moments = exact.sums(
-        params, Data(x, w), f.shift, block_size=block_size, resp=resp,
-        reassign=functools.partial(nearest, params),
-    )  # fmt: skip
-    return translate(widened(params, moments, f), f.shift)
-
-
 def start(
-    key: Array,
-    x: Array,
-    w: Array | None,
-    f: Context,
-    *,
-    model: Model,
-    n_components: int,
-    block_size: int,
-    init: Init,
-    n_active: Array | None = None,
-) -> GMMParams:
+    key: Array, n_active: Array, data: Data, context: Context, prior: AnyPrior, *,
+    model: Model, n_components: int, block_size: int, init: Init,
+) -> GMMParams:  # fmt: skip
     """Starting parameters (means in the coordinates of the data), for code inside `jit` or `vmap`.
 
     Seeds are found by the distance that the covariance structure itself would use for the whole data:
-    features in units of their standard deviations, or all in one unit for "spherical". Components beyond
-    `n_active` are switched off.
+    features in units of their standard deviations, or all in one unit for "spherical"; then every sample goes
+    to the nearest of them, and one M-step follows. Components beyond `n_active` () are switched off.
     """
     # A fit does not depend on where it began, as far as derivatives go; some of what follows has none.
-    x, w, f = lax.stop_gradient((x, w, f))
-    if w is not None:
-        # A row that does not count may hold anything, NaN too.
-        x = jnp.where(in_range(w, x), x, f.shift[None, :])
+    data, context, prior = lax.stop_gradient((data, context, prior))
+    x, w = _usable(data, context)
     if callable(init):
-        return _mask(init(key, x, n_components, w), n_active)
-    shifted = x - f.shift[None, :]
+        return _mask(init(key, x, n_components, data.weight), n_active)
+    prior = prior_for(prior, data, model.covariance, n_active)
+    f = em.with_prior(context, prior, model, (n_components, x.shape[1]))
+    resp = None
     if init == "random_resp":
-        r = random_simplex(key, (x.shape[0], n_components), x.dtype)
-        if n_active is not None:
-            r = jnp.where(jnp.arange(n_components, dtype=jnp.int32)[None, :] < n_active, r, 0)
-            r = r / r.sum(1, keepdims=True)
-        params = weighted_m_step(r, Data(x, w), f, model, block_size)
+        resp = random_simplex(key, (x.shape[0], n_components), x.dtype)
+        resp = jnp.where(jnp.arange(n_components, dtype=jnp.int32)[None, :] < n_active, resp, 0)
+        params = em.weighted_m_step(resp / resp.sum(1, keepdims=True), data, f, model, block_size)
         return translate(params, f.shift)
-
     if init == "random_points":
-        rows = distinct_rows(key, jnp.ones(x.shape[0], x.dtype) if w is None else w, n_components)
-        params = _mask(reference_params(model, shifted[rows], f.variance), n_active)
+        places = distinct_rows(key, x, w, n_components) - f.shift[None, :]
+    elif init == "hierarchical":
+        resp, places = ward(n_active, data, f, metric(model.covariance, f), n_components=n_components)
     else:
-        resp = None
-        if init == "hierarchical":
-            labels, places = ward(
-                x, w, f, metric(model.covariance, f), n_components=n_components, n_active=n_active
-            )
-            resp = jax.nn.one_hot(labels, n_components, dtype=x.dtype)
-        else:
-            places = seeds(key, x, w, f, metric(model.covariance, f), n_components=n_components, init=init)
-        return from_seeds(places, x, w, f, model=model, block_size=block_size, n_active=n_active, resp=resp)
+        places = seeds(key, data, f, metric(model.covariance, f), n_components=n_components, init=init)
+    params = reference(model, places, f, n_active)
+    if init != "random_points":
+        whole = functools.partial(nearest, params)
+        moments = exact.sums(params, data, f.shift, block_size=block_size, resp=resp, reassign=whole)
+        params = widened(params, moments, f)
     return translate(params, f.shift)

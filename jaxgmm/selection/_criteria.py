@@ -14,6 +14,7 @@ from jax.typing import ArrayLike
 from jaxgmm import _validate as validate
 from jaxgmm.density import score
 from jaxgmm.em import e_step
+from jaxgmm.kernels.programs import jit
 from jaxgmm.mixture import GMMParams
 from jaxgmm.result import FitResult
 from jaxgmm.solvers.squarem import Status
@@ -45,22 +46,20 @@ def n_parameters(params: GMMParams) -> int | Array:
     """
     on = params.log_weights > -jnp.inf
     if on.ndim != 1:
-        raise ValueError(
-            f"params must hold one mixture; got log_weights of shape {on.shape}. Use jax.vmap(n_parameters)"
-        )
+        raise ValueError(f"params must hold one mixture; got {on.shape}. Use jax.vmap(n_parameters)")
     k: Any = int(np.asarray(on).sum()) if validate.is_concrete(on) else on.sum().astype(jnp.int32)
     free: int | Array = params.model.n_parameters(k, params.n_features)
     return free
 
 
-def _size(X: ArrayLike, sample_weight: ArrayLike | None, like: Array) -> Array:
+def _terms(params: GMMParams, X: ArrayLike, sample_weight: ArrayLike | None) -> tuple[Array, Any, Any]:
+    """−2 log L (), the number of free parameters (), and that of samples () or the sum of their weights."""
+    mean = score(params, X, sample_weight)
+    n: Any = np.asarray(np.shape(X)[0], mean.dtype)
     if sample_weight is not None:
-        return jnp.asarray(sample_weight, like.dtype).sum()
-    return jnp.asarray(np.shape(X)[0], like.dtype)
-
-
-def _free(params: GMMParams, like: Array) -> Array:
-    return jnp.asarray(n_parameters(params), like.dtype)
+        xp: Any = np if validate.is_concrete(sample_weight) else jnp
+        n = xp.asarray(sample_weight, mean.dtype).sum()
+    return -2 * mean * n, jnp.asarray(n_parameters(params), mean.dtype), n
 
 
 def aic(params: GMMParams, X: ArrayLike, sample_weight: ArrayLike | None = None) -> Array:
@@ -80,8 +79,8 @@ def aic(params: GMMParams, X: ArrayLike, sample_weight: ArrayLike | None = None)
     References:
       Akaike (1974), A new look at the statistical model identification.
     """
-    mean = score(params, X, sample_weight)
-    return -2 * mean * _size(X, sample_weight, mean) + 2 * _free(params, mean)
+    deviance, free, _ = _terms(params, X, sample_weight)
+    return deviance + 2 * free
 
 
 def bic(params: GMMParams, X: ArrayLike, sample_weight: ArrayLike | None = None) -> Array:
@@ -101,9 +100,8 @@ def bic(params: GMMParams, X: ArrayLike, sample_weight: ArrayLike | None = None)
     References:
       Schwarz (1978), Estimating the dimension of a model.
     """
-    mean = score(params, X, sample_weight)
-    n = _size(X, sample_weight, mean)
-    return -2 * mean * n + _free(params, mean) * jnp.log(n)
+    deviance, free, n = _terms(params, X, sample_weight)
+    return deviance + free * jnp.log(n)
 
 
 def icl(params: GMMParams, X: ArrayLike, sample_weight: ArrayLike | None = None) -> Array:
@@ -170,9 +168,7 @@ def best(results: FitResult, criterion: Callable[[GMMParams], Array] | ArrayLike
     """
     leading = jnp.shape(results.status)
     if len(leading) != 1:
-        raise ValueError(
-            f"results must have one leading axis, an entry for each fit; got status of shape {leading}"
-        )
+        raise ValueError(f"results must have one leading axis, of fits; got status of shape {leading}")
     if criterion is None:
         value = -results.objective
     elif callable(criterion):
@@ -180,9 +176,12 @@ def best(results: FitResult, criterion: Callable[[GMMParams], Array] | ArrayLike
     else:
         value = jnp.asarray(criterion, results.log_likelihood.dtype)
     if value.shape != leading:
-        raise ValueError(
-            f"criterion must give a value for each fit, shape {leading}; got shape {value.shape}"
-        )
+        raise ValueError(f"criterion must give a value for each fit, {leading}; got shape {value.shape}")
+    return _least(results, value)
+
+
+@jit
+def _least(results: FitResult, value: Array) -> FitResult:
     usable = ~failed(results) & jnp.isfinite(value)
     chosen = jnp.argmin(jnp.where(usable, value, jnp.inf))
     return jax.tree.map(lambda a: a[chosen], results)

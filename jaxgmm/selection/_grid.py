@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -13,24 +14,20 @@ from jax.typing import ArrayLike
 
 from jaxgmm import _units as units
 from jaxgmm import _validate as validate
-from jaxgmm import priors
 from jaxgmm._display import Table, as_html
 from jaxgmm.components.covariance.registry import ALIASES
 from jaxgmm.components.covariance.registry import STRUCTURES as RECORDS
 from jaxgmm.components.registry import ModelLike, get_model
 from jaxgmm.components.weights import Model
 from jaxgmm.em import MAX_ITER, REG_COVAR, TOL
-from jaxgmm.init._starts import Init, check_init
+from jaxgmm.init._starts import Init
 from jaxgmm.mixture import GMMParams, active
 from jaxgmm.priors import Prior
 from jaxgmm.result import FitResult
 from jaxgmm.selection._criteria import REMEDIES
-from jaxgmm.selection._cross_validation import held_out
-from jaxgmm.selection._dense_view import alike
-from jaxgmm.selection._programs import certainty, settings_of
+from jaxgmm.selection._programs import alike, certainty, refit, settings_of
 from jaxgmm.selection._search import BestFit, Tournament
 from jaxgmm.selection._spurious import MAX_RATIO, describe
-from jaxgmm.selection._threads import side_by_side
 from jaxgmm.solvers.squarem import Status
 
 BUDGET = 1000
@@ -44,6 +41,7 @@ UNIVARIATE = ("E", "V")  # what is left of them for one feature
 CRITERIA = ("bic", "aic", "icl", "cv", "heldout")
 
 Row = dict[str, Any]
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,9 +85,9 @@ class Selection:
         """(covariance type, number of components, reason) of every cell that failed or is spurious."""
         found = []
         for row in self.table:
-            status = Status[row["status"]]
-            reason = "" if status == Status.CONVERGED else f"{row['status']}: {REMEDIES[status]}"
-            reason = reason or (f"spurious: {row['spurious']}" if row["spurious"] else "")
+            reason = f"spurious: {row['spurious']}" if row["spurious"] else ""
+            if row["status"] != "CONVERGED":
+                reason = f"{row['status']}: {REMEDIES[Status[row['status']]]}"
             if reason:
                 found.append((row["covariance_type"], row["n_components"], reason))
         return tuple(found)
@@ -100,91 +98,70 @@ class Selection:
         Raises:
           KeyError: if the cell is not in the grid.
         """
+        found = self.results.get(covariance_type)
         structure = (RECORDS | ALIASES).get(covariance_type)
-        if covariance_type not in self.results and structure is not None:
-            same = (
-                name for name, found in self.results.items() if found.params.model == get_model(structure)
-            )
-            covariance_type = next(same, covariance_type)
-        if covariance_type not in self.results or n_components not in self.n_components:
+        if found is None and structure is not None:
+            model = get_model(structure)
+            found = next((f for f in self.results.values() if f.params.model == model), None)
+        if found is None or n_components not in self.n_components:
             raise KeyError(
                 f"no cell {covariance_type!r}, {n_components}: the grid has {', '.join(self.results)} with "
                 f"n_components {self.n_components}"
             )
-        return _cell(self.results[covariance_type], self.n_components.index(n_components))
+        return _cell(found, self.n_components.index(n_components))
 
     def __str__(self) -> str:
         """The criterion by structure and number of components, with marks that a legend explains."""
-        names = list(self.results)
-        digits = 4 if self.criterion in ("cv", "heldout") else 1
-        cells = {
-            (r["covariance_type"], r["n_components"]): list(_text(r, self.criterion, digits))
-            for r in self.table
-        }
-        if self.best_row is not None:
-            cells[self.best_row["covariance_type"], self.best_row["n_components"]][1] += "*"
+        cells = self._cells()
         # Marks stand to the right of the column, so that the digits are below one another.
-        room = max(1, *(len(marks) for _, marks in cells.values()))
-        width = max(9, *(len(text) + 1 for text, _ in cells.values()))
-        first = max(len(name) for name in names)
-        lines = [f"{self.criterion.upper()} (smaller is better)", " " * first]
-        lines[1] += "".join(f"{'K = ' + str(k):>{width}}{'':<{room}}" for k in self.n_components)
-        for name in names:
-            row = "".join(
-                f"{text:>{width}}{marks:<{room}}"
-                for text, marks in (cells[name, k] for k in self.n_components)
-            )
-            lines.append(f"{name:<{first}}{row}".rstrip())
-        lines += _legend(self.table, self.criterion)
-        if self.best_row is None:
-            lines.append("every cell failed")
-        else:
-            mark = f" ({self.best_row['spurious']}: spurious)" if self.best_row["spurious"] else ""
-            lines.append(
-                f"* best: {self.best_row['covariance_type']}, K = {self.best_row['n_components']}{mark}"
-            )
-        return "\n".join(lines)
+        room = max(1, *(len(marks) for row in cells for _, marks in row))
+        width = max(9, *(len(text) + 1 for row in cells for text, _ in row))
+        first = max(map(len, self.results))
+        head = "".join(f"{f'K = {k}':>{width}}{'':<{room}}" for k in self.n_components)
+        lines = [f"{self.criterion.upper()} (smaller is better)", " " * first + head]
+        for name, row in zip(self.results, cells, strict=True):
+            text = "".join(f"{text:>{width}}{marks:<{room}}" for text, marks in row)
+            lines.append(f"{name:<{first}}{text}".rstrip())
+        return "\n".join(lines + self._notes())
 
     def __repr__(self) -> str:
         """The table: what one wants to see at a prompt."""
         return str(self)
 
     def _repr_html_(self) -> str:
+        rows, best = [], None
+        for i, (name, row) in enumerate(zip(self.results, self._cells(), strict=True)):
+            rows.append((name, *((text + marks).rstrip("*") for text, marks in row)))
+            best = next(((i, j) for j, (_, marks) in enumerate(row, 1) if "*" in marks), best)
+        table = Table(("", *(f"K = {k}" for k in self.n_components)), tuple(rows), ". ".join(self._notes()))
+        return as_html(table, f"{self.criterion.upper()} (smaller is better)", best)
+
+    def _cells(self) -> list[list[tuple[str, str]]]:
+        """By row and column the text of a cell, and the marks beside it."""
         digits = 4 if self.criterion in ("cv", "heldout") else 1
-        names = list(self.results)
-        text = {
-            (r["covariance_type"], r["n_components"]): "".join(_text(r, self.criterion, digits))
-            for r in self.table
-        }
-        rows = tuple((name, *(text[name, k] for k in self.n_components)) for name in names)
-        marked = None
-        if self.best_row is not None:
-            row, column = self.best_row["covariance_type"], self.best_row["n_components"]
-            marked = (names.index(row), 1 + self.n_components.index(column))
-        *_, note = str(self).splitlines()
-        note = ". ".join([*_legend(self.table, self.criterion), note])
-        table = Table(("", *(f"K = {k}" for k in self.n_components)), rows, note)
-        return as_html(table, f"{self.criterion.upper()} (smaller is better)", marked)
-
-
-def _text(row: Row, criterion: str, digits: int) -> tuple[str, str]:
-    """A cell and the marks beside it."""
-    value = float(row[criterion])
-    if not np.isfinite(value):
         failed = {"DEGENERATE": "degen.", "NONFINITE": "not fin.", "DECREASED": "decr."}
-        return failed.get(row["status"], "-"), ""
-    marks = ("?" if row["spurious"] else "") + ("~" if row["status"] == "MAX_ITER" else "")
-    return f"{value:.{digits}f}", marks
+        best = self.best_row and (self.best_row["covariance_type"], self.best_row["n_components"])
+        cells = {}
+        for row in self.table:
+            text, marks = failed.get(row["status"], "-"), ""
+            if np.isfinite(row[self.criterion]):
+                text = f"{row[self.criterion]:.{digits}f}"
+                marks = ("?" if row["spurious"] else "") + ("~" if row["status"] == "MAX_ITER" else "")
+            at = row["covariance_type"], row["n_components"]
+            cells[at] = text, marks + "*" * (at == best)
+        return [[cells[name, k] for k in self.n_components] for name in self.results]
 
-
-def _legend(table: Sequence[Row], criterion: str) -> list[str]:
-    """What the marks in the table say, a line for each that is there."""
-    shown = [row for row in table if np.isfinite(row[criterion])]
-    kinds = "; ".join(dict.fromkeys(part for row in shown for part in row["spurious"].split(", ") if part))
-    lines = [f"? spurious: {kinds}. Cannot win while another cell is sound"] if kinds else []
-    if any(row["status"] == "MAX_ITER" for row in shown):
-        lines.append("~ ended at max_iter before it had converged")
-    return lines
+    def _notes(self) -> list[str]:
+        """What the marks in the table say, a line for each that is there, and which cell is the best."""
+        shown = [row for row in self.table if np.isfinite(row[self.criterion])]
+        kinds = dict.fromkeys(part for row in shown for part in row["spurious"].split(", ") if part)
+        lines = [f"? spurious: {'; '.join(kinds)}. Cannot win while another cell is sound"] if kinds else []
+        if any(row["status"] == "MAX_ITER" for row in shown):
+            lines.append("~ ended at max_iter before it had converged")
+        if self.best_row is None:
+            return [*lines, "every cell failed"]
+        name, k, flaws = (self.best_row[field] for field in ("covariance_type", "n_components", "spurious"))
+        return [*lines, f"* best: {name}, K = {k}" + (f" ({flaws}: spurious)" if flaws else "")]
 
 
 def _cell(results: BestFit, i: int) -> BestFit:
@@ -192,20 +169,16 @@ def _cell(results: BestFit, i: int) -> BestFit:
     return dataclasses.replace(cell, params=active(cell.params))
 
 
-def _rows(
-    name: str, tournament: Tournament, found: BestFit, sizes: Sequence[int], n: float, log_unit: float
-) -> list[Row]:
+def _rows(name: str, tournament: Tournament, found: BestFit, n: float, log_unit: float) -> list[Row]:
     """The table's rows for one structure; densities are those of data multiplied by units of this log."""
-    settings = tournament.settings
     p = found.params
     # In a form for which one program serves all structures.
     mixtures = alike(p, jax.tree.map(lambda a: a[:, 0], tournament.factors))
-    sure = np.asarray(certainty(mixtures, settings, block_size=tournament.block_size), float)
+    sure = certainty(mixtures, tournament.settings.data, block_size=tournament.block_size)
+    on = (np.asarray(p.log_weights) > -np.inf).sum(1)
     rows = []
-    for i, size in enumerate(sizes):
-        status = Status(int(found.status[i]))
-        on = int((np.asarray(found.params.log_weights[i]) > -np.inf).sum())
-        free = int(found.params.model.n_parameters(on, found.params.n_features))
+    for i, size in enumerate(tournament.sizes.tolist()):
+        status, free = Status(int(found.status[i])), int(p.model.n_parameters(int(on[i]), p.n_features))
         mean = float(found.log_likelihood[i]) - log_unit
         usable = status in (Status.CONVERGED, Status.MAX_ITER) and np.isfinite(mean)
         deviance = -2 * n * mean if usable else np.nan
@@ -218,7 +191,7 @@ def _rows(
                 "log_likelihood": mean,
                 "aic": deviance + 2 * free,
                 "bic": bic,
-                "icl": bic - 2 * sure[i],
+                "icl": bic - 2 * float(sure[i]),
                 "status": status.name,
                 "spurious": describe(int(found.flags[i])),
                 "n_agreed": int(found.n_agreed[i]),
@@ -231,6 +204,55 @@ def _best_row(table: Sequence[Row], criterion: str) -> Row | None:
     usable = [row for row in table if np.isfinite(row[criterion])]
     sound = [row for row in usable if not row["spurious"]]
     return min(sound or usable, key=lambda row: float(row[criterion]), default=None)
+
+
+def assign(key: Array, n_samples: int, n_folds: int) -> Array:
+    """(N,) int32, each sample's fold: as equal in size as can be, at random."""
+    return jax.random.permutation(key, np.arange(n_samples, dtype=np.int32) % n_folds)
+
+
+def held_out(key: Array, tournament: Tournament, params: GMMParams, n_folds: int, n_used: int) -> Any:
+    """(L,) mean log-likelihood of the samples that are left out, for the mixtures of a tournament.
+
+    For each of the first `n_used` of `n_folds` folds the mixture is fitted again, from where it is, to the
+    other folds: by sample weights of zero, so that nothing is copied and one program serves all folds.
+    """
+    s, static = tournament.settings, {"block_size": tournament.block_size}
+    n_samples, w = s.data.x.shape[0], s.data.weight
+    fold = np.asarray(assign(key, n_samples, n_folds))
+    whole = np.ones(n_samples, s.tol.dtype) if w is None else np.asarray(w)
+    outs = [np.where(fold == i, whole, 0).astype(whole.dtype) for i in range(n_used)]
+    total = sum(np.asarray(refit(params, tournament.sizes, whole - out, out, s, **static)) for out in outs)
+    return np.asarray(total / np.sum(outs), float)
+
+
+def _settings() -> dict[str, Any]:
+    """JAX's settings as this thread sees them: a context manager may change them for one thread alone."""
+    return {name: getattr(jax.config, name, None) for name in jax.config.values}
+
+
+def side_by_side(
+    function: Callable[[str, Any], T],
+    arguments: Mapping[str, Any],
+    progress: Callable[[str], object] | None = None,
+    *,
+    at_once: int,
+) -> Iterator[tuple[str, T]]:
+    """(name, function(name, argument)) in their order, up to `at_once` under way at a time.
+
+    What a thread has begun it finishes, also after Ctrl-C: let that be short. One by one where the settings
+    of JAX are other in a new thread than they are in this one.
+    """
+    with ThreadPoolExecutor(at_once) as pool:
+        try:
+            together = at_once > 1 and len(arguments) > 1 and pool.submit(_settings).result() == _settings()
+            futures = {name: pool.submit(function, name, a) for name, a in arguments.items() if together}
+            for name, argument in arguments.items():
+                if progress is not None:
+                    progress(name)
+                yield name, futures[name].result() if together else function(name, argument)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def select(
@@ -296,46 +318,35 @@ def select(
     """
     if not validate.is_concrete(X, sample_weight):
         raise TypeError("select needs concrete data; inside jit use fit_best or fit_components")
-    if criterion not in CRITERIA:
-        raise ValueError(f"criterion must be one of {list(CRITERIA)}; got {criterion!r}")
+    validate.choice(criterion, "criterion", CRITERIA)
     X = validate.data(X)
+    n_samples, n_features = X.shape
     if covariance_types is None:
-        covariance_types = STRUCTURES if X.shape[1] > 1 else UNIVARIATE
+        covariance_types = STRUCTURES if n_features > 1 else UNIVARIATE
     models = _models(covariance_types)
-    settings, unit = settings_of(
-        X, sample_weight, tol, max_iter, reg_covar, True, max_ratio, tuple(models.values()),
-        in_units_of_x=isinstance(prior, Prior) or callable(init),
-    )  # fmt: skip
-    log_unit = 0.0 if unit is None else float(np.log(unit).sum())
-    n_samples, n_features = settings.x.shape
     if n_components is None:
         n_components = range(1, min(9, n_samples) + 1)
     sizes = validate.sizes(n_components, n_samples)
     budget = validate.count(budget, "budget", 1)
     folds = validate.count(n_folds, "n_folds", 2)
     key = validate.key(key)
+    settings, unit = settings_of(
+        X, sample_weight, tol, max_iter, reg_covar, True, max_ratio, tuple(models.values()),
+        in_units_of_x=isinstance(prior, Prior) or callable(init),
+    )  # fmt: skip
+    log_unit = 0.0 if unit is None else float(np.log(unit).sum())
+    w = settings.data.weight
     # On the host, in float64: float32 holds a total of 1e6 nats to 0.06.
-    n = float(n_samples if settings.w is None else np.asarray(settings.w, float).sum())
+    n = float(n_samples if w is None else np.asarray(w, float).sum())
 
     def one(name: str, model: Model) -> tuple[BestFit, list[Row]]:
         # The same key for every structure: they compete from the same seeds.
-        tournament = Tournament(
-            settings, model, sizes, check_init(init), 0, priors.check_name(prior, model.component)
-        )
+        tournament = Tournament(settings, model, sizes, init, 0, prior)
         found = tournament.best(key, budget)
-        rows = _rows(name, tournament, found, sizes, n, log_unit)
+        rows = _rows(name, tournament, found, n, log_unit)
         if criterion in ("cv", "heldout"):
-            left_out = held_out(
-                key,
-                found.params,
-                np.asarray(sizes, np.int32),
-                tournament.settings,
-                folds,
-                folds if criterion == "cv" else 1,
-                tournament.block_size,
-                tournament.default,
-            )
-            for row, value in zip(rows, np.asarray(left_out, float), strict=True):
+            left_out = held_out(key, tournament, found.params, folds, folds if criterion == "cv" else 1)
+            for row, value in zip(rows, left_out, strict=True):
                 row[criterion] = log_unit - value if np.isfinite(row["bic"]) else np.nan
         return found if unit is None else units.multiply_back(found, unit), rows
 
@@ -346,18 +357,13 @@ def select(
         results[name] = found
         table += rows
     top = _best_row(table, criterion)
-    best = None
-    if top is not None:
-        best = _cell(results[top["covariance_type"]], sizes.index(top["n_components"]))
+    best = None if top is None else _cell(results[top["covariance_type"]], sizes.index(top["n_components"]))
     return Selection(criterion, tuple(table), results, sizes, best, top)
 
 
 def _models(covariance_types: Sequence[ModelLike]) -> dict[str, Model]:
     if isinstance(covariance_types, ModelLike):
-        raise TypeError(
-            f"covariance_types must be a sequence of names, structures, components or models; got "
-            f"{covariance_types!r} alone"
-        )
+        raise TypeError(f"covariance_types must be a sequence of structures; got {covariance_types!r} alone")
     models: dict[str, Model] = {}
     for given in covariance_types:
         model = get_model(given)

@@ -1,14 +1,15 @@
 """Compiled programs of a search, each over a few mixtures and one data set.
 
 Those that know the covariance structure are compiled for each structure anew, and so are few and small; the
-others serve all of them.
+others serve all of them. Split–merge moves merge two components and split a third, to leave a local optimum.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -18,53 +19,109 @@ from jax.typing import ArrayLike
 
 from jaxgmm import _units as units
 from jaxgmm import _validate as validate
-from jaxgmm import priors
-from jaxgmm.components.covariance.base import Covariance
+from jaxgmm.components.covariance.base import Collapse
+from jaxgmm.components.covariance.full import full
+from jaxgmm.components.gaussian import gaussian
 from jaxgmm.components.weights import Model
 from jaxgmm.data import Context, Data, summarise
-from jaxgmm.density import posterior
-from jaxgmm.em import reference_params, run, with_prior
-from jaxgmm.init._starts import Init, metric, nearest, seeds, start, ward, widened
+from jaxgmm.density import log_prob, posterior
+from jaxgmm.em import run, with_prior
+from jaxgmm.init import _starts as starts
+from jaxgmm.init._starts import AnyPrior, prior_for
 from jaxgmm.kernels import exact
 from jaxgmm.kernels.base import Statistics
 from jaxgmm.kernels.blocked_sum import block_rows, in_range, sum_rows
 from jaxgmm.kernels.linalg import einsum
 from jaxgmm.kernels.programs import jit
 from jaxgmm.mixture import GMMParams, translate
-from jaxgmm.priors import Prior
 from jaxgmm.result import FitResult
-from jaxgmm.selection._dense_view import Factors, as_seen_by, factors
-from jaxgmm.selection._split_merge import Move, draw_exchange, overlap, split_merge
-from jaxgmm.selection._spurious import Limits, spurious, total_factor
+from jaxgmm.selection._spurious import spurious, total_factor
 
 DENSE = 64  # features up to which mixtures of any structure are compared as full ones
+R = TypeVar("R")
+
+
+class Factors(NamedTuple):
+    """The scale of such a mixture: Σ_k = C_k C_kᵀ by factors that are dense, but need not be triangular.
+
+    With the structure's own C⁻¹ beside C nothing is inverted again, and nothing lost of thin covariances.
+    """
+
+    colour: Array  # (K, D, D)  C
+    white: Array  # (K, D, D)  C⁻¹
+    log_det: Array  # (K,)  log |Σ|
+
+
+# For E-steps and moments. It has no M-step of its own: that is what structures differ in.
+ALIKE = gaussian(
+    full._replace(
+        name="alike",
+        whitener=lambda scale: lambda residuals: einsum("kde,keb->kdb", scale.white, residuals),
+        colour=lambda scale, y: einsum("kde,keb->kdb", scale.colour, y),
+        log_det=lambda scale, shape: scale.log_det,
+    )
+)
+
+
+def factors(params: GMMParams) -> Factors:
+    """The dense factors of one mixture."""
+    shape = (params.n_components, params.n_features)
+    identity = jnp.eye(shape[1], dtype=params.means.dtype)
+    identity = jnp.broadcast_to(identity[None], (*shape, shape[1]))
+    covariance, scatter = params.covariance, params.scatter
+    return Factors(
+        covariance.colour(scatter, identity),
+        covariance.whitener(scatter)(identity),
+        covariance.log_det(scatter, shape),
+    )
+
+
+def alike(params: GMMParams, scale: Factors | None) -> GMMParams:
+    """A mixture by its dense factors; itself where there are none. Any leading axes."""
+    return params if scale is None else GMMParams(params.log_weights, params.means, scale, ALIKE)
+
+
+def as_seen_by(params: GMMParams, scale: Factors | None, moments: Statistics) -> Statistics:
+    """Statistics about a mixture's means in the metric of `scale`, as the structure of `params` keeps them.
+
+    Of a structure only its `second_moment` is known, which is linear in the responsibilities. So the second
+    moments become 2D samples that have them: with R the correlations, 4R = (I + R)² − (I − R)².
+    """
+    if scale is None:
+        return moments
+    covariance, scatter, n = params.covariance, params.scatter, moments.weight
+    on = n > 0
+    mean_square = moments.second / jnp.where(on, n, 1)[:, None, None]
+    width = jnp.sqrt(jnp.diagonal(mean_square, axis1=-2, axis2=-1))
+    inverse = 1 / jnp.where(width > 0, width, 1)
+    correlation = inverse[:, :, None] * mean_square * inverse[:, None, :]
+    identity = jnp.eye(width.shape[1], dtype=width.dtype)[None]
+    samples = jnp.concatenate([identity + correlation, identity - correlation], axis=2)
+    residuals = einsum("kde,keb->kdb", scale.colour, width[:, :, None] * samples)
+    whiten = covariance.whitener(scatter)
+    sign = jnp.repeat(jnp.asarray([0.25, -0.25], n.dtype), width.shape[1])
+    return dataclasses.replace(
+        moments,
+        first=whiten(einsum("kde,ke->kd", scale.colour, moments.first)[:, :, None])[:, :, 0],
+        second=covariance.moments(scatter, whiten(residuals), n[:, None] * sign[None, :]),
+    )
 
 
 class Settings(NamedTuple):
     """What the compiled programs share; all of it traced."""
 
-    x: Array
-    w: Array | None
-    tol: Array
-    max_iter: Array
+    data: Data
+    tol: Any
+    max_iter: Any
     reg_covar: Array
     accelerate: Array
     max_ratio: Array
     n_effective: Array  # () the sum of the weights
     context: Context
     total: Array  # (D, D) factor of the covariance of all the data
-    prior: Prior | None
-    limits: Limits | None = None  # of the structure; None before it is known, and for that of "full"
-
-
-def prior_for(s: Settings, default: bool, covariance: Covariance, n_active: Array) -> Prior | None:
-    """The prior of a mixture with n_active () components: the one that was given, or the default one."""
-    return priors.default(s.x, s.w, n_active, covariance) if default else s.prior
-
-
-def _context_of(s: Settings, default: bool, model: Model, n_components: int, n_active: Array) -> Context:
-    prior = prior_for(s, default, model.covariance, n_active)
-    return with_prior(s.context, prior, model, (n_components, s.x.shape[1]))
+    prior: AnyPrior = None
+    collapse: Collapse | None = None  # of the structure; None before it is known, and for that of "full"
+    bounded: Any = np.False_  # whether a prior keeps covariances from being singular
 
 
 def settings_of(
@@ -77,195 +134,200 @@ def settings_of(
     """
     x = validate.data(X)
     w = validate.weight(sample_weight, x)
-    reg = validate.not_negative(reg_covar, "reg_covar", x.dtype)
+    tol, limit, reg, fast = validate.iteration(tol, max_iter, reg_covar, accelerate, x.dtype)
+    ratio = validate.ratio(np.inf if max_ratio is None else max_ratio, x.dtype)
     unit = None
     if not in_units_of_x and all(units.rescales(model) for model in models):
         unit = units.units_of(x, w, models[0] if len(models) == 1 else None)
     if unit is not None:
         x, reg = units.divide(x, unit), units.ridge_in_units(reg, unit)
-    n, context, total = summarise_data(x, w, reg, block_size=block_rows(x.shape[0], 1, x.shape[1]))
-    ratio = jnp.asarray(jnp.inf, x.dtype) if max_ratio is None else validate.ratio(max_ratio, x.dtype)
-    settings = Settings(
-        x,
-        w,
-        validate.not_negative(tol, "tol", x.dtype),
-        validate.step_limit(max_iter),
-        reg,
-        validate.flag(accelerate, "accelerate"),
-        ratio,
-        n,
-        context,
-        total,
-        None,
-    )
-    return settings, unit
+    summary = summarise_data(Data(x, w), reg, block_size=block_rows(x.shape[0], 1, x.shape[1]))
+    return Settings(Data(x, w), tol, limit, reg, fast, ratio, *summary), unit
 
 
 @functools.partial(jit, static_argnames="block_size")
-def summarise_data(
-    x: Array, w: Array | None, reg_covar: Array, *, block_size: int
-) -> tuple[Array, Context, Array]:
+def summarise_data(data: Data, reg_covar: Array, *, block_size: int) -> tuple[Array, Context, Array]:
     """Σ of the weights, the data summary, and the factor of their covariance."""
+    x, w = data.x, data.weight
     n = jnp.asarray(x.shape[0], x.dtype) if w is None else w.sum()
     return n, summarise(x, w, reg_covar), total_factor(x, w, block_size)
 
 
-@functools.partial(jit, static_argnames=("model", "n_components"))
-def reference(context: Context, *, model: Model, n_components: int) -> tuple[Array, GMMParams]:
-    """(D,) `metric` of a structure, and its K equal components as wide as all the data."""
-    means = jnp.broadcast_to(context.shift[None, :], (n_components, context.shift.shape[0]))
-    return metric(model.covariance, context), reference_params(model, means, context.variance)
+def program(n: int, *static: str) -> Callable[[Callable[..., R]], Callable[..., R]]:
+    """Compile a function of one mixture for several: its first n arguments get a leading axis (B,)."""
+
+    def compiled(one: Callable[..., R]) -> Callable[..., R]:
+        @functools.wraps(one)
+        def several(*args: Any, **options: Any) -> R:
+            axes = (0,) * n + (None,) * (len(args) - n)
+            found: R = jax.vmap(functools.partial(one, **options), axes)(*args)
+            return found
+
+        return jit(several, static_argnames=static)
+
+    return compiled
 
 
-@functools.partial(jit, static_argnames=("n_components", "init"))
-def seed(keys: Array, unit: Array, s: Settings, *, n_components: int, init: Init) -> Array:
-    """Seeds (B, K, D), one set for each key."""
-
-    def one(key: Array) -> Array:
-        return seeds(key, s.x, s.w, s.context, unit, n_components=n_components, init=init)
-
-    return jax.vmap(one)(keys)
+metric = jit(starts.metric, static_argnames="covariance")
+seed = program(1, "n_components", "init")(starts.seeds)
+start = program(2, "model", "n_components", "block_size", "init")(starts.start)
 
 
-@functools.partial(jit, static_argnames="n_components")
-def ward_places(sizes: Array, unit: Array, s: Settings, *, n_components: int) -> Array:
-    """(L, K, D) the means of Ward's clusters, for each of the sizes (L,)."""
-
-    def one(size: Array) -> Array:
-        return ward(s.x, s.w, s.context, unit, n_components=n_components, n_active=size)[1]
-
-    return jax.vmap(one)(sizes)
+@program(1, "n_components")
+def ward(n_active: Array, data: Data, context: Context, unit: Array, *, n_components: int) -> Array:
+    """(K, D) the means of Ward's clusters, relative to the shift."""
+    return starts.ward(n_active, data, context, unit, n_components=n_components)[1]
 
 
-@functools.partial(jit, static_argnames="block_size")
-def partition(mixtures: GMMParams, s: Settings, *, block_size: int) -> Statistics:
-    """Statistics about mixtures (B,) of their samples, by hard assignment to the nearest component."""
-    shift = s.context.shift
-
-    def one(m: GMMParams) -> Statistics:
-        whole = functools.partial(nearest, m)
-        return exact.sums(translate(m, -shift), Data(s.x, s.w), shift, block_size=block_size, reassign=whole)
-
-    return jax.vmap(one)(mixtures)
+@program(2, "model")
+def begin(
+    places: Array, n_active: Array, context: Context, *, model: Model
+) -> tuple[GMMParams, Factors | None]:
+    """A structure's mixture at places (K, D), of components as wide as the data; and its dense factors."""
+    params = translate(starts.reference(model, places, context, n_active), context.shift)
+    return params, None if params.n_features > DENSE else factors(params)
 
 
-@functools.partial(jit, static_argnames="default")
+@program(1, "block_size")
+def partition(m: GMMParams, s: Settings, *, block_size: int) -> Statistics:
+    """Statistics about a mixture of its samples, by hard assignment to the nearest component."""
+    shift, whole = s.context.shift, functools.partial(starts.nearest, m)
+    return exact.sums(translate(m, -shift), s.data, shift, block_size=block_size, reassign=whole)
+
+
+@program(4)
 def widen(
-    params: GMMParams,
-    scale: Factors | None,
-    moments: Statistics,
-    n_active: Array,
-    share: Array,
-    s: Settings,
-    *,
-    default: bool,
+    p: GMMParams, scale: Factors | None, moments: Statistics, n_active: Array, share: Array, s: Settings
 ) -> GMMParams:
-    """One structure's mixtures (B,) from moments about `params`, in the metric of `scale`; see `widened`."""
-
-    def one(p: GMMParams, c: Factors | None, m: Statistics, size: Array) -> GMMParams:
-        f = _context_of(s, default, p.model, p.n_components, size)
-        relative = translate(p, -f.shift)
-        return translate(widened(relative, as_seen_by(p, c, m), f, share), f.shift)
-
-    return jax.vmap(one)(params, scale, moments, n_active)
+    """A structure's mixture from moments about `p`, in the metric of `scale`; see `widened`."""
+    prior = prior_for(s.prior, s.data, p.covariance, n_active)
+    f = with_prior(s.context, prior, p.model, p.means.shape)
+    relative = translate(p, -f.shift)
+    return translate(starts.widened(relative, as_seen_by(p, scale, moments), f, share), f.shift)
 
 
-@functools.partial(jit, static_argnames=("default", "model", "n_components", "init", "block_size"))
-def start_anyhow(
-    keys: Array,
-    n_active: Array,
-    s: Settings,
-    *,
-    default: bool,
-    model: Model,
-    n_components: int,
-    init: Init,
-    block_size: int,
-) -> GMMParams:
-    """Starts (B,) of any other kind."""
-
-    def one(key: Array, size: Array) -> GMMParams:
-        f = _context_of(s, default, model, n_components, size)
-        return start(
-            key, s.x, s.w, f, model=model, n_components=n_components, block_size=block_size,
-            init=init, n_active=size,
-        )  # fmt: skip
-
-    return jax.vmap(one)(keys, n_active)
-
-
-@functools.partial(jit, static_argnames=("default", "block_size", "history_size"))
+@program(2, "block_size", "history_size")
 def advance(
-    params: GMMParams,
-    n_active: Array,
-    s: Settings,
-    tol: Array,
-    max_iter: Array,
-    *,
-    default: bool,
-    block_size: int,
-    history_size: int,
+    p: GMMParams, n_active: Array, s: Settings, *, block_size: int, history_size: int
 ) -> tuple[FitResult, Factors | None]:
-    """Every mixture up to max_iter EM steps further, and its dense factors where they are not large."""
-
-    def one(p: GMMParams, size: Array) -> tuple[FitResult, Factors | None]:
-        prior = prior_for(s, default, p.covariance, size)
-        result = run(
-            p, Data(s.x, s.w), tol, max_iter, s.reg_covar, s.accelerate, prior,
-            block_size=block_size, history_size=history_size, context=s.context,
-        )  # fmt: skip
-        if p.n_features > DENSE:
-            return result, None
-        return result, factors(jax.lax.stop_gradient(result.params))
-
-    return jax.vmap(one)(params, n_active)
+    """A mixture up to max_iter EM steps further, and its dense factors where they are not large."""
+    result = run(
+        p, s.data, s.tol, s.max_iter, s.reg_covar, s.accelerate,
+        prior_for(s.prior, s.data, p.covariance, n_active),
+        block_size=block_size, history_size=history_size, context=s.context,
+    )  # fmt: skip
+    return result, None if p.n_features > DENSE else factors(jax.lax.stop_gradient(result.params))
 
 
-@jit
+@program(3)
 def flags_of(log_weights: Array, means: Array, scale: Factors | None, s: Settings) -> Array:
-    """(B,) `Spurious` flags of mixtures with dense factors; without them, only of their weights."""
-
-    def one(lw: Array, m: Array, c: Factors | None) -> Array:
-        dense = None if c is None else einsum("kde,kfe->kdf", c.colour, c.colour)
-        log_det = None if c is None else c.log_det
-        return spurious(lw, m, dense, s.n_effective, s.total, s.max_ratio, s.limits, log_det)
-
-    return jax.vmap(one)(log_weights, means, scale)
-
-
-@functools.partial(jit, static_argnames="block_size")
-def overlaps(mixtures: GMMParams, s: Settings, *, block_size: int) -> Array:
-    """(B, K, K) `overlap` of each mixture."""
-    return jax.vmap(lambda m: overlap(m, s.x, s.w, block_size))(mixtures)
-
-
-@functools.partial(jit, static_argnames="block_size")
-def certainty(mixtures: GMMParams, s: Settings, *, block_size: int) -> Array:
-    """(L,) Σ w log max_k r_k over the samples, for a batch of mixtures: what `icl` takes from `bic`."""
-
-    def one(p: GMMParams) -> Array:
-        def block(wb: Array, b: Array) -> Array:
-            b = jnp.where(in_range(wb, b), b, p.means[:1])
-            return (wb * jnp.log(posterior(p, b)[0].max(1))).sum()
-
-        return sum_rows(block, s.w, s.x, block_size=block_size)
-
-    return jax.vmap(one)(mixtures)
-
-
-@functools.partial(jit, static_argnames="n_features")
-def draw_moves(keys: Array, log_weights: Array, closeness: Array, change: Array, *, n_features: int) -> Move:
-    """A `Move` for each key, mixture and change of its number of components (B,)."""
-    return jax.vmap(lambda k, lw, c, by: draw_exchange(k, lw, c, by, n_features))(
-        keys, log_weights, closeness, change
+    """`Spurious` flags of a mixture with dense factors; without them, only of its weights."""
+    dense, log_det = None, None
+    if scale is not None:
+        dense, log_det = einsum("kde,kfe->kdf", scale.colour, scale.colour), scale.log_det
+    return spurious(
+        log_weights, means, dense, s.n_effective, s.total, s.max_ratio, s.collapse, s.bounded, log_det
     )
 
 
-@functools.partial(jit, static_argnames="block_size")
-def rearrange(moves: Move, mixtures: GMMParams, s: Settings, *, block_size: int) -> Statistics:
-    """Statistics about mixtures (B,) after one `Move` each."""
+def _posterior_sum(p: GMMParams, data: Data, block_size: int, of: Callable[[Array, Array], Array]) -> Array:
+    """The sum of `of`(weights, responsibilities) over blocks of the samples."""
 
-    def one(m: Move, p: GMMParams) -> Statistics:
-        return split_merge(m, p, s.x, s.w, s.context.shift, block_size)
+    def block(wb: Array, b: Array) -> Array:
+        return of(wb, posterior(p, jnp.where(in_range(wb, b), b, p.means[:1]))[0])
 
-    return jax.vmap(one)(moves, mixtures)
+    total: Array = sum_rows(block, data.weight, data.x, block_size=block_size)
+    return total
+
+
+@program(1, "block_size")
+def certainty(p: GMMParams, data: Data, *, block_size: int) -> Array:
+    """() Σ w log max_k r_k over the samples: what `icl` takes from `bic`."""
+    return _posterior_sum(p, data, block_size, lambda w, resp: (w * jnp.log(resp.max(1))).sum())
+
+
+@program(2, "block_size")
+def refit(p: GMMParams, size: Array, kept: Array, out: Array, s: Settings, *, block_size: int) -> Array:
+    """() Σ out log p(x) over the samples, of a mixture fitted again with weights `kept`; both (N,)."""
+    data = Data(s.data.x, kept)
+    prior = prior_for(s.prior, data, p.covariance, size)
+    result = run(
+        p, data, s.tol, s.max_iter, s.reg_covar, s.accelerate, prior, block_size=block_size, history_size=0
+    )
+    return jnp.where(out > 0, out * log_prob(result.params, data.x), 0).sum()
+
+
+@program(1, "block_size")
+def overlaps(params: GMMParams, data: Data, *, block_size: int) -> Array:
+    """(K, K) cosine of the angle between the components' responsibilities, as vectors over the samples."""
+    gram = _posterior_sum(params, data, block_size, lambda w, resp: (resp * w[:, None]).T @ resp)
+    length = jnp.sqrt(jnp.diagonal(gram))
+    scale = jnp.where(length > 0, length, 1)
+    return gram / (scale[:, None] * scale[None, :])
+
+
+class Move(NamedTuple):
+    """Merge the components `first` and `second`; split `third` by the hyperplane across `direction`."""
+
+    first: Array  # ()  int32
+    second: Array  # ()  int32
+    third: Array  # ()  int32
+    direction: Array  # (D,)  in the metric of `third`
+    possible: Array  # ()  bool: there are as many components as it needs
+
+
+@program(4, "n_features")
+def draw_moves(key: Array, log_weights: Array, closeness: Array, change: Array, *, n_features: int) -> Move:
+    """A pair in proportion to its `overlaps` (K, K), a third by its weight (K,), a direction at random.
+
+    For a mixture of another size only a part of it: `change` () is −1 to merge a pair, 1 to split, 0 to do
+    both. Merging with a component that is off does nothing, and so does splitting across no direction.
+    """
+    key_pair, key_split, key_side = jax.random.split(key, 3)
+    n_components = log_weights.shape[0]
+    on = log_weights > -jnp.inf
+    index = jnp.arange(n_components, dtype=jnp.int32)
+    allowed = on[:, None] & on[None, :] & (index[:, None] < index[None, :])
+    # A little everywhere, so that a pair without overlap can be drawn where there is no other.
+    chances = jnp.where(allowed, jnp.log(closeness + 1e-6), -jnp.inf)
+    pair = jax.random.categorical(key_pair, chances.reshape(-1)).astype(jnp.int32)
+    first, second = pair // n_components, pair % n_components
+    others = on & (index != first) & (index != second)
+    # With a share for the light ones.
+    mass = jnp.log(jnp.exp(log_weights) + 1.0 / n_components)
+    third, alone = (
+        jax.random.categorical(k, jnp.where(some, mass, -jnp.inf)).astype(jnp.int32)
+        for k, some in ((key_split, others), (jax.random.fold_in(key, 1), on))
+    )
+    direction = jax.random.normal(key_side, (n_features,), closeness.dtype)
+    splits = change > 0
+    return Move(
+        first=jnp.where(splits, alone, first),
+        second=jnp.where(splits, jnp.argmin(on).astype(jnp.int32), second),
+        third=jnp.where(splits, alone, third),
+        direction=jnp.where(change < 0, 0, direction),
+        possible=jnp.where(splits, ~on.all(), others.any()),
+    )
+
+
+@program(2, "block_size")
+def rearrange(move: Move, params: GMMParams, s: Settings, *, block_size: int) -> Statistics:
+    """Statistics about the mixture with the responsibilities of a merged pair and a split component.
+
+    The pair's responsibilities go to its first member, and the third component's are shared between it and
+    the second by a hyperplane through its mean, in its own metric. So the move works for every covariance
+    structure: an M-step takes these moments. Of a move that is not possible these are the mixture's own.
+
+    References:
+      Ueda, Nakano, Ghahramani & Hinton (2000), SMEM algorithm for mixture models, Neural Computation 12.
+    """
+    first, second, third = move.first, move.second, move.third
+
+    def reassign(r: Array, exponent: Array, y: Array) -> Array:
+        side = (move.direction[:, None] * y[third]).sum(0) > 0
+        merged, split = r[first] + r[second], r[third]
+        moved = r.at[first].set(merged).at[second].set(jnp.where(side, split, 0))
+        return jnp.where(move.possible, moved.at[third].set(jnp.where(side, 0, split)), r)
+
+    shift = s.context.shift
+    return exact.sums(translate(params, -shift), s.data, shift, block_size=block_size, reassign=reassign)

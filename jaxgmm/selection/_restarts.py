@@ -4,30 +4,22 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
 from jaxgmm import _units as units
 from jaxgmm import _validate as validate
-from jaxgmm import priors
 from jaxgmm._batch import concurrency, run_many
 from jaxgmm.components.registry import ModelLike, get_model
 from jaxgmm.components.weights import Model
 from jaxgmm.data import Data, summarise
-from jaxgmm.em import (
-    DEFAULT_OPTIONS,
-    MAX_ITER,
-    REG_COVAR,
-    TOL,
-    EMOptions,
-    check_options,
-    with_prior,
-)
-from jaxgmm.init._starts import Init, check_init, start
+from jaxgmm.em import DEFAULT_OPTIONS, MAX_ITER, REG_COVAR, TOL, EMOptions, check_options
+from jaxgmm.init._starts import AnyPrior, Init, check_init, check_prior, prior_for, start
 from jaxgmm.kernels import quadratic
 from jaxgmm.kernels.base import Kernel
 from jaxgmm.kernels.exact import rows_for
@@ -38,84 +30,49 @@ from jaxgmm.result import FitResult
 from jaxgmm.selection._criteria import best
 
 
-@functools.partial(
-    jit,
-    static_argnames=(
-        "default",
-        "model",
-        "n_components",
-        "n_init",
-        "init",
-        "block_size",
-        "history_size",
-        "kernels",
-    ),
-)
+class _Static(NamedTuple):
+    """What of several fits is static."""
+
+    model: Model
+    n_components: int
+    n_init: int
+    init: Init
+    several: bool  # sizes, of each of which only the best fit is kept
+    block_size: int
+    history_size: int
+    kernels: tuple[Kernel, ...]
+
+
+@functools.partial(jit, static_argnames="c")
 def _fit_batch(
-    key: Array,
-    x: Array,
-    w: Array | None,
-    sizes: Array | None,
-    tol: Array,
-    max_iter: Array,
-    reg_covar: Array,
-    accelerate: Array,
-    prior: Prior | None,
-    starts: GMMParams | None,
-    *,
-    default: bool,
-    model: Model,
-    n_components: int,
-    n_init: int,
-    init: Init | None,
-    block_size: int,
-    history_size: int,
-    kernels: tuple[Kernel, ...],
-) -> FitResult:
-    """n_init fits; or, for each of `sizes` (L,), the best of n_init fits with that many components on."""
-    context = summarise(x, w, reg_covar)
-    n_fits = n_init * (1 if sizes is None else sizes.shape[0])
-    keys = jax.random.split(key, n_fits)
-    active = None if sizes is None else jnp.repeat(sizes, n_init)
+    key: Array, data: Data, sizes: Array, numbers: tuple[Array, Array, Array, Array], prior: AnyPrior,
+    starts: GMMParams | None, *, c: _Static,
+) -> FitResult:  # fmt: skip
+    """n_init fits with each of `sizes` (L,) components on; of several sizes the best for each."""
+    context = summarise(data.x, data.weight, numbers[2])
+    active = jnp.repeat(sizes, c.n_init)
+    keys = jax.random.split(key, active.shape[0])
 
     def prior_of(index: Array) -> Prior | None:
-        if not default:
-            return prior
-        on = jnp.asarray(n_components, jnp.int32) if active is None else active[index]
-        return priors.default(x, w, on, model.covariance)
+        return prior_for(prior, data, c.model.covariance, active[index])
 
-    def begin(key: Array, index: Array) -> GMMParams:
-        assert init is not None
-        f = with_prior(context, prior_of(index), model, (n_components, x.shape[1]))
+    def begin(inputs: tuple[Array, Array]) -> GMMParams:
         return start(
-            key, x, w, f, model=model, n_components=n_components, block_size=block_size, init=init,
-            n_active=None if active is None else active[index],
+            *inputs, data, context, prior, model=c.model, n_components=c.n_components,
+            block_size=c.block_size, init=c.init,
         )  # fmt: skip
 
     if starts is None:
-        indices = jnp.arange(n_fits, dtype=jnp.int32)
         # Side by side all take as many of Lloyd's iterations as the slowest, and a CPU gains nothing by it.
-        if init == "kmeans" and jax.default_backend() == "cpu":
-            starts = lax.map(lambda a: begin(*a), (keys, indices))
-        else:
-            starts = jax.vmap(begin)(keys, indices)
+        one_by_one = c.init == "kmeans" and jax.default_backend() == "cpu"
+        starts = lax.map(begin, (keys, active)) if one_by_one else jax.vmap(begin)((keys, active))
     results = run_many(
-        starts,
-        Data(x, w),
-        tol,
-        max_iter,
-        reg_covar,
-        accelerate,
-        prior_of,
-        block_size=block_size,
-        history_size=history_size,
-        context=context,
-        kernels=kernels,
-    )
-    if sizes is None:
+        starts, data, *numbers, prior_of, block_size=c.block_size, history_size=c.history_size,
+        context=context, kernels=c.kernels,
+    )  # fmt: skip
+    if not c.several:
         return results
-    grouped = jax.tree.map(lambda a: a.reshape((sizes.shape[0], n_init, *a.shape[1:])), results)
-    return jax.vmap(best)(grouped)
+    return jax.vmap(best)(jax.tree.map(lambda a: a.reshape((-1, c.n_init, *a.shape[1:])), results))
 
 
 def _checked(starts: GMMParams, n_components: int, x: Array) -> GMMParams:
@@ -133,68 +90,37 @@ def _checked(starts: GMMParams, n_components: int, x: Array) -> GMMParams:
 
 
 def _fit_many(
-    key: Array,
-    x: Array,
-    sizes: tuple[int, ...] | None,
-    n_components: int,
-    sample_weight: ArrayLike | None,
-    covariance_type: ModelLike,
-    n_init: int,
-    init: Init | GMMParams,
-    tol: ArrayLike,
-    max_iter: Any,
-    reg_covar: ArrayLike,
-    prior: Prior | str | None,
-    accelerate: Any,
-    options: EMOptions,
-) -> FitResult:
+    key: Array, x: Array, sizes: tuple[int, ...], several: bool, sample_weight: ArrayLike | None,
+    covariance_type: ModelLike, n_init: int, init: Init | GMMParams, tol: ArrayLike, max_iter: Any,
+    reg_covar: ArrayLike, prior: Prior | str | None, accelerate: Any, options: EMOptions,
+) -> FitResult:  # fmt: skip
     check_options(options).only("a fit from several starts", "block_size", "history_size", "kernel")
     w = validate.weight(sample_weight, x)
     n_init = validate.count(n_init, "n_init", 1)
     model, starts = get_model(covariance_type), None
-    scale_like(model.component, n_components, x.shape[1])
+    k, (n, d) = max(sizes), x.shape
+    scale_like(model.component, k, d)
     if isinstance(init, GMMParams):
-        if sizes is not None:
+        if several:
             raise TypeError("init of fit_components cannot be starting mixtures; give them to fit_restarts")
-        starts = _checked(init, n_components, x)
+        starts = _checked(init, k, x)
         model, n_init, init = init.model, starts.means.shape[0], "kmeans"
-    n_fits = n_init * (1 if sizes is None else len(sizes))
-    width = concurrency(n_fits, x.shape[0], n_components * x.shape[1])
-    rows = (
-        rows_for(model.component, x.shape[0], n_components, x.shape[1], width)
-        if options.block_size is None
-        else min(options.block_size, x.shape[0])
-    )
-    given = None
-    named = priors.check_name(prior, model.component)
-    if named is not None and not isinstance(named, str):
-        given = priors.check(named, model.component, (n_components, x.shape[1]), x.dtype)
-    numbers = validate.iteration(tol, max_iter, reg_covar, accelerate, x.dtype)
+    n_fits = n_init * len(sizes)
+    rows = rows_for(model.component, n, k, d, concurrency(n_fits, n, k * d))
+    c = _Static(
+        model, k, n_init, check_init(init), several, min(options.block_size or rows, n), options.history_size,
+        quadratic.choose(options.kernel, model.component, n, n_fits * k, d),
+    )  # fmt: skip
+    given = check_prior(prior, model.component, (k, d), x)
+    tol, limit, reg, fast = validate.iteration(tol, max_iter, reg_covar, accelerate, x.dtype)
     # A prior is stated, and a start of the user's made, in the units of X.
-    unit = units.units_of(x, w, model) if given is None and not callable(init) else None
+    in_units_of_x = isinstance(given, Prior) or callable(init)
+    unit = None if in_units_of_x else units.units_of(x, w, model)
     if unit is not None:
-        x = units.divide(x, unit)
-        numbers = (*numbers[:2], units.ridge_in_units(numbers[2], unit), numbers[3])
+        x, reg = units.divide(x, unit), units.ridge_in_units(reg, unit)
         starts = None if starts is None else jax.vmap(lambda p: units.rescale(p, 1 / unit))(starts)
-    results = _fit_batch(
-        validate.key(key),
-        x,
-        w,
-        None if sizes is None else jnp.asarray(sizes, jnp.int32),
-        *numbers,
-        given,
-        starts,
-        default=isinstance(prior, str),
-        model=model,
-        n_components=n_components,
-        n_init=n_init,
-        init=check_init(init),
-        block_size=rows,
-        history_size=options.history_size,
-        kernels=quadratic.choose(
-            options.kernel, model.component, x.shape[0], n_fits * n_components, x.shape[1]
-        ),
-    )
+    active, numbers = np.asarray(sizes, np.int32), (tol, limit, reg, fast)
+    results = _fit_batch(validate.key(key), Data(x, w), active, numbers, given, starts, c=c)
     return results if unit is None else units.multiply_back(results, unit)
 
 
@@ -251,9 +177,9 @@ def fit_restarts(
       >>> params = jaxgmm.best(results).params
     """
     x = validate.data(X)
-    n = validate.n_components(n_components, x.shape[0])
+    sizes = (validate.n_components(n_components, x.shape[0]),)
     return _fit_many(
-        key, x, None, n, sample_weight, covariance_type, n_init, init,
+        key, x, sizes, False, sample_weight, covariance_type, n_init, init,
         tol, max_iter, reg_covar, prior, accelerate, options,
     )  # fmt: skip
 
@@ -312,6 +238,6 @@ def fit_components(
     x = validate.data(X)
     sizes = validate.sizes(n_components, x.shape[0])
     return _fit_many(
-        key, x, sizes, max(sizes), sample_weight, covariance_type, n_init, init,
+        key, x, sizes, True, sample_weight, covariance_type, n_init, init,
         tol, max_iter, reg_covar, prior, accelerate, options,
     )  # fmt: skip

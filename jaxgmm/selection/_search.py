@@ -7,9 +7,10 @@ once, their mixtures are starts for the next size up and down.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -20,50 +21,43 @@ from jax.typing import ArrayLike
 from jaxgmm import _display as display
 from jaxgmm import _units as units
 from jaxgmm import _validate as validate
-from jaxgmm import priors
 from jaxgmm.components.registry import ModelLike, get_model
 from jaxgmm.components.weights import Model
 from jaxgmm.em import DEFAULT_OPTIONS, MAX_ITER, REG_COVAR, TOL, EMOptions, check_options
-from jaxgmm.init._starts import WIDEN, Init, check_init
+from jaxgmm.init._starts import WIDEN, Init, check_init, check_prior
 from jaxgmm.kernels.blocked_sum import block_rows
 from jaxgmm.mixture import GMMParams, scale_like
 from jaxgmm.priors import Prior
 from jaxgmm.result import FitResult
 from jaxgmm.selection import _programs as programs
-from jaxgmm.selection._candidates import Field, arrays, best_of
-from jaxgmm.selection._continuation import go_on
 from jaxgmm.selection._criteria import has_failed
-from jaxgmm.selection._dense_view import Factors, alike
-from jaxgmm.selection._spurious import MAX_RATIO, describe, limits, total_for
+from jaxgmm.selection._spurious import MAX_RATIO, describe, total_for
 
 BUDGET = 2000
 _WIDTH = 3  # mixtures for each number of components in one call, and finalists
 _MOVES, _TRY, _REFINE = 18, 10, 40  # moves in a round, and EM steps for each of them and for the best
 _WARD = 1 << 24  # samples × components up to which one of the starts is Ward's
+_MORE = 3  # times that a search goes on that has found only spurious optima
+R = TypeVar("R")
 _AGREE = 1e-4  # nats per sample within which two finalists are at the same optimum
 
 
-class Plan(NamedTuple):
-    """How a budget of EM steps is spent."""
-
-    n_starts: int
-    steps: int  # for each mixture in the first stage; three times as many in each one after
-    rounds: int  # of split–merge moves
-
-
-def plan(budget: int, *, several: bool = False) -> Plan:
+def plan(budget: int, *, several: bool = False) -> tuple[int, int, int]:
     """Spend about `budget` EM steps: three quarters on successive halving (by thirds), the rest on moves.
 
     27 starts and three stages at the default; with nine times the budget 81 and four, and so on. Where there
     are several sizes, whose mixtures are starts for one another, half of it goes to the moves.
+
+    Returns:
+      The number of starts, of steps for each mixture in the first stage (three times as many in each one
+      after), and of rounds of split–merge moves.
     """
-    n_starts = 27
-    while budget >= 9 * BUDGET * n_starts / 27:
-        n_starts *= 3
-    stages = {27: 3, 81: 4, 243: 5}.get(n_starts, 6)
-    steps = max(2, round((0.5 if several else 0.73) * budget / (stages * n_starts)))
-    left = budget - stages * n_starts * steps
-    return Plan(n_starts, steps, max(0, round(left / (_MOVES * _TRY + _WIDTH * _REFINE))))
+    stages = 3
+    while budget >= 9 * BUDGET * 3 ** (stages - 3):
+        stages += 1
+    steps = max(2, round((0.5 if several else 0.73) * budget / (stages * 3**stages)))
+    left = budget - stages * 3**stages * steps
+    return 3**stages, steps, max(0, round(left / (_MOVES * _TRY + _WIDTH * _REFINE)))
 
 
 @jax.tree_util.register_dataclass
@@ -91,92 +85,90 @@ class BestFit(FitResult):
         return [f"{int(agreed)} of {int(finalists)} finalists agree", *flaws]
 
 
+class Field(NamedTuple):
+    """Candidates, all with leading axes (L, n): L numbers of components, n of each."""
+
+    results: FitResult
+    flags: Any  # int32, `Spurious`
+    factors: Any  # `Factors`, or None for many features
+
+
+def arrays(tree: Any) -> Any:
+    """The module that moves mixtures between two programs: NumPy compiles nothing, but cannot be traced."""
+    return np if validate.is_concrete(tree) else jnp
+
+
+def best_of(field: Field, n: int) -> Field:
+    """The best n (L, n), best first: sound ones, by objective, then spurious ones, failed ones last."""
+    xp, value = arrays(field), field.results.objective
+    lost = has_failed(field.results.status) | ~xp.isfinite(value)
+    rank = xp.where(lost, 2, xp.where(field.flags != 0, 1, 0))
+    rows = xp.lexsort((xp.where(lost, 0, -value), rank))[:, :n]
+    at = np.arange(rows.shape[0])[:, None]
+    kept: Field = jax.tree.map(lambda a: a[at, rows], field)
+    return kept
+
+
 class Tournament:
     """One search over one data set: what its programs are called with."""
 
     def __init__(
-        self,
-        settings: programs.Settings,
-        model: Model,
-        sizes: Sequence[int],
-        init: Init,
-        history_size: int,
+        self, settings: programs.Settings, model: Model, sizes: Sequence[int], init: Init, history_size: int,
         prior: Prior | str | None = None,
-    ) -> None:
-        n_samples, n_features = settings.x.shape
-        self.settings, self.model, self.init = settings, model, init
-        self.default = isinstance(prior, str)
-        if isinstance(prior, Prior):
-            shape = (max(sizes), settings.x.shape[1])
-            checked = priors.check(prior, model.component, shape, settings.x.dtype)
-            self.settings = settings = settings._replace(prior=checked)
-        bounded = self.default or (isinstance(prior, Prior) and prior.dof is not None)
-        self.settings = settings = settings._replace(
-            limits=limits(model.covariance, n_features, bounded),
+    ) -> None:  # fmt: skip
+        x, self.n_components = settings.data.x, max(sizes)
+        shape = (self.n_components, x.shape[1])
+        scale_like(model.component, *shape)
+        self.model, self.init, self.sizes = model, check_init(init), np.asarray(sizes, np.int32)
+        self.settings = settings._replace(
+            prior=check_prior(prior, model.component, shape, x),
+            collapse=model.covariance.collapse(x.shape[1]),
+            bounded=np.bool_(isinstance(prior, str) or getattr(prior, "dof", None) is not None),
             total=total_for(model.covariance, settings.total),
         )
         # Only the finalists' last stage has a derivative: where a fit began does not matter to it.
-        self.frozen: programs.Settings = jax.lax.stop_gradient(settings)
-        self.sizes = np.asarray(sizes, np.int32)
-        self.n_components = max(sizes)
-        scale_like(model.component, self.n_components, n_features)
-        self.block_size = block_rows(n_samples, self.n_components, n_features, _WIDTH * len(sizes))
+        self.frozen: programs.Settings = jax.lax.stop_gradient(self.settings)
+        self.block_size = block_rows(x.shape[0], *shape, _WIDTH * len(sizes))
         self.history_size = history_size
-        self.unit, self.reference = programs.reference(
-            self.frozen.context, model=model, n_components=self.n_components
-        )
+        self.unit = programs.metric(model.covariance, self.frozen.context)
         self.n_steps: Any = np.zeros(len(sizes), np.int32)
-        self.with_ward = settings.x.shape[0] * self.n_components <= _WARD
+        self.with_ward = x.shape[0] * self.n_components <= _WARD
+        self.active = np.repeat(self.sizes, _WIDTH)  # of the mixtures of one program
         self.factors: Any = None  # (L, n) `Factors` of the finalists, where they are not large
 
     def starts(self, key: Array, n: int) -> GMMParams:
         """n starts for each size, leading axes (L, n)."""
-        active = np.repeat(self.sizes, _WIDTH)
-        keys = self._keys(key, n // _WIDTH)
-        together: GMMParams
+        s, common = self.frozen, (self.frozen.data, self.frozen.context)
+        keys = jax.random.split(key, (n // _WIDTH, len(self.active)))
+        static: Any = {"n_components": self.n_components, "init": self.init}
         if self.init not in ("kmeans++", "kmeans"):
-
-            def chunk(keys: Array) -> GMMParams:
-                return programs.start_anyhow(
-                    keys, active, self.frozen, default=self.default, model=self.model, init=self.init,
-                    n_components=self.n_components, block_size=self.block_size,
-                )  # fmt: skip
-
-            together = self._over(chunk, keys)
-            return together
-
-        def draw(keys: Array) -> Array:
-            return programs.seed(keys, self.unit, self.frozen, n_components=self.n_components, init=self.init)
+            static |= {"model": self.model, "block_size": self.block_size}
+            return self._over(lambda k: programs.start(k, self.active, *common, s.prior, **static), keys)
 
         def place(places: Array) -> GMMParams:
-            begin, scale = self._at(places)
-            moments = programs.partition(alike(begin, scale), self.frozen, block_size=self.block_size)
-            return self._settle(begin, scale, moments, WIDEN)
+            begin, scale = programs.begin(places, self.active, s.context, model=self.model)
+            moments = programs.partition(programs.alike(begin, scale), s, block_size=self.block_size)
+            return programs.widen(begin, scale, moments, self.active, WIDEN, s)
 
-        places = self._over(draw, keys)
+        places = self._over(lambda k: programs.seed(k, *common, self.unit, **static), keys)
         if self.with_ward:
-            one = programs.ward_places(self.sizes, self.unit, self.frozen, n_components=self.n_components)
+            one = programs.ward(self.sizes, *common, self.unit, n_components=self.n_components)
             xp = arrays((places, one))
             places = xp.concatenate([xp.asarray(one)[:, None], places[:, 1:]], 1)
-        together = self._over(place, self._chunks(places))
-        return together
+        return self._over(place, self._chunks(places))
 
     def advance(self, params: GMMParams, steps: int | None) -> Field:
         """Mixtures (L, n) so many steps further, or to convergence; n is a multiple of the width."""
-        s = self.settings if steps is None else self.frozen
-        tol, max_iter = (s.tol, s.max_iter) if steps is None else (np.zeros((), s.tol.dtype), np.int32(steps))
-        active = np.repeat(self.sizes, _WIDTH)
+        s, static = self.settings, {"block_size": self.block_size, "history_size": self.history_size}
+        if steps is not None:
+            s = self.frozen._replace(tol=np.zeros((), s.tol.dtype), max_iter=np.int32(steps))
 
         def chunk(batch: GMMParams) -> Field:
-            result, factors = programs.advance(
-                batch, active, s, tol, max_iter, default=self.default, block_size=self.block_size,
-                history_size=self.history_size,
-            )  # fmt: skip
+            result, factors = programs.advance(batch, self.active, s, **static)
             p = result.params
-            flags = programs.flags_of(p.log_weights, p.means, factors, self.frozen)
-            return Field(result, flags, factors)
+            return Field(result, programs.flags_of(p.log_weights, p.means, factors, self.frozen), factors)
 
-        field: Field = self._over(chunk, self._chunks(params))
+        field = self._over(chunk, self._chunks(params))
         self.n_steps = self.n_steps + field.results.n_iter.sum(1).astype(np.int32)
         return field
 
@@ -186,149 +178,140 @@ class Tournament:
         Splits and merges at once; or, in turn, splits of the next smaller mixture and merges in the next
         larger one, where these are among the sizes.
         """
-        xp = arrays((field, self.frozen))
-        best = jax.tree.map(
-            lambda a: xp.repeat(a[:, 0], _WIDTH, axis=0), (field.results.params, field.factors)
-        )
+        s, xp = self.frozen, arrays((field, self.frozen))
+        finalists = (field.results.params, field.factors)
+        best = jax.tree.map(lambda a: xp.repeat(a[:, 0], _WIDTH, axis=0), finalists)
         # Those of every mixture: as many products again, and one more shape that is not compiled.
-        closeness = programs.overlaps(alike(*best), self.frozen, block_size=self.block_size)
+        closeness = programs.overlaps(programs.alike(*best), s.data, block_size=self.block_size)
 
         def chunk(inputs: tuple[Array, Array, Array]) -> GMMParams:
             keys, donors, change = inputs
             (origin, scale), near = jax.tree.map(lambda a: xp.asarray(a)[donors], (best, closeness))
             drawn = programs.draw_moves(keys, origin.log_weights, near, change, n_features=origin.n_features)
-            moments = programs.rearrange(drawn, alike(origin, scale), self.frozen, block_size=self.block_size)
-            moved = self._settle(origin, scale, moments, 0)
-            pick = arrays((drawn, moved))
-            possible = pick.asarray(drawn.possible)
+            moments = programs.rearrange(drawn, programs.alike(origin, scale), s, block_size=self.block_size)
+            return programs.widen(origin, scale, moments, self.active, 0.0, s)
 
-            def chosen(a: Any, b: Any) -> Any:
-                return pick.where(possible.reshape(-1, *(1,) * (a.ndim - 1)), a, b)
-
-            kept: GMMParams = jax.tree.map(chosen, moved, origin)
-            return kept
-
-        n = _MOVES // _WIDTH
-        donors, change = self._donors(n if exchange else 0, n)
         # A move is an E-step and an M-step too.
         self.n_steps = self.n_steps + _MOVES
-        together: GMMParams = self._over(chunk, (self._keys(key, n), donors, change))
-        return together
+        keys = jax.random.split(key, (_MOVES // _WIDTH, len(self.active)))
+        return self._over(chunk, (keys, *self._donors(len(keys), exchange)))
 
-    def _at(self, places: Any) -> tuple[GMMParams, Factors | None]:
-        """One program's mixtures with equal components at `places`, and their dense factors."""
-        xp = arrays((places, self.frozen, self.reference))
-        unit, shift, begin = jax.tree.map(xp.asarray, (self.unit, self.frozen.context.shift, self.reference))
-        on = np.arange(self.n_components)[None, :] < np.repeat(self.sizes, _WIDTH)[:, None]
-        scale = None
-        if len(unit) <= programs.DENSE:
-            each = xp.broadcast_to(unit[None, :], (self.n_components, len(unit)))
-            identity = np.eye(len(unit), dtype=unit.dtype)[None]
-            scale = Factors(
-                each[:, None, :] * identity, identity / each[:, None, :], 2 * xp.log(each).sum(-1)
-            )
-        begin, scale = jax.tree.map(lambda a: xp.broadcast_to(a, (len(on), *a.shape)), (begin, scale))
-        log_weights = xp.where(on, begin.log_weights, -np.inf)
-        return dataclasses.replace(begin, log_weights=log_weights, means=places + shift[None, None, :]), scale
-
-    def _settle(self, params: GMMParams, scale: Any, moments: Any, share: float) -> GMMParams:
-        """An M-step of one program's mixtures."""
-        active = np.repeat(self.sizes, _WIDTH)
-        wider = np.asarray(share, self.settings.x.dtype)
-        return programs.widen(params, scale, moments, active, wider, self.frozen, default=self.default)
-
-    def _donors(self, n_exchanges: int, n: int) -> tuple[Any, Any]:
+    def _donors(self, n: int, exchange: bool) -> tuple[Any, Any]:
         """For n programs, the index that each move begins from, and the change of size: (n, B)."""
-        own = np.arange(len(self.sizes))
-        donors, change = np.tile(own, (n, 1)), np.zeros((n, len(self.sizes)), np.int32)
-        for i in range(n_exchanges):
-            # Nothing is merged into one component, which has its maximum in closed form.
+        sizes = self.sizes.tolist()
+        donors, change = np.tile(np.arange(len(sizes)), (n, 1)), np.zeros((n, len(sizes)), np.int32)
+        for i, at in np.ndindex(donors.shape if exchange else (0, 0)):
             step = 1 if i % 2 == 0 else -1
-            for at, size in enumerate(self.sizes):
-                found = np.flatnonzero(self.sizes == size - step)
-                if found.size and (size > 1):
-                    donors[i, at], change[i, at] = found[0], step
-        index = np.repeat(donors, _WIDTH, axis=1) * _WIDTH + np.tile(np.arange(_WIDTH), len(self.sizes))
+            # Nothing is merged into one component, which has its maximum in closed form.
+            if sizes[at] > 1 and sizes[at] - step in sizes:
+                donors[i, at], change[i, at] = sizes.index(sizes[at] - step), step
+        index = np.repeat(donors, _WIDTH, axis=1) * _WIDTH + np.tile(np.arange(_WIDTH), len(sizes))
         return index, np.repeat(change, _WIDTH, axis=1)
 
     def play(self, key: Array, budget: int) -> Field:
         """The finalists of every size, converged, best first: leading axes (L, _WIDTH)."""
         several = len(self.sizes) > 1
-        game = plan(budget, several=several)
+        n, steps, rounds = plan(budget, several=several)
         key_start, key_moves = jax.random.split(key)
-        params, steps = self.starts(key_start, game.n_starts), game.steps
+        params = self.starts(key_start, n)
         while True:
-            n_lanes = params.log_weights.shape[1]
-            field = best_of(self.advance(params, steps), max(_WIDTH, n_lanes // 3))
-            if n_lanes == _WIDTH:
+            field = best_of(self.advance(params, steps), max(_WIDTH, n // 3))
+            if n == _WIDTH:
                 break
-            params, steps = field.results.params, 3 * steps
-        for i in range(game.rounds):
-            exchange = several and (game.rounds - i) % 2 == 1
+            params, n, steps = field.results.params, n // 3, 3 * steps
+        for i in range(rounds):
+            exchange = several and (rounds - i) % 2 == 1
             moved = self.moves(jax.random.fold_in(key_moves, i), field, exchange=exchange)
             tried = best_of(self.advance(moved, _TRY), _WIDTH)
             refined = self.advance(tried.results.params, _REFINE)
-            xp = arrays((field, refined))
-            both = jax.tree.map(lambda *leaves, xp=xp: xp.concatenate(leaves, 1), field, refined)
+            both = jax.tree.map(lambda *leaves: arrays(leaves).concatenate(leaves, 1), field, refined)
             field = best_of(both, _WIDTH)
-        final = self.advance(field.results.params, None)
-        return best_of(final, _WIDTH)
+        return best_of(self.advance(field.results.params, None), _WIDTH)
+
+    def go_on(self, key: Array, field: Field, budget: int) -> Field:
+        """The finalists of a search that goes on for sizes of which all are spurious.
+
+        At most `_MORE` times and for `budget` EM steps in all, but two for each start, and not counting those
+        to convergence: new starts, of which the best that are still sound are brought to convergence. The
+        first sound optimum ends it. All mixtures of a program go to the sizes in question, so that nothing
+        is compiled anew.
+        """
+        if not validate.is_concrete(field, self.settings):
+            return field
+        n_sizes = len(self.sizes)
+        for i in range(_MORE):
+            flags, status = field.flags[:, 0], field.results.status[:, 0]
+            # A single component has one optimum.
+            flawed = np.flatnonzero((flags != 0) & ~np.asarray(has_failed(status)) & (self.sizes > 1))
+            if flawed.size == 0:
+                break
+            more = copy.copy(self)
+            more.sizes = np.resize(self.sizes[flawed], n_sizes)
+            more.active = np.repeat(more.sizes, _WIDTH)
+            more.n_steps, more.with_ward = np.zeros(n_sizes, np.int32), False
+            often = -(-n_sizes // len(flawed))  # mixtures that the first of them has
+            n_starts = _WIDTH * max(1, round(3 / often))
+            steps = max(2, budget // (_MORE * n_starts * often))
+            # Apart from the keys of `play`, which are two halves of the key.
+            started = more.starts(jax.random.fold_in(jax.random.fold_in(key, budget), i), n_starts)
+            tried = best_of(more.advance(started, steps), _WIDTH)
+            found = more.advance(tried.results.params, None)
+            for j, at in enumerate(flawed):
+                lanes_of = slice(j, None, len(flawed))
+                both = jax.tree.map(
+                    lambda old, new, at=at, those=lanes_of: np.concatenate([old[at], *new[those]])[None],
+                    field, found,
+                )  # fmt: skip
+                jax.tree.map(lambda a, b, at=at: np.copyto(a[at], b[0]), field, best_of(both, _WIDTH))
+                self.n_steps[at] += more.n_steps[lanes_of].sum()
+        return field
 
     def best(self, key: Array, budget: int) -> BestFit:
         """The winner of every size, leading axis (L,)."""
-        results, flags, self.factors = go_on(self, key, self.play(key, budget), budget, _WIDTH)
+        results, flags, self.factors = self.go_on(key, self.play(key, budget), budget)
         top = results.objective[:, :1]
         agree = (results.objective >= top - _AGREE) & ~has_failed(results.status)
         winner = jax.tree.map(lambda a: a[:, 0], results)
-        finalists: Any = np.full(len(self.sizes), _WIDTH, np.int32)
         found = BestFit(
-            **{field.name: getattr(winner, field.name) for field in dataclasses.fields(FitResult)},
+            **vars(winner),
             flags=flags[:, 0],
             n_agreed=agree.sum(1).astype(np.int32),
-            n_finalists=finalists,
+            n_finalists=np.full(len(self.sizes), _WIDTH, np.int32),  # type: ignore[arg-type]
             n_steps=self.n_steps,
-        )  # fmt: skip
-        # `jnp.asarray` compiles a program for each shape; `device_put` has no derivative out of a scan.
-        placed: BestFit = (
-            jax.device_put(found) if validate.is_concrete(found) else jax.tree.map(jnp.asarray, found)
         )
+        # `jnp.asarray` compiles a program for each shape; `device_put` has no derivative out of a scan.
+        if not validate.is_concrete(found):
+            return jax.tree.map(jnp.asarray, found)
+        placed: BestFit = jax.device_put(found)
         return placed
-
-    def _keys(self, key: Array, n: int) -> Array:
-        """(n, B) keys, n times as many as a program has mixtures."""
-        n_lanes = len(self.sizes) * _WIDTH
-        return jax.random.split(key, (n, n_lanes))
 
     def _chunks(self, tree: Any) -> Any:
         """Lanes (L, n, ...) as the inputs of programs, (n / _WIDTH, L · _WIDTH, ...)."""
 
         def chunked(a: Any) -> Any:
-            n_sizes, n = a.shape[:2]
-            split = a.reshape((n_sizes, n // _WIDTH, _WIDTH, *a.shape[2:])).swapaxes(0, 1)
-            return split.reshape((n // _WIDTH, n_sizes * _WIDTH, *a.shape[2:]))
+            split = a.reshape((len(self.sizes), -1, _WIDTH, *a.shape[2:])).swapaxes(0, 1)
+            return split.reshape((-1, len(self.active), *a.shape[2:]))
 
         return jax.tree.map(chunked, tree)
 
-    def _over(self, chunk: Callable[[Any], Any], inputs: Any) -> Any:
+    def _over(self, chunk: Callable[[Any], R], inputs: Any) -> R:
         """`chunk` of each of the inputs (n, B, ...); what it gives, with leading axes (L, n · _WIDTH).
 
         Inside somebody's trace the calls are one loop, or the program would be compiled n times over.
         """
         n_sizes, n = len(self.sizes), jax.tree.leaves(inputs)[0].shape[0]
-        if not validate.is_concrete(inputs, self.settings):
-            mapped = jax.lax.map(chunk, inputs)
+        if validate.is_concrete(inputs, self.settings):
+            parts = [chunk(jax.tree.map(lambda a, i=i: a[i], inputs)) for i in range(n)]
+            stacked = jax.tree.map(lambda *leaves: np.stack([np.asarray(a) for a in leaves]), *parts)
+        else:
+            stacked = jax.lax.map(chunk, inputs)
 
-            def ungroup(a: Array) -> Array:
-                return a.reshape((n, n_sizes, _WIDTH, *a.shape[2:])).swapaxes(0, 1)
+        def lanes(a: Any) -> Any:
+            apart = a.reshape((n, n_sizes, _WIDTH, *a.shape[2:])).swapaxes(0, 1)
+            return apart.reshape((n_sizes, n * _WIDTH, *a.shape[2:]))
 
-            return jax.tree.map(lambda a: ungroup(a).reshape((n_sizes, n * _WIDTH, *a.shape[2:])), mapped)
-        parts = [chunk(jax.tree.map(lambda a, i=i: a[i], inputs)) for i in range(n)]
-        return jax.tree.map(
-            lambda *leaves: np.concatenate(
-                [np.asarray(a).reshape((n_sizes, _WIDTH, *a.shape[1:])) for a in leaves], 1
-            ),
-            *parts,
-        )
+        together: R = jax.tree.map(lanes, stacked)
+        return together
 
 
 def fit_best(
@@ -396,15 +379,14 @@ def fit_best(
     """
     model = get_model(covariance_type)
     check_options(options).only("fit_best", "history_size")
+    x = validate.data(X)
+    n = validate.n_components(n_components, x.shape[0])
+    budget = validate.count(budget, "budget", 1)
     settings, unit = programs.settings_of(
         X, sample_weight, tol, max_iter, reg_covar, accelerate, max_ratio, (model,),
-        in_units_of_x=isinstance(prior, Prior) or callable(init),
+        in_units_of_x=isinstance(prior, Prior) or callable(check_init(init)),
     )  # fmt: skip
-    n = validate.n_components(n_components, settings.x.shape[0])
-    tournament = Tournament(
-        settings, model, (n,), check_init(init),
-        options.history_size, priors.check_name(prior, model.component),
-    )  # fmt: skip
-    found = tournament.best(validate.key(key), validate.count(budget, "budget", 1))
+    tournament = Tournament(settings, model, (n,), init, options.history_size, prior)
+    found = tournament.best(validate.key(key), budget)
     result = jax.tree.map(lambda a: a[0], found)
     return result if unit is None else units.multiply_back(result, unit)

@@ -29,20 +29,17 @@ is, in the same way.
 from __future__ import annotations
 
 from enum import IntFlag
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
 from jaxgmm import _validate as validate
-from jaxgmm.components.covariance.base import Covariance
+from jaxgmm.components.covariance.base import Collapse, Covariance
 from jaxgmm.components.covariance.full import full
-from jaxgmm.components.gaussian import gaussian
-from jaxgmm.data import Data, location_and_variance
-from jaxgmm.kernels import exact
+from jaxgmm.data import location_and_variance, scatter
 from jaxgmm.kernels.linalg import cholesky, eigvalsh, einsum, lower_inverse
-from jaxgmm.mixture import GMMParams
 
 MAX_RATIO = 1e5  # of eigenvalues, relative to the covariance of all the data
 _TWIN = 0.1  # two components closer than this in Fisher length are one
@@ -60,11 +57,7 @@ class Spurious(IntFlag):
     TWINS = 4  #: two components are one and the same
 
 
-_WORDS = {
-    Spurious.FEW: "few samples",
-    Spurious.NARROW: "too narrow",
-    Spurious.TWINS: "twins",
-}
+_WORDS = {Spurious.FEW: "few samples", Spurious.NARROW: "too narrow", Spurious.TWINS: "twins"}
 
 
 def describe(flags: int) -> str:
@@ -82,29 +75,11 @@ def total_factor(x: Array, w: Array | None, block_size: int) -> Array:
     """Lower Cholesky factor (D, D) of the covariance of all the data, a little wider where it is singular."""
     mean, variance = location_and_variance(x, w)
     width = jnp.sqrt(jnp.where(variance > 0, variance, 1))
-    one = GMMParams(jnp.zeros(1, x.dtype), mean[None, :], jnp.diag(width)[None], gaussian(full))
-    moments = exact.sums(one, Data(x, w), block_size=block_size)
-    correlation = moments.second[0] / moments.total_weight
+    total, products = scatter(x, w, mean, block_size)
+    correlation = products / total / width[:, None] / width[None, :]
     eps = float(jnp.finfo(x.dtype).eps)
     identity = jnp.eye(x.shape[1], dtype=x.dtype)
     return width[:, None] * cholesky(correlation + 16 * eps * identity)
-
-
-class Limits(NamedTuple):
-    """What of a mixture can collapse: a `Collapse` as one program takes it for every structure, all ()."""
-
-    each: Any  # int32, as `Collapse` has them; 0 for no limit
-    largest: Any
-    pooled: Any
-    narrow: Any  # bool, whether a component can be narrower than the others at all
-    by_volume: Any  # bool, and whether only in its volume
-
-
-def limits(covariance: Covariance, n_features: int, bounded: bool = False) -> Limits:
-    """The limits of a structure; `bounded`: a prior keeps covariances from being singular."""
-    c = covariance.collapse(n_features)
-    each, largest, pooled = (np.int32(0 if bounded else n) for n in (c.each, c.largest, c.pooled))
-    return Limits(each, largest, pooled, np.bool_(c.each > 0), np.bool_(c.by_volume))
 
 
 def total_for(covariance: Covariance, total: Array) -> Array:
@@ -123,7 +98,8 @@ def spurious(
     n_effective: Array,
     total: Array,
     max_ratio: Array,
-    limited: Limits | None = None,
+    collapse: Collapse | None = None,
+    bounded: Any = False,
     log_det: Array | None = None,
 ) -> Array:
     """() int32, the `Spurious` flags of one mixture.
@@ -139,14 +115,15 @@ def spurious(
         units, and a direction in which all the data are narrow is not held against a component.
       max_ratio: () the largest ratio of two eigenvalues, of the same component or of two, that is allowed;
         of two components' |Σ|^(1/D) where these differ only in volume.
-      limited: `limits` of the structure; None for those of "full".
+      collapse: what of the structure can collapse; None for that of "full".
+      bounded: () whether a prior keeps covariances from being singular: FEW is then not looked for.
       log_det: (K,) log |Σ_k|, where known more exactly than from the covariances.
 
     A count must exceed its limit by one where there are several components: responsibilities share samples
     out, so that a component of D + 1 effective samples may rest on D and parts of others.
     """
     n_components, n_features = means.shape
-    limited = limits(full, n_features) if limited is None else limited
+    limit = full.collapse(n_features) if collapse is None else collapse
     on = log_weights > -jnp.inf
     n_on = on.astype(means.dtype).sum()
     several = n_on > 1
@@ -156,14 +133,14 @@ def spurious(
     rounding = 16 * float(jnp.finfo(means.dtype).eps)  # exp(log π) · n of whole counts is not whole
 
     def too_few(count: Array, limit: Any) -> Array:
-        least = jnp.asarray(limit, count.dtype) + jnp.where(several, jnp.ones((), count.dtype), 0)
+        least = jnp.asarray(limit, count.dtype) + several.astype(count.dtype)
         return (limit > 0) & (count < least - rounding * least)
 
-    few = (on & too_few(counts, limited.each)).any()
-    few = few | too_few(counts.max(), limited.largest) | too_few(pooled, limited.pooled)
-
+    few = (on & too_few(counts, limit.each)).any()
+    few = (few | too_few(counts.max(), limit.largest) | too_few(pooled, limit.pooled)) & ~jnp.asarray(bounded)
+    flags = int(Spurious.FEW) * few.astype(jnp.int32)
     if covariances is None:
-        return jnp.where(few, int(Spurious.FEW), 0).astype(jnp.int32)
+        return flags
     inverse = lower_inverse(total)
     relative = einsum("de,kef,gf->kdg", inverse, covariances, inverse)
     eigenvalues = eigvalsh(relative)
@@ -171,10 +148,10 @@ def spurious(
         log_det = 2 * jnp.log(jnp.diagonal(cholesky(covariances), axis1=-2, axis2=-1)).sum(-1)
     # Relative to one of them, whose units are theirs: their own powers may overflow.
     volumes = jnp.exp((log_det - jnp.where(on, log_det, -jnp.inf).max()) / n_features)
-    top, bottom = (jnp.where(limited.by_volume, volumes, eigenvalues[:, i]) for i in (-1, 0))
+    top, bottom = (jnp.where(limit.by_volume, volumes, eigenvalues[:, i]) for i in (-1, 0))
     largest = jnp.where(on, top, 0).max()
     smallest = jnp.where(on, bottom, jnp.inf).min()
-    narrow = limited.narrow & several & ~(largest <= max_ratio * smallest)
+    narrow = (jnp.asarray(limit.each) > 0) & several & ~(largest <= max_ratio * smallest)
 
     def nearest_twin(i: Array) -> Array:
         # The Fisher length from i to each other component, as `maximise` has it for a step of EM.
@@ -188,8 +165,5 @@ def spurious(
         return jnp.where(others & on[i], lengths, jnp.inf).min()
 
     closest = lax.map(nearest_twin, jnp.arange(n_components, dtype=jnp.int32)).min()
-    flags = [(few, Spurious.FEW), (narrow, Spurious.NARROW), (closest < _TWIN**2, Spurious.TWINS)]
-    return sum(
-        (jnp.where(found, int(flag), 0).astype(jnp.int32) for found, flag in flags),
-        jnp.zeros((), jnp.int32),
-    )
+    flags = flags + int(Spurious.NARROW) * narrow.astype(jnp.int32)
+    return flags + int(Spurious.TWINS) * (closest < _TWIN**2).astype(jnp.int32)

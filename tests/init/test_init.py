@@ -6,12 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.cluster.hierarchy import fcluster, linkage
 
 import jaxgmm
 from jaxgmm.components import get_model
-from jaxgmm.data import summarise
+from jaxgmm.data import Data, summarise
 from jaxgmm.init import kmeans, random_resp
 from jaxgmm.init._starts import start
+from tests import problems
 from tests.conftest import overlapping
 from tests.quick import quick_jit
 
@@ -44,11 +46,7 @@ def _many(seeder):
 
 def many(seeder, X, w):
     """The seeds of 2000 keys at once (2000, K, D), in float32."""
-    return np.asarray(_many(seeder)(KEYS(), *cast(np.float32, X, w)))
-
-
-def cast(dtype, *arrays):
-    return [jnp.asarray(a, dtype) for a in arrays]
+    return np.asarray(_many(seeder)(KEYS(), X.astype(np.float32), w.astype(np.float32)))
 
 
 def squared_distances(X, centres):
@@ -61,20 +59,22 @@ def in_order(centres):
 
 
 @each
-def test_the_key_alone_decides_and_vmap_is_a_loop(seeder):
-    X, w = cast(np.float32, TOGETHER, WEIGHTS)
-    call = functools.partial(SEEDERS[seeder], X=X, n_components=K)
-    first = call(jax.random.key(0), sample_weight=w)
-    assert first.dtype == np.float32
-    assert first.shape == ((N, K) if seeder == "random_resp" else (K, D))
-    np.testing.assert_array_equal(first, call(jax.random.key(0), sample_weight=w))
-    together = many(seeder, TOGETHER, WEIGHTS)
-    eager = np.stack([call(k, sample_weight=w) for k in KEYS()[:3]])
-    np.testing.assert_allclose(together[:3], eager, rtol=1e-5, atol=1e-6)
-    assert len(np.unique(together, axis=0)) > 30
-    # No weights are ones, and their unit does not matter.
-    np.testing.assert_array_equal(call(KEYS()[0]), call(KEYS()[0], sample_weight=jnp.ones(N)))
-    np.testing.assert_array_equal(eager[0], call(KEYS()[0], sample_weight=8 * w))
+def test_the_key_alone_decides(seeder):
+    seeds = many(seeder, TOGETHER, WEIGHTS)
+    assert seeds.dtype == np.float32
+    assert seeds.shape == (N_KEYS, *((N, K) if seeder == "random_resp" else (K, D)))
+    np.testing.assert_array_equal(seeds, many(seeder, TOGETHER, WEIGHTS))
+    assert len(np.unique(seeds, axis=0)) > 30
+    # The unit of the weights does not matter.
+    np.testing.assert_array_equal(seeds, many(seeder, TOGETHER, 8 * WEIGHTS))
+
+
+@pytest.mark.parametrize("seeder", ["random_points", "random_resp"])
+def test_vmap_is_a_loop_and_no_weights_are_ones(seeder):
+    X, key = TOGETHER.astype(np.float32), KEYS()[0]
+    one = SEEDERS[seeder](key, X, K, WEIGHTS.astype(np.float32))
+    np.testing.assert_allclose(many(seeder, TOGETHER, WEIGHTS)[0], one, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(SEEDERS[seeder](key, X, K), SEEDERS[seeder](key, X, K, np.ones(N, "f4")))
 
 
 @rows_only
@@ -138,17 +138,11 @@ def test_kmeanspp_draws_by_squared_distance():
     assert abs(share - expected) < 4 * np.sqrt(expected / N_KEYS)
 
 
-def test_kmeans_ends_where_every_centre_is_the_mean_of_its_cluster(dtype):
-    X, w = TOGETHER, WEIGHTS
-    for seed in range(5):
-        key = jax.random.key(seed)
-        centres = np.asarray(kmeans(key, *cast(dtype, X), K, *cast(dtype, w)), float)
-        nearest = squared_distances(X, centres).argmin(1)
-        for k in range(K):
-            mine = nearest == k
-            np.testing.assert_allclose(
-                centres[k], np.average(X[mine], axis=0, weights=w[mine]), rtol=2e-5, atol=2e-5
-            )
+def test_kmeans_ends_where_every_centre_is_the_mean_of_its_cluster():
+    for centres in many("kmeans", TOGETHER, WEIGHTS)[:20].astype(float):
+        nearest = squared_distances(TOGETHER, centres).argmin(1)
+        means = [np.average(TOGETHER[nearest == k], axis=0, weights=WEIGHTS[nearest == k]) for k in range(K)]
+        np.testing.assert_allclose(centres, means, rtol=2e-5, atol=2e-5)
 
 
 def test_kmeans_lowers_the_potential_of_its_seeds():
@@ -194,11 +188,14 @@ def test_random_resp_are_uniform_on_the_simplex():
 
 def test_a_partition_gives_the_clusters_own_moments(double):
     for kind in (float, int, bool):
-        params = jaxgmm.init.from_responsibilities(np.eye(K)[LABELS].astype(kind), APART, reg_covar=0)
-        for k in range(K):
-            mine = APART[k == LABELS]
-            np.testing.assert_allclose(params.means[k], mine.mean(0), rtol=1e-12)
-            np.testing.assert_allclose(params.covariances[k], np.cov(mine.T, bias=True), rtol=1e-10)
+        # Of the shape that the other tests give the M-step.
+        labels, x = problems.LABELS, problems.X
+        params = jaxgmm.init.from_responsibilities(np.eye(problems.K)[labels].astype(kind), x, reg_covar=0)
+        groups = [x[k == labels] for k in range(problems.K)]
+        np.testing.assert_allclose(params.means, [g.mean(0) for g in groups], rtol=1e-12)
+        scale = np.asarray(params.scale)
+        moments = [np.cov(g.T, bias=True) for g in groups]
+        np.testing.assert_allclose(scale @ scale.swapaxes(1, 2), moments, rtol=1e-10)
 
 
 # The named starts of fit_restarts, without the fit.
@@ -211,20 +208,21 @@ named = pytest.mark.parametrize("init", NAMES)
 def _starts(keys, X, w, n_active, init):
     f = summarise(X, w, jnp.zeros((), X.dtype))
     options = {"model": get_model("diag"), "n_components": K, "block_size": N, "init": init}
-    return jax.vmap(lambda k: start(k, X, w, f, n_active=n_active, **options))(keys)
+    return jax.vmap(lambda k: start(k, n_active, Data(X, w), f, None, **options))(keys)
 
 
 def starts(X, w, init, seed=0, n_active=K):
     """Three starts."""
-    arrays = cast(np.float32, X, w)
-    return _starts(jax.random.split(jax.random.key(seed), 3), *arrays, jnp.int32(n_active), init=init)
+    keys = jax.random.split(jax.random.key(seed), 3)
+    found = _starts(keys, X.astype(np.float32), w.astype(np.float32), np.int32(n_active), init=init)
+    return jax.tree.map(np.asarray, found)
 
 
 @named
 def test_named_starts_are_good_mixtures_whose_key_alone_decides(init):
     params = starts(TOGETHER, WEIGHTS, init)
     assert params.means.shape == (3, K, D)
-    np.testing.assert_allclose(params.weights.sum(1), 1, rtol=1e-5)
+    np.testing.assert_allclose(np.exp(params.log_weights).sum(1), 1, rtol=1e-5)
     assert (params.scale > 0).all()
     jax.tree.map(np.testing.assert_array_equal, params, starts(TOGETHER, WEIGHTS, init))
     other = starts(TOGETHER, WEIGHTS, init, seed=1)
@@ -233,14 +231,14 @@ def test_named_starts_are_good_mixtures_whose_key_alone_decides(init):
     # Fewer components than there is room for.
     fewer = starts(TOGETHER, WEIGHTS, init, n_active=2)
     np.testing.assert_array_equal(np.isneginf(fewer.log_weights), [[False, False, True, True]] * 3)
-    np.testing.assert_allclose(fewer.weights.sum(1), 1, rtol=1e-5)
+    np.testing.assert_allclose(np.exp(fewer.log_weights).sum(1), 1, rtol=1e-5)
 
 
 @named
 def test_multiplying_features_by_powers_of_two_multiplies_the_starts(init):
     by = np.array([2.0**9, 2.0**-9])
     here, there = starts(TOGETHER, WEIGHTS, init), starts(TOGETHER * by, WEIGHTS, init)
-    np.testing.assert_allclose(there.weights, here.weights, rtol=1e-5)
+    np.testing.assert_allclose(there.log_weights, here.log_weights, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(there.means, np.asarray(here.means) * by, rtol=1e-5)
     np.testing.assert_allclose(there.scale, np.asarray(here.scale) * by, rtol=1e-4, atol=1e-7)
 
@@ -256,7 +254,7 @@ def test_a_row_of_weight_zero_may_hold_nan_inside_jit(init):
 
 def test_random_points_start_at_rows_as_wide_as_the_data():
     params = starts(TOGETHER, ONES, "random_points")
-    np.testing.assert_allclose(params.weights, 1 / K, rtol=1e-6)
+    np.testing.assert_allclose(np.exp(params.log_weights), 1 / K, rtol=1e-6)
     np.testing.assert_allclose(
         params.scale, np.broadcast_to(TOGETHER.std(0), (3, K, D)), rtol=1e-4, atol=1e-6
     )
@@ -272,12 +270,13 @@ def test_clusters_that_are_apart_are_found_before_the_first_step(init):
     assert np.mean(found) >= 2 / 3
 
 
-def test_a_hierarchical_start_is_at_the_means_of_its_own_partition():
-    table = np.asarray(jaxgmm.init.hierarchical_labels(TOGETHER.astype(np.float32), K, np.float32(WEIGHTS)))
+def test_a_hierarchical_start_is_at_the_means_of_wards_clusters():
+    # Standardised, and the principal axes divided by the square roots of their spread.
+    z = (TOGETHER - TOGETHER.mean(0)) / TOGETHER.std(0)
+    values, vectors = np.linalg.eigh(z.T @ z / len(z))
+    tree = linkage(z @ vectors / values**0.25, "ward")
     for n_active in (1, 2, 4):
-        means = starts(TOGETHER, WEIGHTS, "hierarchical", n_active=n_active).means[0, :n_active]
-        labels = table[n_active - 1]
-        expected = [
-            np.average(TOGETHER[labels == k], axis=0, weights=WEIGHTS[labels == k]) for k in range(n_active)
-        ]
+        means = starts(TOGETHER, ONES, "hierarchical", n_active=n_active).means[0, :n_active]
+        labels = fcluster(tree, n_active, "maxclust")
+        expected = [TOGETHER[labels == k].mean(0) for k in range(1, n_active + 1)]
         np.testing.assert_allclose(in_order(means), in_order(expected), rtol=1e-5, atol=1e-5)

@@ -11,7 +11,7 @@ from jaxgmm.components import get_covariance, get_model
 from jaxgmm.components.covariance.base import Collapse
 from jaxgmm.selection import Spurious
 from jaxgmm.selection._grid import STRUCTURES
-from jaxgmm.selection._spurious import describe, limits, spurious, total_factor, total_for
+from jaxgmm.selection._spurious import describe, spurious, total_factor, total_for
 from tests.quick import quick_jit
 
 D = 3
@@ -23,8 +23,9 @@ _total = quick_jit(lambda x: total_factor(x, None, 50))
 
 
 @quick_jit
-def _flags(log_weights, means, covariances, total, limited):
-    return spurious(log_weights, means, covariances, jnp.asarray(100.0), total, jnp.asarray(1e5), limited)
+def _flags(log_weights, means, covariances, total, collapse, bounded):
+    n, ratio = jnp.float32(100), jnp.float32(1e5)
+    return spurious(log_weights, means, covariances, n, total, ratio, collapse, bounded)
 
 
 def flags(name, weights, variances, bounded=False):
@@ -34,7 +35,7 @@ def flags(name, weights, variances, bounded=False):
     family = get_model(name).covariance
     total = total_for(family, jnp.diag(jnp.asarray(FEATURES, jnp.float32)))
     dense = jax.vmap(jnp.diag)(variances)
-    return Spurious(int(_flags(np.log(weights), means, dense, total, limits(family, D, bounded))))
+    return Spurious(int(_flags(np.log(weights), means, dense, total, family.collapse(D), bounded)))
 
 
 @functools.cache
@@ -70,7 +71,7 @@ def test_one_component_is_never_narrow_and_few_only_where_the_data_are(name):
     assert flags(name, [1.0], np.ones((1, D))) == 0
     c = get_model(name).covariance.collapse(D)
     needed = max(c.each, c.largest, c.pooled)
-    few = [int(_one(jnp.float32(n), limits(get_model(name).covariance, D))) for n in (needed - 1, needed)]
+    few = [int(_one(jnp.float32(n), get_model(name).covariance.collapse(D))) for n in (needed - 1, needed)]
     assert few == [Spurious.FEW, 0]
 
 
@@ -102,7 +103,7 @@ def test_what_components_share_needs_samples_of_all_of_them():
 
     def few(name, k, n):
         weights = np.where(np.arange(4) < k, -np.log(k), -np.inf).astype(np.float32)
-        return bool(flagged(weights, jnp.float32(n), limits(get_model(name).covariance, D)))
+        return bool(flagged(weights, jnp.float32(n), get_model(name).covariance.collapse(D)))
 
     # EEE: N − K ≥ D, and one to spare; EII: N − K ≥ 1, likewise; EEV: a component of D + 1, likewise.
     assert [few("EEE", 4, n) for n in (7, 8)] == [True, False]
@@ -162,7 +163,8 @@ def test_components_that_are_nearly_equal_are_twins():
         means = (np.array([[0.0], [gap]]) * FEATURES).astype(np.float32)
         total = jnp.diag(jnp.asarray(FEATURES, jnp.float32))
         dense = jax.vmap(jnp.diag)(near.astype(np.float32))
-        return Spurious(int(_flags(log_weights, means, dense, total, limits(get_covariance("full"), D))))
+        limits = get_covariance("full").collapse(D)
+        return Spurious(int(_flags(log_weights, means, dense, total, limits, False)))
 
     assert flag(0.03) == Spurious.TWINS
     assert flag(3.0) == 0

@@ -1,11 +1,10 @@
-"""Gradient fits: unconstrained coordinates of a mixture, and optax's optimisers on its likelihood."""
+"""Gradient fits: unconstrained coordinates, optax's optimisers, and EM differentiated step by step."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -14,21 +13,30 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from jaxgmm import _validate as validate
-from jaxgmm import em
+from jaxgmm import em, priors
 from jaxgmm.data import Data, summarise
 from jaxgmm.density import check_mixture, inputs, posterior, score
 from jaxgmm.em import REG_COVAR, TOL
-from jaxgmm.gradients._unrolled import status_of
-from jaxgmm.kernels.blocked_sum import block_rows, in_range, sum_rows
-from jaxgmm.kernels.exact import WHITENED
+from jaxgmm.kernels import exact
+from jaxgmm.kernels.blocked_sum import in_range, sum_rows
 from jaxgmm.kernels.manual_axes import varying_like
 from jaxgmm.kernels.programs import jit
 from jaxgmm.mixture import GMMParams, translate
+from jaxgmm.priors import Prior
 from jaxgmm.result import FitResult
+from jaxgmm.solvers.implicit import Evaluation
 from jaxgmm.solvers.squarem import Status
 
 if TYPE_CHECKING:
     import optax  # a second to import, and nothing else needs it
+
+
+def _free_coordinates(params: GMMParams) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """The structure's free coordinates of its arrays, and its arrays of these; or an error."""
+    c = params.covariance
+    if c.to_unconstrained is None or c.from_unconstrained is None:
+        raise ValueError(f"the structure {c.name!r} has no free coordinates; fill in to_unconstrained")
+    return c.to_unconstrained, c.from_unconstrained
 
 
 def unconstrained(params: GMMParams) -> dict[str, Any]:
@@ -54,12 +62,7 @@ def unconstrained(params: GMMParams) -> dict[str, Any]:
       [0.0, 0.693...]
     """
     check_mixture(params)
-    to_free, c = params.covariance.to_unconstrained, params.component
-    if to_free is None or params.covariance.from_unconstrained is None:
-        raise ValueError(
-            f"the structure {params.covariance.name!r} has no free coordinates; fill in to_unconstrained and "
-            "from_unconstrained of its record"
-        )
+    c, (to_free, _) = params.component, _free_coordinates(params)
     logits = jnp.where(params.log_weights > -jnp.inf, params.log_weights, 0)
     if params.weights_rule.rule != "free":
         logits = logits[:0]
@@ -84,10 +87,7 @@ def constrained(theta: dict[str, Any], params: GMMParams) -> GMMParams:
       >>> jaxgmm.gradients.constrained(theta, params).covariances.round(4).tolist()
       [[[1.0]], [[4.0]]]
     """
-    from_free, c = params.covariance.from_unconstrained, params.component
-    if from_free is None:
-        raise ValueError(f"the structure {params.covariance.name!r} has no free coordinates")
-    shape = (params.n_components, params.n_features)
+    c, (_, from_free) = params.component, _free_coordinates(params)
     if params.weights_rule.rule != "free":
         log_weights = em.admissible(params).log_weights
     else:
@@ -95,7 +95,7 @@ def constrained(theta: dict[str, Any], params: GMMParams) -> GMMParams:
         log_weights = jax.nn.log_softmax(logits)
     scale = params.scale if c.from_free is None else c.from_free(c, params.scale, theta["extra"])
     moved = GMMParams(log_weights, theta["means"], scale, *params.model)
-    return moved.with_scatter(from_free(theta["scale"], shape))
+    return moved.with_scatter(from_free(theta["scale"], (params.n_components, params.n_features)))
 
 
 def negative_log_likelihood(
@@ -122,34 +122,43 @@ def negative_log_likelihood(
     return -score(constrained(theta, params), X, sample_weight)
 
 
-@contextlib.contextmanager
-def _optax_rules() -> Iterator[None]:
-    """Optax relies on JAX's implicit promotions, which a user may have switched off."""
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
+def status_of(evaluation: Evaluation, stopped: Array, tol: Array) -> Array:
+    """() int32, the Status of parameters that were reached by other means than `fit`."""
+    e = evaluation
+    near = (e.step <= tol) | (e.step <= e.noise)
+    code = jnp.where(near & ~stopped, int(Status.CONVERGED), int(Status.MAX_ITER))
+    code = jnp.where(e.valid, code, int(Status.DEGENERATE))
+    return jnp.where(jnp.isfinite(e.objective), code, int(Status.NONFINITE)).astype(jnp.int32)
+
+
+def checked(
+    params: GMMParams, X: ArrayLike, sample_weight: ArrayLike | None, tol: ArrayLike, reg_covar: ArrayLike,
+    block_size: int | None,
+) -> tuple[GMMParams, Data, Array, Array, int]:  # fmt: skip
+    """A mixture, its data, tol, reg_covar, and the rows per block."""
+    params, x = inputs(params, X)
+    rows = exact.rows_for(params.component, x.shape[0], *params.means.shape)
+    if block_size is not None:
+        rows = min(validate.count(block_size, "block_size", 1), x.shape[0])
+    numbers = ((tol, "tol"), (reg_covar, "reg_covar"))
+    tol, reg = (validate.not_negative(value, name, x.dtype) for value, name in numbers)
+    return params, Data(x, validate.weight(sample_weight, x)), tol, reg, rows
+
+
+def total_weight(data: Data) -> Array:
+    """() the sum of the weights."""
+    return jnp.asarray(data.x.shape[0], data.x.dtype) if data.weight is None else data.weight.sum()
 
 
 @functools.partial(jit, static_argnames=("optimizer", "n_steps", "batch_size", "block_size"))
 def _descend(
-    params: GMMParams,
-    x: Array,
-    w: Array | None,
-    key: Array,
-    tol: Array,
-    reg_covar: Array,
-    *,
-    optimizer: optax.GradientTransformation,
-    n_steps: int,
-    batch_size: int | None,
-    block_size: int,
-) -> FitResult:
+    params: GMMParams, data: Data, key: Array, tol: Array, reg_covar: Array, *,
+    optimizer: optax.GradientTransformation, n_steps: int, batch_size: int | None, block_size: int,
+) -> FitResult:  # fmt: skip
     import optax
 
-    f = summarise(x, w, reg_covar)
-    n_samples, n_features = x.shape
-    shape = (params.n_components, n_features)
-    width = jnp.sqrt(f.variance)
-    total = jnp.asarray(n_samples, x.dtype) if w is None else w.sum()
+    f = summarise(data.x, data.weight, reg_covar)
+    n_samples, total, width = data.x.shape[0], total_weight(data), jnp.sqrt(f.variance)
     update = optax.with_extra_args_support(optimizer).update
 
     def decode(theta: dict[str, Any]) -> GMMParams:
@@ -158,54 +167,47 @@ def _descend(
 
     def loss(theta: dict[str, Any], rows: Array | None) -> Array:
         p = decode(theta)
-        xb = x if rows is None else x[rows]
-        wb = w if rows is None or w is None else w[rows]
+        some = data if rows is None else jax.tree.map(lambda a: a[rows], data)
+        n = some.x.shape[0]
 
         def block(weight: Array, b: Array) -> Array:
             b = jnp.where(in_range(weight, b), b, 0)
             values = posterior(p, b - f.shift[None, :])[1]
             return (weight * jnp.where(weight > 0, values, 0)).sum()
 
-        size = min(block_size, xb.shape[0])
-        fitted = sum_rows(block, wb, xb, block_size=size) * (n_samples / xb.shape[0]) / total
+        fitted = sum_rows(block, some.weight, some.x, block_size=min(block_size, n)) * (n_samples / n) / total
         # What EM's ridge is the gradient of: its fixed points are the stationary points of this.
-        ridged = (p.covariance.inverse_diagonal(p.scatter, shape) * f.ridge[None, :]).sum(-1)
+        inverse = p.covariance.inverse_diagonal(p.scatter, (p.n_components, p.n_features))
+        ridged = (inverse * f.ridge[None, :]).sum(-1)
         return 0.5 * (lax.stop_gradient(p.weights) * ridged).sum() - fitted
 
-    def iterate(
-        carry: tuple[Any, Any, Any, Array, Array], key: Array
-    ) -> tuple[tuple[Any, Any, Any, Array, Array], Array]:
+    def iterate(carry: tuple[Any, Any, Any, Array, Array], key: Array) -> tuple[Any, Array]:
         theta, safe, state, good, n = carry
         rows = None if batch_size is None else jax.random.randint(key, (batch_size,), 0, n_samples, jnp.int32)
         value, slope = jax.value_and_grad(loss)(theta, rows)
         # What is returned is the last point where both were finite: a step may leave the domain unseen.
-        finite = jnp.stack([jnp.isfinite(a).all() for a in (value, *jax.tree.leaves(slope))]).all()
-        good = good & finite
+        good = good & jnp.stack([jnp.isfinite(a).all() for a in (value, *jax.tree.leaves(slope))]).all()
         safe = jax.tree.map(lambda a, b: jnp.where(good, a, b), theta, safe)
-        with _optax_rules():
-            change, next_state = update(
-                slope, state, theta, value=value, grad=slope, value_fn=lambda t: loss(t, rows)
-            )
-            moved = optax.apply_updates(theta, change)
+        change, next_state = update(
+            slope, state, theta, value=value, grad=slope, value_fn=lambda t: loss(t, rows)
+        )
+        moved = optax.apply_updates(theta, change)
         theta, state = jax.tree.map(lambda a, b: jnp.where(good, a, b), (moved, next_state), (safe, state))
         return (theta, safe, state, good, n + good.astype(jnp.int32)), -value
 
     relative = translate(params, -f.shift)
     theta = unconstrained(dataclasses.replace(relative, means=relative.means / width[None, :]))
-    with _optax_rules():
-        state = optimizer.init(theta)
-    start = varying_like((theta, theta, state, jnp.asarray(True), jnp.full((), -1, jnp.int32)), x, w, f)
+    start = (theta, theta, optimizer.init(theta), jnp.asarray(True), jnp.full((), -1, jnp.int32))
     # One iteration more than there are steps, to see what the last step has led to.
-    (_, safe, _, good, n), values = lax.scan(iterate, start, jax.random.split(key, n_steps + 1))
-    n_iter = jnp.maximum(n, 0)
-    point = decode(safe)
-    end = em.evaluate(WHITENED, block_size, None, point, em.Problem(Data(x, w), f))
+    (_, safe, _, good, n), values = lax.scan(
+        iterate, varying_like(start, data, f), jax.random.split(key, n_steps + 1)
+    )
+    point, n_iter = decode(safe), jnp.maximum(n, 0)
+    end = em.evaluate(exact.WHITENED, block_size, None, point, em.Problem(data, f))
     status = jnp.where(good, status_of(end, ~good, tol), int(Status.NONFINITE)).astype(jnp.int32)
     history = values[1:].at[-1].set(end.report)
-    taken = jnp.arange(n_steps, dtype=jnp.int32) < n_iter
-    return FitResult(
-        translate(point, f.shift), end.report, end.report, n_iter, status, jnp.where(taken, history, -jnp.inf)
-    )
+    history = jnp.where(jnp.arange(n_steps, dtype=jnp.int32) < n_iter, history, -jnp.inf)
+    return FitResult(translate(point, f.shift), end.report, end.report, n_iter, status, history)
 
 
 def fit_gradient(
@@ -258,28 +260,104 @@ def fit_gradient(
     """
     import optax
 
-    params, x = inputs(params, X)
-    w = validate.weight(sample_weight, x)
+    params, data, tol, reg, rows = checked(params, X, sample_weight, tol, reg_covar, block_size)
     if not isinstance(optimizer, optax.GradientTransformation):
         raise TypeError(f"optimizer must be an optax GradientTransformation; got {type(optimizer).__name__}")
+    n_steps = validate.count(n_steps, "n_steps", 1)
     if batch_size is not None:
         batch_size = validate.count(batch_size, "batch_size", 1)
         if key is None:
             raise ValueError("key must be given with batch_size: batches are drawn at random")
-    unconstrained(params)
-    if block_size is None:
-        rows = block_rows(x.shape[0], *params.means.shape)
-    else:
-        rows = min(validate.count(block_size, "block_size", 1), x.shape[0])
-    return _descend(
-        params,
-        x,
-        w,
-        validate.key(jax.random.key(0) if key is None else key),
-        validate.not_negative(tol, "tol", x.dtype),
-        validate.not_negative(reg_covar, "reg_covar", x.dtype),
-        optimizer=optimizer,
-        n_steps=validate.count(n_steps, "n_steps", 1),
-        batch_size=batch_size,
-        block_size=rows,
-    )
+    _free_coordinates(params)
+    key = validate.key(jax.random.key(0) if key is None else key)
+    static = {"optimizer": optimizer, "n_steps": n_steps, "batch_size": batch_size, "block_size": rows}
+    # Optax relies on JAX's implicit promotions, which a user may have switched off.
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        return _descend(params, data, key, tol, reg, **static)
+
+
+@functools.partial(jit, static_argnames=("n_steps", "block_size"))
+def _unrolled(
+    params: GMMParams, data: Data, tol: Array, reg_covar: Array, prior: Prior | None,
+    *, n_steps: int, block_size: int,
+) -> FitResult:  # fmt: skip
+    f = summarise(data.x, data.weight, reg_covar)
+    f = em.with_prior(f, prior, params.model, params.means.shape)
+    problem = em.Problem(data, f)
+    evaluate = functools.partial(em.evaluate, exact.WHITENED, block_size, None)
+
+    # Reverse mode keeps the parameters of each step and computes the rest of it again.
+    @jax.checkpoint
+    def step(p: GMMParams) -> tuple[GMMParams, Array, Array]:
+        e = evaluate(p, problem, hold=False)
+        return e.image, e.report, jnp.isfinite(e.objective) & e.valid
+
+    def iterate(carry: tuple[GMMParams, Array, Array], _: None) -> tuple[Any, Array]:
+        p, good, n = carry
+        image, report, fine = step(p)
+        good = good & fine
+        p = jax.tree.map(lambda a, b: jnp.where(good, a, b), image, p)
+        return (p, good, n + good.astype(jnp.int32)), report
+
+    start = (translate(em.admissible(params), -f.shift), jnp.asarray(True), jnp.zeros((), jnp.int32))
+    (point, good, n_iter), reports = lax.scan(iterate, varying_like(start, problem), length=n_steps)
+    end = evaluate(lax.stop_gradient(point), lax.stop_gradient(problem))
+    fitted, total = translate(point, f.shift), total_weight(data)
+    log_likelihood = exact.sums(fitted, data, block_size=block_size).log_likelihood / total
+    objective = log_likelihood
+    if f.prior is not None:
+        objective = log_likelihood + priors.log_density(point, f.prior)[0] / total
+    history = jnp.concatenate([reports[1:], log_likelihood[None]])
+    history = jnp.where(jnp.arange(n_steps, dtype=jnp.int32) < n_iter, history, -jnp.inf)
+    return FitResult(fitted, log_likelihood, objective, n_iter, status_of(end, ~good, tol), history)
+
+
+def fit_unrolled(
+    params: GMMParams,
+    X: ArrayLike,
+    n_steps: int,
+    sample_weight: ArrayLike | None = None,
+    *,
+    tol: ArrayLike = TOL,
+    reg_covar: ArrayLike = REG_COVAR,
+    prior: Prior | None = None,
+    block_size: int | None = None,
+) -> FitResult:
+    """Take n_steps plain EM steps, differentiable through each of them: also in the start and in a prior.
+
+    For a fixed small number of steps, where what is wanted is the derivative of those steps and not of the
+    fixed point: learning a start, forward mode through a few steps, or a fit that is not to converge. Reverse
+    mode keeps the parameters of every step and computes each step again; time grows with n_steps. For the
+    derivative of a converged fit, `fit` is cheaper and exact.
+
+    Args:
+      params: where to start.
+      X: (N, D).
+      n_steps: how many steps; static.
+      sample_weight: (N,) or None for ones.
+      tol: the status is CONVERGED if one more step would be no longer than this (see `fit`); nothing stops
+        sooner.
+      reg_covar: as in `m_step`.
+      prior: as in `fit`.
+      block_size: as in `fit`.
+
+    Returns:
+      FitResult with history (n_steps,). If a step fails, the parameters before it are kept, and `status`
+      says why.
+
+    Raises:
+      ValueError, TypeError: as `fit`, and for n_steps < 1.
+
+    Example:
+      >>> import jax, jaxgmm
+      >>> start = jaxgmm.make_params([0.5, 0.5], [[-1.0], [1.0]], [1.0, 1.0], "spherical")
+      >>> X = jax.numpy.array([[-2.0], [-1.5], [1.0], [2.0]])
+      >>> gradient = jax.grad(lambda p: jaxgmm.gradients.fit_unrolled(p, X, 5).log_likelihood)(start)
+      >>> gradient.means.shape
+      (2, 1)
+    """
+    params, data, tol, reg, rows = checked(params, X, sample_weight, tol, reg_covar, block_size)
+    if prior is not None:
+        prior = priors.check(prior, params.component, params.means.shape, data.x.dtype)
+    n = validate.count(n_steps, "n_steps", 1)
+    return _unrolled(params, data, tol, reg, prior, n_steps=n, block_size=rows)
