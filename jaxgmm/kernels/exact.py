@@ -203,8 +203,8 @@ def sums(
         return sum_rows(block, data.weight, *rows, block_size=block_size)
 
     identity = np.eye(params.n_features, dtype=x.dtype)
-    identity = jnp.broadcast_to(identity, (params.n_components, *identity.shape))
-    inverse = params.covariance.whitener(params.scatter)(identity)
+    each = jnp.broadcast_to(identity, (params.n_components, *identity.shape))
+    inverse = params.covariance.whitener(params.scatter)(each)
     if resp is None and reassign is None and sparse.applies(x.shape[0], block_size, *params.means.shape):
         return _some_pairs(block_size, params, inverse, (data.weight, x, shift))
 
