@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, lax
 
 from jaxgmm.components.base import Component
@@ -18,7 +17,7 @@ from jaxgmm.density import log_constants, shares_of
 from jaxgmm.kernels import sparse
 from jaxgmm.kernels.base import Kernel, Statistics
 from jaxgmm.kernels.blocked_sum import block_rows, sum_own_rows, sum_rows, zero_unused
-from jaxgmm.kernels.linalg import einsum, outlived, transposed
+from jaxgmm.kernels.linalg import einsum, eye, outlived, transposed
 from jaxgmm.mixture import GMMParams
 
 # (responsibilities (K, B), exponents of the densities (K, B), whitened residuals (K, D, B)) -> others (K, B)
@@ -202,9 +201,9 @@ def sums(
 
         return sum_rows(block, data.weight, *rows, block_size=block_size)
 
-    identity = np.eye(params.n_features, dtype=x.dtype)
-    each = jnp.broadcast_to(identity, (params.n_components, *identity.shape))
-    inverse = params.covariance.whitener(params.scatter)(each)
+    k, d = params.means.shape
+    unit = jnp.broadcast_to(eye(d, x.dtype, 3), (k, d, d))
+    inverse = params.covariance.whitener(params.scatter)(unit)
     if resp is None and reassign is None and sparse.applies(x.shape[0], block_size, *params.means.shape):
         return _some_pairs(block_size, params, inverse, (data.weight, x, shift))
 

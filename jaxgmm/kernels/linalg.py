@@ -26,6 +26,8 @@ def epsilon(dtype: Any) -> float:
 # Matrices of up to so many rows are multiplied by elementwise sums: one of 4 × 4 took XLA's own products on a
 # CPU 1 µs among many, and takes 0.05 µs so.
 _TINY = 8
+# Identities and masks of up to so many rows are written into a program as constants: one operation, not four.
+_CONSTANT = 16
 
 
 def einsum(subscripts: str, *operands: Array) -> Array:
@@ -104,24 +106,24 @@ def times_each(matrices: Array, vectors: Array) -> Array:
     return einsum("kde,keb->kdb", whole, vectors)
 
 
-def identity_like(matrices: Array) -> Any:
-    """The identity (D, D) in the shape (1, …, D, D) of matrices (..., D, D), as a constant."""
-    identity = np.eye(matrices.shape[-1], dtype=matrices.dtype)
-    return identity.reshape((1,) * (matrices.ndim - 2) + identity.shape)
+def eye(size: int, dtype: Any, ndim: int = 2) -> Any:
+    """The identity (1, …, size, size) with so many axes: a constant of the program, unless it is large."""
+    matrix = (np if size <= _CONSTANT else jnp).eye(size, dtype=dtype)
+    return matrix.reshape((1,) * (ndim - 2) + matrix.shape)
 
 
 def tril(matrices: Array, k: int = 0) -> Array:
-    """`jnp.tril` of square matrices (..., D, D), as one operation with a constant."""
-    kept = np.tri(matrices.shape[-1], k=k, dtype=bool).reshape(
-        (1,) * (matrices.ndim - 2) + matrices.shape[-2:]
-    )
+    """`jnp.tril` of square matrices (..., D, D); of small ones, one operation with a constant."""
+    size = matrices.shape[-1]
+    if size > _CONSTANT:
+        return jnp.tril(matrices, k)
+    kept = np.tri(size, k=k, dtype=bool).reshape((1,) * (matrices.ndim - 2) + (size, size))
     return jnp.where(kept, matrices, jnp.zeros((), matrices.dtype))
 
 
 def embed_diagonal(values: Array) -> Array:
     """Diagonal matrices (..., D, D) of values (..., D)."""
-    column = values[..., None]
-    return column * identity_like(jnp.broadcast_to(column, (*values.shape, values.shape[-1])))
+    return values[..., None] * eye(values.shape[-1], values.dtype, values.ndim + 1)
 
 
 # LAPACK's batched routines in jaxlib 0.10 divide their work among XLA's threads and wait for them: without
@@ -195,13 +197,13 @@ def _blockwise_inverse(lower: Array) -> Array:
         return _doubled_inverse(lower)
     n_blocks = -(-size // _BLOCK)
     whole = n_blocks * _BLOCK
-    identity = jnp.asarray(np.eye(whole, dtype=lower.dtype))
-    filled = jnp.broadcast_to(identity, (*lead, whole, whole)).at[..., :size, :size].set(tril(lower))
+    unit = jnp.eye(whole, dtype=lower.dtype)
+    filled = jnp.broadcast_to(unit, (*lead, whole, whole)).at[..., :size, :size].set(tril(lower))
     blocks = filled.reshape((*lead, n_blocks, _BLOCK, n_blocks, _BLOCK))
     own = _doubled_inverse(jnp.moveaxis(jnp.diagonal(blocks, axis1=-4, axis2=-2), -1, -3))
 
     def substitute(i: Array, inverse: Array) -> Array:
-        rows = [lax.dynamic_slice_in_dim(a, i * _BLOCK, _BLOCK, a.ndim - 2) for a in (identity, filled)]
+        rows = [lax.dynamic_slice_in_dim(a, i * _BLOCK, _BLOCK, a.ndim - 2) for a in (unit, filled)]
         rest = rows[0].reshape((1,) * len(lead) + rows[0].shape)
         rest = rest - einsum("...de,...ef->...df", rows[1], inverse)
         new = einsum(
@@ -218,8 +220,8 @@ def _blockwise_inverse(lower: Array) -> Array:
 def _inverse(lower: Array) -> Array:
     if math.prod(lower.shape[:-2]) * (lower.shape[-1] ** 3 + 8) > _FEW:
         return _blockwise_inverse(lower)
-    identity = jnp.broadcast_to(identity_like(lower), lower.shape)
-    return lax.linalg.triangular_solve(lower, identity, left_side=True, lower=True)
+    unit = jnp.broadcast_to(eye(lower.shape[-1], lower.dtype, lower.ndim), lower.shape)
+    return lax.linalg.triangular_solve(lower, unit, left_side=True, lower=True)
 
 
 @_inverse.def_vmap
@@ -313,7 +315,7 @@ def _triangular_factor_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tup
 
 def _lower_change(factors: Array, inner: Array) -> Array:
     """L Φ(S) for symmetric S, where Φ keeps the lower triangle and halves the diagonal (Murray 2016)."""
-    kept = tril(inner, -1) + 0.5 * inner * identity_like(inner)
+    kept = tril(inner, -1) + 0.5 * inner * eye(inner.shape[-1], inner.dtype, inner.ndim)
     return einsum("...de,...ef->...df", factors, kept)
 
 
@@ -382,5 +384,5 @@ def transposed(x: Array, n_uses: int) -> Array:
     )  # D² numbers against what is saved, D · uses
     if jax.default_backend() != "cpu" or not pays:
         return x.T
-    identity = np.eye(n_features, dtype=x.dtype)
-    return jnp.einsum("de,be->db", identity, x, precision=lax.Precision.HIGHEST)
+    unit = eye(n_features, x.dtype)
+    return jnp.einsum("de,be->db", unit, x, precision=lax.Precision.HIGHEST)

@@ -46,7 +46,7 @@ from jaxgmm.components.covariance.rotations import (
     rotation_from_free,
     rotation_to_free,
 )
-from jaxgmm.kernels.linalg import cholesky, einsum, embed_diagonal, lower_inverse, times_each
+from jaxgmm.kernels.linalg import cholesky, einsum, embed_diagonal, eye, lower_inverse, times_each, tril
 
 FACTOR_PASSES = 8  # of `_common_factor`
 _SHORTEST, _LONGEST = 1e-2, 1e6  # bounds on the Fisher length of an angle
@@ -57,14 +57,14 @@ def _from_variances(letters: str, variances: Array) -> Scale:
     if letters[1] == letters[2]:
         return {"width": scale["width"], "factor": embed_diagonal(scale["shape"])}
     k, d = variances.shape
-    identity = jnp.eye(d, dtype=variances.dtype)
+    identity = eye(d, variances.dtype)
     return {**scale, "orientation": jnp.broadcast_to(identity, (k if letters[2] == "V" else 1, d, d))}
 
 
 def _change(relative: Array) -> Array:
     """(K,) ‖R Rᵀ − I‖² of factors R (K, D, D) relative to the current ones."""
     product = einsum("kde,kfe->kdf", relative, relative)
-    return jnp.square(product - jnp.eye(relative.shape[-1], dtype=relative.dtype)[None]).sum((-2, -1))
+    return jnp.square(product - eye(relative.shape[-1], relative.dtype, 3)).sum((-2, -1))
 
 
 def _common_factor(factors: Array, share: Array) -> tuple[Array, Array]:
@@ -100,7 +100,7 @@ def _factor_update(letters: str, scale: Scale, weight: Array, *moments: Array) -
         own = jnp.exp(log_diagonal(lower))
         width = jnp.sqrt((share * jnp.square(own)).sum()).reshape(1, 1)
         factor = lower / own[:, None, None]
-    grown = unimodular(einsum("kde,kef->kdf", jnp.tril(scale["factor"]), factor))
+    grown = unimodular(einsum("kde,kef->kdf", tril(scale["factor"]), factor))
     return {"width": scale["width"] * width, "factor": grown}, _change(width[:, :, None] * factor)
 
 
@@ -139,7 +139,7 @@ def _from_covariance(letters: str, covariances: Array) -> Scale:
     k, d, _ = covariances.shape
     dtype = covariances.dtype
     good = jnp.isfinite(cholesky(covariances)).all((-2, -1))
-    safe = jnp.where(good[:, None, None], covariances, jnp.eye(d, dtype=dtype)[None])
+    safe = jnp.where(good[:, None, None], covariances, eye(d, dtype, 3))
     scale = _from_variances(letters, jnp.diagonal(safe, axis1=-2, axis2=-1))
     zeros = jnp.zeros((k, d), dtype)
 

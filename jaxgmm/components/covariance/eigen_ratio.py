@@ -16,7 +16,7 @@ from jaxgmm.components.covariance.full import full
 from jaxgmm.components.covariance.letters import collapse
 from jaxgmm.components.covariance.rotations import principal_axes
 from jaxgmm.components.covariance.tied import tied
-from jaxgmm.kernels.linalg import cholesky, einsum
+from jaxgmm.kernels.linalg import cholesky, einsum, eye, tril
 
 
 def truncation_level(values: Array, weight: Array, ratio: float) -> Array:
@@ -61,7 +61,7 @@ def _limit(name: str, scale: Array, weight: Array, ratio: float) -> Array:
         return jnp.sqrt(_clip(jnp.square(widths(scale)), weight, ratio)).reshape(scale.shape)
     if name == "tied":
         return _limit("full", scale[None], weight.sum(keepdims=True), ratio)[0]
-    axes, deviations = principal_axes(jnp.tril(scale))
+    axes, deviations = principal_axes(tril(scale))
     variances = jnp.square(deviations)
     within = _clip(variances, weight, ratio)
     new = cholesky(einsum("kdi,ki,kei->kde", axes, within, axes))
@@ -75,7 +75,7 @@ def _update(
     free, _ = base.update(scale, weight, mean, second, ridge)
     new = _limit(base.name, free, weight, ratio)
     k, d = mean.shape
-    identity = jnp.broadcast_to(jnp.eye(d, dtype=mean.dtype)[None], (k, d, d))
+    identity = jnp.broadcast_to(eye(d, mean.dtype, 3), (k, d, d))
     relative = base.whitener(scale)(base.colour(new, identity))
     product = einsum("kde,kfe->kdf", relative, relative)
     return new, jnp.square(product - identity).sum((1, 2))

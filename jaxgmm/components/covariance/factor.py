@@ -35,6 +35,7 @@ from jaxgmm.kernels.linalg import (
     einsum,
     embed_diagonal,
     epsilon,
+    eye,
     lower_inverse,
     safe_cholesky,
     triangular_factor,
@@ -194,7 +195,7 @@ def _update(
 
     m = _gram(p, delta_p)
     m = 0.5 * (m + m.swapaxes(1, 2))
-    theta = jnp.eye(m.shape[-1], dtype=m.dtype)[None] + m
+    theta = eye(m.shape[-1], m.dtype, 3) + m
     # The rounding of what cancelled in m, where a mean moved by thousands of widths, included.
     largest = 1 + jnp.abs(m).max((1, 2)) + jnp.square(across).sum(1)
     jitter = jnp.broadcast_to(4 * eps * largest[:, None], m.shape[:2])

@@ -21,9 +21,11 @@ from jaxgmm.kernels.linalg import (
     einsum,
     embed_diagonal,
     epsilon,
+    eye,
     lower_inverse,
     safe_cholesky,
     times_each,
+    tril,
 )
 
 SQRT_HALF = float(np.sqrt(0.5))
@@ -32,9 +34,9 @@ SQRT_HALF = float(np.sqrt(0.5))
 def factors_of(scale: Scale) -> Array:
     """C (..., 1 or K, D, D), Σ = C Cᵀ."""
     if not isinstance(scale, dict):
-        return jnp.tril(scale)
+        return tril(scale)
     if "factor" in scale:
-        return scale["width"][..., None] * jnp.tril(scale["factor"])
+        return scale["width"][..., None] * tril(scale["factor"])
     return scale["orientation"] * widths(scale)[..., None, :]
 
 
@@ -97,7 +99,7 @@ def whitened_step(
 ) -> tuple[Array, Array]:
     """Each component's next covariance (K, D, D), whitened; its lower factor, and ‖its change‖²_F (K,)."""
     on = (weight > 0)[:, None, None]
-    identity = jnp.eye(mean.shape[-1], dtype=mean.dtype)[None]
+    identity = eye(mean.shape[-1], mean.dtype, 3)
     spread = second / jnp.where(on, weight[:, None, None], 1)
     outer = mean[:, :, None] * mean[:, None, :]
     target, jitter = covariance_step(spread, outer, inverses_of(scale), ridge[None, None, :])
@@ -107,7 +109,7 @@ def whitened_step(
 
 def _update(scale: Array, weight: Array, mean: Array, second: Array, ridge: Array) -> tuple[Array, Array]:
     lower, change = whitened_step(scale, weight, mean, second, ridge)
-    return einsum("kde,kef->kdf", jnp.tril(scale), lower), change
+    return einsum("kde,kef->kdf", tril(scale), lower), change
 
 
 def _from_variances(variances: Array) -> Array:
@@ -131,7 +133,7 @@ def _factor_of_inverse(precision: Array) -> tuple[Array, Array]:
 def _or_identity(factors: Array) -> tuple[Array, Array]:
     """Factors (..., D, D), with the identity for those that are not finite; and which are (..., 1, 1)."""
     finite = jnp.isfinite(factors).all((-2, -1), keepdims=True)
-    identity = jnp.eye(factors.shape[-1], dtype=factors.dtype)
+    identity = eye(factors.shape[-1], factors.dtype)
     return jnp.where(finite, factors, identity.reshape((1,) * (factors.ndim - 2) + identity.shape)), finite
 
 
@@ -154,7 +156,7 @@ def _root_weights(weights: Array, precision: Array) -> Array:
 def to_natural(reference: Scale, weights: Array, scale: Scale, shift: Array) -> dict[str, Array]:
     """`Covariance.to_natural`, of lower factors: the precision in coordinates where the reference is I."""
     own, of = (s["factor"] if isinstance(s, dict) else s for s in (scale, reference))
-    relative = einsum("kde,kef->kdf", lower_inverse(own), jnp.tril(of))
+    relative = einsum("kde,kef->kdf", lower_inverse(own), tril(of))
     precision = einsum("ked,kef->kdf", relative, relative)
     natural = {"precision": SQRT_HALF * _root_weights(weights, precision) * precision}
     if isinstance(scale, dict):
@@ -172,11 +174,11 @@ def from_natural(reference: Scale, weights: Array, natural: dict[str, Array]) ->
     if isinstance(reference, dict):
         relative = unimodular(relative)
         logs = logs_from(reference, weights, natural, precision.shape[-1])
-        factor = einsum("kde,kef->kdf", jnp.tril(reference["factor"]), relative)
+        factor = einsum("kde,kef->kdf", tril(reference["factor"]), relative)
         scale: Scale = {**logs, "factor": jnp.where(definite, factor, jnp.nan)}
         relative = relative * (scale["width"] / reference["width"])[:, :, None]
     else:
-        scale = jnp.where(definite, einsum("kde,kef->kdf", jnp.tril(reference), relative), jnp.nan)
+        scale = jnp.where(definite, einsum("kde,kef->kdf", tril(reference), relative), jnp.nan)
     return scale, times_each(relative, times_each(relative.swapaxes(1, 2), shift))[:, :, 0]
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from jaxgmm.kernels.linalg import eigh, einsum, epsilon, inverse, svd
+from jaxgmm.kernels.linalg import eigh, einsum, epsilon, eye, inverse, svd
 from jaxgmm.kernels.manual_axes import varying_like
 
 SWEEPS = 6  # of `common_axes`
@@ -79,7 +79,7 @@ def rotation_to_free(q: Array) -> Array:
     """
     d = q.shape[-1]
     signed = q * cayley_signs(q)[..., None, :]
-    identity = jnp.broadcast_to(jnp.eye(d, dtype=q.dtype), q.shape)
+    identity = jnp.broadcast_to(eye(d, q.dtype), q.shape)
     skew = 2 * einsum("...de,...ef->...df", inverse(identity + signed), signed - identity)
     rows, columns = np.tril_indices(d, -1)
     return 0.5 * (skew[..., rows, columns] - skew[..., columns, rows])
@@ -90,7 +90,7 @@ def rotation_from_free(free: Array, n_features: int) -> Array:
     rows, columns = np.tril_indices(n_features, -1)
     half = jnp.zeros((*free.shape[:-1], n_features, n_features), free.dtype)
     half = half.at[..., rows, columns].set(0.5 * free).at[..., columns, rows].set(-0.5 * free)
-    identity = jnp.broadcast_to(jnp.eye(n_features, dtype=free.dtype), half.shape)
+    identity = jnp.broadcast_to(eye(n_features, free.dtype), half.shape)
     return einsum("...de,...ef->...df", inverse(identity - half), identity + half)
 
 
@@ -148,7 +148,7 @@ def common_axes(factors: Array, share: Array, *, equal_volume: bool) -> tuple[Ar
       Analysis and Classification 8; Flury & Gautschi (1986) for planes.
     """
     n_features = factors.shape[-1]
-    identity = jnp.eye(n_features, dtype=factors.dtype)
+    identity = eye(n_features, factors.dtype)
     if n_features == 1:
         return identity, jnp.square(factors[:, :, 0])
 

@@ -11,7 +11,7 @@ from jax import Array
 from jaxgmm.components.covariance import full as each
 from jaxgmm.components.covariance.base import Partial, compiled
 from jaxgmm.components.covariance.letters import properties
-from jaxgmm.kernels.linalg import einsum, embed_diagonal, lower_inverse, safe_cholesky
+from jaxgmm.kernels.linalg import einsum, embed_diagonal, eye, lower_inverse, safe_cholesky, tril
 
 
 def _as_one(function: Callable[..., Any], scale: Array, *arguments: Any) -> Any:
@@ -22,11 +22,11 @@ def _as_one(function: Callable[..., Any], scale: Array, *arguments: Any) -> Any:
 def _update(scale: Array, weight: Array, mean: Array, second: Array, ridge: Array) -> tuple[Array, Array]:
     total = weight.sum()
     safe = jnp.where(total > 0, total, 1)
-    identity = jnp.eye(mean.shape[-1], dtype=mean.dtype)
+    identity = eye(mean.shape[-1], mean.dtype)
     between = einsum("k,kd,ke->de", weight / safe, mean, mean)
     target, jitter = each.covariance_step(second / safe, between, lower_inverse(scale), ridge[None, :])
     target = jnp.where(total > 0, target, identity)
-    factor = einsum("de,ef->df", jnp.tril(scale), safe_cholesky(target, jitter))
+    factor = einsum("de,ef->df", tril(scale), safe_cholesky(target, jitter))
     return factor, jnp.broadcast_to(jnp.square(target - identity).sum(), weight.shape)
 
 
