@@ -57,7 +57,7 @@ def _responsibilities(
     constant, common = log_constants(params)
     joint = constant[:, None] + exponent
     shares, total, top = shares_of(joint)
-    log_likelihood = outlived((w * (top + jnp.log(total))).sum(), exponent, joint) + common * w.sum()
+    log_likelihood = outlived(w * (top + jnp.log(total)), exponent, joint).sum() + common * w.sum()
     if reassign is None:
         return shares * (w / total)[None, :], log_likelihood
     return reassign(shares / total[None, :], exponent, y) * w[None, :], log_likelihood

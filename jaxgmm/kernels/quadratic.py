@@ -233,7 +233,7 @@ def sums(params: GMMParams, data: Data, shift: Array, c: Coordinates, block_size
         shares, total, top = shares_of(joint)
         r = shares * (w / total)[None, :]
         second = None if squares is None else einsum(f"kb,{axes}->kf", r, squares)
-        log_likelihood = outlived((w * (top + jnp.log(total))).sum(), b, *terms, joint) + common * w.sum()
+        log_likelihood = outlived(w * (top + jnp.log(total)), b, *terms, joint).sum() + common * w.sum()
         weight = outlived(r.sum(1), shares)
         # The bulk of the sums goes at once: rounding the totals would be the largest error of all.
         between = einsum(f"kb,{axes}->kf", r, u) - weight[:, None] * m.means  # Σ r (u − μ)

@@ -180,7 +180,16 @@ def update(
     plain = jnp.where(finite, plain, outside)
     status = jnp.where(s.extrapolated, status, plain)
 
-    base, image = select(good, (s.point, e.image), (s.base, s.image))
+    # A condition: elementwise selections XLA makes array by array, each with all that decides which.
+    report = jnp.where(first, jnp.nan, s.report)
+    new, old = varying_like(
+        (
+            (s.point, e.image, e.objective, e.report, e.step),
+            (s.base, s.image, s.objective, report, s.step),
+        ),
+        good,
+    )
+    base, image, objective, report, step = lax.cond(good, lambda new, _: new, lambda _, old: old, new, old)
     point, extrapolated, at_radius = image, jnp.asarray(False), jnp.asarray(False)
     if chart is not None:
         finest = jnp.sqrt(jnp.maximum(e.step / jnp.maximum(e.noise, float(jnp.finfo(dtype).tiny)), 1))
@@ -206,7 +215,6 @@ def update(
     longer, shorter = 4 * s.radius, jnp.maximum(s.radius / 4, _FIRST_RADIUS)
     radius = jnp.where(s.extrapolated & s.at_radius, jnp.where(good, longer, shorter), s.radius)
 
-    report = jnp.where(good, e.report, jnp.where(first, jnp.nan, s.report))
     slot = jnp.where(first, history_size, s.n_iter - 1)
     return State(
         base=base,
@@ -215,9 +223,9 @@ def update(
         extrapolated=extrapolated,
         at_radius=at_radius,
         radius=radius,
-        objective=jnp.where(good, e.objective, s.objective),
+        objective=objective,
         report=report,
-        step=jnp.where(good, e.step, s.step),
+        step=step,
         horizon=horizon,
         n_iter=s.n_iter + jnp.where(status == RUNNING, 1, 0).astype(jnp.int32),
         status=status,
