@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -35,7 +34,7 @@ from jaxgmm.kernels.base import Kernel, Statistics
 from jaxgmm.kernels.blocked_sum import AxisName, block_rows, map_rows, rows_over, sum_rows
 from jaxgmm.kernels.exact import WHITENED
 from jaxgmm.kernels.manual_axes import varying_like
-from jaxgmm.kernels.programs import is_concrete, jit, work_of_fits
+from jaxgmm.kernels.programs import is_concrete, jit
 from jaxgmm.mixture import GMMParams, has_component_axis, scale_like, translate
 from jaxgmm.priors import Prior
 from jaxgmm.result import FitResult
@@ -577,8 +576,7 @@ _STATIC = ("kernels", "block_size", "history_size", "unconverged_gradient", "axi
 def _work(
     params: GMMParams, data: Data, *_: Any, kernels: tuple[Kernel, ...] = (WHITENED,), **__: Any
 ) -> float:
-    # The quadratic kernel's compensated sums need fused multiply–adds, which level 0 does not make.
-    return work_of_fits(len(data.x), *params.means.shape) if kernels == (WHITENED,) else math.inf
+    return quadratic.work(kernels, len(data.x), *params.means.shape)
 
 
 _fit = jit(run, static_argnames=_STATIC, work=_work)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import json
 import math
 import os
@@ -29,6 +30,10 @@ if CACHES_RIGHT:
         _folder = tempfile.TemporaryDirectory(prefix="jaxgmm-tests-", ignore_cleanup_errors=True)
         os.environ[_KEPT] = _folder.name
     keep_programs(os.environ[_KEPT], least_seconds=0.0)
+
+# Tracing makes objects by the hundred thousand, all of them in use: collecting takes a sixth of its time.
+gc.freeze()
+gc.set_threshold(100_000, 20, 100)
 
 # Silent promotion is how a float64 constant gets into float32 code, or (K,) is added to (N, K) the wrong way.
 jax.config.update("jax_numpy_dtype_promotion", "strict")

@@ -20,7 +20,7 @@ from jaxgmm.inference._information import ConfidenceIntervals
 from jaxgmm.inference._local_coordinates import entries, without_off
 from jaxgmm.kernels.blocked_sum import block_rows
 from jaxgmm.kernels.linalg import cholesky, einsum, lower_inverse
-from jaxgmm.kernels.programs import jit
+from jaxgmm.kernels.programs import jit, work_of_fits
 from jaxgmm.mixture import GMMParams, take
 from jaxgmm.selection._criteria import has_failed
 
@@ -127,7 +127,12 @@ def lanes_at_once(batch_size: Any, n_lanes: int) -> int:
     return min(validate.count(batch_size, "batch_size", 1), n_lanes)
 
 
-@functools.partial(jit, static_argnames=("kind", "n_replicates", "batch_size"))
+def _work(key: Array, params: GMMParams, x: Array, *_: Any, n_replicates: int, **__: Any) -> float:
+    k, d = params.means.shape
+    return work_of_fits(len(x), k, d, n_replicates)
+
+
+@functools.partial(jit, static_argnames=("kind", "n_replicates", "batch_size"), work=_work)
 def _bootstrap(
     key: Array,
     params: GMMParams,

@@ -18,7 +18,7 @@ from jaxgmm.em import DEFAULT_OPTIONS, MAX_ITER, REG_COVAR, TOL, EMOptions
 from jaxgmm.inference._bootstrap import batched_map, lanes_at_once
 from jaxgmm.init._starts import Init, check_init
 from jaxgmm.kernels.blocked_sum import block_rows
-from jaxgmm.kernels.programs import jit
+from jaxgmm.kernels.programs import jit, work_of_fits
 from jaxgmm.result import FitResult
 from jaxgmm.selection._criteria import failed
 from jaxgmm.selection._restarts import fit_components
@@ -49,7 +49,15 @@ def _statistic(results: FitResult, n_samples: int) -> Array:
     return jnp.where(failed(results).any(), jnp.nan, jnp.maximum(gain, 0))
 
 
-@functools.partial(jit, static_argnames=("sizes", "model", "n_init", "init", "n_replicates", "batch_size"))
+def _work(
+    key: Array, x: Array, *_: Any, sizes: tuple[int, ...], n_init: int, n_replicates: int, **__: Any
+) -> float:
+    return work_of_fits(len(x), max(sizes), x.shape[1], 2 * n_init * n_replicates)
+
+
+@functools.partial(
+    jit, static_argnames=("sizes", "model", "n_init", "init", "n_replicates", "batch_size"), work=_work
+)
 def _test(
     key: Array, x: Array, numbers: dict[str, Any], *, n_replicates: int, batch_size: int, **static: Any
 ) -> LikelihoodRatio:

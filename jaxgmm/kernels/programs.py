@@ -25,12 +25,12 @@ CPU_OPTIONS: dict[str, bool | int | str] = {
     "xla_cpu_use_fusion_emitters": False,
 }
 SMALL_LEVEL: dict[str, bool | int | str] = {"xla_backend_optimization_level": 0}
-# Multiply–adds below which a program is small. 100 iterations of a fit, seconds to compile and milliseconds
-# to run, at level 1 | at level 0, one thread, AVX-512: N=300 D=2 K=3 diag (4e5) 1.5 and 2 | 0.6 and 13;
-# N=500 D=3 K=4 full (2e6) 2.0 and 9 | 1.1 and 33; N=2000 D=8 K=5 full (6e7) 2.5 and 48 | 1.1 and 219.
-SMALL = 1e7
+# Multiply–adds below which a program is small. CPU-seconds of a first fit and of a later one, at level 1 | at
+# level 0, two cores with AVX-512: N=300 D=2 K=3 diag (4e5) 1.35 and 0.009 | 0.95 and 0.058; N=500 D=3 K=4 full
+# (2e6) 1.8 and 0.03 | 1.2 and 0.1. The seconds that are saved are used up by some ten later fits: it is for few.
+SMALL = 1e6
 _ITERATIONS = 100  # of a fit, as a guess
-_PER_NUMBER = 1e4  # multiply–adds for each number of its arguments, where a program predicts nothing
+_PER_NUMBER = 1e3  # multiply–adds for each number of its arguments, where a program predicts nothing
 # Up to 0.6.0 a program from JAX's cache gave other results on the CPU than the program that was stored.
 CACHES_RIGHT = jax.__version_info__ >= (0, 6, 1)
 

@@ -9,6 +9,7 @@ centre cancel where components are far apart for their widths. `rounding` says b
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -23,6 +24,7 @@ from jaxgmm.kernels.base import Kernel, Statistics
 from jaxgmm.kernels.blocked_sum import block_rows, sum_rows, zero_unused
 from jaxgmm.kernels.exact import WHITENED
 from jaxgmm.kernels.linalg import einsum, epsilon, lower_inverse, outlived, safe_cholesky
+from jaxgmm.kernels.programs import work_of_fits
 from jaxgmm.mixture import GMMParams
 
 _LARGE = 1 << 22  # N · K · D from which the second kernel's compilation pays
@@ -73,6 +75,15 @@ def choose(
     if kernel == "auto" and applies(component) and large:
         return QUADRATIC, WHITENED
     return (WHITENED,)
+
+
+def work(
+    kernels: tuple[Kernel, ...], n_samples: int, n_components: int, n_features: int, n_fits: int = 1
+) -> float:
+    """Predicted multiply–adds of fits with these kernels, by which the options of the compiler are chosen."""
+    if kernels != (WHITENED,):
+        return math.inf  # the compensated sums need fused multiply–adds, which small programs do without
+    return work_of_fits(n_samples, n_components, n_features, n_fits)
 
 
 def prepare(component: Component, data: Data, context: Context) -> Coordinates:

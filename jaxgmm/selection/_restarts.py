@@ -43,7 +43,12 @@ class _Static(NamedTuple):
     kernels: tuple[Kernel, ...]
 
 
-@functools.partial(jit, static_argnames="c")
+def _work(key: Array, data: Data, sizes: Array, *_: Any, c: _Static) -> float:
+    n, d = data.x.shape
+    return quadratic.work(c.kernels, n, c.n_components, d, len(sizes) * c.n_init)
+
+
+@functools.partial(jit, static_argnames="c", work=_work)
 def _fit_batch(
     key: Array, data: Data, sizes: Array, numbers: tuple[Array, Array, Array, Array], prior: AnyPrior,
     starts: GMMParams | None, *, c: _Static,
