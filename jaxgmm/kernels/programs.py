@@ -26,8 +26,8 @@ CPU_OPTIONS: dict[str, bool | int | str] = {
 }
 SMALL_LEVEL: dict[str, bool | int | str] = {"xla_backend_optimization_level": 0}
 # Multiply–adds below which a program is small. CPU-seconds of a first fit and of a later one, at level 1 | at
-# level 0, two cores with AVX-512: N=300 D=2 K=3 diag (4e5) 1.35 and 0.009 | 0.95 and 0.058; N=500 D=3 K=4 full
-# (2e6) 1.8 and 0.03 | 1.2 and 0.1. The seconds that are saved are used up by some ten later fits: it is for few.
+# level 0, two cores with AVX-512: N=300 D=2 K=3 diag (4e5) 1.35 and 0.009 | 0.95 and 0.058; N=500 D=3 K=4
+# full (2e6) 1.8 and 0.03 | 1.2 and 0.1. What the first fit saves is used up by some ten later ones.
 SMALL = 1e6
 _ITERATIONS = 100  # of a fit, as a guess
 _PER_NUMBER = 1e3  # multiply–adds for each number of its arguments, where a program predicts nothing

@@ -292,9 +292,12 @@ def _state(members: dict[str, np.ndarray], settings: Settings) -> State:
     unused = {"history"} if status <= Status.MAX_ITER else {"history", "image", "point", "step", "report"}
     used = {name: part for name, part in {"shift": moved, **state._asdict()}.items() if name not in unused}
     for path, leaf in jax.tree_util.tree_leaves_with_path(used):
-        if np.isnan(leaf).any():
+        name = jax.tree_util.keystr(path)
+        # Weights may be 0, and an objective not known yet.
+        is_bad = (lambda a: ~np.isfinite(a)) if ".means" in name or ".scale" in name else np.isnan
+        if is_bad(np.asarray(leaf)).any():
             raise ValueError(
-                f"damaged: its {jax.tree_util.keystr(path)} is not finite, which no fit leaves there; delete "
+                f"damaged: its {name} is not finite, which no fit leaves there; delete "
                 "the file, or give another path, to begin anew"
             )
     if status == Status.MAX_ITER and n_iter < settings.max_iter:
