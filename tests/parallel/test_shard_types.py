@@ -72,7 +72,7 @@ def test_it_can_be_called_inside_a_shard_map(name):
 
 
 @pytest.mark.skipif(not hasattr(jax, "set_mesh"), reason="this JAX has no arrays with explicit sharding")
-@pytest.mark.parametrize("name", ["fit", "steps", "densities", "fit_restarts"])
+@pytest.mark.parametrize("name", ["fit", "fit of VVE", "steps", "densities", "fit_restarts"])
 def test_it_takes_arrays_with_explicit_sharding(name):
     mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Explicit,))
     start, x = single()

@@ -69,7 +69,7 @@ def cayley_signs(q: Array) -> Array:
         return left - column * (row / (pivot + sign)), signs
 
     left = lax.stop_gradient(q)
-    return lax.fori_loop(0, d, eliminate, varying_like((left, jnp.ones(q.shape[:-1], q.dtype))))[1]
+    return lax.fori_loop(0, d, eliminate, varying_like((left, jnp.ones_like(left[..., 0]))))[1]
 
 
 def rotation_to_free(q: Array) -> Array:
