@@ -54,18 +54,29 @@ def _seen(a: Array) -> Any:
     return np.asarray(a) if on_host else a
 
 
+def _first(is_bad: Callable[[Any], Any], values: Any) -> int | None:
+    """The first place in a flattened array of which a function says that it is bad; None if there is none."""
+
+    def found(values: Any) -> tuple[Any, Any]:
+        bad = is_bad(values).reshape(-1)
+        return bad.any(), bad.argmax()
+
+    some, first = _now(found, values)
+    return int(first) if some else None
+
+
 def finite(a: Array, name: str, advice: str) -> None:
     """Raise where a number can be seen not to be finite, with its place and some advice."""
     if not is_concrete(a):
         return
     values = _seen(a)
     with np.errstate(over="ignore", invalid="ignore"):
+        # A sum that is finite has finite terms, and to make it takes no memory.
         if np.isfinite(float(_now(lambda v: v.sum(), values))):
             return
-        xp = np if values is not a else jnp
-        bad = _now(lambda v: ~xp.isfinite(v).reshape(-1), values)
-    if bad.any():
-        at = tuple(int(i) for i in np.unravel_index(int(bad.argmax()), a.shape))
+    first = _first(lambda v: ~(np if isinstance(v, np.ndarray) else jnp).isfinite(v), values)
+    if first is not None:
+        at = tuple(int(i) for i in np.unravel_index(first, a.shape))
         place = f"row {at[0]}, column {at[1]}" if a.ndim == 2 else f"index {at[0] if len(at) == 1 else at}"
         # Of an array over several processes only some of the numbers can be looked at.
         got = f"; got {np.asarray(a)[at]} at" if a.is_fully_addressable else ", and is not at"
@@ -267,12 +278,12 @@ def responsibilities(resp: ArrayLike, x: Array, w: Array | None = None) -> Array
         # Each of K probabilities was rounded once, by half an ε of itself at most; their sum in the dtype of
         # x adds K ε of that.
         allowed = _SUM + rounding + r.shape[1] * float(jnp.finfo(r.dtype).eps)
-        sums = _now(lambda a: a.sum(1), _seen(r))
-        off = _now(lambda s: (abs(s - 1) > allowed) & (True if w is None else _seen(w) > 0), sums)
-        if off.any():
-            row = int(off.argmax())
+        counts = True if w is None else _now(lambda a: a > 0, _seen(w))
+        row = _first(lambda a: (abs(a.sum(1) - 1) > allowed) & counts, _seen(r))
+        if row is not None:
+            total = float(_now(lambda a: a[row].sum(), _seen(r)))
             raise ValueError(
-                f"resp must sum to 1 in every row; row {row} sums to {float(sums[row]):.6g}. Divide by the "
+                f"resp must sum to 1 in every row; row {row} sums to {total:.6g}. Divide by the "
                 "sums: resp / resp.sum(1, keepdims=True). A row that is not to count has sample_weight 0."
             )
     return r

@@ -411,7 +411,7 @@ class Settings(NamedTuple):
     axis_name: AxisName = None  # of `shard_map`, where the rows are one part of all
 
     def block_of(self, kernel: Kernel, params: GMMParams, data: Data, n_fits: int = 1) -> int:
-        """Rows per block of a kernel, for so many fits at once."""
+        """Rows per block of a kernel, for a batch of n_fits fits."""
         if kernel is WHITENED:
             return self.block_size
         k, d = params.means.shape[-2:]

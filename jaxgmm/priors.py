@@ -99,6 +99,7 @@ def part(
     n_features: int,
     covariance: Covariance,
     dtype: Any,
+    advice: str,
 ) -> Array:
     """A part of a prior, as an array of one of these shapes with finite numbers in the dtype."""
     a = validate.floating(value, f"prior.{name}", dtype)
@@ -107,7 +108,7 @@ def part(
             f"prior.{name} must have shape {' or '.join(map(str, shapes))} for {n_features} features and "
             f"covariance_type={covariance.name!r}; got shape {a.shape}"
         )
-    validate.finite(a, f"prior.{name}", "Parts of a `Prior` that are not wanted are None.")
+    validate.finite(a, f"prior.{name}", advice)
     return a
 
 
@@ -148,7 +149,8 @@ def check(prior: Prior, component: Component, shape: tuple[int, ...], dtype: Any
 
     def array(name: str, *shapes: tuple[int, ...]) -> Array | None:
         value = getattr(prior, name)
-        return None if value is None else part(value, name, shapes, d, covariance, dtype)
+        advice = "A part of the prior that is not wanted is None."
+        return None if value is None else part(value, name, shapes, d, covariance, dtype, advice)
 
     def number(name: str) -> Array | None:
         value = getattr(prior, name)

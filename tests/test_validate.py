@@ -16,6 +16,7 @@ import scipy.sparse
 
 import jaxgmm
 from jaxgmm import EMOptions
+from jaxgmm import _validate as validate
 from jaxgmm.init import from_responsibilities
 from jaxgmm.parallel.engines import LocalEngine, fit_engine
 from tests.conftest import x64
@@ -691,3 +692,22 @@ MASK_IS_LOST = {
 def test_a_masked_entry_is_refused_by_its_place_wherever_data_enter(entry):
     with pytest.raises(ValueError, match=r"masked array, and entry \(4,"):
         MASK_IS_LOST[entry]()
+
+
+def test_an_accelerators_data_that_a_users_jit_closes_over_are_looked_at(monkeypatch):
+    """Such arrays are looked at by JAX, and concrete although a trace is under way."""
+    monkeypatch.setattr(validate, "_seen", lambda a: a)
+    start = some_params(QUICK)
+    x = np.zeros((N, D))
+    spoilt, resp = x.copy(), np.full((N, K), 1 / K)
+    spoilt[3, 1] = np.nan
+    resp[4] = 0.9
+    x, spoilt, resp, negative = map(on_device, (x, spoilt, resp, -np.ones(N)))
+    for call, message in (
+        (lambda: jaxgmm.score(start, spoilt), "nan at row 3, column 1"),
+        (lambda: jaxgmm.score(start, x, negative), "must not be negative"),
+        (lambda: jaxgmm.m_step(resp, x), "row 4 sums to"),
+    ):
+        for function in (call, lambda call=call: jax.eval_shape(lambda _: call(), 0.0)):
+            with pytest.raises(ValueError, match=message):
+                function()

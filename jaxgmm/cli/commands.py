@@ -68,7 +68,7 @@ def cli(context: click.Context) -> None:
       jaxgmm fit faithful.csv --components 1:6 --plot faithful.png --out old.npz
       jaxgmm predict old.npz faithful.csv --out labels.csv
       jaxgmm sample old.npz 1000 --out new.csv
-    """  # noqa: D301
+    """  # noqa: D301 - click reads \b, which keeps the lines below it as they are
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
 
@@ -134,7 +134,7 @@ def fit(
     \b
     Example:
       jaxgmm fit faithful.csv --components 1:6 --covariance full,tied
-    """  # noqa: D301
+    """  # noqa: D301 - click reads \b, which keeps the lines below it as they are
     criterion, folds = options["criterion"], options["folds"]
     if criterion in LEFT_OUT and options["n_init"] is not None:
         raise UserError(f"--criterion {criterion} needs the tournament: leave --n-init out")
@@ -226,7 +226,7 @@ def predict(model: str, data: str, columns: tuple[str, ...] | None, out: str | N
     \b
     Example:
       jaxgmm predict model.npz faithful.csv --out labels.csv
-    """  # noqa: D301
+    """  # noqa: D301 - click reads \b, which keeps the lines below it as they are
     check_target(out, "--out", WRITABLE, {"the model": model, "the data": data})
     params, known = _load(model)
     table = read(data)
@@ -257,7 +257,7 @@ def sample(model: str, n: int, seed: int, labels: bool, out: str | None) -> int:
     \b
     Example:
       jaxgmm sample model.npz 1000 --seed 1 --out new.csv
-    """  # noqa: D301
+    """  # noqa: D301 - click reads \b, which keeps the lines below it as they are
     check_target(out, "--out", WRITABLE, {"the model": model})
     params, known = _load(model)
 

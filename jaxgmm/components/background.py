@@ -58,12 +58,12 @@ def _start(c: Component, variances: Array) -> Scale:
 
 
 def _get(field: str, c: Component, scale: Scale) -> Any:
-    """What a function of the components' scale gives."""
+    """What the function `field` of the other components' family gives for their scale."""
     return getattr(c.options, field)(c.options, scale["inner"])
 
 
 def _put(field: str, c: Component, scale: Scale, value: Any) -> Scale:
-    """The scale with what a function makes of the components' scale and a value."""
+    """The scale in which the other components' is what the function `field` makes of it and a value."""
     return {**scale, "inner": getattr(c.options, field)(c.options, scale["inner"], value)}
 
 

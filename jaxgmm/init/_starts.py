@@ -319,7 +319,11 @@ def start(
     data, context, prior = lax.stop_gradient((data, context, prior))
     x, w = _usable(data, context)
     if callable(init):
-        return _mask(init(key, x, n_components, data.weight), n_active)
+        params = init(key, x, n_components, data.weight)
+        if params.n_components != n_components:
+            got = params.n_components
+            raise ValueError(f"init must give a mixture of {n_components} components; it gave {got}")
+        return _mask(params, n_active)
     prior = prior_for(prior, data, model.covariance, n_active)
     f = em.with_prior(context, prior, model, (n_components, x.shape[1]))
     resp = None

@@ -138,11 +138,11 @@ def to_mclust(params: GMMParams) -> dict[str, Any]:
 def _details(name: str, covariances: Host) -> dict[str, Any]:
     """What mclust's functions read beside sigma, of covariances (G, D, D)."""
     volume, shape, orientation = list(name)
-    upper = np.swapaxes(np.linalg.cholesky(covariances), 1, 2)
-    if name == "VVV":
+    if name in ("VVV", "EEE"):
+        upper = np.swapaxes(np.linalg.cholesky(covariances), 1, 2)
+        if name == "EEE":
+            return {"Sigma": covariances[0], "cholSigma": upper[0]}
         return {"cholsigma": np.moveaxis(upper, 0, 2)}
-    if name == "EEE":
-        return {"Sigma": covariances[0], "cholSigma": upper[0]}
     d = covariances.shape[1]
     sizes = np.exp(np.linalg.slogdet(covariances)[1] / d)  # (G,)
     said: dict[str, Any] = {"scale": sizes if volume == "V" else sizes[0]}

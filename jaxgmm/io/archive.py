@@ -120,7 +120,8 @@ def _array(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Array:
     shape = tuple(int(axis) for axis in header[3].replace(",", " ").split())
     itemsize = int(header[2]) * (4 if kind == "<U" else 1)
     if len(shape) > 32 or itemsize == 0 or math.prod(shape) * itemsize != len(content) - start:
-        raise ValueError(f"damaged: {info.filename} holds {len(content) - start} bytes, not {shape}")
+        held = f"{len(content) - start} bytes, which are no array of shape {shape}"
+        raise ValueError(f"damaged: {info.filename} holds {held}")
     if kind == "<U" and (np.frombuffer(content, "<u4", offset=start) > 0x10FFFF).any():
         raise ValueError(f"damaged: {info.filename} holds text that is not Unicode")
     return np.frombuffer(content, header[1] + header[2], offset=start).reshape(shape)

@@ -206,8 +206,10 @@ def _problem(
         if array.dtype != means.dtype:
             return f"{name} must have the dtype of means, {means.dtype}, got {array.dtype}"
     template = _template(model, means)
+    if structure is not None and structure != jax.tree.structure(template):
+        return f"the scale of {model.name!r} is {jax.tree.structure(template)}, and not {structure}"
     wanted, got = ([a.shape for a in arrays] for arrays in (jax.tree.leaves(template), leaves))
-    if wanted != got or (structure is not None and structure != jax.tree.structure(template)):
+    if wanted != got:
         said = f"must have shapes {wanted} for {k} components in {d} dimensions, got {got}"
         return f"the scale of {model.name!r} {said}"
     if np.isnan(log_weights).any() or not all(np.isfinite(a).all() for a in (means, *leaves)):

@@ -64,7 +64,7 @@ class Kernel(NamedTuple):
         for nothing.
       rounding: (params, prepared) -> () by how many standard deviations the sums' rounding can move a
         component in one step, beyond what rounding of the parameters themselves can.
-      rows: (component, n_samples, K, D, n_fits) -> rows per block, for so many fits at once.
+      rows: (component, n_samples, K, D, n_fits) -> rows per block of a batch of n_fits fits.
     """
 
     name: str

@@ -45,7 +45,7 @@ def _one_at_a_time(component: Component, n_components: int, n_features: int) -> 
 def rows_for(
     component: Component, n_samples: int, n_components: int, n_features: int, n_fits: int = 1
 ) -> int:
-    """Rows per block, for so many mixtures at once."""
+    """Rows per block of a batch of n_fits mixtures."""
     alone = _one_at_a_time(component, n_components, n_features)
     return block_rows(n_samples, n_components, n_features, n_fits, one_at_a_time=alone)
 

@@ -3,7 +3,7 @@
 Most of what XLA spends on a fit goes into LLVM's vectorising passes and into a second code generator for
 fused loops. What a fit computes is nearly all of it in products and triangular solves, and in elementwise
 loops that are as fast either way, as long as they do not write over what they read (`linalg.outlived`).
-Small problems are compiled without LLVM's optimisation (`SMALL_LEVEL`), in half of the time again.
+Programs of little work are compiled without LLVM's optimisation (`SMALL_LEVEL`), in two thirds of that time.
 """
 
 from __future__ import annotations

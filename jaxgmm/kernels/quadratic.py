@@ -306,7 +306,7 @@ def rounding(params: GMMParams, c: Coordinates) -> Array:
 def rows_for(
     component: Component, n_samples: int, n_components: int, n_features: int, n_fits: int = 1
 ) -> int:
-    """Rows per block, for so many mixtures at once."""
+    """Rows per block of a batch of n_fits mixtures."""
     # Features and responsibilities of a block, twice over: as they are and as they are multiplied.
     return block_rows(n_samples, n_features_of(kind_of(component), n_features) + n_fits * n_components, 2)
 

@@ -18,7 +18,7 @@ from jaxgmm.data import Context
 from jaxgmm.io.archive import read_arrays, write_arrays
 from jaxgmm.io.atomic import atomic_write
 from jaxgmm.mixture import GMMParams, translate
-from jaxgmm.outofcore import _host_em as host_em
+from jaxgmm.outofcore import _data_summary as data_summary
 from jaxgmm.priors import Prior
 from jaxgmm.solvers.squarem import RUNNING, State, Status
 
@@ -62,14 +62,14 @@ class Settings(NamedTuple):
 
 def settings(
     params: GMMParams,
-    summary: host_em.DataSummary,
+    summary: data_summary.DataSummary,
     f: Context,
-    numbers: host_em.Numbers,
+    numbers: data_summary.Numbers,
     prior: Prior | None,
     history_size: int,
     source: Mapping[str, Any],
 ) -> Settings:
-    """The settings of a fit by `outer.climb`, from what it begins with.
+    """The settings of a fit by `_host_driver.fit`, from what it begins with.
 
     Args:
       params: where it starts, checked, in the dtype of the fit and in the coordinates of the data.
@@ -111,7 +111,7 @@ def settings(
         "prior": None if prior is None else sorted(parts),
         "source": dict(source),
     }
-    like = host_em.start(params, f.shift, history_size)
+    like = data_summary.start(params, f.shift, history_size)
     return Settings(like, np.asarray(f.shift), max_iter, same, near)
 
 
@@ -288,14 +288,17 @@ def _state(members: dict[str, np.ndarray], settings: Settings) -> State:
         structure, [jnp.asarray(a, b.dtype) for a, b in zip(kept, like, strict=True)]
     )
     status, n_iter = int(state.status), int(state.n_iter)
+    if not RUNNING <= status <= max(Status) or n_iter < 0:
+        raise ValueError("damaged: its state has no such status, or a negative number of steps")
     # The history may hold anything, and what a fit that has failed does not use any more.
     unused = {"history"} if status <= Status.MAX_ITER else {"history", "image", "point", "step", "report"}
     used = {name: part for name, part in {"shift": moved, **state._asdict()}.items() if name not in unused}
     for path, leaf in jax.tree_util.tree_leaves_with_path(used):
         name = jax.tree_util.keystr(path)
-        # Weights may be 0, and an objective not known yet.
-        is_bad = (lambda a: ~np.isfinite(a)) if ".means" in name or ".scale" in name else np.isnan
-        if is_bad(np.asarray(leaf)).any():
+        # Weights may be 0, an objective not known yet, and an extrapolation, not evaluated yet, infinite.
+        known = name.startswith(("['base']", "['image']")) and ".log_weights" not in name
+        known = known or name in ("['shift']", "['horizon']", "['radius']")
+        if (~np.isfinite(leaf) if known else np.isnan(leaf)).any():
             raise ValueError(
                 f"damaged: its {name} is not finite, which no fit leaves there; delete "
                 "the file, or give another path, to begin anew"

@@ -23,7 +23,7 @@ from jaxgmm.kernels.exact import WHITENED
 from jaxgmm.kernels.programs import jit
 from jaxgmm.mixture import GMMParams, translate
 from jaxgmm.outofcore import _checkpoint as checkpoint
-from jaxgmm.outofcore._host_em import DataSummary, Numbers
+from jaxgmm.outofcore._data_summary import DataSummary, Numbers
 from jaxgmm.outofcore._progress import Reporter
 from jaxgmm.priors import Prior
 from jaxgmm.result import FitResult
@@ -74,7 +74,7 @@ def fit(
       prior: a checked one, or None.
       history_size: of the result.
       source: what a checkpoint says of the data, as in `checkpoint.settings`.
-      kept: a `Checkpoint`, what has its load, save, due and phase, or None.
+      kept: a `Checkpoint`, or an object with its load, save, due and phase; or None.
       report: told of each step, and of the end.
       kernels: one after the other, as `em.run` has it.
       sweeping: what a fit that is not taken up begins with, or None.
@@ -102,9 +102,9 @@ def fit(
             while int(state.status) == RUNNING:
                 moments = moments_about(state.point, f, *own)
                 state = _update(state, moments, f, numbers, prepared, kernel=kernel)
-                report.step(state, tol)
                 if kept is not None and kept.due(state):
                     keep()
+                report.step(state, tol)
             if phase + 1 == len(kernels):
                 return _result(state, f, summary.total_weight, moments_about)
             state, phase = _hand_over(state, settings.like), phase + 1

@@ -80,7 +80,10 @@ class _Parts:
         return sum(float(m.log_likelihood) for m, _ in self._kept) / self.passes.summary.total_weight
 
     def _sum(self, parts: list[Statistics]) -> Statistics:
-        return self.passes.narrow(jax.tree.map(lambda *a: sum(a), *map(wide, parts)))
+        total = wide(parts[0])
+        for part in parts[1:]:
+            total = jax.tree.map(np.add, total, part)
+        return self.passes.narrow(total)
 
     def _take(self, index: int, moments: Statistics) -> None:
         self._here = wide(moments) if self._here is None else jax.tree.map(np.add, self._here, moments)

@@ -13,7 +13,7 @@ from jaxgmm.outofcore import _source as sources
 from jaxgmm.outofcore._source import Matrices, Part, Piece, unreadable
 
 FORMATS = {".parquet": "parquet", ".pq": "parquet", ".arrow": "arrow", ".feather": "feather"}
-_TILE = 1024  # rows that are turned from columns at once: they stay in a core's first cache
+_TILE = 1024  # rows copied from columns in one step, so that they stay in a core's first-level cache
 
 
 def needed(module: str, extra: str) -> Any:
@@ -54,14 +54,18 @@ def _opened(path: str) -> Part:
 
     # Reading through the map would end the process where the file is cut or the disk has an error.
     def read(first: int, end: int) -> np.ndarray:
-        def numbers(at: int, many: int) -> np.ndarray:
-            # Fewer than there should be have no such shape.
-            return np.fromfile(path, dtype, many, offset=offset + at * dtype.itemsize).reshape(many)
-
-        rows = end - first
-        if by_rows:
-            return numbers(first * d, rows * d).reshape(rows, d)
-        return np.stack([numbers(j * n + first, rows) for j in range(d)], axis=1)
+        into = np.empty((end - first, d) if by_rows else (d, end - first), dtype)
+        pieces = [(first * d, into)] if by_rows else [(j * n + first, into[j]) for j in range(d)]
+        with open(path, "rb", buffering=0) as file:
+            for at, numbers in pieces:
+                file.seek(offset + at * dtype.itemsize)
+                view = numbers.reshape(-1).view(np.uint8).data
+                while len(view):
+                    got = file.readinto(view)
+                    if not got:
+                        raise EOFError("the file ends too early")
+                    view = view[got:]
+        return into if by_rows else into.T
 
     return Part(path, array.shape, dtype, read, identity=sources.identity(path))
 
@@ -197,7 +201,7 @@ class Zarr(Matrices):
         def read(first: int, end: int) -> np.ndarray:
             return np.asarray(array[first:end])
 
-        part = Part(name, array.shape, array.dtype, read, array.chunks[0])
+        part = Part(name, array.shape, array.dtype, read, (*array.chunks, 1)[0])
         super().__init__([part], columns, weight_column)
 
     def describe(self) -> dict[str, Any]:

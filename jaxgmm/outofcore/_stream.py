@@ -25,8 +25,7 @@ from jaxgmm.outofcore._checkpoint import Checkpoint
 from jaxgmm.outofcore._incremental import sweep
 from jaxgmm.outofcore._open_source import open_source
 from jaxgmm.outofcore._progress import Reporter
-from jaxgmm.outofcore._source import Source
-from jaxgmm.outofcore._streaming_statistics import Passes, rows_of, summarise
+from jaxgmm.outofcore._streaming_statistics import Passes, dtype_of, rows_of, summarise
 from jaxgmm.priors import Prior
 from jaxgmm.result import FitResult
 from jaxgmm.solvers.squarem import State
@@ -102,7 +101,7 @@ def fit_stream(
     kept = checkpoints.check(checkpoint)
     check_mixture(params)
     data = open_source(source, columns, weight_column)
-    kind = _dtype(dtype, data)
+    kind = dtype_of(dtype, data.wide)
     component, shape = params.component, params.means.shape
     rows = rows_of(data, shape[1], kind, chunk_size)
     start = jax.tree.map(lambda a: jnp.asarray(a, kind), params)
@@ -133,13 +132,3 @@ def fit_stream(
         )  # fmt: skip
     finally:
         report.end()
-
-
-def _dtype(dtype: Any, source: Source) -> np.dtype:
-    if dtype is None:
-        return np.dtype(jnp.result_type(float) if source.wide else np.float32)
-    if dtype not in (np.float32, np.float64, "float32", "float64", np.dtype("f4"), np.dtype("f8")):
-        raise TypeError(f"dtype must be float32, float64 or None; got {dtype!r}")
-    if np.dtype(dtype) == np.float64 and jnp.result_type(float) != np.float64:
-        raise ValueError("dtype float64 needs 64-bit JAX: jax.config.update('jax_enable_x64', True)")
-    return np.dtype(dtype)

@@ -19,13 +19,13 @@ from jaxgmm.kernels.base import Kernel, Statistics
 from jaxgmm.kernels.exact import WHITENED
 from jaxgmm.kernels.programs import jit
 from jaxgmm.mixture import GMMParams
-from jaxgmm.outofcore._host_em import DataSummary
+from jaxgmm.outofcore._data_summary import DataSummary
 from jaxgmm.outofcore._prefetch import Chunk, ReadAhead
 from jaxgmm.outofcore._source import Source
 
 _BYTES = {"cpu": 1 << 23}  # of a chunk
 _ACCELERATOR_BYTES = 1 << 26
-_TILE = 4096  # rows that are summary at once
+_TILE = 4096  # rows that are summed together
 
 Watch = Callable[[int], Any]  # told how many rows of a pass are done
 
@@ -35,6 +35,17 @@ def chunk_rows(n_samples: int | None, n_features: int, dtype: np.dtype) -> int:
     numbers = _BYTES.get(jax.default_backend(), _ACCELERATOR_BYTES) // dtype.itemsize
     rows = 1 << max(numbers // n_features, 1).bit_length() - 1
     return rows if n_samples is None else min(rows, n_samples)
+
+
+def dtype_of(dtype: Any, wide: bool) -> np.dtype:
+    """The dtype of a fit: the one that is given, or float32; of wide data, the widest that JAX allows."""
+    if dtype is None:
+        return np.dtype(jnp.result_type(float) if wide else np.float32)
+    if dtype not in (np.float32, np.float64, "float32", "float64", np.dtype("f4"), np.dtype("f8")):
+        raise TypeError(f"dtype must be float32, float64 or None; got {dtype!r}")
+    if np.dtype(dtype) == np.float64 and jnp.result_type(float) != np.float64:
+        raise ValueError("dtype float64 needs 64-bit JAX: jax.config.update('jax_enable_x64', True)")
+    return np.dtype(dtype)
 
 
 def rows_of(source: Source, n_features: int, dtype: np.dtype, chunk_size: Any) -> int:

@@ -100,14 +100,28 @@ def axis_of(mesh: Mesh, axis_name: str | None) -> str:
 def divide(x: Array, w: Array | None, mesh: Mesh, axis_name: str) -> tuple[Array, Array]:
     """Rows and weights divided over an axis of a mesh; what is there twice has weight 0 the second time."""
     weight: Any = np.ones(x.shape[0], x.dtype) if w is None else w
-    rows: Any = x
-    if over := -x.shape[0] % mesh.shape[axis_name]:
-        # On the host, where the whole array need not fit on one device a second time.
-        xp: Any = np if is_concrete(x, weight) else jnp
-        rows = xp.concatenate([xp.asarray(x), xp.asarray(x)[-over:]])
-        weight = xp.concatenate([xp.asarray(weight), xp.zeros(over, weight.dtype)])
-    divided: tuple[Array, Array] = _put((rows, weight), NamedSharding(mesh, PartitionSpec(axis_name)))
-    return divided
+    sharding, n = NamedSharding(mesh, PartitionSpec(axis_name)), x.shape[0]
+    total = n + -n % mesh.shape[axis_name]
+    divided: tuple[Array, Array]
+    if total == n:
+        divided = _put((x, weight), sharding)
+        return divided
+    index = np.minimum(np.arange(total, dtype=np.int32), n - 1)  # the last row again
+    first = np.arange(total) < n
+    if not is_concrete(x, weight):
+        once = jnp.where(first, weight[index], jnp.zeros((), weight.dtype))
+        divided = jax.device_put((x[index], once), sharding)
+        return divided
+    # A part at a time: only the last ones are copied on the host.
+    host, weights = np.asarray(x), np.where(first, np.asarray(weight)[index], 0).astype(weight.dtype)
+
+    def part(at: Any) -> np.ndarray:
+        return host[at] if first[at[0]].all() else host[index[at[0]]]
+
+    return (
+        jax.make_array_from_callback((total, *x.shape[1:]), sharding, part),
+        jax.make_array_from_callback((total,), sharding, lambda at: weights[at]),
+    )
 
 
 def _put(tree: Any, sharding: NamedSharding) -> Any:

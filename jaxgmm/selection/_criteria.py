@@ -57,7 +57,7 @@ def _terms(params: GMMParams, X: ArrayLike, sample_weight: ArrayLike | None) -> 
     mean = score(params, X, sample_weight)
     n: Any = np.asarray(np.shape(X)[0], mean.dtype)
     if sample_weight is not None:
-        xp: Any = np if validate.is_concrete(sample_weight) else jnp
+        xp: Any = jnp if isinstance(sample_weight, Array) else np
         n = xp.asarray(sample_weight, mean.dtype).sum()
     return -2 * mean * n, jnp.asarray(n_parameters(params), mean.dtype), n
 

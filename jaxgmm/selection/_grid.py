@@ -221,9 +221,13 @@ def held_out(key: Array, tournament: Tournament, params: GMMParams, n_folds: int
     n_samples, w = s.data.x.shape[0], s.data.weight
     fold = np.asarray(assign(key, n_samples, n_folds))
     whole = np.ones(n_samples, s.tol.dtype) if w is None else np.asarray(w)
-    outs = [np.where(fold == i, whole, 0).astype(whole.dtype) for i in range(n_used)]
-    total = sum(np.asarray(refit(params, tournament.sizes, whole - out, out, s, **static)) for out in outs)
-    return np.asarray(total / np.sum(outs), float)
+    total: Any = 0.0
+    mass: Any = 0.0
+    for i in range(n_used):
+        out = np.where(fold == i, whole, 0).astype(whole.dtype)
+        total = total + np.asarray(refit(params, tournament.sizes, whole - out, out, s, **static))
+        mass = mass + out.sum()
+    return np.asarray(total / mass, float)
 
 
 def _settings() -> dict[str, Any]:

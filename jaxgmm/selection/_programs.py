@@ -42,7 +42,9 @@ R = TypeVar("R")
 
 
 class Factors(NamedTuple):
-    """The scale of such a mixture: Σ_k = C_k C_kᵀ by factors that are dense, but need not be triangular.
+    """The scale of a mixture of any structure, seen as one of full covariances.
+
+    Σ_k = C_k C_kᵀ by factors that are dense, but need not be triangular.
 
     With the structure's own C⁻¹ beside C nothing is inverted again, and nothing lost of thin covariances.
     """

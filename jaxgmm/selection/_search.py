@@ -272,11 +272,12 @@ class Tournament:
         top = results.objective[:, :1]
         agree = (results.objective >= top - _AGREE) & ~has_failed(results.status)
         winner = jax.tree.map(lambda a: a[:, 0], results)
+        finalists: Any = np.full(len(self.sizes), _WIDTH, np.int32)
         found = BestFit(
             **vars(winner),
             flags=flags[:, 0],
             n_agreed=agree.sum(1).astype(np.int32),
-            n_finalists=np.full(len(self.sizes), _WIDTH, np.int32),  # type: ignore[arg-type]
+            n_finalists=finalists,
             n_steps=self.n_steps,
         )
         # `jnp.asarray` compiles a program for each shape; `device_put` has no derivative out of a scan.
@@ -383,7 +384,7 @@ def fit_best(
     n = validate.n_components(n_components, x.shape[0])
     budget = validate.count(budget, "budget", 1)
     settings, unit = programs.settings_of(
-        X, sample_weight, tol, max_iter, reg_covar, accelerate, max_ratio, (model,),
+        x, sample_weight, tol, max_iter, reg_covar, accelerate, max_ratio, (model,),
         in_units_of_x=isinstance(prior, Prior) or callable(check_init(init)),
     )  # fmt: skip
     tournament = Tournament(settings, model, (n,), init, options.history_size, prior)

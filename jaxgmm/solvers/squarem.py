@@ -180,7 +180,7 @@ def update(
     plain = jnp.where(finite, plain, outside)
     status = jnp.where(s.extrapolated, status, plain)
 
-    # A condition: elementwise selections XLA makes array by array, each with all that decides which.
+    # `cond` and not `where`: XLA would compute `good` again for each of the arrays that are selected.
     report = jnp.where(first, jnp.nan, s.report)
     new, old = varying_like(
         (

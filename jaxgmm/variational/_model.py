@@ -178,7 +178,8 @@ def check(prior: VariationalPrior, structure: Covariance, n_features: int, dtype
     d, dense = n_features, structure in (full, tied)
 
     def array(name: str, *shape: int) -> Array:
-        return part(getattr(prior, name), name, (shape,), d, structure, dtype)
+        advice = "Every part of a variational prior is proper."
+        return part(getattr(prior, name), name, (shape,), d, structure, dtype, advice)
 
     numbers: dict[str, Any] = {}
     for name, least in (("mean_precision", 0), ("dof", d - 1 if dense else 0), ("concentration", 0)):

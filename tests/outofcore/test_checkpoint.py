@@ -139,11 +139,13 @@ def test_numbers_that_are_not_finite_are_refused_by_name(kept, tmp_path):
         with pytest.raises(ValueError, match=r"edited\.npz: damaged: its .* is not finite") as caught:
             stream(parts(), checkpoint=path)
         refused.add(named := str(caught.value).partition("its ")[2].partition(" is")[0])
-        if named.endswith((".means", ".scale")):
-            edited.flat[0] = np.inf
-            rewrite(path, members | {name: edited})
+        edited.flat[0] = np.inf
+        rewrite(path, members | {name: edited})
+        if named.endswith((".means", ".scale")) and not named.startswith("['point']"):
             with pytest.raises(ValueError, match="is not finite"):
                 stream(parts(), checkpoint=path)
+        elif named.startswith("['point']"):  # an extrapolation that is not evaluated yet may be infinite
+            stream(parts(), checkpoint=path)
     of_params = {f"['{p}'].{part}" for p in ("base", "image") for part in ("log_weights", "means", "scale")}
     assert refused >= of_params
     others = {name.partition(".")[0] for name in refused - of_params}
@@ -189,12 +191,12 @@ def test_it_is_written_after_so_many_steps_or_seconds_and_in_the_end(tmp_path, r
     path, seen = tmp_path / "fit.npz", [b""]
 
     def look(_):
-        """Called after each turn, before its state is kept."""
+        """Called after each step and once at the end, when the state is kept."""
         seen.append(path.read_bytes() if path.exists() else b"")
 
     stream(parts(), max_iter=11, checkpoint=Checkpoint(path, **rule), progress=look)
-    assert [i for i in range(1, len(seen) - 1) if seen[i + 1] != seen[i]] == steps
-    assert path.read_bytes() != seen[-1]
+    assert [i for i in range(1, len(seen)) if seen[i] != seen[i - 1]] == [*steps, len(seen) - 1]
+    assert path.read_bytes() == seen[-1]
 
 
 def test_a_place_where_nothing_can_be_written_is_refused_before_the_work(tmp_path):

@@ -121,6 +121,12 @@ def test_starting_mixtures_that_do_not_fit_are_refused(double):
     with pytest.raises(TypeError, match="give them to fit_restarts"):
         jaxgmm.fit_components(jax.random.key(0), X, SIZES, init=starts)
 
+    def one_more(key, X, n_components, _):
+        return at_rows(key, X, n_components + 1, jnp.ones(len(X)))
+
+    with pytest.raises(ValueError, match="init must give a mixture of 3 components; it gave 4"):
+        jaxgmm.fit_restarts(jax.random.key(0), X, K, init=one_more, covariance_type="diag")
+
 
 # Several numbers of components
 

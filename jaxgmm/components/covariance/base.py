@@ -155,7 +155,8 @@ def _matrix(y: Array, resp: Array) -> Array:
 
 
 def _pooled(y: Array, resp: Array) -> Array:
-    # Summed over k last: a product over (k, b) at once would transpose y first, at three times the cost.
+    # The sum over k comes last: one product that sums over k and b would transpose y first, and take three
+    # times as long.
     return _matrix(y, resp).sum(0)
 
 

@@ -40,7 +40,8 @@ def _colour(scale: Scale, y: Array) -> Array:
     return y * widths(scale)[:, :, None]
 
 
-def _log_det(scale: Scale, shape: tuple[int, int]) -> Array:
+def log_det(scale: Scale, shape: tuple[int, int]) -> Array:
+    """(K,) log-determinants of structures whose standard deviations along the axes are `widths`."""
     return 2 * jnp.broadcast_to(jnp.log(widths(scale)), shape).sum(-1)
 
 
@@ -105,7 +106,7 @@ diag = Covariance(
     **properties("VVI"),
     whitener=_whitener,
     colour=_colour,
-    log_det=_log_det,
+    log_det=log_det,
     diagonal=_diagonal,
     inverse_diagonal=_inverse_diagonal,
     second_moment="diagonal",

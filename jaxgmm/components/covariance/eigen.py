@@ -16,7 +16,7 @@ import numpy as np
 from jax import Array, lax
 
 from jaxgmm.components.covariance.base import Covariance, Partial, compiled
-from jaxgmm.components.covariance.diagonal import rescale_width
+from jaxgmm.components.covariance.diagonal import log_det, rescale_width
 from jaxgmm.components.covariance.eigen_parts import (
     Scale,
     from_variances,
@@ -100,8 +100,8 @@ def _factor_update(letters: str, scale: Scale, weight: Array, *moments: Array) -
         own = jnp.exp(log_diagonal(lower))
         width = jnp.sqrt((share * jnp.square(own)).sum()).reshape(1, 1)
         factor = lower / own[:, None, None]
-    grown = unimodular(einsum("kde,kef->kdf", tril(scale["factor"]), factor))
-    return {"width": scale["width"] * width, "factor": grown}, _change(width[:, :, None] * factor)
+    moved = unimodular(einsum("kde,kef->kdf", tril(scale["factor"]), factor))
+    return {"width": scale["width"] * width, "factor": moved}, _change(width[:, :, None] * factor)
 
 
 def _turned_update(letters: str, scale: Scale, weight: Array, *moments: Array) -> tuple[Scale, Array]:
@@ -173,10 +173,6 @@ def _whitener(scale: Scale) -> Callable[[Array], Array]:
     return lambda residuals: times_each(turn, residuals) * inverse[:, :, None]
 
 
-def _log_det(scale: Scale, shape: tuple[int, int]) -> Array:
-    return 2 * jnp.broadcast_to(jnp.log(widths(scale)), shape).sum(-1)
-
-
 def _turn_lengths(reference: Scale, weights: Array) -> Array:
     """(1 or K, D(D − 1)/2) what a small angle between two axes is in Fisher length."""
     w = widths(reference)
@@ -217,7 +213,7 @@ def _turn_bound(free: dict[str, Array], shape: tuple[int, int]) -> Scale:
 _FACTORS = full._replace(to_unconstrained=_factor_free, from_unconstrained=_factor_bound)
 _AXES = full._replace(
     whitener=_whitener,
-    log_det=_log_det,
+    log_det=log_det,
     to_natural=_turn_to_natural,
     from_natural=_turn_from_natural,
     to_unconstrained=_turn_free,

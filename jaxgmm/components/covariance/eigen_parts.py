@@ -19,7 +19,10 @@ Scale = dict[str, Array]
 
 
 def widths(scale: Any) -> Array:
-    """(..., 1 or K, 1 or D) standard deviations along the axes, of which a scale may be an array too."""
+    """(..., 1 or K, 1 or D) standard deviations along the axes.
+
+    A scale is a dict of widths and shapes, or the standard deviations themselves: (K,) or (K, D).
+    """
     if isinstance(scale, dict):
         return scale["width"] * scale["shape"] if "shape" in scale else scale["width"]
     return scale[:, None] if scale.ndim == 1 else scale

@@ -155,8 +155,8 @@ def _root_weights(weights: Array, precision: Array) -> Array:
 
 def to_natural(reference: Scale, weights: Array, scale: Scale, shift: Array) -> dict[str, Array]:
     """`Covariance.to_natural`, of lower factors: the precision in coordinates where the reference is I."""
-    own, of = (s["factor"] if isinstance(s, dict) else s for s in (scale, reference))
-    relative = einsum("kde,kef->kdf", lower_inverse(own), tril(of))
+    factor, about = (s["factor"] if isinstance(s, dict) else s for s in (scale, reference))
+    relative = einsum("kde,kef->kdf", lower_inverse(factor), tril(about))
     precision = einsum("ked,kef->kdf", relative, relative)
     natural = {"precision": SQRT_HALF * _root_weights(weights, precision) * precision}
     if isinstance(scale, dict):

@@ -23,7 +23,7 @@ from jaxgmm.kernels.base import Statistics
 from jaxgmm.kernels.exact import rows_for
 from jaxgmm.kernels.programs import jit
 from jaxgmm.mixture import GMMParams
-from jaxgmm.outofcore._host_em import DataSummary
+from jaxgmm.outofcore._data_summary import DataSummary
 from jaxgmm.parallel._flat_sums import flat
 
 _x64: Any

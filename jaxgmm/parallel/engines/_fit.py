@@ -21,7 +21,7 @@ from jaxgmm.mixture import GMMParams
 from jaxgmm.outofcore import _checkpoint as checkpoints
 from jaxgmm.outofcore import _host_driver as host_driver
 from jaxgmm.outofcore._checkpoint import Checkpoint
-from jaxgmm.outofcore._host_em import DataSummary
+from jaxgmm.outofcore._data_summary import DataSummary
 from jaxgmm.outofcore._progress import Reporter
 from jaxgmm.parallel._flat_sums import unflat
 from jaxgmm.parallel.engines._blocks import moments_block, summary_block

@@ -97,8 +97,8 @@ class SparkEngine:
         keep: bool = True,
     ) -> None:
         try:
-            import pyarrow  # noqa: F401
-            import pyspark  # noqa: F401
+            import pyarrow  # noqa: F401 - only to see that it is there
+            import pyspark  # noqa: F401 - likewise
         except ModuleNotFoundError as error:
             raise ImportError(f"SparkEngine needs {error.name}: pip install 'jaxgmm[spark]'") from error
         if not hasattr(dataframe, "mapInArrow"):

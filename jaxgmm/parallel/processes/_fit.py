@@ -21,12 +21,12 @@ from jaxgmm.mixture import GMMParams
 from jaxgmm.outofcore import _checkpoint as checkpoints
 from jaxgmm.outofcore import _host_driver as host_driver
 from jaxgmm.outofcore._checkpoint import Checkpoint, Settings
+from jaxgmm.outofcore._data_summary import DataSummary
 from jaxgmm.outofcore._host_driver import Interruption
-from jaxgmm.outofcore._host_em import DataSummary
 from jaxgmm.outofcore._open_source import open_source
 from jaxgmm.outofcore._progress import Reporter
 from jaxgmm.outofcore._source import Source
-from jaxgmm.outofcore._streaming_statistics import Passes, chunk_rows, summarise
+from jaxgmm.outofcore._streaming_statistics import Passes, dtype_of, rows_of, summarise
 from jaxgmm.parallel._flat_sums import flat, unflat
 from jaxgmm.parallel.processes import _collectives as collectives
 from jaxgmm.parallel.processes._collectives import agreed, digest, gather, gather_floats, sum_floats
@@ -85,10 +85,7 @@ def total_summary(local: DataSummary) -> DataSummary:
 
 def _kind(source: Source, dtype: Any) -> np.dtype:
     """The fit's dtype: that of the widest data of all processes."""
-    wide = any(b == b"\1" for b in gather(bytes([bool(source.wide)])))
-    if dtype is None:
-        return np.dtype(jnp.result_type(float) if wide else np.float32)
-    return np.dtype(dtype)
+    return dtype_of(dtype, any(b == b"\1" for b in gather(bytes([bool(source.wide)]))))
 
 
 def fit_distributed(
@@ -174,9 +171,7 @@ def fit_distributed(
                 None if prior is None else priors.check(prior, params.component, params.means.shape, kind)
             )
             check_options(options).only("fit_distributed", "history_size")
-            rows = chunk_rows(data.n_samples, params.n_features, kind)
-            if chunk_size is not None:
-                rows = validate.count(chunk_size, "chunk_size", 1)
+            rows = rows_of(data, params.n_features, kind, chunk_size)
             summary = summarise(data, rows, kind, watch=watch)
             return begin, numbers, checked, Passes(data, summary, rows, kind, watch)
 
@@ -215,14 +210,7 @@ def _opened(
     kept = checkpoints.check(checkpoint)
     check_mixture(params)
     data = open_source(source, columns, weight_column)
-    if data.n_features != params.n_features:
-        names = "" if data.columns is None else f": {', '.join(data.columns)}"
-        n, got = params.n_features, f"{data.n_features}{names}"
-        raise ValueError(f"source must have the {n} features of params; it has {got}")
-    if dtype not in (None, np.float32, np.float64, "float32", "float64"):
-        raise TypeError(f"dtype must be float32, float64 or None; got {dtype!r}")
-    if dtype in (np.float64, "float64") and jnp.result_type(float) != np.float64:
-        raise ValueError("dtype float64 needs 64-bit JAX: jax.config.update('jax_enable_x64', True)")
+    dtype_of(dtype, data.wide)
     return report, kept, data
 
 

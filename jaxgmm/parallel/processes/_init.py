@@ -10,7 +10,7 @@ from jaxgmm.components.weights import Model
 from jaxgmm.em import reference_params
 from jaxgmm.init import _starts as starts
 from jaxgmm.mixture import GMMParams
-from jaxgmm.outofcore._host_em import DataSummary
+from jaxgmm.outofcore._data_summary import DataSummary
 from jaxgmm.outofcore._source import Source
 from jaxgmm.outofcore._streaming_statistics import chunk_rows, summarise
 from jaxgmm.parallel.processes._collectives import ProcessError, agreed, gather_floats
