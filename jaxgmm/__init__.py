@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from jaxgmm import (
+    cache,
     components,
     distributions,
     em,
@@ -69,6 +70,7 @@ __all__ = [
     "aic",
     "best",
     "bic",
+    "cache",
     "check",
     "component_log_prob",
     "components",

@@ -13,6 +13,7 @@ import tempfile
 from typing import NamedTuple
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # or XLA tells of every cached program
+os.environ["JAXGMM_CACHE"] = "off"  # but in tests/kernels/test_program_store.py
 
 import jax
 import numpy as np
@@ -20,16 +21,18 @@ import pytest
 
 import jaxgmm
 from jaxgmm.components import gaussian
-from jaxgmm.kernels.programs import CACHES_RIGHT, keep_programs
+from jaxgmm.kernels.program_store import AVAILABLE
 from tests.quick import quick_jit
 
 # What one process of a test run has compiled, the others take from it: pytest's workers inherit the folder.
 _KEPT = "JAXGMM_TEST_PROGRAMS"
-if CACHES_RIGHT:
+if AVAILABLE:  # JAX's own cache has been right since then, too
     if _KEPT not in os.environ:
         _folder = tempfile.TemporaryDirectory(prefix="jaxgmm-tests-", ignore_cleanup_errors=True)
         os.environ[_KEPT] = _folder.name
-    keep_programs(os.environ[_KEPT], least_seconds=0.0)
+    jax.config.update("jax_compilation_cache_dir", os.environ[_KEPT])
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 # Tracing makes objects by the hundred thousand, all of them in use: collecting takes a sixth of its time.
 gc.freeze()

@@ -22,15 +22,11 @@ from jaxgmm.cli import _run, fitting, signals
 from jaxgmm.cli.options import integers, name_list, spell
 from jaxgmm.cli.tables import UserError, read, write
 from jaxgmm.io import load, load_columns, save
+from jaxgmm.kernels.program_store import AVAILABLE
 from tests.conftest import x64
 
 # Nearly all fits are of 120 rows by these programs; what else is asked for costs nothing to compile.
 QUICK = ("-k", "1:3", "--covariance", "diag", "--n-init", "2")
-
-
-@pytest.fixture(autouse=True)
-def no_cache_of_the_users(monkeypatch, tmp_path_factory):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "no cache of the user's"))
 
 
 @pytest.fixture(scope="module")
@@ -49,10 +45,8 @@ def data(tmp_path, blobs):
 
 
 @pytest.fixture
-def command(capfdbinary, monkeypatch, tmp_path):
+def command(capfdbinary):
     """Run the command line in this process: status, stdout, stderr. JAX is left as it was found."""
-    # Where this is set the command leaves JAX's cache as it is.
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "unused"))
     before = jax.config.jax_enable_x64
 
     def run(*arguments):
@@ -63,14 +57,9 @@ def command(capfdbinary, monkeypatch, tmp_path):
         sys.stdout.flush()
         captured = capfdbinary.readouterr()
         errors = captured.err.decode() + (f"jaxgmm: {message}\n" if message else "")
-        return code, captured.out.decode(), without_xlas(errors)
+        return code, captured.out.decode(), errors
 
     return run
-
-
-def without_xlas(errors):
-    """What is written to stderr, less what XLA says when it takes a program from a cache."""
-    return "".join(line for line in errors.splitlines(keepends=True) if "cpu_aot_loader" not in line)
 
 
 def put(folder, content, name="data.csv"):
@@ -80,21 +69,18 @@ def put(folder, content, name="data.csv"):
 
 
 @pytest.fixture(scope="module")
-def process(tmp_path_factory):
-    """Run the command, or other code, in a process of its own, away from the user's cache."""
-    cache = str(tmp_path_factory.mktemp("cache"))
+def process():
+    """Run the command, or other code, in a process of its own."""
 
     def run(*arguments, code=None, **environment):
         start = ["-c", code] if code else ["-m", "jaxgmm.cli"]
-        done = subprocess.run(
+        return subprocess.run(
             [sys.executable, *start, *map(str, arguments)],
             capture_output=True,
             text=True,
             check=False,
-            env=os.environ | {"XDG_CACHE_HOME": cache, "JAX_COMPILATION_CACHE_DIR": ""} | environment,
+            env=os.environ | environment,
         )
-        done.stderr = without_xlas(done.stderr)
-        return done
 
     return run
 
@@ -714,10 +700,6 @@ def test_user_errors_end_with_2():
 # --- the process: signals, extras, the cache, pipes
 
 
-needs_cache = pytest.mark.skipif(
-    jax.__version_info__ < (0, 6, 1), reason="the persistent cache of this JAX gives wrong results"
-)
-
 WAITING = """
 import sys, time
 from jaxgmm.cli import fitting, main
@@ -788,12 +770,12 @@ def test_progress_is_for_terminals_only(capfd):
 
 
 def test_results_do_not_depend_on_the_cache(process, command, model, data, tmp_path):
-    """Not on whether programs are kept, nor on whether they are there: old versions of JAX get this wrong."""
-    first, again = (process("predict", model, data, XDG_CACHE_HOME=str(tmp_path)) for _ in "ab")
+    """Not on whether programs are kept, nor on whether they are there."""
+    first, again = (process("predict", model, data, JAXGMM_CACHE=str(tmp_path / "programs")) for _ in "ab")
     assert (first.returncode, first.stdout, first.stderr) == command("predict", model, data)
     assert (again.returncode, again.stdout, again.stderr) == (0, first.stdout, "")
-    if jax.__version_info__ >= (0, 6, 1):  # before that the command keeps no cache
-        assert os.listdir(tmp_path / "jaxgmm" / "xla")
+    if AVAILABLE:
+        assert os.listdir(tmp_path / "programs")
 
 
 def test_a_terminal_without_unicode_gets_other_signs(command, data, monkeypatch):
@@ -805,41 +787,6 @@ def test_a_terminal_without_unicode_gets_other_signs(command, data, monkeypatch)
     assert "+/-" in shown
     numbers = re.compile(r"-?\d+\.\d+")
     assert numbers.findall(shown) == numbers.findall(wanted)
-
-
-@pytest.fixture
-def jax_settings():
-    """Give JAX back the settings that the command changes."""
-    names = [
-        "jax_enable_x64", "jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs",
-        "jax_persistent_cache_min_entry_size_bytes",
-    ]  # fmt: skip
-    before = {name: getattr(jax.config, name) for name in names}
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-
-
-@needs_cache
-def test_a_cache_that_others_could_write_is_not_used(jax_settings, monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
-    folder, used = tmp_path / "jaxgmm" / "xla", jax.config.jax_compilation_cache_dir
-    fitting.set_up_jax()
-    assert jax.config.jax_compilation_cache_dir == str(folder)
-    jax.config.update("jax_compilation_cache_dir", used)
-    folder.chmod(0o777)
-    fitting.set_up_jax()
-    assert jax.config.jax_compilation_cache_dir == used
-
-
-def test_the_cache_is_kept_small(tmp_path, monkeypatch):
-    monkeypatch.setattr(fitting, "_CACHE_LIMIT", 250)
-    for age, name in enumerate(["newest", "newer", "older", "oldest"]):
-        (tmp_path / name).write_bytes(bytes(100))
-        os.utime(tmp_path / name, (1e9 - age, 1e9 - age))
-    fitting._trim(str(tmp_path))
-    assert sorted(os.listdir(tmp_path)) == ["newer", "newest"]
 
 
 @pytest.mark.parametrize(

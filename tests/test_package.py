@@ -147,7 +147,7 @@ def test_imports_make_no_circle():
 
 
 def test_the_core_needs_only_jax_and_numpy():
-    allowed = {"jax", "numpy", "optax", "jaxgmm"} | sys.stdlib_module_names
+    allowed = {"jax", "jaxlib", "numpy", "optax", "jaxgmm"} | sys.stdlib_module_names
     for path in FILES:
         if room(path) not in INTERFACES:
             # What needs an extra imports it when it is called.

@@ -162,9 +162,11 @@ def fit(
     for note in notes:
         _say(f"{data}: {note}")
 
+    import jax
+
     from jaxgmm.cli import fitting, report
 
-    fitting.set_up_jax()
+    jax.config.update("jax_enable_x64", True)
     steps = [
         (
             f"fitting {name}, K = {spell(components)}",
@@ -290,11 +292,12 @@ def _load(model: str) -> tuple[GMMParams, list[str] | None]:
     """The model, computing in double precision, and its columns."""
     if not os.path.exists(model):
         raise UserError(f"{model}: no such file")
-    from jaxgmm.cli.fitting import set_up_jax
+    import jax
+
     from jaxgmm.io import load, load_columns
     from jaxgmm.mixture import active
 
-    set_up_jax()
+    jax.config.update("jax_enable_x64", True)
     try:
         columns = load_columns(model)
         return active(load(model)), None if columns is None else list(columns)

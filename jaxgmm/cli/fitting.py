@@ -1,11 +1,9 @@
-"""Fits of the command line: the grid, its criteria, the compilation cache, and interruption by Ctrl-C."""
+"""Fits of the command line: the grid, its criteria, and interruption by Ctrl-C."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
-import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -21,7 +19,6 @@ Array = np.ndarray[Any, Any]
 Result = TypeVar("Result")
 
 CRITERIA = ("aic", "bic", "icl")  # in every table; a criterion of rows left out only where it was asked for
-_CACHE_LIMIT = 500_000_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,28 +33,6 @@ class Cell:
     status: str
     params: Any  # GMMParams in float64, only the components that are on
     spurious: str = ""  # what is wrong with the optimum, in words
-
-
-def set_up_jax() -> None:
-    """Double precision, and a cache of compiled programs that makes the next call quick.
-
-    It lies in ``$XDG_CACHE_HOME/jaxgmm`` or ``~/.cache/jaxgmm``; where that cannot be written there is none.
-    """
-    import jax
-
-    from jaxgmm.kernels import programs
-
-    jax.config.update("jax_enable_x64", True)
-    if os.environ.get("JAX_COMPILATION_CACHE_DIR") or not programs.CACHES_RIGHT:
-        return
-    directory = programs.program_folder()
-    with contextlib.suppress(OSError, ValueError):
-        os.makedirs(directory, mode=0o700, exist_ok=True)
-        writable = os.path.isabs(directory) and os.access(directory, os.W_OK | os.X_OK)
-        if not programs.is_own(directory) or not writable:
-            return
-        _trim(directory)
-        programs.keep_programs(directory)
 
 
 def fit_structure(
@@ -193,19 +168,3 @@ def _widen(params: Any, offset: Array) -> Any:
     log_weights = params.log_weights - np.log(np.exp(params.log_weights).sum())
     params = dataclasses.replace(params, log_weights=log_weights, means=params.means + offset)
     return jax.device_put(params)
-
-
-def _trim(directory: str) -> None:
-    """Keep the cache below its limit: the programs used longest ago go first."""
-    entries = []
-    for entry in os.scandir(directory):
-        with contextlib.suppress(OSError):
-            status = entry.stat(follow_symlinks=False)
-            entries.append((max(status.st_atime, status.st_mtime), status.st_size, entry.path))
-    total = sum(size for _, size, _ in entries)
-    for used, size, path in sorted(entries):
-        if total <= _CACHE_LIMIT or used > time.time() - 60:
-            return
-        with contextlib.suppress(OSError):
-            os.unlink(path)
-        total -= size

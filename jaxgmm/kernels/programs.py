@@ -11,12 +11,15 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
-import os
+import inspect
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar, cast
 
 import jax
+import jax.extend.core
 import numpy as np
+
+from jaxgmm.kernels import program_store as store
 
 R = TypeVar("R")
 
@@ -31,27 +34,6 @@ SMALL_LEVEL: dict[str, bool | int | str] = {"xla_backend_optimization_level": 0}
 SMALL = 1e6
 _ITERATIONS = 100  # of a fit, as a guess
 _PER_NUMBER = 1e3  # multiply–adds for each number of its arguments, where a program predicts nothing
-# Up to 0.6.0 a program from JAX's cache gave other results on the CPU than the program that was stored.
-CACHES_RIGHT = jax.__version_info__ >= (0, 6, 1)
-
-
-def program_folder() -> str:
-    """Where compiled programs of this user are kept: jaxgmm/xla in $XDG_CACHE_HOME or ~/.cache."""
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return os.path.join(home, "jaxgmm", "xla")
-
-
-def is_own(folder: str) -> bool:
-    """Whether no other user may write to a folder: programs that lie there will be run."""
-    status = os.stat(folder)
-    return not hasattr(os, "getuid") or (status.st_uid == os.getuid() and not status.st_mode & 0o022)
-
-
-def keep_programs(folder: str, least_seconds: float = 0.05) -> None:
-    """Have JAX keep what takes longer than that to compile in a folder, and take it from there."""
-    jax.config.update("jax_compilation_cache_dir", folder)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", least_seconds)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 def in_float64() -> contextlib.AbstractContextManager[None]:
@@ -64,6 +46,12 @@ def in_float64() -> contextlib.AbstractContextManager[None]:
 def is_concrete(*values: Any) -> bool:
     """Whether the values can be looked at, that is, are not being traced."""
     return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values))
+
+
+def _is_tracing() -> bool:
+    """Whether a trace is under way in this thread, even where every argument is concrete."""
+    # A number made in a trace is traced.
+    return _trace() != _NO_TRACE if _trace else not is_concrete(jax.device_put(np.zeros((), np.float32)))
 
 
 def work_of_fits(n_samples: int, n_components: int, n_features: int, n_fits: int = 1) -> float:
@@ -80,44 +68,101 @@ def options(platform: str, small: bool = False) -> dict[str, bool | int | str] |
 
 
 _unknown: set[str] = set()  # options that this release of XLA does not have: some are retired in time
-_ZERO = np.zeros((), np.float32)
+_trace: Any = getattr(jax.extend.core, "get_opaque_trace_state", None)  # not in the oldest releases
+with jax.core.eval_context():
+    _NO_TRACE = _trace() if _trace else None
+_functions: dict[str, Any] = {}  # by the names of their programs
 
 
 class _Program(Generic[R]):
     """What `jit` makes of a function."""
 
     def __init__(
-        self, function: Callable[..., R], static_argnames: str | tuple[str, ...], work: Callable[..., float]
+        self,
+        function: Callable[..., R],
+        static_argnames: str | tuple[str, ...],
+        work: Callable[..., float],
+        name: str,
     ) -> None:
         functools.update_wrapper(self, function)
+        self._function = function
+        self._static = frozenset([static_argnames] if isinstance(static_argnames, str) else static_argnames)
+        # Where static arguments are not given by name, jax.jit sorts them out.
+        self._names = tuple(inspect.signature(function).parameters)
         self._jit = functools.partial(jax.jit, function, static_argnames=static_argnames)
         self._part = self._jit()
         self._work = work
+        known = name.startswith("jaxgmm.") and "<" not in name
+        self._name = name if known and _functions.setdefault(name, function) is function else None
         self._whole: dict[tuple[str, bool], Any] = {}  # by platform, and whether the work is small
+        self._kept: dict[tuple[store.Call, bool], Any] = {}  # a `store.Program`, or None
 
     def __call__(self, *args: Any, **kwargs: Any) -> R:
-        # A number made here is traced if a trace is under way, even where every argument is concrete.
-        alone = is_concrete(args, kwargs, jax.device_put(_ZERO))
-        if not alone:
+        if _is_tracing() or not is_concrete(args, kwargs):
             return cast(R, self._part(*args, **kwargs))
         key = jax.default_backend(), self._work(*args, **kwargs) < SMALL
-        while True:
-            if key not in self._whole:
-                known = options(*key)
-                self._whole[key] = self._part if known is None else self._jit(compiler_options=known)
-            try:
-                return cast(R, self._whole[key](*args, **kwargs))
-            except RuntimeError as error:
-                refused = {name for name in options(*key) or () if name in str(error)}
-                if not refused or "No such compile option" not in str(error):
-                    raise
-                _unknown.update(refused)
-                self._whole.pop(key)
+        if self._name is not None and not self._static.intersection(self._names[: len(args)]):
+            call, leaves = store.call(args, kwargs, self._static)
+            program = call and self._program(call, leaves, key)
+            if call and program:
+                try:
+                    numbers = program.run(*leaves)
+                except Exception:
+                    if not program.is_loaded:
+                        raise
+                    program = self._kept[call, key[1]] = self._compile(None, call, leaves, key)
+                    numbers = program.run(*leaves)
+                return cast(R, jax.tree.unflatten(program.tree, numbers))
+        return cast(R, _with_options(key, lambda known: self._as_jit(key, known)(*args, **kwargs)))
+
+    def _as_jit(self, key: tuple[str, bool], known: Any) -> Any:
+        if key not in self._whole or known != self._whole[key][0]:
+            self._whole[key] = known, self._part if known is None else self._jit(compiler_options=known)
+        return self._whole[key][1]
+
+    def _program(self, call: store.Call, leaves: list[Any], key: tuple[str, bool]) -> store.Program | None:
+        """The program of a call: loaded, or compiled and kept; None where it cannot be kept."""
+        if (call, key[1]) not in self._kept:
+            entry = store.name_of(self._name, call, options(*key))
+            loaded = entry and store.load(entry)
+            self._kept[call, key[1]] = loaded or (entry and self._compile(entry, call, leaves, key))
+        return self._kept[call, key[1]]
+
+    def _compile(
+        self, entry: str | None, call: store.Call, leaves: list[Any], key: tuple[str, bool]
+    ) -> store.Program:
+        tree: Any = None
+
+        def flat(*leaves: Any) -> list[Any]:
+            nonlocal tree
+            args, kwargs = store.arguments(call, leaves)
+            numbers, tree = jax.tree.flatten(self._function(*args, **kwargs))
+            return numbers
+
+        flat.__name__ = self._function.__name__
+        lowered = jax.jit(flat).lower(*leaves)
+        compiled = _with_options(key, lambda known: lowered.compile(compiler_options=known))
+        if entry is not None:
+            store.save(entry, compiled, tree)
+        return store.Program(compiled, tree)
 
     def _cache_size(self) -> int:
         """How many programs are compiled, as `jax.jit`'s own functions say it."""
-        programs = {id(p): p for p in (self._part, *self._whole.values())}
-        return sum(int(p._cache_size()) for p in programs.values())
+        programs = {id(p): p for p in (self._part, *(p for _, p in self._whole.values()))}
+        return sum(int(p._cache_size()) for p in programs.values()) + sum(map(bool, self._kept.values()))
+
+
+def _with_options(key: tuple[str, bool], use: Callable[[Any], Any]) -> Any:
+    """Use a platform's options, less those that this release of XLA does not have."""
+    while True:
+        known = options(*key)
+        try:
+            return use(known)
+        except RuntimeError as error:
+            refused = {name for name in known or () if name in str(error)}
+            if not refused or "No such compile option" not in str(error):
+                raise
+            _unknown.update(refused)
 
 
 def _guess(*args: Any, **kwargs: Any) -> float:
@@ -129,15 +174,18 @@ def jit(
     *,
     static_argnames: str | tuple[str, ...] = (),
     work: Callable[..., float] = _guess,
+    name: str = "",
 ) -> _Program[R]:
-    """`jax.jit` with the options of the default platform, wherever XLA allows them.
+    """`jax.jit` with the options of the default platform, wherever XLA allows them, and the program store.
 
     Options belong to a whole program. Inside another transformation, and when called while JAX traces, this
     is `jax.jit` itself, and the program around it decides.
 
     Args:
       function: what to compile.
-      static_argnames: as in `jax.jit`.
+      static_argnames: as in `jax.jit`. A program is stored where these are given by name.
       work: of the same arguments, the predicted multiply–adds; by default a guess from their size.
+      name: of the stored program; by default the function's. A local function without one is not stored.
     """
-    return _Program(function, static_argnames, work)
+    name = name or f"{function.__module__}.{getattr(function, '__qualname__', '<unnamed>')}"
+    return _Program(function, static_argnames, work, name)

@@ -358,7 +358,7 @@ def select(
     results: dict[str, BestFit] = {}
     small = n_samples * n_features * max(sizes) <= _SMALL
     for name, (found, rows) in side_by_side(one, models, progress, at_once=2 if small else 1):
-        results[name] = found
+        results[name] = jax.device_put(found)
         table += rows
     top = _best_row(table, criterion)
     best = None if top is None else _cell(results[top["covariance_type"]], sizes.index(top["n_components"]))

@@ -54,15 +54,20 @@ class Factors(NamedTuple):
     log_det: Array  # (K,)  log |Σ|
 
 
+def _whitener(scale: Factors) -> Callable[[Array], Array]:
+    return lambda residuals: einsum("kde,keb->kdb", scale.white, residuals)
+
+
+def _colour(scale: Factors, y: Array) -> Array:
+    return einsum("kde,keb->kdb", scale.colour, y)
+
+
+def _log_det(scale: Factors, shape: tuple[int, int]) -> Array:
+    return scale.log_det
+
+
 # For E-steps and moments. It has no M-step of its own: that is what structures differ in.
-ALIKE = gaussian(
-    full._replace(
-        name="alike",
-        whitener=lambda scale: lambda residuals: einsum("kde,keb->kdb", scale.white, residuals),
-        colour=lambda scale, y: einsum("kde,keb->kdb", scale.colour, y),
-        log_det=lambda scale, shape: scale.log_det,
-    )
-)
+ALIKE = gaussian(full._replace(name="alike", whitener=_whitener, colour=_colour, log_det=_log_det))
 
 
 def factors(params: GMMParams) -> Factors:
@@ -165,9 +170,17 @@ def program(n: int, *static: str) -> Callable[[Callable[..., R]], Callable[..., 
             found: R = jax.vmap(functools.partial(one, **options), axes)(*args)
             return found
 
-        return jit(several, static_argnames=static)
+        return jit(several, static_argnames=static, name=f"{one.__module__}.{one.__qualname__} of {n}")
 
     return compiled
+
+
+@functools.partial(jit, static_argnames=("half", "shape"))
+def key_data(key: Array, number: ArrayLike | None, *, half: int | None, shape: tuple[int, ...]) -> Array:
+    """The data of many keys: split from a key or from half of it, with a number folded in."""
+    key = key if half is None else jax.random.split(key)[half]
+    key = key if number is None else jax.random.fold_in(key, number)
+    return jax.random.key_data(jax.random.split(key, shape))
 
 
 metric = jit(starts.metric, static_argnames="covariance")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -122,7 +123,8 @@ class Tournament:
         self.model, self.init, self.sizes = model, check_init(init), np.asarray(sizes, np.int32)
         self.settings = settings._replace(
             prior=check_prior(prior, model.component, shape, x),
-            collapse=model.covariance.collapse(x.shape[1]),
+            # `stop_gradient` gives Python's numbers another type: there would be a second program.
+            collapse=jax.tree.map(np.int32, model.covariance.collapse(x.shape[1])),
             bounded=np.bool_(isinstance(prior, str) or getattr(prior, "dof", None) is not None),
             total=total_for(model.covariance, settings.total),
         )
@@ -130,27 +132,30 @@ class Tournament:
         self.frozen: programs.Settings = jax.lax.stop_gradient(self.settings)
         self.block_size = block_rows(x.shape[0], *shape, _WIDTH * len(sizes))
         self.history_size = history_size
-        self.unit = programs.metric(model.covariance, self.frozen.context)
+        self.unit = programs.metric(covariance=model.covariance, f=self.frozen.context)
         self.n_steps: Any = np.zeros(len(sizes), np.int32)
         self.with_ward = x.shape[0] * self.n_components <= _WARD
         self.active = np.repeat(self.sizes, _WIDTH)  # of the mixtures of one program
         self.factors: Any = None  # (L, n) `Factors` of the finalists, where they are not large
 
-    def starts(self, key: Array, n: int) -> GMMParams:
-        """n starts for each size, leading axes (L, n)."""
+    def starts(self, key: Array, n: int, half: int | None = None) -> GMMParams:
+        """n starts for each size, leading axes (L, n); with one half of the key."""
         s, common = self.frozen, (self.frozen.data, self.frozen.context)
-        keys = jax.random.split(key, (n // _WIDTH, len(self.active)))
+        keys = programs.key_data(key, None, half=half, shape=(n // _WIDTH, len(self.active)))
+        typed = functools.partial(jax.random.wrap_key_data, impl=jax.random.key_impl(key))
         static: Any = {"n_components": self.n_components, "init": self.init}
         if self.init not in ("kmeans++", "kmeans"):
             static |= {"model": self.model, "block_size": self.block_size}
-            return self._over(lambda k: programs.start(k, self.active, *common, s.prior, **static), keys)
+            return self._over(
+                lambda k: programs.start(typed(k), self.active, *common, s.prior, **static), keys
+            )
 
         def place(places: Array) -> GMMParams:
             begin, scale = programs.begin(places, self.active, s.context, model=self.model)
             moments = programs.partition(programs.alike(begin, scale), s, block_size=self.block_size)
             return programs.widen(begin, scale, moments, self.active, WIDEN, s)
 
-        places = self._over(lambda k: programs.seed(k, *common, self.unit, **static), keys)
+        places = self._over(lambda k: programs.seed(typed(k), *common, self.unit, **static), keys)
         if self.with_ward:
             one = programs.ward(self.sizes, *common, self.unit, n_components=self.n_components)
             xp = arrays((places, one))
@@ -172,8 +177,8 @@ class Tournament:
         self.n_steps = self.n_steps + field.results.n_iter.sum(1).astype(np.int32)
         return field
 
-    def moves(self, key: Array, field: Field, *, exchange: bool = False) -> GMMParams:
-        """_MOVES moves from the first of each size's mixtures, leading axes (L, _MOVES).
+    def moves(self, key: Array, i: int, field: Field, *, exchange: bool = False) -> GMMParams:
+        """_MOVES moves, in round i, from the first of each size's mixtures, leading axes (L, _MOVES).
 
         Splits and merges at once; or, in turn, splits of the next smaller mixture and merges in the next
         larger one, where these are among the sizes.
@@ -185,7 +190,8 @@ class Tournament:
         closeness = programs.overlaps(programs.alike(*best), s.data, block_size=self.block_size)
 
         def chunk(inputs: tuple[Array, Array, Array]) -> GMMParams:
-            keys, donors, change = inputs
+            key_data, donors, change = inputs
+            keys = jax.random.wrap_key_data(key_data, impl=jax.random.key_impl(key))
             (origin, scale), near = jax.tree.map(lambda a: xp.asarray(a)[donors], (best, closeness))
             drawn = programs.draw_moves(keys, origin.log_weights, near, change, n_features=origin.n_features)
             moments = programs.rearrange(drawn, programs.alike(origin, scale), s, block_size=self.block_size)
@@ -193,7 +199,8 @@ class Tournament:
 
         # A move is an E-step and an M-step too.
         self.n_steps = self.n_steps + _MOVES
-        keys = jax.random.split(key, (_MOVES // _WIDTH, len(self.active)))
+        shape = (_MOVES // _WIDTH, len(self.active))
+        keys = programs.key_data(key, np.int32(i), half=1, shape=shape)
         return self._over(chunk, (keys, *self._donors(len(keys), exchange)))
 
     def _donors(self, n: int, exchange: bool) -> tuple[Any, Any]:
@@ -212,8 +219,7 @@ class Tournament:
         """The finalists of every size, converged, best first: leading axes (L, _WIDTH)."""
         several = len(self.sizes) > 1
         n, steps, rounds = plan(budget, several=several)
-        key_start, key_moves = jax.random.split(key)
-        params = self.starts(key_start, n)
+        params = self.starts(key, n, half=0)
         while True:
             field = best_of(self.advance(params, steps), max(_WIDTH, n // 3))
             if n == _WIDTH:
@@ -221,7 +227,7 @@ class Tournament:
             params, n, steps = field.results.params, n // 3, 3 * steps
         for i in range(rounds):
             exchange = several and (rounds - i) % 2 == 1
-            moved = self.moves(jax.random.fold_in(key_moves, i), field, exchange=exchange)
+            moved = self.moves(key, i, field, exchange=exchange)
             tried = best_of(self.advance(moved, _TRY), _WIDTH)
             refined = self.advance(tried.results.params, _REFINE)
             both = jax.tree.map(lambda *leaves: arrays(leaves).concatenate(leaves, 1), field, refined)
@@ -267,7 +273,7 @@ class Tournament:
         return field
 
     def best(self, key: Array, budget: int) -> BestFit:
-        """The winner of every size, leading axis (L,)."""
+        """The winner of every size, leading axis (L,), on the host."""
         results, flags, self.factors = self.go_on(key, self.play(key, budget), budget)
         top = results.objective[:, :1]
         agree = (results.objective >= top - _AGREE) & ~has_failed(results.status)
@@ -280,11 +286,7 @@ class Tournament:
             n_finalists=finalists,
             n_steps=self.n_steps,
         )
-        # `jnp.asarray` compiles a program for each shape; `device_put` has no derivative out of a scan.
-        if not validate.is_concrete(found):
-            return jax.tree.map(jnp.asarray, found)
-        placed: BestFit = jax.device_put(found)
-        return placed
+        return found
 
     def _chunks(self, tree: Any) -> Any:
         """Lanes (L, n, ...) as the inputs of programs, (n / _WIDTH, L · _WIDTH, ...)."""
@@ -302,7 +304,7 @@ class Tournament:
         """
         n_sizes, n = len(self.sizes), jax.tree.leaves(inputs)[0].shape[0]
         if validate.is_concrete(inputs, self.settings):
-            parts = [chunk(jax.tree.map(lambda a, i=i: a[i], inputs)) for i in range(n)]
+            parts = [chunk(jax.tree.map(lambda a, i=i: np.asarray(a)[i], inputs)) for i in range(n)]
             stacked = jax.tree.map(lambda *leaves: np.stack([np.asarray(a) for a in leaves]), *parts)
         else:
             stacked = jax.lax.map(chunk, inputs)
@@ -388,6 +390,8 @@ def fit_best(
         in_units_of_x=isinstance(prior, Prior) or callable(check_init(init)),
     )  # fmt: skip
     tournament = Tournament(settings, model, (n,), init, options.history_size, prior)
-    found = tournament.best(validate.key(key), budget)
-    result = jax.tree.map(lambda a: a[0], found)
+    result: BestFit = jax.tree.map(lambda a: a[0], tournament.best(validate.key(key), budget))
+    # `jnp.asarray` compiles a program for each shape; `device_put` has no derivative out of a scan.
+    concrete = validate.is_concrete(result)
+    result = jax.device_put(result) if concrete else jax.tree.map(jnp.asarray, result)
     return result if unit is None else units.multiply_back(result, unit)

@@ -1,7 +1,6 @@
 """scikit-learn's mixture estimators over jaxgmm; needs the extra `sklearn`."""
 
 from jaxgmm.sklearn._bayesian import BayesianGaussianMixture as BayesianGaussianMixture
-from jaxgmm.sklearn._cache import cache_compiled as cache_compiled
 from jaxgmm.sklearn._classifier import GaussianMixtureClassifier as GaussianMixtureClassifier
 from jaxgmm.sklearn._gaussian import GaussianMixture as GaussianMixture
 from jaxgmm.sklearn._regressor import GaussianMixtureRegressor as GaussianMixtureRegressor

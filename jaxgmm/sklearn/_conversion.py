@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from scipy.linalg import solve_triangular
 
 from jaxgmm.components.registry import ModelLike, get_model
 from jaxgmm.components.weights import Model
@@ -46,8 +45,14 @@ SHAPED = FULL, TIED, DIAG, SPHERICAL = tuple(map(get_model, ("full", "tied", "di
 
 def factor_inverse(factors: Host, *, lower: bool) -> Host:
     """Inverse transposes of triangular factors (..., D, D): L⁻ᵀ is upper triangular, U⁻ᵀ is lower."""
-    eye, matrices = np.eye(factors.shape[-1]), factors.reshape(-1, *factors.shape[-2:])
-    return np.reshape([solve_triangular(a, eye, trans="T", lower=lower) for a in matrices], factors.shape)
+    if not lower:
+        return factor_inverse(factors[..., ::-1, ::-1], lower=True)[..., ::-1, ::-1]
+    inverse = np.zeros(factors.shape)
+    for i in range(factors.shape[-1]):  # forward substitution, of all factors at once
+        row = -np.matmul(factors[..., i : i + 1, :i], inverse[..., :i, :])[..., 0, :]
+        row[..., i] += 1
+        inverse[..., i, :] = row / factors[..., i, i, None]
+    return np.swapaxes(inverse, -1, -2)
 
 
 def cholesky(matrices: Host) -> Host:

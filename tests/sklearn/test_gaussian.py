@@ -386,29 +386,6 @@ def test_folds_of_one_size_share_a_program():
         before = programs
 
 
-def test_the_cache_of_programs_is_made_for_its_owner(tmp_path):
-    from jaxgmm.sklearn import cache_compiled
-
-    names = [
-        "jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs",
-        "jax_persistent_cache_min_entry_size_bytes",
-    ]  # fmt: skip
-    before = {name: getattr(jax.config, name) for name in names}
-    try:
-        folder = cache_compiled(tmp_path / "programs")
-        if folder is None:
-            pytest.skip("the persistent cache of this JAX gives wrong results")
-        assert folder.stat().st_mode & 0o077 == 0
-        open_to_all = tmp_path / "open"
-        open_to_all.mkdir()
-        open_to_all.chmod(0o777)
-        with pytest.raises(PermissionError, match="yours alone"):
-            cache_compiled(open_to_all)
-    finally:
-        for name, value in before.items():
-            jax.config.update(name, value)
-
-
 def test_masked_entries_text_and_odd_counts_are_refused_by_name():
     pandas = pytest.importorskip("pandas", reason="the extra test has it")
     with pytest.raises(ValueError, match="masked"):
