@@ -58,16 +58,18 @@ def _frame(frame: Any, name: str) -> Any:
         if not (dtype.is_numeric() or str(dtype) == "Boolean" if polars else dtype.kind in "biuf"):
             what = f"column {column!r} has dtype {dtype}"
             raise TypeError(f"{name} must hold real numbers; {what}. Leave it out, or turn it into numbers.")
-        # NaN, which NumPy's own columns have for what is missing, is for the check of finite values.
-        missing = values.is_null() if polars else values.isna() & (not isinstance(dtype, np.dtype))
+    # NaN, which NumPy's own columns have for what is missing, is for the check of finite values.
+    nullable = [(column, values) for column, values in columns if not isinstance(values.dtype, np.dtype)]
+    for column, values in nullable:
+        missing = values.is_null() if polars else values.isna()
         if missing.any():
             what = f"column {column!r} has a missing value in row {int(np.argmax(missing))}"
             raise ValueError(f"{name} must be finite; {what}. Leave such rows out, or fill them in.")
     if polars:
         return np.column_stack([values.to_numpy() for _, values in columns])
-    array = np.asarray(frame)
-    # NumPy makes objects of numbers and booleans side by side, and of nullable columns.
-    return frame.to_numpy(dtype=np.float64) if array.dtype.kind == "O" else array
+    # NumPy makes objects of nullable columns, and of numbers and booleans side by side.
+    array = frame.to_numpy(dtype=np.float64 if nullable else None)
+    return array.astype(np.float64) if array.dtype.kind == "O" else array
 
 
 _COARSE = 1e-3  # of a feature's standard deviation: how much of it a cast to float32 may round away

@@ -17,6 +17,7 @@ import scipy.sparse
 import jaxgmm
 from jaxgmm import EMOptions
 from jaxgmm import _validate as validate
+from jaxgmm._host_arrays import host_array
 from jaxgmm.init import from_responsibilities
 from jaxgmm.parallel.engines import LocalEngine, fit_engine
 from tests.conftest import x64
@@ -652,6 +653,9 @@ BAD_TABLES = {
     "a nullable column with a gap": (
         lambda: frame(a=([1, 2], "Int64"), b=([1.0, None], "Float64")), ValueError, "column 'b'.*row 1"
     ),
+    "a column of text after one with a gap": (
+        lambda: frame(a=([1, None], "Int64"), b=(["x", "y"],)), TypeError, "column 'b' has dtype"
+    ),
     "a Polars column of text": (
         lambda: polars(a=[1.0, 2.0], b=["x", "y"]), TypeError, "column 'b' has dtype"
     ),
@@ -668,11 +672,15 @@ def test_a_table_that_is_no_matrix_of_numbers_is_refused_by_what_it_is(table):
 
 def test_tables_that_are_numbers_are_taken():
     expected = jaxgmm.log_prob(ONE, np.array([[1.0, 3.0], [2.0, 4.0]]))
-    nullable = frame(a=([1, 2], "Int64"), b=([3.0, 4.0], "Float64"))
-    for table in (nullable, np.ma.masked_array(np.array([[1.0, 3.0], [2.0, 4.0]]), False)):
+    nullable = frame(a=([1, 2], "Int64"), b=([3, 4], "Int64"))
+    assert host_array(nullable, "X").dtype == np.float64
+    mixed = frame(a=([1, 2], "Int64"), b=([3.0, 4.0], "Float64"))
+    for table in (nullable, mixed, np.ma.masked_array(np.array([[1.0, 3.0], [2.0, 4.0]]), False)):
         np.testing.assert_array_equal(jaxgmm.log_prob(ONE, table), expected)
     expected = jaxgmm.log_prob(ONE, np.array([[1.5, 1.0], [2.5, 0.0]]))
-    for table in (frame(a=([1.5, 2.5],), b=([True, False],)), polars(a=[1.5, 2.5], b=[True, False])):
+    nullable = frame(a=([1.5, 2.5],), b=([True, False],))
+    plain = nullable.astype({"a": float, "b": bool})
+    for table in (nullable, plain, polars(a=[1.5, 2.5], b=[True, False])):
         np.testing.assert_array_equal(jaxgmm.log_prob(ONE, table), expected)
 
 
