@@ -346,7 +346,7 @@ def test_predict_in_parts_is_predict_at_once(command, model, data, monkeypatch):
     from jaxgmm.cli import commands
 
     whole = command("predict", model, data)
-    monkeypatch.setattr(commands, "_ROWS_AT_ONCE", 60)
+    monkeypatch.setattr(commands, "_ROWS_AT_ONCE", 50)  # not a divisor of the number of rows
     assert command("predict", model, data) == whole
 
 
@@ -471,6 +471,11 @@ def test_data_that_cannot_be_fitted(command, tmp_path):
         assert os.listdir(tmp_path) == ["data.csv"]
 
 
+def test_data_that_cannot_be_read(command, data, monkeypatch):
+    monkeypatch.setattr("os.access", lambda path, mode: path != data)  # root may read everything
+    assert command("fit", data) == (2, "", f"jaxgmm: {data}: permission denied\n")
+
+
 def test_other_formats_that_cannot_be_fitted(command, tmp_path):
     def npy(array):
         content = io.BytesIO()
@@ -492,6 +497,8 @@ def test_other_formats_that_cannot_be_fitted(command, tmp_path):
         "one.npy": (npy(np.zeros(5)), r"must be 2-D \(rows, columns\), its shape is \(5,\).*reshape"),
         "three.npy": (npy(np.zeros((2, 2, 2))), r"its shape is \(2, 2, 2\)"),
         "none.npy": (npy(np.zeros((0, 2))), "empty"),
+        "nothing.npy": (b"", "the file is empty"),
+        "nothing.parquet": (b"", "the file is empty"),
         "complex.npy": (npy(np.zeros((5, 2), complex)), "real numbers, not complex128"),
         "bool.npy": (npy(np.zeros((5, 2), bool)), "real numbers, not bool"),
         "nan.npy": (npy(np.array([[1, 2], [3, np.nan], [4, 5]])), "column 'x2', row 2: the value is missing"),
@@ -798,6 +805,8 @@ def test_a_missing_extra_is_named(command, monkeypatch, data, tmp_path, missing,
         monkeypatch.delitem(sys.modules, f"jaxgmm.cli.{module}", raising=False)
     monkeypatch.setattr(cli, "report", None, raising=False)
     monkeypatch.delattr(cli, "report")
+    if missing == "polars":
+        assert command("--help")[0] == 0  # without its import, which takes long
     code, out, err = command("fit", data, *QUICK, "--columns", "width", "--plot", tmp_path / "p.png")
     assert (code, out) == (2, "")
     assert err == f"jaxgmm: this needs {missing}: pip install 'jaxgmm[{extra}]'\n"

@@ -53,7 +53,8 @@ def named(name: str, **settings: Any) -> Decorator:
 
 
 _OUT = file("--out", help="Where to write: .csv, .parquet or .npy.  [default: CSV to stdout]")
-_MODEL, _DATA = click.argument("model", type=click.Path()), click.argument("data", type=click.Path())
+_INPUT = click.Path(readable=False)  # click 8.1.0 says of what is not readable that it is not executable
+_MODEL, _DATA = click.argument("model", type=_INPUT), click.argument("data", type=_INPUT)
 _HELP = {"help_option_names": ["-h", "--help"]}
 
 

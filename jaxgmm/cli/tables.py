@@ -15,7 +15,6 @@ from typing import Any
 
 import click
 import numpy as np
-import polars
 
 from jaxgmm.io import atomic_write
 
@@ -49,11 +48,11 @@ class Table:
     def values(self, name: str) -> Array:
         """One column as float64 (N,): NaN where a value is missing or is not a number."""
         column = self.columns[name]
-        if column.dtype == polars.String:
-            column = column.str.strip_chars().cast(polars.Float64, strict=False)
+        if _is_text(column):
+            column = column.str.strip_chars().cast(float, strict=False)
         elif not column.dtype.is_numeric():
             return np.full(len(column), np.nan)
-        return np.asarray(column.cast(polars.Float64).fill_null(np.nan).to_numpy(), np.float64)
+        return np.asarray(column.cast(float).fill_null(np.nan).to_numpy(), np.float64)
 
     def is_numeric(self, name: str) -> bool:
         """Whether most of what the column holds is numbers."""
@@ -109,9 +108,9 @@ class Table:
     def _refuse_commas(self, name: str) -> None:
         """Raise where a column of text is numbers with decimal commas."""
         column = self.columns[name]
-        if column.dtype != polars.String:
+        if not _is_text(column):
             return
-        present = column.filter(polars.Series(_present(column)))
+        present = column.filter(_present(column))
         commas = present.str.strip_chars().str.contains(r"^[+-]?\d+(,\d+)+(\.\d*)?$")
         if len(present) and 2 * commas.sum() >= len(present):
             what = f"column {name!r} has numbers with commas, such as {present.filter(commas)[0]!r}"
@@ -151,6 +150,10 @@ def read(path: str) -> Table:
         raise UserError(f"{path}: no such file")
     if extension not in READABLE:
         raise UserError(f"{path}: cannot tell the format; the name must end in {', '.join(READABLE)}")
+    if not os.access(path, os.R_OK):
+        raise UserError(f"{path}: permission denied")
+    if not os.path.getsize(path):
+        raise UserError(f"{path}: the file is empty")
     if extension == ".npy":
         return Table(path, _read_npy(path).to_dict(), named=False)
     frame = _read_frame(path, extension)
@@ -165,6 +168,8 @@ def read(path: str) -> Table:
 
 def write(path: str | None, columns: dict[str, Array]) -> None:
     """Write columns to a file by its extension, whole or not at all; CSV to stdout where there is none."""
+    import polars
+
     frame = polars.DataFrame(columns)
     if path is None:
         sys.stdout.buffer.write(frame.write_csv().encode())
@@ -203,6 +208,8 @@ def check_target(path: str | None, option: str, extensions: Sequence[str], taken
 
 
 def _read_npy(path: str) -> Any:
+    import polars
+
     with open(path, "rb") as stream:
         if stream.read(6) != b"\x93NUMPY":
             raise UserError(f"{path}: not an npy file")
@@ -224,6 +231,8 @@ def _read_npy(path: str) -> Any:
 
 
 def _read_frame(path: str, extension: str) -> Any:
+    import polars
+
     text, separator = b"", ","
     try:
         if extension in (".parquet", ".pq"):
@@ -268,12 +277,15 @@ def _ragged(text: bytes, separator: str) -> str | None:
     return None
 
 
-def _present(column: Any) -> Array:
-    """Which values of a polars column are not missing."""
-    if column.dtype != polars.String:
-        return np.asarray(column.is_not_null().to_numpy())
-    missing = column.str.strip_chars().str.to_lowercase().is_in(list(_MISSING)).fill_null(True)
-    return ~np.asarray(missing.to_numpy())
+def _is_text(column: Any) -> bool:
+    return str(column.dtype) == "String"
+
+
+def _present(column: Any) -> Any:
+    """Which values of a polars column are not missing, as a polars column."""
+    if not _is_text(column):
+        return column.is_not_null()
+    return ~column.str.strip_chars().str.to_lowercase().is_in(list(_MISSING)).fill_null(True)
 
 
 def _is_number(text: str) -> bool:
