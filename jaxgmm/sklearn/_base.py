@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 import warnings
 from typing import Any, ClassVar, NamedTuple
@@ -117,16 +118,17 @@ class BaseMixture(DensityMixin, BaseEstimator):
         if warm and self.means_.shape != (self.n_components, X.shape[1]):
             found = f"n_components = {self.n_components} and {X.shape[1]} features"
             raise ValueError(f"warm_start goes on from means_ of shape {self.means_.shape}; got {found}")
-        trials = []
+        best = None
         for trial in range(1 if warm else self.n_init):
             try:
-                trials.append(self._try(trial, rows, X, None if warm else random_state, given))
+                ended = self._try(trial, rows, X, None if warm else random_state, given)
             except CollapsedError:
                 if rows.x.dtype != np.float64:
                     raise  # it may be the best of them in float64
-        if not trials:
+            else:
+                best = ended if best is None or ended.bound > best.bound else best
+        if best is None:
             raise CollapsedError
-        best = max(trials, key=lambda trial: trial.bound)
         if not best.converged and self.max_iter > 0:
             warnings.warn(
                 "Best performing initialization did not converge. Try different init parameters, or increase "
@@ -268,14 +270,19 @@ class BaseMixture(DensityMixin, BaseEstimator):
           ValueError: for n_samples < 1.
         """
         check_is_fitted(self)
-        validate.count(n_samples, "n_samples", 1)
+        if validate.count(n_samples, "n_samples", -sys.maxsize) < 1:
+            raise ValueError(
+                f"Invalid value for 'n_samples': {n_samples} . The sampling requires at least one sample."
+            )
         rng = check_random_state(self.random_state)
         weights = np.asarray(self.weights_, np.float64)
         counts = rng.multinomial(n_samples, weights / weights.sum())
-        k, d = self.means_.shape
-        factors = conversion.scale_from_cholesky(self._structure(), self.precisions_cholesky_)
-        if self._structure() in (conversion.DIAG, conversion.SPHERICAL):
-            factors = np.eye(d) * factors.reshape(k, 1, -1)
-        parts = zip(counts, self.means_, np.broadcast_to(factors, (k, d, d)), strict=True)
-        X = [mean + rng.standard_normal((count, d)) @ factor.T for count, mean, factor in parts]
-        return np.concatenate(X), np.repeat(np.arange(k), counts)
+        structure = self._structure()
+        diagonal = structure in (conversion.DIAG, conversion.SPHERICAL)
+        factors = conversion.scale_from_cholesky(structure, self.precisions_cholesky_)
+        if structure == conversion.TIED:
+            factors = np.broadcast_to(factors, (len(counts), *factors.shape))
+        X = rng.standard_normal((n_samples, self.means_.shape[1]))
+        for z, mean, factor in zip(np.split(X, counts.cumsum()[:-1]), self.means_, factors, strict=True):
+            z[:] = mean + (z * factor if diagonal else z @ factor.T)
+        return X, np.repeat(np.arange(len(counts)), counts)

@@ -61,12 +61,14 @@ def in_blocks(
     function: Callable[[Array], Sequence[Array]], X: Host, offset: Host, dtype: Any, n_rows: int
 ) -> list[Host]:
     """What a function of rows gives of X − offset, computed for at most `n_rows` at a time; in X's dtype."""
-    parts = []
+    whole: list[Host] = []
     for first in range(0, len(X), n_rows):
         block = X[first : first + n_rows]
         found = function(jax.device_put(_shifted(block, offset, dtype)))
-        parts.append([np.asarray(a)[: len(block)].astype(X.dtype) for a in found])
-    return [np.concatenate(part) for part in zip(*parts, strict=True)]
+        whole = whole or [np.empty((len(X), *a.shape[1:]), X.dtype) for a in found]
+        for a, part in zip(whole, found, strict=True):
+            a[first : first + n_rows] = part[: len(block)]
+    return whole
 
 
 def fits_float32(X: Host, sample_weight: Host | None = None) -> bool:
@@ -106,7 +108,8 @@ def check_weight(sample_weight: Any, X: Host) -> Host | None:
     weight = weight.astype(np.float64)
     bad = ~(np.isfinite(weight) & (weight >= 0))
     if bad.any():
-        raise ValueError(f"sample_weight must be finite and not negative; got {weight[bad][0]}")
+        at = int(bad.argmax())
+        raise ValueError(f"sample_weight must be finite and not negative; got {weight[at]} at index {at}")
     if not weight.any():
         raise ValueError("sample_weight must not be zero everywhere: no sample would be left")
     return weight

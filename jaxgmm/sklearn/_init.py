@@ -20,6 +20,7 @@ from jaxgmm.priors import Prior
 from jaxgmm.sklearn._conversion import FULL, SHAPED, SPHERICAL, TIED, CollapsedError, cholesky, host
 from jaxgmm.sklearn._data import Host, Rows, padded
 
+_BLOCK = 16384  # rows summed at a time
 INIT_PARAMS = ("kmeans", "k-means++", "random", "random_from_data")
 
 
@@ -67,13 +68,13 @@ def m_step(resp: Host, rows: Rows, model: Model, reg_covar: float, prior: Prior 
         return _compiled(resp, rows, model, reg_covar, prior)
     x, dense = rows.host, model in (FULL, TIED)
     weight = np.ones(len(x)) if rows.sample_weight is None else rows.sample_weight
-    shares = resp * weight[:, None]
+    shares = resp if rows.sample_weight is None else resp * weight[:, None]
     # scikit-learn's guard against empty components, in units of the weights: only their ratios matter.
     counts = shares.sum(0) + 10 * np.finfo(np.float64).eps * weight.mean()
-    means = shares.T @ x.astype(np.float64, copy=False) / counts[:, None]
+    means = _sum(shares, x) / counts[:, None]
     if model == TIED and not (resp.sum(1) > 0).all():
         # As in scikit-learn every sample counts once, though only the seeds have responsibilities.
-        centre = np.average(x, axis=0, weights=weight).astype(np.float64)
+        centre = _sum(weight, x) / weight.sum()
         away = means - centre
         scatters = (_scatter(x, weight, centre, dense) - (counts[:, None] * away).T @ away)[None]
     else:
@@ -93,11 +94,17 @@ def m_step(resp: Host, rows: Rows, model: Model, reg_covar: float, prior: Prior 
     return Start(counts / counts.sum(), means, scale)
 
 
+def _sum(shares: Host, x: Host) -> Any:
+    """Σ shareₙ xₙ in float64, (D,) or (K, D), without a copy of all rows."""
+    firsts = range(0, len(x), _BLOCK)
+    return sum(shares[i : i + _BLOCK].T @ x[i : i + _BLOCK].astype(np.float64) for i in firsts)
+
+
 def _scatter(x: Host, weight: Host, centre: Host, dense: bool) -> Any:
     """Σ w (x − c)(x − c)ᵀ (D, D) in float64, or its diagonal (D,)."""
     total: Any = 0.0
-    for first in range(0, len(x), 16384):
-        some = first + np.flatnonzero(weight[first : first + 16384])
+    for first in range(0, len(x), _BLOCK):
+        some = first + np.flatnonzero(weight[first : first + _BLOCK])
         residuals = x[some] - centre
         total = total + (
             (weight[some, None] * residuals).T @ residuals if dense else weight[some] @ np.square(residuals)

@@ -5,6 +5,7 @@ Nearly all fits are of three components on 129 to 192 rows of four features: the
 
 import dataclasses
 import pickle
+import tracemalloc
 
 import jax
 import numpy as np
@@ -17,8 +18,10 @@ from sklearn.exceptions import ConvergenceWarning, NotFittedError
 import jaxgmm
 from jaxgmm.components import STRUCTURES as RECORDS
 from jaxgmm.sklearn import GaussianMixture
-from jaxgmm.sklearn._data import padded_length
+from jaxgmm.sklearn._conversion import FULL
+from jaxgmm.sklearn._data import in_blocks, load, padded_length
 from jaxgmm.sklearn._em_loop import climb
+from jaxgmm.sklearn._init import m_step
 
 IRIS = datasets.load_iris().data
 ATTRIBUTES = ["weights_", "means_", "covariances_", "precisions_", "precisions_cholesky_"]
@@ -146,6 +149,39 @@ def test_a_structure_beyond_scikit_learns_climbs_and_is_what_its_attributes_say(
     assert mixture._n_parameters() == jaxgmm.n_parameters(mixture.to_params())
     assert_pickles_predict_the_same(mixture)
     assert_comes_back(mixture, "EEI")
+
+
+def peak_memory(call):
+    """How many bytes of the host a call takes at most."""
+    tracemalloc.start()
+    try:
+        call()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("name", ["diag", "spherical"])
+def test_samples_without_correlations_are_scikit_learns_and_take_no_dense_factors(name):
+    d, deviations = 500, np.array([2.0, 3.0])
+    kinds = GaussianMixture, sklearn.mixture.GaussianMixture
+    mixtures = [kind(2, covariance_type=name, random_state=0) for kind in kinds]
+    for mixture in mixtures:
+        mixture.weights_, mixture.means_ = np.array([0.3, 0.7]), np.arange(2.0 * d).reshape(2, d)
+        scale = np.repeat(deviations[:, None], d, 1) if name == "diag" else deviations
+        mixture.covariances_, mixture.precisions_cholesky_ = scale**2, 1 / scale
+    (X, labels), (expected, from_which) = (mixture.sample(9) for mixture in mixtures)
+    assert_allclose(X, expected)
+    assert_array_equal(labels, from_which)
+    assert peak_memory(lambda: mixtures[0].sample(9)) < d * d * X.itemsize
+
+
+def test_many_rows_are_not_copied_to_float64():
+    X, resp = np.ones((1 << 18, 8), np.float32), np.full((1 << 18, 2), 0.5)
+    rows = load(X)
+    assert peak_memory(lambda: m_step(resp, rows, FULL, 1.0)) < X.nbytes
+    copied = peak_memory(lambda: in_blocks(lambda x: (x,), X, np.zeros(8), np.float32, 1 << 14))
+    assert copied < 1.5 * X.nbytes
 
 
 def assert_pickles_predict_the_same(mixture):
@@ -323,6 +359,7 @@ BAD_PARAMETERS = [
 BAD_WEIGHTS = [
     (np.ones(149), "expected"), (-np.ones(150), "negative"), (np.zeros(150), "zero"),
     (np.full(150, np.nan), "finite"), (np.ones((150, 2)), "1D"),
+    (np.where(np.arange(150) < 7, 1.0, -2.0), "got -2.0 at index 7"),
 ]  # fmt: skip
 
 
@@ -395,6 +432,9 @@ def test_masked_entries_text_and_odd_counts_are_refused_by_name():
     with pytest.raises(ValueError, match="column 'b' has a missing value in row 1"):
         GaussianMixture().fit(pandas.DataFrame({"a": [1.0, 2.0], "b": pandas.array([1, None], "Int64")}))
     mixture = ours()
+    for count in (0, np.int64(-1)):
+        with pytest.raises(ValueError, match=f"'n_samples': {count} . The sampling requires"):
+            mixture.sample(count)
     for count in ("3", 2.5, True):
         with pytest.raises(TypeError, match="n_samples must be an int"):
             mixture.sample(count)
