@@ -103,7 +103,7 @@ def test_float32_is_what_jax_has_by_default():
     assert params.means.dtype == jnp.float32
     again = interchange.from_sklearn(interchange.to_sklearn(params))
     for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(params), strict=True):
-        assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+        assert_allclose(a, b, rtol=1e-7)
 
 
 def test_what_is_off_is_left_out(double):

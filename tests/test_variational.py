@@ -229,7 +229,7 @@ def test_it_vmaps_over_starts_and_stops_each_by_itself(double):
         alone = fit(start, X, prior, "diag")
         assert int(alone.n_iter) == int(together.n_iter[i])
         assert_allclose(together.bound[i], alone.bound, rtol=1e-10)
-        assert_allclose(together.posterior.means[i], alone.posterior.means, atol=1e-7)
+        assert_allclose(together.posterior.means[i], alone.posterior.means, rtol=1e-11)
 
 
 def test_components_that_are_not_needed_lose_their_weight(double):

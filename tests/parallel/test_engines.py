@@ -193,7 +193,7 @@ def test_dask_gives_the_same_also_where_a_worker_is_lost(whole, tmp_path):
 
     begin = start()
     forked = {"distributed.worker.multiprocessing-method": "forkserver"}  # JAX is there already
-    # A worker that is killed is started again.
+    # A worker that is killed is started again. A second one takes 3 s more, and is sent the same blocks.
     with (
         dask.config.set(forked),
         LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None) as cluster,

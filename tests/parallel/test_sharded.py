@@ -39,9 +39,10 @@ def four_devices(begin, out):
     # Every row counts once, however few there are.
     result["sums"] = {}
     for n in (1, 5, 7, 12, 199):
-        rows, weights = sharded.divide(X[:n], None, mesh, "rows")
+        numbers = np.arange(3.0 * n).reshape(n, 3)  # their sums are exact
+        rows, weights = sharded.divide(numbers, None, mesh, "rows")
         assert len(rows.addressable_shards) == 4
-        traced = jax.jit(lambda x: sharded.divide(x, None, mesh, "rows"))(X[:n])
+        traced = jax.jit(lambda x: sharded.divide(x, None, mesh, "rows"))(numbers)
         for a, b in zip(traced, (rows, weights), strict=True):
             np.testing.assert_array_equal(a, b)
         result["sums"][n] = (np.asarray(weights) @ np.asarray(rows)).tolist()
@@ -119,8 +120,7 @@ def test_a_large_fit_divides_itself_among_the_cores_that_jax_shows(devices):
 
 def test_several_starts_are_divided_over_a_second_axis(devices):
     assert len(set(devices["lane steps"])) > 1  # lanes that end at different times
-    # Both fits stop within their tolerance of 1e-5 of the optimum, having rounded differently.
-    assert max(devices["lanes"]) < 1e-4
+    assert max(devices["lanes"]) < 1e-9
 
 
 @pytest.mark.skipif(not hasattr(jax, "shard_map"), reason="JAX 0.5 cannot check a while_loop in shard_map")
@@ -157,7 +157,7 @@ def test_em_step_over_a_mapped_axis_is_that_of_all_rows(double):
 
 def test_every_row_counts_once_however_few_there_are(devices):
     for n, total in devices["sums"].items():
-        np.testing.assert_allclose(total, X[: int(n)].sum(0), rtol=1e-12)
+        np.testing.assert_array_equal(total, np.arange(3.0 * int(n)).reshape(-1, 3).sum(0))
 
 
 def test_arguments_that_do_not_fit_say_so():
