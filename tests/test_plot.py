@@ -213,13 +213,16 @@ def test_pairs_are_a_triangle_of_panels_each_of_which_is_the_marginal():
 
 
 def test_many_features_show_those_that_separate_best():
-    useful, means = [1, 2, 3, 7, 8], np.zeros((2, 9))
-    means[1, useful] = np.random.default_rng(0).uniform(4, 9, 5)
+    useful, means = [1, 2, 3, 5, 7, 8, 10, 11], np.zeros((2, 12))
+    means[1, useful] = np.random.default_rng(0).uniform(4, 9, 8)
     figure = Figure()
-    plot_pairs(two(*means), figure=figure, max_features=5)
-    assert len(figure.axes) == 15
-    assert [axes.get_xlabel() for axes in figure.axes[-5:]] == [f"x{j + 1}" for j in useful]
-    assert figure.legends[0].get_title().get_text().startswith("the 5 of 9 features")
+    plot_pairs(two(*means), figure=figure)
+    assert len(figure.axes) == 36
+    assert [axes.get_xlabel() for axes in figure.axes[-8:]] == [f"x{j + 1}" for j in useful]
+    assert figure.legends[0].get_title().get_text().startswith("the 8 of 12 features")
+    few = Figure()
+    plot_pairs(two(*means), figure=few, max_features=2)
+    assert len(few.axes) == 3
 
 
 def test_criteria_are_drawn_above_the_best():

@@ -52,7 +52,7 @@ def _log_densities(means, covariances, X):
 @pytest.mark.parametrize(
     ("data", "model"), [("iris", m) for m in MODELS if m != "VVE"] + [("faithful", m) for m in ("VVI", "VVV")]
 )
-def test_one_m_step_and_the_e_step_after_it(mclust, double, data, model):
+def test_one_m_step_is_mclusts_and_so_is_what_scipy_says_of_it(mclust, double, data, model):
     for k in (2, 3):
         reference = mclust[data]["steps"][f"{model},{k}"]
         X, labels = _data(mclust, data, k)
@@ -63,7 +63,7 @@ def test_one_m_step_and_the_e_step_after_it(mclust, double, data, model):
         np.testing.assert_allclose(means, reference["parameters"]["mean"], rtol=1e-10)
         sigma = np.array(reference["parameters"]["sigma"])
         np.testing.assert_allclose(covariances, sigma, rtol=rtol, atol=rtol * np.abs(sigma).max())
-        # That the E-step of a structure is that of its dense covariances, the tests of the structures say.
+        # SciPy's E-step; that ours is of these dense covariances, the tests of the structures say.
         joint = np.log(weights) + _log_densities(means, covariances, X)
         log_prob = logsumexp(joint, axis=1)
         resp = np.exp(joint - log_prob[:, None])

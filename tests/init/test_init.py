@@ -69,7 +69,7 @@ def test_the_key_alone_decides(seeder):
     np.testing.assert_array_equal(seeds, many(seeder, TOGETHER, 8 * WEIGHTS))
 
 
-@pytest.mark.parametrize("seeder", ["random_points", "random_resp"])
+@pytest.mark.parametrize("seeder", ["kmeans_plusplus", "random_points", "random_resp"])
 def test_vmap_is_a_loop_and_no_weights_are_ones(seeder):
     X, key = TOGETHER.astype(np.float32), KEYS()[0]
     one = SEEDERS[seeder](key, X, K, WEIGHTS.astype(np.float32))
