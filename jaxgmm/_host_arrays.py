@@ -11,6 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jaxgmm.kernels.program_store import is_one_cpu
+from jaxgmm.kernels.programs import is_concrete, is_tracing
+
 
 def host_array(value: Any, name: str) -> np.ndarray[Any, Any]:
     """Anything that is no JAX array as a NumPy array of real numbers."""
@@ -26,6 +29,28 @@ def host_array(value: Any, name: str) -> np.ndarray[Any, Any]:
     if array.dtype.kind not in "biuf" and not jnp.issubdtype(array.dtype, jnp.floating):
         raise TypeError(f"{name} must hold real numbers; got dtype {array.dtype}")
     return array
+
+
+_FINEST = 6  # rows are padded to multiples of 2**6, and of an eighth of the power of two below
+_FEW = 2**16  # beyond so many rows, running takes longer than compiling
+
+
+def padded_length(n: int) -> int:
+    """A number of rows ≥ n, at most an eighth larger (or 64): data sets of about one size share programs."""
+    step = 1 << max(_FINEST, (n - 1).bit_length() - 4)
+    return -(-n // step) * step
+
+
+def padded(rows: Any, fill: float = 0.0) -> Any:
+    """Rows (N, ...) with others below, up to the padded length.
+
+    As they are where they are traced, or many, or not on one CPU device.
+    """
+    n = rows.shape[0]
+    if n > _FEW or padded_length(n) == n or is_tracing() or not (is_concrete(rows) and is_one_cpu()):
+        return rows
+    below = [(0, padded_length(n) - n)] + [(0, 0)] * (rows.ndim - 1)
+    return np.pad(np.asarray(rows), below, constant_values=fill)
 
 
 def library(value: Any) -> str:

@@ -211,12 +211,17 @@ def flag(value: Any, name: str) -> Array:
     return value if isinstance(value, Array) else jax.device_put(np.asarray(value))
 
 
+def tolerance(tol: ArrayLike | None, n_samples: int, dtype: Any) -> Array:
+    """tol, or if None a hundredth of a standard error: 0.01 / √N."""
+    return not_negative(0.01 / max(n_samples, 1) ** 0.5 if tol is None else tol, "tol", dtype)
+
+
 def iteration(
-    tol: ArrayLike, max_iter: Any, reg_covar: ArrayLike, accelerate: Any, dtype: Any
+    tol: ArrayLike | None, max_iter: Any, reg_covar: ArrayLike, accelerate: Any, dtype: Any, n_samples: int
 ) -> tuple[Array, Array, Array, Array]:
     """The numbers that every fit takes: tol, max_iter, reg_covar, accelerate."""
     return (
-        not_negative(tol, "tol", dtype),
+        tolerance(tol, n_samples, dtype),
         step_limit(max_iter),
         not_negative(reg_covar, "reg_covar", dtype),
         flag(accelerate, "accelerate"),

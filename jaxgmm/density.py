@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
 from jaxgmm import _validate as validate
+from jaxgmm._host_arrays import padded
+from jaxgmm.data import Data
 from jaxgmm.kernels.blocked_sum import block_rows, map_rows
 from jaxgmm.kernels.programs import jit
 from jaxgmm.mixture import GMMParams, cast, log_normaliser, scale_like
+
+R = TypeVar("R")
 
 
 def log_constants(params: GMMParams) -> tuple[Array, Array]:
@@ -91,6 +98,28 @@ def inputs(params: GMMParams, X: ArrayLike) -> tuple[GMMParams, Array]:
     return cast(params, x.dtype), x
 
 
+def padded_data(x: Array, w: Array | None) -> Data:
+    """Rows and their weights; few rows with zeros below, of weight 0."""
+    below = x if w is not None and not validate.is_concrete(w) else padded(x)
+    if below is x:
+        return Data(x, w)
+    weight = np.ones(x.shape[0], x.dtype) if w is None else np.asarray(w)
+    placed: Data = jax.device_put(Data(below, padded(weight)))
+    return placed
+
+
+def of_rows(program: Callable[[GMMParams, Array], R], params: GMMParams, X: ArrayLike) -> R:
+    """What a program gives of each row. Few are padded, so that other numbers of them compile nothing."""
+    params, x = inputs(params, X)
+    below = padded(x) if validate.is_concrete(params) else x
+    found = program(params, below)
+    if below is x:
+        return found
+    # Slices of a JAX array are programs of their own.
+    kept: R = jax.tree.map(lambda a: jax.device_put(np.asarray(a)[: x.shape[0]]), found)
+    return kept
+
+
 @jit
 def posterior_of(params: GMMParams, x: Array) -> tuple[Array, Array]:
     """The E-step of all rows, a block at a time; log_weights need not sum to 1."""
@@ -140,7 +169,7 @@ def log_prob(params: GMMParams, X: ArrayLike) -> Array:
       >>> round(float(jaxgmm.log_prob(params, [[0.0]])[0]), 4)
       -0.9189
     """
-    return _log_prob(*inputs(params, X))
+    return of_rows(_log_prob, params, X)
 
 
 def component_log_prob(params: GMMParams, X: ArrayLike) -> Array:
@@ -152,7 +181,7 @@ def component_log_prob(params: GMMParams, X: ArrayLike) -> Array:
       >>> jaxgmm.component_log_prob(params, [[0.0]]).round(4).tolist()
       [[-0.9189..., -1.4189...]]
     """
-    return _component_log_prob(*inputs(params, X))
+    return of_rows(_component_log_prob, params, X)
 
 
 def responsibilities(params: GMMParams, X: ArrayLike) -> Array:
@@ -164,7 +193,7 @@ def responsibilities(params: GMMParams, X: ArrayLike) -> Array:
       >>> jaxgmm.responsibilities(params, [[0.0]]).tolist()
       [[0.5, 0.5]]
     """
-    return posterior_of(*inputs(params, X))[0]
+    return of_rows(posterior_of, params, X)[0]
 
 
 def predict(params: GMMParams, X: ArrayLike) -> Array:
@@ -176,7 +205,7 @@ def predict(params: GMMParams, X: ArrayLike) -> Array:
       >>> jaxgmm.predict(params, [[-3.0], [0.1]]).tolist()
       [0, 1]
     """
-    return _predict(*inputs(params, X))
+    return of_rows(_predict, params, X)
 
 
 def score(params: GMMParams, X: ArrayLike, sample_weight: ArrayLike | None = None) -> Array:
@@ -194,7 +223,9 @@ def score(params: GMMParams, X: ArrayLike, sample_weight: ArrayLike | None = Non
       -0.9189
     """
     params, x = inputs(params, X)
-    return _score(params, x, validate.weight(sample_weight, x))
+    w = validate.weight(sample_weight, x)
+    data = padded_data(x, w) if validate.is_concrete(params) else Data(x, w)
+    return _score(params, data.x, data.weight)
 
 
 @functools.partial(jit, static_argnames="n_samples")

@@ -28,7 +28,7 @@ from jaxgmm.components.base import Component
 from jaxgmm.components.registry import ModelLike, get_model
 from jaxgmm.components.weights import Model
 from jaxgmm.data import Context, Data, location_and_variance, summarise
-from jaxgmm.density import inputs, joint, posterior_of
+from jaxgmm.density import inputs, joint, of_rows, padded_data, posterior_of
 from jaxgmm.kernels import exact, quadratic
 from jaxgmm.kernels.base import Kernel, Statistics
 from jaxgmm.kernels.blocked_sum import AxisName, block_rows, map_rows, rows_over, sum_rows
@@ -42,7 +42,6 @@ from jaxgmm.solvers import squarem
 from jaxgmm.solvers.implicit import Derivative, Evaluation
 from jaxgmm.solvers.squarem import RUNNING, Solution, State, Status
 
-TOL = 1e-5
 MAX_ITER = 1000
 REG_COVAR = 1e-6
 HISTORY_SIZE = 256
@@ -74,7 +73,7 @@ def e_step(params: GMMParams, X: ArrayLike) -> tuple[Array, Array]:
     References:
       Dempster, Laird & Rubin (1977), §4.3; Bishop (2006), equation 9.23.
     """
-    return posterior_of(*inputs(params, X))
+    return of_rows(posterior_of, params, X)
 
 
 def maximise(params: GMMParams, statistics: Statistics, context: Context) -> tuple[GMMParams, Array]:
@@ -273,11 +272,13 @@ def _prepare(
 ) -> tuple[GMMParams, Data, int]:
     params, x = inputs(params, X)
     w = validate.weight(sample_weight, x)
+    data = padded_data(x, w) if is_concrete(params) else Data(x, w)
+    x = data.x
     if block_size is None:
         rows = exact.rows_for(params.component, x.shape[0], *params.means.shape)
     else:
         rows = min(validate.count(block_size, "block_size", 1), x.shape[0])
-    return params, Data(x, w), rows
+    return params, data, rows
 
 
 def em_step(
@@ -590,7 +591,7 @@ def fit(
     X: ArrayLike,
     sample_weight: ArrayLike | None = None,
     *,
-    tol: ArrayLike = TOL,
+    tol: ArrayLike | None = None,
     max_iter: int | Array = MAX_ITER,
     reg_covar: ArrayLike = REG_COVAR,
     prior: Prior | None = None,
@@ -605,8 +606,10 @@ def fit(
       sample_weight: (N,) or None for ones; a weight of 0 leaves the row out exactly.
       tol: stop when the estimated distance to the fixed point is below it. The distance is the Fisher length
         of a complete observation: about the mixture's own standard deviations, per sample; the log-likelihood
-        is then short of its optimum by about tol²/2 per sample. A fit also stops when its steps are down to
-        rounding, which in float32 can come first. 0 takes max_iter steps, unless the fit fails.
+        is then short of its optimum by about tol²/2 per sample. None for 0.01/√N, a hundredth of a standard
+        error: the total log-likelihood is short by 5e-5. Derivatives of a fit are in error by about tol, too:
+        take 1e-6 for them. A fit also stops when its steps are down to rounding, which in float32 can come
+        first. 0 takes max_iter steps, unless the fit fails.
       max_iter: limit on EM steps.
       reg_covar: as in `m_step`.
       prior: None, or a `Prior`: the fit then maximises the posterior, total log-likelihood + `log_prior`. A
@@ -644,8 +647,8 @@ def fit(
     """
     block_size = check_options(options).block_size
     params, data, rows = _prepare(params, X, sample_weight, block_size)
-    x, w = data.x, data.weight
-    numbers = validate.iteration(tol, max_iter, reg_covar, accelerate, x.dtype)
+    x, w, n_samples = data.x, data.weight, np.shape(X)[0]
+    numbers = validate.iteration(tol, max_iter, reg_covar, accelerate, x.dtype, n_samples)
     checked = _checked(prior, params.component, params.means.shape, x)
     static: dict[str, Any] = {
         "block_size": rows,
@@ -783,7 +786,7 @@ def step(
     X: ArrayLike,
     sample_weight: ArrayLike | None = None,
     *,
-    tol: ArrayLike = TOL,
+    tol: ArrayLike | None = None,
     accelerate: bool | Array = True,
 ) -> tuple[EMState, EMInfo]:
     """One EM step of the accelerated iteration that `init` began, on the whitened kernel.
@@ -822,5 +825,5 @@ def step(
     if x.dtype != point.means.dtype:
         raise TypeError(f"X must have the dtype of the data of init, {point.means.dtype}; got {x.dtype}")
     w = validate.weight(sample_weight, x)
-    tolerance = validate.not_negative(tol, "tol", x.dtype)
+    tolerance = validate.tolerance(tol, x.shape[0], x.dtype)
     return _step(state, Data(x, w), tolerance, validate.flag(accelerate, "accelerate"))

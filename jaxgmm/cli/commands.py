@@ -16,7 +16,7 @@ from jaxgmm.cli.columns import choose, match
 from jaxgmm.cli.options import LEFT_OUT, finite, integers, name_list, spell
 from jaxgmm.cli.tables import WRITABLE, UserError, check_target, read, write
 from jaxgmm.components import get_model
-from jaxgmm.em import MAX_ITER, REG_COVAR, TOL
+from jaxgmm.em import MAX_ITER, REG_COVAR
 from jaxgmm.selection._grid import BUDGET, FOLDS, STRUCTURES, UNIVARIATE
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def cli(context: click.Context) -> None:
 @whole("--budget", 1, default=BUDGET, help=texts.OPTIONS["budget"])
 @whole("--n-init", 1, help="So many plain restarts for each fit, in place of the tournament.")
 @option("--seed", type=texts.SEED, default=0, help="Seed of the starts; same seed, same result.")
-@real("--tol", default=TOL, help=texts.OPTIONS["tol"])
+@real("--tol", help=texts.OPTIONS["tol"])
 @whole("--max-iter", 1, default=MAX_ITER, help="EM steps after which a fit gives up.")
 @real("--reg-covar", default=REG_COVAR, help=texts.OPTIONS["reg_covar"])
 @option("--float64/--float32", default=True, help="Precision of the fit; float32 data are centred first.")

@@ -23,7 +23,7 @@ OPTIONS = {
     "columns": "The columns to fit, joined by commas.  [default: all numeric ones]",
     "columns of the model": "The columns that play the model's, in its order.  [default: by name]",
     "budget": "EM steps spent on each fit's tournament of starts, before the finalists converge.",
-    "tol": "How near its optimum a fit must be; about tol²/2 nats per row are left.",
+    "tol": "How near its optimum a fit must be; about tol²/2 nats per row are left. Default: 0.01/√rows.",
     "reg_covar": "Added to the diagonals of the covariances; times the variance of a column where that is "
     "below 1.",
 }
@@ -33,9 +33,9 @@ LEFT_OUT = {"cv": "left out, each fold in its turn", "heldout": "of the fold tha
 CRITERION = click.Choice(["bic", "aic", "icl", *LEFT_OUT])
 
 
-def finite(_context: Any, _parameter: Any, value: float) -> float:
+def finite(_context: Any, _parameter: Any, value: float | None) -> float | None:
     """The number, unless it is NaN or infinite: click's own ranges let these through."""
-    if not math.isfinite(value):
+    if value is not None and not math.isfinite(value):
         raise click.BadParameter(f"'{value}' is not a finite number")
     return value
 

@@ -16,7 +16,7 @@ from jaxgmm import _validate as validate
 from jaxgmm import em, priors
 from jaxgmm.data import Data, summarise
 from jaxgmm.density import check_mixture, inputs, posterior, score
-from jaxgmm.em import REG_COVAR, TOL
+from jaxgmm.em import REG_COVAR
 from jaxgmm.kernels import exact
 from jaxgmm.kernels.blocked_sum import in_range, sum_rows
 from jaxgmm.kernels.manual_axes import varying_like
@@ -132,17 +132,19 @@ def status_of(evaluation: Evaluation, stopped: Array, tol: Array) -> Array:
 
 
 def checked(
-    params: GMMParams, X: ArrayLike, sample_weight: ArrayLike | None, tol: ArrayLike, reg_covar: ArrayLike,
-    block_size: int | None,
+    params: GMMParams, X: ArrayLike, sample_weight: ArrayLike | None, tol: ArrayLike | None,
+    reg_covar: ArrayLike, block_size: int | None,
 ) -> tuple[GMMParams, Data, Array, Array, int]:  # fmt: skip
     """A mixture, its data, tol, reg_covar, and the rows per block."""
     params, x = inputs(params, X)
     rows = exact.rows_for(params.component, x.shape[0], *params.means.shape)
     if block_size is not None:
         rows = min(validate.count(block_size, "block_size", 1), x.shape[0])
-    numbers = ((tol, "tol"), (reg_covar, "reg_covar"))
-    tol, reg = (validate.not_negative(value, name, x.dtype) for value, name in numbers)
-    return params, Data(x, validate.weight(sample_weight, x)), tol, reg, rows
+    near, reg = (
+        validate.tolerance(tol, x.shape[0], x.dtype),
+        validate.not_negative(reg_covar, "reg_covar", x.dtype),
+    )
+    return params, Data(x, validate.weight(sample_weight, x)), near, reg, rows
 
 
 def total_weight(data: Data) -> Array:
@@ -219,7 +221,7 @@ def fit_gradient(
     n_steps: int,
     batch_size: int | None = None,
     key: Array | None = None,
-    tol: ArrayLike = TOL,
+    tol: ArrayLike | None = None,
     reg_covar: ArrayLike = REG_COVAR,
     block_size: int | None = None,
 ) -> FitResult:
@@ -318,7 +320,7 @@ def fit_unrolled(
     n_steps: int,
     sample_weight: ArrayLike | None = None,
     *,
-    tol: ArrayLike = TOL,
+    tol: ArrayLike | None = None,
     reg_covar: ArrayLike = REG_COVAR,
     prior: Prior | None = None,
     block_size: int | None = None,

@@ -25,7 +25,6 @@ from jaxgmm.mixture import GMMParams, take
 from jaxgmm.selection._criteria import has_failed
 
 KINDS = ("nonparametric", "parametric", "weighted")
-_TOL = 1e-2  # of a standard error: how far from its optimum a refit may stop
 _UNLIKE = 1e9  # what it costs to match a component with one that is switched off, or whose place is unknown
 
 
@@ -195,7 +194,7 @@ def bootstrap(
       kind: "nonparametric" draws N rows with replacement; "weighted" gives the rows weights from N times a
         flat Dirichlet distribution (the Bayesian bootstrap, in which no row is ever left out); "parametric"
         draws N new samples from the mixture itself.
-      tol: as in `fit`; None for a hundredth of a standard error, 0.01/√N.
+      tol: as in `fit`.
       max_iter: as in `fit`.
       reg_covar: as in `m_step`; the one of the fit.
       accelerate: as in `fit`.
@@ -228,7 +227,6 @@ def bootstrap(
     if kind == "parametric" and w is not None:
         raise ValueError("sample_weight must be None for kind='parametric', which draws its own samples")
     n = validate.count(n_replicates, "n_replicates", 1)
-    near = _TOL / x.shape[0] ** 0.5 if tol is None else tol
-    numbers = validate.iteration(near, max_iter, reg_covar, accelerate, x.dtype)
+    numbers = validate.iteration(tol, max_iter, reg_covar, accelerate, x.dtype, x.shape[0])
     options = {"kind": kind, "n_replicates": n, "batch_size": lanes_at_once(batch_size, n)}
     return _bootstrap(validate.key(key), params, x, w, numbers, **options)

@@ -14,7 +14,7 @@ from jax.typing import ArrayLike
 from jaxgmm import _validate as validate
 from jaxgmm.components.registry import ModelLike, get_model
 from jaxgmm.density import sample
-from jaxgmm.em import DEFAULT_OPTIONS, MAX_ITER, REG_COVAR, TOL, EMOptions
+from jaxgmm.em import DEFAULT_OPTIONS, MAX_ITER, REG_COVAR, EMOptions
 from jaxgmm.inference._bootstrap import batched_map, lanes_at_once
 from jaxgmm.init._starts import Init, check_init
 from jaxgmm.kernels.blocked_sum import block_rows
@@ -103,7 +103,7 @@ def bootstrap_likelihood_ratio(
     n_replicates: int = 99,
     n_init: int = 5,
     init: Init = "kmeans++",
-    tol: ArrayLike = TOL,
+    tol: ArrayLike | None = None,
     max_iter: int | Array = MAX_ITER,
     reg_covar: ArrayLike = REG_COVAR,
     batch_size: int | None = None,
@@ -153,7 +153,7 @@ def bootstrap_likelihood_ratio(
     n = validate.n_components(n_components, x.shape[0] - 1)
     n_replicates = validate.count(n_replicates, "n_replicates", 1)
     numbers = {
-        "tol": validate.not_negative(tol, "tol", x.dtype),
+        "tol": validate.tolerance(tol, x.shape[0], x.dtype),
         "max_iter": validate.step_limit(max_iter),
         "reg_covar": validate.not_negative(reg_covar, "reg_covar", x.dtype),
     }

@@ -82,10 +82,15 @@ class Program(NamedTuple):
     is_loaded: bool = False
 
 
+def is_one_cpu() -> bool:
+    """Whether JAX computes on one CPU device, and nowhere else."""
+    return jax.default_backend() == "cpu" and jax.device_count() == 1
+
+
 def _settings() -> tuple[Any, ...] | None:
     """JAX's settings that decide a program in this thread; None where no program is to be kept."""
     config = jax.config
-    if folder() is None or jax.default_backend() != "cpu" or jax.device_count() > 1:
+    if folder() is None or not is_one_cpu():
         return None
     if any(getattr(config, name, False) for name in _OTHERWISE):
         return None

@@ -48,7 +48,7 @@ def is_concrete(*values: Any) -> bool:
     return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values))
 
 
-def _is_tracing() -> bool:
+def is_tracing() -> bool:
     """Whether a trace is under way in this thread, even where every argument is concrete."""
     # A number made in a trace is traced.
     return _trace() != _NO_TRACE if _trace else not is_concrete(jax.device_put(np.zeros((), np.float32)))
@@ -98,7 +98,7 @@ class _Program(Generic[R]):
         self._kept: dict[tuple[store.Call, bool], Any] = {}  # a `store.Program`, or None
 
     def __call__(self, *args: Any, **kwargs: Any) -> R:
-        if _is_tracing() or not is_concrete(args, kwargs):
+        if is_tracing() or not is_concrete(args, kwargs):
             return cast(R, self._part(*args, **kwargs))
         key = jax.default_backend(), self._work(*args, **kwargs) < SMALL
         if self._name is not None and not self._static.intersection(self._names[: len(args)]):

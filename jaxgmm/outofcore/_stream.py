@@ -14,7 +14,7 @@ from jaxgmm import _validate as validate
 from jaxgmm import priors
 from jaxgmm.data import Context
 from jaxgmm.density import check_mixture
-from jaxgmm.em import DEFAULT_OPTIONS, MAX_ITER, REG_COVAR, TOL, EMOptions, check_options
+from jaxgmm.em import DEFAULT_OPTIONS, MAX_ITER, REG_COVAR, EMOptions, check_options
 from jaxgmm.kernels import quadratic
 from jaxgmm.kernels.exact import WHITENED
 from jaxgmm.mixture import GMMParams
@@ -37,7 +37,7 @@ def fit_stream(
     *,
     columns: Any = None,
     weight_column: Any = None,
-    tol: ArrayLike = TOL,
+    tol: ArrayLike | None = None,
     max_iter: int = MAX_ITER,
     reg_covar: ArrayLike = REG_COVAR,
     prior: Prior | None = None,
@@ -105,7 +105,7 @@ def fit_stream(
     component, shape = params.component, params.means.shape
     rows = rows_of(data, shape[1], kind, chunk_size)
     start = jax.tree.map(lambda a: jnp.asarray(a, kind), params)
-    numbers = validate.iteration(tol, max_iter, reg_covar, accelerate, kind)
+    numbers = validate.iteration(tol, max_iter, reg_covar, accelerate, kind, 1)
     checked = None if prior is None else priors.check(prior, component, shape, kind)
     check_options(options).only("fit_stream", "history_size", "kernel")
     if not isinstance(incremental, bool | np.bool_):
@@ -118,6 +118,7 @@ def fit_stream(
 
     try:
         summary = summarise(data, rows, kind, covariance=covariance, watch=report.watch)
+        numbers = validate.tolerance(tol, summary.n_samples, kind), *numbers[1:]
         passes = Passes(data, summary, rows, kind, report.watch)
         kernels = quadratic.choose(options.kernel, component, summary.n_samples, *shape)
         names = "+".join(kernel.name for kernel in kernels)

@@ -18,7 +18,7 @@ from jaxgmm import em, priors
 from jaxgmm._batch import concurrency
 from jaxgmm.data import Data
 from jaxgmm.density import check_mixture, inputs
-from jaxgmm.em import DEFAULT_OPTIONS, MAX_ITER, REG_COVAR, TOL, EMOptions, check_options
+from jaxgmm.em import DEFAULT_OPTIONS, MAX_ITER, REG_COVAR, EMOptions, check_options
 from jaxgmm.kernels import quadratic
 from jaxgmm.kernels.exact import rows_for
 from jaxgmm.kernels.programs import is_concrete
@@ -160,7 +160,7 @@ def fit_sharded(
     mesh: Mesh,
     axis_name: str | None = None,
     restarts_axis: str | None = None,
-    tol: ArrayLike = TOL,
+    tol: ArrayLike | None = None,
     max_iter: int | Array = MAX_ITER,
     reg_covar: ArrayLike = REG_COVAR,
     prior: Prior | None = None,
@@ -224,7 +224,7 @@ def fit_sharded(
     rows = -(-x.shape[0] // mesh.shape[axis])
     width = concurrency(n_fits, rows, shape[0] * shape[1])
     block = min(options.block_size or rows_for(params.component, rows, shape[0], shape[1], width), rows)
-    numbers = validate.iteration(tol, max_iter, reg_covar, accelerate, x.dtype)
+    numbers = validate.iteration(tol, max_iter, reg_covar, accelerate, x.dtype, x.shape[0])
     checked = None if prior is None else priors.check(prior, params.component, shape, x.dtype)
     kernels = quadratic.choose(options.kernel, params.component, x.shape[0], n_fits * shape[0], shape[1])
     how = How(mesh, axis, restarts_axis, block, options.history_size, options.unconverged_gradient, kernels)

@@ -19,7 +19,7 @@ from jaxgmm.components.covariance.registry import ALIASES
 from jaxgmm.components.covariance.registry import STRUCTURES as RECORDS
 from jaxgmm.components.registry import ModelLike, get_model
 from jaxgmm.components.weights import Model
-from jaxgmm.em import MAX_ITER, REG_COVAR, TOL
+from jaxgmm.em import MAX_ITER, REG_COVAR
 from jaxgmm.init._starts import Init
 from jaxgmm.mixture import GMMParams, active
 from jaxgmm.priors import Prior
@@ -269,7 +269,7 @@ def select(
     criterion: str = "bic",
     budget: int = BUDGET,
     init: Init = "kmeans++",
-    tol: ArrayLike = TOL,
+    tol: ArrayLike | None = None,
     max_iter: int = MAX_ITER,
     reg_covar: ArrayLike = REG_COVAR,
     prior: Prior | str | None = None,

@@ -132,7 +132,7 @@ class Settings(NamedTuple):
 
 
 def settings_of(
-    X: ArrayLike, sample_weight: ArrayLike | None, tol: ArrayLike, max_iter: Any, reg_covar: ArrayLike,
+    X: ArrayLike, sample_weight: ArrayLike | None, tol: ArrayLike | None, max_iter: Any, reg_covar: ArrayLike,
     accelerate: Any, max_ratio: ArrayLike | None, models: Sequence[Model], in_units_of_x: bool,
 ) -> tuple[Settings, np.ndarray[Any, Any] | None]:  # fmt: skip
     """The arguments of a search, checked; and the units of its data where these are not 1.
@@ -141,7 +141,7 @@ def settings_of(
     """
     x = validate.data(X)
     w = validate.weight(sample_weight, x)
-    tol, limit, reg, fast = validate.iteration(tol, max_iter, reg_covar, accelerate, x.dtype)
+    tol, limit, reg, fast = validate.iteration(tol, max_iter, reg_covar, accelerate, x.dtype, x.shape[0])
     ratio = validate.ratio(np.inf if max_ratio is None else max_ratio, x.dtype)
     unit = None
     if not in_units_of_x and all(units.rescales(model) for model in models):

@@ -18,7 +18,7 @@ from jaxgmm._batch import concurrency, run_many
 from jaxgmm.components.registry import ModelLike, get_model
 from jaxgmm.components.weights import Model
 from jaxgmm.data import Data, summarise
-from jaxgmm.em import DEFAULT_OPTIONS, MAX_ITER, REG_COVAR, TOL, EMOptions, check_options
+from jaxgmm.em import DEFAULT_OPTIONS, MAX_ITER, REG_COVAR, EMOptions, check_options
 from jaxgmm.init._starts import AnyPrior, Init, check_init, check_prior, prior_for, start
 from jaxgmm.kernels import quadratic
 from jaxgmm.kernels.base import Kernel
@@ -96,7 +96,7 @@ def _checked(starts: GMMParams, n_components: int, x: Array) -> GMMParams:
 
 def _fit_many(
     key: Array, x: Array, sizes: tuple[int, ...], several: bool, sample_weight: ArrayLike | None,
-    covariance_type: ModelLike, n_init: int, init: Init | GMMParams, tol: ArrayLike, max_iter: Any,
+    covariance_type: ModelLike, n_init: int, init: Init | GMMParams, tol: ArrayLike | None, max_iter: Any,
     reg_covar: ArrayLike, prior: Prior | str | None, accelerate: Any, options: EMOptions,
 ) -> FitResult:  # fmt: skip
     check_options(options).only("a fit from several starts", "block_size", "history_size", "kernel")
@@ -117,7 +117,7 @@ def _fit_many(
         quadratic.choose(options.kernel, model.component, n, n_fits * k, d),
     )  # fmt: skip
     given = check_prior(prior, model.component, (k, d), x)
-    tol, limit, reg, fast = validate.iteration(tol, max_iter, reg_covar, accelerate, x.dtype)
+    tol, limit, reg, fast = validate.iteration(tol, max_iter, reg_covar, accelerate, x.dtype, x.shape[0])
     # A prior is stated, and a start of the user's made, in the units of X.
     in_units_of_x = isinstance(given, Prior) or callable(init)
     unit = None if in_units_of_x else units.units_of(x, w, model)
@@ -138,7 +138,7 @@ def fit_restarts(
     covariance_type: ModelLike = "full",
     n_init: int = 10,
     init: Init | GMMParams = "kmeans++",
-    tol: ArrayLike = TOL,
+    tol: ArrayLike | None = None,
     max_iter: int | Array = MAX_ITER,
     reg_covar: ArrayLike = REG_COVAR,
     prior: Prior | str | None = None,
@@ -198,7 +198,7 @@ def fit_components(
     covariance_type: ModelLike = "full",
     n_init: int = 10,
     init: Init = "kmeans++",
-    tol: ArrayLike = TOL,
+    tol: ArrayLike | None = None,
     max_iter: int | Array = MAX_ITER,
     reg_covar: ArrayLike = REG_COVAR,
     prior: Prior | str | None = None,

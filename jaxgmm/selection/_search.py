@@ -24,7 +24,7 @@ from jaxgmm import _units as units
 from jaxgmm import _validate as validate
 from jaxgmm.components.registry import ModelLike, get_model
 from jaxgmm.components.weights import Model
-from jaxgmm.em import DEFAULT_OPTIONS, MAX_ITER, REG_COVAR, TOL, EMOptions, check_options
+from jaxgmm.em import DEFAULT_OPTIONS, MAX_ITER, REG_COVAR, EMOptions, check_options
 from jaxgmm.init._starts import WIDEN, Init, check_init, check_prior
 from jaxgmm.kernels.blocked_sum import block_rows
 from jaxgmm.mixture import GMMParams, scale_like
@@ -326,7 +326,7 @@ def fit_best(
     covariance_type: ModelLike = "full",
     budget: int = BUDGET,
     init: Init = "kmeans++",
-    tol: ArrayLike = TOL,
+    tol: ArrayLike | None = None,
     max_iter: int | Array = MAX_ITER,
     reg_covar: ArrayLike = REG_COVAR,
     prior: Prior | str | None = None,

@@ -9,13 +9,12 @@ import jax
 import numpy as np
 from jax import Array
 
-from jaxgmm._host_arrays import unmasked
+from jaxgmm._host_arrays import padded_length, unmasked
 from jaxgmm.kernels.blocked_sum import block_rows
 
 Host = np.ndarray[Any, Any]
 
 _RANGE = 2.0**30  # residuals from its inverse to it have fourth powers in float32
-_FINEST = 6  # rows are padded to multiples of 2**6, and of an eighth of the power of two below
 
 
 class Rows(NamedTuple):
@@ -35,12 +34,6 @@ class Rows(NamedTuple):
 def compute_dtype(dtype: Any) -> Any:
     """What JAX computes in for data of that dtype: float64 only for float64, and only where JAX has it."""
     return np.dtype(np.promote_types(np.float32, jax.dtypes.canonicalize_dtype(dtype)))
-
-
-def padded_length(n: int) -> int:
-    """A number of rows ≥ n, at most an eighth larger (or 64): data sets of about one size share programs."""
-    step = 1 << max(_FINEST, (n - 1).bit_length() - 4)
-    return -(-n // step) * step
 
 
 def padded(rows: Host, dtype: Any) -> Array:

@@ -12,8 +12,10 @@ import pytest
 import jaxgmm
 from jaxgmm.components import full, spherical
 from jaxgmm.kernels import programs
+from jaxgmm.kernels.program_store import is_one_cpu
 from tests.conftest import overlapping, start_from, x64
 from tests.problems import D, K, N, few_structures
+from tests.quick import quick_jit
 
 COMPILED = []
 
@@ -124,6 +126,28 @@ def test_other_values_of_the_same_shape_compile_nothing(calls):
         jax.block_until_ready(CALLS[call](first))
         assert compilations(lambda call=call: CALLS[call](second)) == 0, call
         assert compilations(lambda call=call: CALLS[call](third)) == 0, call
+
+
+@pytest.mark.skipif(not is_one_cpu(), reason="rows are padded on one CPU device")
+def test_other_numbers_of_rows_find_a_program_and_give_what_they_give_alone(double):
+    names = ("fit", "em_step", "e_step", "log_prob", "predict", "score")
+    v = values(0)
+    v.X, v.w, v.params = jax.tree.map(lambda a: np.asarray(a, np.float64), (v.X, v.w, v.params))
+
+    def results(X, w):
+        given = types.SimpleNamespace(**(vars(v) | {"X": X, "w": w}))
+        return {name: CALLS[name](given) for name in names}
+
+    jax.block_until_ready(results(v.X, v.w))
+    few, weight = v.X[:-5], v.w[:-5]
+    assert compilations(lambda: results(few, weight)) == 0
+    traced = quick_jit(results)(few, weight)  # rows that are traced are as they are
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9), results(few, weight), traced
+    )
+    unweighted = jaxgmm.fit(v.params, few, max_iter=5)
+    alone = quick_jit(lambda X: jaxgmm.fit(v.params, X, max_iter=5))(few)
+    np.testing.assert_allclose(unweighted.params.means, alone.params.means, rtol=1e-9)
 
 
 def test_a_fit_is_traced_once_whatever_kind_of_numbers_it_is_given():

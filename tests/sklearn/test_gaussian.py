@@ -16,10 +16,11 @@ from sklearn import datasets
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 
 import jaxgmm
+from jaxgmm._host_arrays import padded_length
 from jaxgmm.components import STRUCTURES as RECORDS
 from jaxgmm.sklearn import GaussianMixture
 from jaxgmm.sklearn._conversion import FULL
-from jaxgmm.sklearn._data import in_blocks, load, padded_length
+from jaxgmm.sklearn._data import in_blocks, load
 from jaxgmm.sklearn._em_loop import climb
 from jaxgmm.sklearn._init import m_step
 

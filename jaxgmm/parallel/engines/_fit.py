@@ -14,7 +14,7 @@ from jaxgmm import _validate as validate
 from jaxgmm import priors
 from jaxgmm.data import Context
 from jaxgmm.density import check_mixture
-from jaxgmm.em import DEFAULT_OPTIONS, MAX_ITER, REG_COVAR, TOL, EMOptions, check_options
+from jaxgmm.em import DEFAULT_OPTIONS, MAX_ITER, REG_COVAR, EMOptions, check_options
 from jaxgmm.kernels import exact
 from jaxgmm.kernels.base import Statistics
 from jaxgmm.mixture import GMMParams
@@ -46,7 +46,7 @@ def fit_engine(
     params: GMMParams,
     engine: Engine,
     *,
-    tol: ArrayLike = TOL,
+    tol: ArrayLike | None = None,
     max_iter: int = MAX_ITER,
     reg_covar: ArrayLike = REG_COVAR,
     prior: Prior | None = None,
@@ -100,12 +100,13 @@ def fit_engine(
     kept = checkpoints.check(checkpoint)
     dtype = jnp.result_type(params.means.dtype)
     params = jax.tree.map(lambda a: jnp.asarray(a, dtype), params)
-    numbers = validate.iteration(tol, max_iter, reg_covar, accelerate, dtype)
+    numbers = validate.iteration(tol, max_iter, reg_covar, accelerate, dtype, 1)
     checked = None if prior is None else priors.check(prior, params.component, params.means.shape, dtype)
     check_options(options).only("fit_engine", "history_size")
     summary = engine.map_reduce(summary_block, params.n_features, str(dtype))
     if not isinstance(summary, DataSummary) or not summary.total_weight > 0:
         raise ValueError("the engine holds no rows, or none with a weight above 0: there is nothing to fit")
+    numbers = validate.tolerance(tol, summary.n_samples, dtype), *numbers[1:]
 
     def moments_about(point: GMMParams, f: Context) -> Statistics:
         sums = engine.map_reduce(moments_block, jax.device_get(point), np.asarray(f.shift))

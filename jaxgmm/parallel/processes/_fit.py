@@ -14,7 +14,7 @@ from jaxgmm import _validate as validate
 from jaxgmm import priors
 from jaxgmm.data import Context
 from jaxgmm.density import check_mixture
-from jaxgmm.em import DEFAULT_OPTIONS, MAX_ITER, REG_COVAR, TOL, EMOptions, check_options
+from jaxgmm.em import DEFAULT_OPTIONS, MAX_ITER, REG_COVAR, EMOptions, check_options
 from jaxgmm.kernels import exact
 from jaxgmm.kernels.base import Statistics
 from jaxgmm.mixture import GMMParams
@@ -94,7 +94,7 @@ def fit_distributed(
     *,
     columns: Any = None,
     weight_column: Any = None,
-    tol: ArrayLike = TOL,
+    tol: ArrayLike | None = None,
     max_iter: int = MAX_ITER,
     reg_covar: ArrayLike = REG_COVAR,
     prior: Prior | None = None,
@@ -166,7 +166,7 @@ def fit_distributed(
 
         def prepared() -> tuple[Any, ...]:
             begin = jax.tree.map(lambda a: jnp.asarray(a, kind), params)
-            numbers = validate.iteration(tol, max_iter, reg_covar, accelerate, kind)
+            numbers = validate.iteration(tol, max_iter, reg_covar, accelerate, kind, 1)
             checked = (
                 None if prior is None else priors.check(prior, params.component, params.means.shape, kind)
             )
@@ -178,11 +178,13 @@ def fit_distributed(
         begin, numbers, checked, passes = agreed(prepared)
         size = options.history_size
         collectives.same(
-            digest(begin, params.model.name.encode(), numbers, checked, np.asarray(size)),
+            digest(begin, params.model.name.encode(), numbers, checked, np.asarray([tol is None, size])),
             "the processes of a fit must be given the same params and settings, and these were not",
         )
+        summary = total_summary(passes.summary)
+        numbers = validate.tolerance(tol, summary.n_samples, kind), *numbers[1:]
         result = host_driver.fit(
-            begin, total_summary(passes.summary), lambda point, f: _moments(point, f, passes, states),
+            begin, summary, lambda point, f: _moments(point, f, passes, states),
             numbers, checked, history_size=size, source={"kind": "distributed"}, kept=states, report=report,
         )  # fmt: skip
         agreed(states.check)
