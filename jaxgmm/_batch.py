@@ -89,7 +89,7 @@ def run_many(
 
     def one(state: squarem.State, index: Array) -> FitResult:
         mine = at(problem, index)
-        solution = squarem.solution(step, s.derivative(model), state, mine)
+        solution = squarem.solution(step, s.derivative(model, data.x.shape[0], (k, d)), state, mine)
         return result_of(_as_rounded(solution, data, context.shift, s), data, mine.context, s)
 
     return jax.vmap(one)(states, indices)

@@ -418,10 +418,12 @@ class Settings(NamedTuple):
         k, d = params.means.shape[-2:]
         return kernel.rows(params.component, data.x.shape[0], k, d, n_fits)
 
-    def derivative(self, model: Model) -> Derivative:
-        """How the fixed point is differentiated."""
+    def derivative(self, model: Model, n_samples: int, shape: tuple[int, ...]) -> Derivative:
+        """How the fixed point of a fit of N rows is differentiated; shape (K, D)."""
         symmetric = model.covariance.to_natural is not None and model.component.is_gaussian
-        return Derivative(coordinates.isometric(model), self.unconverged_gradient, symmetric=symmetric)
+        # Two linear solves are twice the program: not for products that take less than a millisecond.
+        twice = symmetric and n_samples * shape[0] * shape[1] ** 2 > 1e6
+        return Derivative(coordinates.isometric(model), self.unconverged_gradient, symmetric=twice)
 
 
 def evaluate(
@@ -567,7 +569,8 @@ def run(
     step = functools.partial(evaluate, last, blocks[0] if last is first else blocks[1], s.axis_name)
     if last is WHITENED:
         problem = problem._replace(prepared=None)
-    solution = squarem.solution(step, s.derivative(params.model), end._replace(report=report), problem)
+    derivative = s.derivative(params.model, data.x.shape[0], params.means.shape)
+    solution = squarem.solution(step, derivative, end._replace(report=report), problem)
     return result_of(solution, data, context, s)
 
 

@@ -111,7 +111,7 @@ def _tangents(how: How, primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> 
         return found
 
     settings = Settings(numbers[0], numbers[3], unconverged_gradient=how.unconverged_gradient)
-    derivative = settings.derivative(model)
+    derivative = settings.derivative(model, how.block_size, shape)
 
     def of(x: Array, w: Array, reg_covar: Array, prior: Prior | None) -> Ends:
         f = over_all(summarised, rows, rows, everywhere)(x, w, reg_covar)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxgmm.kernels.linalg import PRECISION, eigvalsh, epsilon, lower_inverse
+from jaxgmm.kernels.linalg import PRECISION, eigvalsh, epsilon
 from jaxgmm.kernels.manual_axes import varying_like
 
 Operator = Callable[[Array], Array]
@@ -22,6 +22,21 @@ class Answer(NamedTuple):
     n_products: Array  # ()  int32: products with A
 
 
+class _Cycle(NamedTuple):
+    """GMRES between two products."""
+
+    x: Array  # (n,)
+    basis: Array  # (m + 1, n)
+    upper: Array  # (m, m)  the Hessenberg matrix, rotated to a triangle
+    rotation: Array  # (m + 1, m + 1)
+    right: Array  # (m + 1,)  the right side, rotated
+    j: Array  # ()  int32: vectors that have had their product
+    is_ended: Array  # ()  bool: x is new, and its residual is to be measured
+    length: Array  # ()  of the residual when the cycle began
+    before: Array  # ()  and of the cycle before
+    n_products: Array  # ()  int32
+
+
 def _dot(a: Array, b: Array) -> Array:
     return jnp.matmul(a, b, precision=PRECISION)
 
@@ -30,9 +45,12 @@ def _norm(v: Array) -> Array:
     return jnp.sqrt(jnp.square(v).sum())
 
 
-def _extend(matvec: Operator, basis: Array, j: Array) -> tuple[Array, Array]:
-    """One step of Arnoldi's: column j of the Hessenberg matrix (m + 1,), and the basis with vector j + 1."""
-    w = matvec(basis[j])
+def _extend(w: Array, basis: Array, j: Array) -> tuple[Array, Array]:
+    """One step of Arnoldi's, from the product w with vector j of the basis.
+
+    Returns:
+      Column j of the Hessenberg matrix (m + 1,), and the basis with vector j + 1.
+    """
     # Twice, or in float32 the basis loses its orthogonality. Rows that are not filled yet are zero.
     first = _dot(basis, w)
     w = w - _dot(first, basis)
@@ -77,57 +95,76 @@ def gmres(
     # The squares of small numbers underflow.
     top = jnp.abs(b).max()
     norm = top * _norm(b / jnp.where(top > 0, top, 1))
-    unit = b / jnp.where(norm > 0, norm, 1)
+    scale = jnp.where(norm > 0, norm, 1)
+    unit = b / scale
 
-    def cycle(state: tuple[Array, Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array, Array]:
-        x, r, length, _, count = state
-
-        def go_on(s: tuple[Array, ...]) -> Array:
-            j, _, _, _, g = s
-            return (j < m) & (jnp.abs(g[j]) > tol)
-
-        def iterate(s: tuple[Array, Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array, Array]:
-            j, basis, upper, rotation, g = s
-            column, basis = _extend(matvec, basis, j)
-            column = _dot(rotation, column)
-            a, c = column[j], column[j + 1]
-            # One Givens rotation of rows j and j + 1 makes the new column upper triangular.
-            hypot = jnp.sqrt(a * a + c * c)
-            some = hypot > 0
-            cos, sin = (jnp.where(some, t / jnp.where(some, hypot, 1), d) for t, d in ((a, 1), (c, 0)))
-            upper = upper.at[:, j].set(column.at[j].set(hypot).at[j + 1].set(0)[:m])
-            rows = rotation[j], rotation[j + 1]
-            rotation = rotation.at[j].set(cos * rows[0] + sin * rows[1])
-            rotation = rotation.at[j + 1].set(cos * rows[1] - sin * rows[0])
-            g = g.at[j + 1].set(-sin * g[j]).at[j].multiply(cos)
-            return j + 1, basis, upper, rotation, g
-
-        first = jnp.zeros((m + 1, n), dtype).at[0].set(r / jnp.where(length > 0, length, 1))
-        g = jnp.zeros(m + 1, dtype).at[0].set(length)
+    def begun(x: Array, r: Array, before: Array, count: Array) -> _Cycle:
+        length = _norm(r)
+        basis = jnp.zeros((m + 1, n), dtype).at[0].set(r / jnp.where(length > 0, length, 1))
+        right = jnp.zeros(m + 1, dtype).at[0].set(length)
         upper, rotation = jnp.zeros((m, m), dtype), jnp.eye(m + 1, dtype=dtype)
-        j, basis, upper, _, g = lax.while_loop(
-            go_on, iterate, varying_like((jnp.zeros((), jnp.int32), first, upper, rotation, g), b)
+        return _Cycle(
+            x,
+            basis,
+            upper,
+            rotation,
+            right,
+            jnp.zeros((), jnp.int32),
+            jnp.zeros((), bool),
+            length,
+            before,
+            count,
         )
-        filled = (jnp.arange(m, dtype=jnp.int32) < j) & (jnp.abs(jnp.diagonal(upper)) > 0)
-        square = jnp.where(filled[None, :] & filled[:, None], upper, jnp.eye(m, dtype=dtype))
-        right = jnp.where(filled, g[:m], 0)
-        y = _dot(lower_inverse(square.T).T, right)
-        x = x + _dot(y, basis[:m])
-        r = unit - matvec(x)
-        return x, r, _norm(r), length, count + j + 1
 
-    def unfinished(state: tuple[Array, Array, Array, Array, Array]) -> Array:
-        _, _, length, before, count = state
+    def restarted(s: _Cycle, w: Array) -> _Cycle:
+        return varying_like(begun(s.x, unit - w, s.length, s.n_products + 1), b)
+
+    def extended(s: _Cycle, w: Array) -> _Cycle:
+        j, g, rotation = s.j, s.right, s.rotation
+        column, basis = _extend(w, s.basis, j)
+        column = _dot(rotation, column)
+        a, c = column[j], column[j + 1]
+        # One Givens rotation of rows j and j + 1 makes the new column upper triangular.
+        hypot = jnp.sqrt(a * a + c * c)
+        some = hypot > 0
+        cos, sin = (jnp.where(some, t / jnp.where(some, hypot, 1), d) for t, d in ((a, 1), (c, 0)))
+        upper = s.upper.at[:, j].set(column.at[j].set(hypot).at[j + 1].set(0)[:m])
+        rows = rotation[j], rotation[j + 1]
+        rotation = rotation.at[j].set(cos * rows[0] + sin * rows[1])
+        rotation = rotation.at[j + 1].set(cos * rows[1] - sin * rows[0])
+        g = g.at[j + 1].set(-sin * g[j]).at[j].multiply(cos)
+        j = j + 1
+        is_last = (j == m) | (jnp.abs(g[j]) <= tol)
+
+        def solved() -> Array:
+            def substitute(i: Array, y: Array) -> Array:
+                k = j - 1 - i
+                d = upper[k, k]
+                value = jnp.where(d == 0, 0, (g[k] - _dot(upper[k], y)) / jnp.where(d == 0, 1, d))
+                return y.at[k].set(value)
+
+            y = lax.fori_loop(0, j, substitute, varying_like(jnp.zeros(m, dtype), b))
+            return s.x + _dot(y, basis[:m])
+
+        x = lax.cond(is_last, solved, lambda: s.x)
+        return _Cycle(x, basis, upper, rotation, g, j, is_last, s.length, s.before, s.n_products + 1)
+
+    def turn(s: _Cycle) -> _Cycle:
+        # The only product: a program with several is several times as large.
+        w = matvec(jnp.where(s.is_ended, s.x, s.basis[s.j]))
+        return lax.cond(s.is_ended, restarted, extended, s, w)
+
+    def unfinished(s: _Cycle) -> Array:
         # The residual that GMRES carries along is a little too small in float32: hence the 8.
-        return (length > 8 * tol) & (length <= 0.5 * before) & (count < restarts * (m + 1))
+        again = (s.length > 8 * tol) & (s.length <= 0.5 * s.before) & (s.n_products < restarts * (m + 1))
+        return s.is_ended | (s.j > 0) | again
 
-    x, r, count = jnp.zeros_like(b), unit, jnp.zeros((), jnp.int32)
+    infinite = jnp.full((), jnp.inf, dtype)
+    start = begun(jnp.zeros_like(b), unit, infinite, jnp.zeros((), jnp.int32))
     if guess is not None:
-        x = guess / jnp.where(norm > 0, norm, 1)
-        r, count = unit - matvec(x), count + 1
-    start = varying_like((x, r, _norm(r), jnp.full((), jnp.inf, dtype), count), b)
-    x, _, length, _, count = lax.while_loop(unfinished, cycle, start)
-    return Answer(x * norm, length, count)
+        start = start._replace(x=guess / scale, is_ended=jnp.ones((), bool), length=infinite)
+    end = lax.while_loop(unfinished, turn, varying_like(start, b))
+    return Answer(end.x * norm, end.length, end.n_products)
 
 
 def spectral_radius(matvec: Operator, start: Array, *, size: int = 40) -> Array:
@@ -143,7 +180,7 @@ def spectral_radius(matvec: Operator, start: Array, *, size: int = 40) -> Array:
     basis = jnp.zeros((m + 1, n), start.dtype).at[0].set(start / _norm(start))
 
     def step(basis: Array, j: Array) -> tuple[Array, Array]:
-        column, basis = _extend(matvec, basis, j)
+        column, basis = _extend(matvec(basis[j]), basis, j)
         return basis, column
 
     _, columns = lax.scan(step, basis, jnp.arange(m, dtype=jnp.int32))
