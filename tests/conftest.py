@@ -22,7 +22,7 @@ import pytest
 import jaxgmm
 from jaxgmm.components import gaussian
 from jaxgmm.kernels.program_store import AVAILABLE
-from tests.quick import quick_jit
+from tests.quick import compile_in_one_piece, quick_jit
 
 # What one process of a test run has compiled, the others take from it: pytest's workers inherit the folder.
 _KEPT = "JAXGMM_TEST_PROGRAMS"
@@ -50,6 +50,10 @@ EQUIVARIANCE = {
     **dict.fromkeys(["diag", "EEI", "VEI", "EVI"], "axes"),
     **dict.fromkeys(["spherical", "EII", "EEV", "VEV", "EVE", "VVE"], "similar"),
 }
+
+
+def pytest_configure():
+    compile_in_one_piece()  # not on import: a worker that unpickles a test's class imports this in the middle
 
 
 @contextlib.contextmanager

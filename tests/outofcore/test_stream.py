@@ -128,7 +128,9 @@ KILLED = """
 import os, signal, sys
 import jaxgmm
 from tests.outofcore.streams import Passes, stream
+from tests.quick import compile_in_one_piece
 
+compile_in_one_piece()
 killing = Passes(6, lambda: os.kill(os.getpid(), signal.SIGKILL))
 kept = jaxgmm.outofcore.Checkpoint(sys.argv[1], every_iterations=1)
 stream(killing, start=jaxgmm.load(sys.argv[2]), checkpoint=kept)
