@@ -36,7 +36,7 @@ if AVAILABLE:  # JAX's own cache has been right since then, too
 
 # Tracing makes objects by the hundred thousand, all of them in use: collecting takes a sixth of its time.
 gc.freeze()
-gc.set_threshold(100_000, 20, 100)
+gc.set_threshold(400_000, 20, 100)
 
 # Silent promotion is how a float64 constant gets into float32 code, or (K,) is added to (N, K) the wrong way.
 jax.config.update("jax_numpy_dtype_promotion", "strict")
