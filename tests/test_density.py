@@ -11,7 +11,7 @@ from scipy.special import logsumexp
 
 import jaxgmm
 from jaxgmm.components import STRUCTURES as RECORDS
-from tests.conftest import dense, given, soft_labels
+from tests.conftest import dense, given, on_host, soft_labels
 from tests.problems import LABELS, K, N, X, fitted
 from tests.quick import quick_jit
 
@@ -105,26 +105,24 @@ def test_many_rows_go_by_blocks_and_agree_with_few():
 
 @pytest.mark.parametrize("name", ["full", "EEV"])
 def test_gradients_agree_with_finite_differences_and_are_finite_where_a_component_is_off(name, double):
-    x, params = jnp.asarray(X), jaxgmm.m_step(soft_labels(LABELS, K), X, covariance_type=name)
+    x, params = X, on_host(jaxgmm.m_step(soft_labels(LABELS, K), X, covariance_type=name))
 
     def f(p, x):
         return jaxgmm.log_prob(p, x).sum()
 
-    both = quick_jit(jax.grad(f, argnums=(0, 1)))
+    both = quick_jit(jax.value_and_grad(f, argnums=(0, 1)))
     rng = np.random.default_rng(0)
-    direction = jax.tree.map(lambda a: jnp.asarray(rng.normal(size=a.shape)), params)
+    direction = jax.tree.map(lambda a: rng.normal(size=a.shape), params)
     if name == "full":
-        direction = dataclasses.replace(direction, scale=jnp.tril(direction.scale))
+        direction = dataclasses.replace(direction, scale=np.tril(direction.scale))
     h = 1e-6
     up, down = (jax.tree.map(lambda a, d, s=s: a + s * h * d, params, direction) for s in (1, -1))
-    slope = (f(up, x) - f(down, x)) / (2 * h)
-    gradient, _ = both(params, x)
-    inner = sum(
-        float((a * b).sum()) for a, b in zip(*map(jax.tree.leaves, (gradient, direction)), strict=True)
-    )
+    slope = (both(up, x)[0] - both(down, x)[0]) / (2 * h)
+    _, (gradient, _) = on_host(both(params, x))
+    inner = sum((a * b).sum() for a, b in zip(*map(jax.tree.leaves, (gradient, direction)), strict=True))
     np.testing.assert_allclose(inner, slope, rtol=1e-6)
-    off = dataclasses.replace(params, log_weights=params.log_weights.at[1].set(-jnp.inf))
-    g_params, g_x = both(off, x)
+    off = dataclasses.replace(params, log_weights=np.where(np.arange(K) == 1, -np.inf, params.log_weights))
+    _, (g_params, g_x) = on_host(both(off, x))
     assert all(np.isfinite(a).all() for a in jax.tree.leaves((g_params, g_x)))
     np.testing.assert_array_equal(g_params.means[1], 0)
 
@@ -162,15 +160,15 @@ def test_a_switched_off_component_is_never_sampled_or_predicted(name):
     ones = given(RECORDS[name], np.ones((2, 1, 1)))
     off = jaxgmm.make_params([0.0, 1.0], [[0.0], [5.0]], ones, name)
     _, labels = jaxgmm.sample(jax.random.key(0), off, 100)
-    assert (labels == 1).all()
-    assert (jaxgmm.predict(off, [[0.0], [-1e20]]) == 1).all()
+    assert (np.asarray(labels) == 1).all()
+    assert (np.asarray(jaxgmm.predict(off, [[0.0], [-1e20]])) == 1).all()
 
 
 def test_it_runs_inside_jit_and_vmap():
     x, params, _ = fitted("full")
     eager = jaxgmm.log_prob(params, x)
     np.testing.assert_allclose(jax.jit(jaxgmm.log_prob)(params, x), eager, rtol=1e-6)
-    batch = jax.tree.map(lambda a: jnp.stack([a, a]), params)
+    batch = jax.tree.map(lambda a: np.stack([a, a]), on_host(params))
     both = jax.vmap(jaxgmm.log_prob, in_axes=(0, None))(batch, x)
     np.testing.assert_allclose(both[1], eager, rtol=1e-6)
     rowwise = jax.vmap(lambda row: jaxgmm.log_prob(params, row[None, :])[0])(jnp.asarray(x))

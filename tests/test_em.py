@@ -332,8 +332,8 @@ def test_one_component_is_the_sample_mean_and_covariance(double):
 
 def test_jit_of_a_fit_is_the_fit_and_leaves_out_rows_without_weight_whatever_they_hold():
     x, start, expected = fitted("full")
-    fit = jax.jit(functools.partial(jaxgmm.fit, start))
-    # The compiler's options are another program's: sums of products may be rounded in other places.
+    fit = quick_jit(functools.partial(jaxgmm.fit, start))
+    # What is around it makes it another program: sums of products may be rounded in other places.
     ones = np.ones(N, np.float32)
     same(fit(x, ones).params, expected.params, 1000 * EPS)
     # Inside jit the values are not looked at: a bad one is a status, and the start is kept.

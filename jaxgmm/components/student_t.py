@@ -215,9 +215,9 @@ def student_t(covariance: str | Covariance = "full", dof: float | str | None = N
       ValueError, TypeError: for an unknown structure, or a dof that is not positive.
 
     Example:
-      >>> import jax, jaxgmm
+      >>> import jaxgmm, numpy as np
       >>> from jaxgmm.components import student_t
-      >>> X = jax.random.t(jax.random.key(0), 3.0, (2000, 1))
+      >>> X = np.random.default_rng(0).standard_t(3.0, (2000, 1))
       >>> start = jaxgmm.make_params([1.0], [[0.0]], [1.0], student_t("spherical"))
       >>> bool(2 < jaxgmm.fit(start, X).params.scale["dof"][0] < 5)
       True

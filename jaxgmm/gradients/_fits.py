@@ -113,9 +113,10 @@ def negative_log_likelihood(
       >>> import jax, jaxgmm
       >>> params = jaxgmm.make_params([1.0], [[0.0]], [1.0], "spherical")
       >>> theta = jaxgmm.gradients.unconstrained(params)
-      >>> round(float(jaxgmm.gradients.negative_log_likelihood(theta, params, [[1.0], [3.0]])), 3)
+      >>> X = jax.numpy.array([[1.0], [3.0]])
+      >>> round(float(jaxgmm.gradients.negative_log_likelihood(theta, params, X)), 3)
       3.419
-      >>> slope = jax.grad(jaxgmm.gradients.negative_log_likelihood)(theta, params, [[1.0], [3.0]])
+      >>> slope = jax.jit(jax.grad(jaxgmm.gradients.negative_log_likelihood))(theta, params, X)
       >>> slope["means"].tolist()  # the mean wants to go up
       [[-2.0]]
     """
@@ -354,8 +355,8 @@ def fit_unrolled(
       >>> import jax, jaxgmm
       >>> start = jaxgmm.make_params([0.5, 0.5], [[-1.0], [1.0]], [1.0, 1.0], "spherical")
       >>> X = jax.numpy.array([[-2.0], [-1.5], [1.0], [2.0]])
-      >>> gradient = jax.grad(lambda p: jaxgmm.gradients.fit_unrolled(p, X, 5).log_likelihood)(start)
-      >>> gradient.means.shape
+      >>> gradient = jax.jit(jax.grad(lambda p: jaxgmm.gradients.fit_unrolled(p, X, 5).log_likelihood))
+      >>> gradient(start).means.shape
       (2, 1)
     """
     params, data, tol, reg, rows = checked(params, X, sample_weight, tol, reg_covar, block_size)

@@ -236,7 +236,7 @@ def fit_components(
       >>> import jax, jaxgmm
       >>> X = jax.random.normal(jax.random.key(0), (200, 2))
       >>> results = jaxgmm.fit_components(jax.random.key(1), X, (1, 2), covariance_type="spherical", n_init=2)
-      >>> bics = jax.vmap(lambda params: jaxgmm.bic(params, X))(results.params)
+      >>> bics = jax.jit(jax.vmap(lambda params: jaxgmm.bic(params, X)))(results.params)
       >>> int(bics.argmin()) + 1
       1
     """

@@ -48,6 +48,7 @@ def start(name, x=HEAVY, dtype=np.float64):
 
 
 quick_fit = quick_jit(jaxgmm.fit)
+unconstrained, constrained = map(quick_jit, (jaxgmm.gradients.unconstrained, jaxgmm.gradients.constrained))
 
 
 @functools.cache
@@ -170,9 +171,9 @@ def test_a_derivative_through_a_background_of_t_components_is_the_difference(dou
     assert 1 < value[0] < 100
     assert (np.abs(slope) > [0.01, 1e-4, 1e-4]).all()
     np.testing.assert_allclose(slope, (up - down) / (2 * h), rtol=1e-4)
-    theta = jax.tree.map(np.asarray, jaxgmm.gradients.unconstrained(begin))
+    theta = jax.tree.map(np.asarray, unconstrained(begin))
     np.testing.assert_allclose(theta["extra"], np.log(begin.scale["inner"]["dof"]))
-    again = jaxgmm.gradients.constrained(theta, begin).scale["inner"]["dof"]
+    again = constrained(theta, begin).scale["inner"]["dof"]
     np.testing.assert_allclose(again, begin.scale["inner"]["dof"])
 
 
@@ -307,6 +308,6 @@ def test_weights_that_are_fixed_stay_so_in_every_fit():
         )
     assert int(jaxgmm.n_parameters(begin)) == 27
     with x64(False):
-        theta = jaxgmm.gradients.unconstrained(begin)
+        theta = unconstrained(begin)
     assert theta["logits"].size == 0
-    np.testing.assert_allclose(jaxgmm.gradients.constrained(theta, begin).weights, wanted, rtol=1e-6)
+    np.testing.assert_allclose(constrained(theta, begin).weights, wanted, rtol=1e-6)

@@ -155,9 +155,9 @@ def test_a_search_that_finds_only_spurious_optima_goes_on(monkeypatch):
     for seed in range(10):
         with monkeypatch.context() as patch:
             patch.setattr(searching, "_MORE", 0)
-            before = search(x, seed, budget=100)
+            before = search(x, seed)
         if Spurious(int(before.flags)) & Spurious.FEW:
-            after = search(x, seed, budget=100)
+            after = search(x, seed)
             assert int(after.n_steps) > int(before.n_steps)
             if int(after.flags) == 0 and after.status == Status.CONVERGED:
                 return

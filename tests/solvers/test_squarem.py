@@ -172,11 +172,12 @@ def test_the_derivative_is_the_implicit_functions(double):
         )  # fmt: skip
         return s.point
 
-    t = jnp.array([0.4, 1.1])
-    x = solution(t)
-    slope = rate / (1 - rate**2 * jnp.cos(x))
-    found = quick_jit(jax.jacfwd(solution))(t)
-    np.testing.assert_allclose(found, jnp.diag(slope), rtol=1e-9, atol=1e-12)
-    second = -(slope**3) * rate * jnp.sin(x)
-    got = quick_jit(jax.hessian(lambda t: solution(t).sum()))(t)
-    np.testing.assert_allclose(got, jnp.diag(second), rtol=1e-8, atol=1e-10)
+    @quick_jit
+    def derivatives(t):
+        return solution(t), jax.jacfwd(solution)(t), jax.hessian(lambda t: solution(t).sum())(t)
+
+    x, first, second = map(np.asarray, derivatives(np.array([0.4, 1.1])))
+    slope = rate / (1 - rate**2 * np.cos(x))
+    np.testing.assert_allclose(first, np.diag(slope), rtol=1e-9, atol=1e-12)
+    expected = -(slope**3) * rate * np.sin(x)
+    np.testing.assert_allclose(second, np.diag(expected), rtol=1e-8, atol=1e-10)
