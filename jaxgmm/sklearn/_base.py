@@ -215,7 +215,9 @@ class BaseMixture(DensityMixin, BaseEstimator):
             with in_float64():
                 resp, log_prob = self._evaluated(X.astype(np.float64))
             return resp.astype(X.dtype), log_prob.astype(X.dtype)
-        params = self._params(dtype, offset)
+        log_weights, means, scale, model = self._mixture()
+        # Arrays of the host: a compiled program takes them in less time than `device_put`.
+        params = GMMParams(*conversion.host((log_weights, means - offset, scale), dtype), *model)
         resp, log_prob = in_blocks(lambda x: posterior_of(params, x), X, offset, dtype, _EVALUATED)
         return resp, log_prob
 

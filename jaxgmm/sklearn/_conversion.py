@@ -68,9 +68,9 @@ def lower_of_precision(precisions: Host) -> Host:
     return factor_inverse(cholesky(precisions[..., ::-1, ::-1])[..., ::-1, ::-1], lower=False)
 
 
-def host(tree: Any) -> Any:
-    """Every array as float64 on the host."""
-    return jax.tree.map(lambda a: np.asarray(a, np.float64), tree)
+def host(tree: Any, dtype: Any = np.float64) -> Any:
+    """Every array on the host, in a dtype."""
+    return jax.tree.map(lambda a: np.asarray(a, dtype), tree)
 
 
 def device(tree: Any, dtype: Any) -> Any:

@@ -51,16 +51,16 @@ def _shifted(X: Host, offset: Host, dtype: Any) -> Host:
 
 
 def in_blocks(
-    function: Callable[[Array], Sequence[Array]], X: Host, offset: Host, dtype: Any, n_rows: int
+    function: Callable[[Any], Sequence[Array]], X: Host, offset: Host, dtype: Any, n_rows: int
 ) -> list[Host]:
     """What a function of rows gives of X − offset, computed for at most `n_rows` at a time; in X's dtype."""
     whole: list[Host] = []
     for first in range(0, len(X), n_rows):
         block = X[first : first + n_rows]
-        found = function(jax.device_put(_shifted(block, offset, dtype)))
+        found = function(_shifted(block, offset, dtype))
         whole = whole or [np.empty((len(X), *a.shape[1:]), X.dtype) for a in found]
         for a, part in zip(whole, found, strict=True):
-            a[first : first + n_rows] = part[: len(block)]
+            a[first : first + n_rows] = np.asarray(part)[: len(block)]
     return whole
 
 
