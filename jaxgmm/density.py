@@ -38,8 +38,8 @@ def shares_of(joint: Array) -> tuple[Array, Array, Array]:
     """The E-step's normalisation of log joint densities (K, B), of which in each column one is finite.
 
     Returns:
-      Shares (K, B) and their sums (B,), which divide to responsibilities; and the logarithm (B,) that was
-      taken out of them: log p(x) = top + log(total).
+      Shares (K, B), exponentials that are not yet divided by their sums; these sums (B,), and the logarithm
+      (B,) that was taken out: responsibilities are shares / total, and log p(x) = top + log(total).
     """
     top = lax.stop_gradient(joint.max(0))
     shares = jnp.exp(joint - top[None, :])

@@ -2,8 +2,9 @@
 
 From top to bottom: the E-step, the M-step, one iteration, the loop, the fit, and the same loop step by step.
 The loop's accelerator and stopping rule are `solvers.squarem.update`; the E-step's normalisation is
-`density.shares_of`; sums over rows are made by a `kernels.base.Kernel`, which `kernels.quadratic.choose`
-picks; the density and the M-step of a component are a `components.base.Component`.
+`density.shares_of`; rows are summed by a `kernels.base.Kernel`, which `kernels.quadratic.choose` picks, in
+blocks (`kernels.blocked_sum.sum_rows`); the density and the M-step of a component are a
+`components.base.Component`.
 """
 
 from __future__ import annotations

@@ -150,7 +150,7 @@ def hand_over(ended: State, fresh: State) -> State:
 def update(
     e: Evaluation, s: State, chart: Chart | None, tol: Array, max_iter: Array, accelerate: Array
 ) -> State:
-    """One iteration, after the map has been evaluated at the state's point: the stopping rule of `solve`."""
+    """One iteration, after the map has been evaluated at the state's point, with the rule that stops it."""
     dtype = tol.dtype
     eps = epsilon(dtype)
     history_size = s.history.size
