@@ -18,6 +18,7 @@ import pickle
 import platform
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -271,7 +272,10 @@ def _environment() -> bytes:
     """A digest of the source, the releases, the native library, the processor and XLA's flags."""
     digest = hashlib.sha256()
     root = pathlib.Path(__file__).parents[1]
-    for path in sorted(root.rglob("*.py")):
+    sources = sorted(root.rglob("*.py"))
+    if not sources:
+        raise OSError("the package's source cannot be read")
+    for path in sources:
         digest.update(str(path.relative_to(root)).encode() + path.read_bytes())
     for path in sorted(pathlib.Path(jaxlib.__file__).parent.glob("*.so*")):
         size = path.stat().st_size
@@ -317,6 +321,9 @@ def _prepare(lapack: bool) -> None:
     jax.jit(function).lower(jax.ShapeDtypeStruct((1, 1), np.float32))
 
 
+_stderr = threading.Lock()  # two threads at once would leave stderr in the other one's file
+
+
 @contextlib.contextmanager
 def _without_false_alarms() -> Iterator[None]:
     """Leave out of stderr what XLA says of each loaded program on some processors.
@@ -324,18 +331,17 @@ def _without_false_alarms() -> Iterator[None]:
     It takes LLVM's hints `prefer-no-gather` and `prefer-no-scatter` for features that the processor lacks
     (xla issue 44565). Whatever else is written to stderr meanwhile is passed on.
     """
-    sys.stderr.flush()
-    kept = os.dup(2)
-    try:
-        with tempfile.TemporaryFile() as stream:
+    if sys.stderr is not None:
+        sys.stderr.flush()
+    with _stderr, tempfile.TemporaryFile() as stream:
+        kept = os.dup(2)
+        try:
             os.dup2(stream.fileno(), 2)
-            try:
-                yield
-            finally:
-                os.dup2(kept, 2)
-                stream.seek(0)
-                for line in stream:
-                    if b"cpu_aot_loader" not in line or b"feature +prefer-no-" not in line:
-                        os.write(2, line)
-    finally:
-        os.close(kept)
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+            stream.seek(0)
+            for line in stream:
+                if b"cpu_aot_loader" not in line or b"feature +prefer-no-" not in line:
+                    os.write(2, line)

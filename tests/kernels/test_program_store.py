@@ -8,6 +8,7 @@ import pathlib
 import shutil
 import subprocess
 import sys
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -280,6 +281,30 @@ def test_only_one_false_alarm_is_kept_from_stderr(capfd):
         os.write(2, line + b"another line\n" + line.replace(b"prefer-no-gather", b"avx512f"))
     said = capfd.readouterr().err
     assert said.splitlines() == ["another line", line.decode().replace("prefer-no-gather", "avx512f").strip()]
+
+
+def test_threads_that_load_at_once_leave_stderr_as_it_was(capfd):
+    inside, go_on = threading.Event(), threading.Event()
+
+    def first():
+        with store._without_false_alarms():
+            inside.set()
+            go_on.wait(10)
+            os.write(2, b"of the first\n")
+
+    def second():
+        inside.wait(10)
+        threading.Timer(0.05, go_on.set).start()
+        with store._without_false_alarms():
+            os.write(2, b"of the second\n")
+
+    threads = [threading.Thread(target=act) for act in (first, second)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    os.write(2, b"afterwards\n")
+    assert capfd.readouterr().err.splitlines() == ["of the first", "of the second", "afterwards"]
 
 
 def test_every_program_of_the_package_has_a_name_of_its_own():
