@@ -87,8 +87,8 @@ class GaussianMixture(BaseMixture):
     seventh digit of parameters and log-densities, the float64 of the attributes notwithstanding.
 
     Programs are compiled for shapes of data, once in a session; rows are padded so that data sets of about
-    one size (the folds of a cross-validation) share theirs. `jaxgmm.sklearn.cache_compiled` keeps them for
-    the next session. Compiled, 20 EM steps took a quarter of scikit-learn's time or less wherever it was
+    one size (the folds of a cross-validation) share theirs. On a CPU they are kept for later sessions (see
+    `jaxgmm.cache`). Compiled, 20 EM steps took a quarter of scikit-learn's time or less wherever it was
     measured (N·K·D from 2e3 to 3e6, two CPU cores that were busy with other work too). The first fit of a
     shape compiles for 1 to 2 s. Of whole fits on clusters well apart, which are k-means for a good part,
     later ones with full covariances took a third of scikit-learn's time or less from N·K·D = 1e6 on; up to
