@@ -41,8 +41,8 @@ def padded_length(n: int) -> int:
     return -(-n // step) * step
 
 
-def padded(rows: Any, fill: float = 0.0) -> Any:
-    """Rows (N, ...) with others below, up to the padded length.
+def padded(rows: Any) -> Any:
+    """Rows (N, ...) with zeros below, up to the padded length.
 
     As they are where they are traced, or many, or not on one CPU device.
     """
@@ -50,7 +50,7 @@ def padded(rows: Any, fill: float = 0.0) -> Any:
     if n > _FEW or padded_length(n) == n or is_tracing() or not (is_concrete(rows) and is_one_cpu()):
         return rows
     below = [(0, padded_length(n) - n)] + [(0, 0)] * (rows.ndim - 1)
-    return np.pad(np.asarray(rows), below, constant_values=fill)
+    return np.pad(np.asarray(rows), below)
 
 
 def library(value: Any) -> str:

@@ -241,6 +241,14 @@ def _lower_inverse_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[A
     return inverse, -einsum("...de,...ef,...fg->...dg", inverse, tril(tangents[0]), inverse)
 
 
+def look_lapack_up() -> None:
+    """Have jaxlib look LAPACK's functions up, which it does when it lowers the first program that calls one.
+
+    A compiled program that is loaded from a file before that would call null pointers.
+    """
+    jax.jit(lax.linalg.cholesky).lower(jax.ShapeDtypeStruct((1, 1), np.float32))
+
+
 @jax.custom_jvp
 def cholesky(matrices: Array) -> Array:
     """Lower Cholesky factors of symmetric (..., D, D), NaN where one is not positive definite.

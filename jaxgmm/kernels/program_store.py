@@ -27,6 +27,8 @@ import jaxlib.version
 import numpy as np
 from jax.experimental import serialize_executable
 
+from jaxgmm.kernels.linalg import look_lapack_up
+
 LIMIT = 2**29  # bytes of all entries; the least recently used ones go first
 SUFFIX = ".program"
 _FORMAT = b"jaxgmm program 1\n"
@@ -280,9 +282,8 @@ def _environment() -> bytes:
     for path in sorted(pathlib.Path(jaxlib.__file__).parent.glob("*.so*")):
         size = path.stat().st_size
         with open(path, "rb") as stream:
-            digest.update(
-                b"%d" % size + stream.read(2**16)
-            )  # what identifies a build stands in its first pages
+            # What identifies a build stands in its first pages.
+            digest.update(b"%d" % size + stream.read(2**16))
             stream.seek(max(size - 2**16, 0))
             digest.update(stream.read())
     said = (
@@ -312,16 +313,14 @@ def _processor() -> str:
 
 @functools.cache
 def _prepare(lapack: bool) -> None:
-    """Lower a small program, with a Cholesky factorisation where one that calls LAPACK is to be loaded.
-
-    jaxlib looks LAPACK's functions up when the first program with one is lowered: a loaded program would call
-    null pointers. And the compiler's context must be made before a program is loaded.
-    """
-    function = jax.lax.linalg.cholesky if lapack else jax.numpy.negative  # noqa: TID251 - it is not run
-    jax.jit(function).lower(jax.ShapeDtypeStruct((1, 1), np.float32))
+    """Lower a small program: the compiler's context, and LAPACK's functions, must be there before a load."""
+    jax.jit(jax.numpy.negative).lower(jax.ShapeDtypeStruct((), np.float32))
+    if lapack:
+        look_lapack_up()
 
 
-_stderr = threading.Lock()  # two threads at once would leave stderr in the other one's file
+# While one thread has redirected stderr, no other one may: they would not be restored in the right order.
+_stderr = threading.Lock()
 
 
 @contextlib.contextmanager

@@ -48,7 +48,8 @@ def factor_inverse(factors: Host, *, lower: bool) -> Host:
     if not lower:
         return factor_inverse(factors[..., ::-1, ::-1], lower=True)[..., ::-1, ::-1]
     inverse = np.zeros(factors.shape)
-    for i in range(factors.shape[-1]):  # forward substitution, of all factors at once
+    # Row by row, for each needs those above it; the rows of all factors together.
+    for i in range(factors.shape[-1]):
         row = -np.matmul(factors[..., i : i + 1, :i], inverse[..., :i, :])[..., 0, :]
         row[..., i] += 1
         inverse[..., i, :] = row / factors[..., i, i, None]

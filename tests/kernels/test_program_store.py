@@ -308,10 +308,14 @@ def test_threads_that_load_at_once_leave_stderr_as_it_was(capfd):
 
 
 def test_every_program_of_the_package_has_a_name_of_its_own():
-    for name, function in programs._functions.items():
-        if name.startswith("jaxgmm."):
-            assert "<locals>" not in name
-            assert callable(function)
+
+    functions = {}
+    modules = [module for name, module in sys.modules.items() if name.startswith("jaxgmm.")]
+    made = [v for module in modules for v in vars(module).values() if isinstance(v, programs._Program)]
+    assert len(made) > 30
+    for program in made:
+        assert program._name, program.__qualname__
+        assert functions.setdefault(program._name, program._function) is program._function
 
 
 # What crashed in trials is tried in processes of its own.
