@@ -195,6 +195,16 @@ def test_a_damaged_file_is_compiled_anew(folder, again, damage):
         assert compiled() == 3
 
 
+def test_a_flipped_bit_is_found_wherever_it_is(folder, again):
+    again[0]()(given())
+    (path,) = entries(folder)
+    content = path.read_bytes()
+    assert store.load(path.stem) is not None
+    for at in np.linspace(0, len(content) - 1, 60).astype(int):
+        path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+        assert store.load(path.stem) is None, at
+
+
 def test_a_loaded_program_that_does_not_run_is_compiled(folder, again, monkeypatch):
     fresh, compiled = again
     wanted = fresh()(given())
