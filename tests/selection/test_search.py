@@ -12,10 +12,11 @@ import jaxgmm
 from jaxgmm import FitResult, Status
 from jaxgmm.components import get_component
 from jaxgmm.data import Data
+from jaxgmm.kernels.program_store import _type_of
 from jaxgmm.selection import Spurious
 from jaxgmm.selection import _search as searching
 from jaxgmm.selection._programs import draw_moves, overlaps
-from jaxgmm.selection._search import Field, best_of, plan
+from jaxgmm.selection._search import Field, Tournament, best_of, plan
 from tests.conftest import overlapping
 from tests.quick import quick_jit
 
@@ -192,3 +193,17 @@ def test_moves_merge_what_overlaps_and_split_another():
     assert drawn.possible.all()
     # Fewer than three components have no moves.
     assert not np.asarray(moves([0.5, 0.5, 0.0, 0.0]).possible).any()
+
+
+def test_a_stage_with_a_derivative_and_one_without_share_a_program(monkeypatch):
+    class Seen(Exception):
+        pass
+
+    def look(self, *_):
+        for with_, without in zip(*map(jax.tree.leaves, (self.settings, self.frozen)), strict=True):
+            assert _type_of(with_) == _type_of(without)
+        raise Seen
+
+    monkeypatch.setattr(Tournament, "best", look)
+    with pytest.raises(Seen):
+        jaxgmm.fit_best(jax.random.key(0), X, 2)
