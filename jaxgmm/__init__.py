@@ -21,8 +21,10 @@ from jaxgmm import (
 )
 from jaxgmm._summary import Summary, summary
 from jaxgmm._version import __version__
+from jaxgmm.data import Data, observe
 from jaxgmm.density import (
     component_log_prob,
+    impute,
     log_prob,
     predict,
     responsibilities,
@@ -58,6 +60,7 @@ if TYPE_CHECKING:
     from jaxgmm import interchange, plot, sklearn
 
 __all__ = [
+    "Data",
     "EMOptions",
     "FitResult",
     "GMMParams",
@@ -90,6 +93,7 @@ __all__ = [
     "fit_variational",
     "gradients",
     "icl",
+    "impute",
     "inference",
     "init",
     "interchange",
@@ -100,6 +104,7 @@ __all__ = [
     "make_params",
     "mixture",
     "n_parameters",
+    "observe",
     "outofcore",
     "parallel",
     "plot",

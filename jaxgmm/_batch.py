@@ -54,7 +54,7 @@ def run_many(
     """`em.run` from starts with a leading axis R; `prior_of` gives the prior of a fit by its index ()."""
     s = Settings(tol, accelerate, **static)
     with rows_over(s.axis_name):
-        context = summarise(data.x, data.weight, reg_covar) if context is None else context
+        context = summarise(data, reg_covar) if context is None else context
     model, (n_fits, k, d) = params.model, params.means.shape
     indices = jnp.arange(n_fits, dtype=jnp.int32)
     limit = jnp.broadcast_to(max_iter, (n_fits,))

@@ -15,13 +15,15 @@ from jaxgmm.kernels.program_store import is_one_cpu
 from jaxgmm.kernels.programs import is_concrete, is_tracing
 
 
-def host_array(value: Any, name: str) -> np.ndarray[Any, Any]:
-    """Anything that is no JAX array as a NumPy array of real numbers."""
+def host_array(value: Any, name: str, *, missing: bool = False) -> np.ndarray[Any, Any]:
+    """Anything that is no JAX array as a NumPy array of real numbers; missing entries as NaN, if allowed."""
     if hasattr(value, "toarray") and hasattr(value, "nnz"):
         raise TypeError(f"{name} is a sparse {type(value).__name__}; use {name}.toarray()")
+    if missing and isinstance(value, np.ma.MaskedArray):
+        value = np.where(np.ma.getmaskarray(value), np.nan, value.data)
     value = unmasked(value, name)
     if is_frame(value):
-        value = _frame(value, name)
+        value = _frame(value, name, missing)
     try:
         array = np.asarray(value)
     except ValueError as error:
@@ -74,7 +76,7 @@ def unmasked(value: Any, name: str) -> Any:
     return value.data
 
 
-def _frame(frame: Any, name: str) -> Any:
+def _frame(frame: Any, name: str, allowed: bool = False) -> Any:
     """A data frame of pandas or Polars as an array, or an error that names the column."""
     polars = library(frame) == "polars"
     columns = list(zip(frame.columns, frame.get_columns(), strict=True) if polars else frame.items())
@@ -87,9 +89,11 @@ def _frame(frame: Any, name: str) -> Any:
     nullable = [(column, values) for column, values in columns if not isinstance(values.dtype, np.dtype)]
     for column, values in nullable:
         missing = values.is_null() if polars else values.isna()
-        if missing.any():
+        if missing.any() and not allowed:
             what = f"column {column!r} has a missing value in row {int(np.argmax(missing))}"
-            raise ValueError(f"{name} must be finite; {what}. Leave such rows out, or fill them in.")
+            raise ValueError(
+                f"{name} must be finite; {what}. Use observe({name}, missing='nan'), or leave such rows out."
+            )
     if polars:
         return np.column_stack([values.to_numpy() for _, values in columns])
     # NumPy makes objects of nullable columns, and of numbers and booleans side by side.

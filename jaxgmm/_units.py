@@ -16,6 +16,7 @@ import numpy as np
 from jax import Array
 
 from jaxgmm.components.weights import Model
+from jaxgmm.data import Data
 from jaxgmm.kernels.programs import is_concrete
 from jaxgmm.mixture import GMMParams
 from jaxgmm.result import FitResult
@@ -63,6 +64,11 @@ def units_of(x: Array, w: Array | None, model: Model | None = None) -> Host | No
         spread = np.full_like(spread, spread.max(where=varies | ~varies.any(), initial=0))
     unit: Host = np.exp2(np.ceil(np.log2(np.where(_ordinary(spread, limit), 1, spread))))
     return None if (unit == 1).all() else unit
+
+
+def of_data(data: Data, model: Model) -> Host | None:
+    """`units_of` for `Data`: incomplete rows stay in the units that they have."""
+    return units_of(data.x, data.weight, model) if data.is_plain else None
 
 
 def rescales(model: Model) -> bool:

@@ -83,11 +83,121 @@ def finite(a: Array, name: str, advice: str) -> None:
         raise ValueError(f"{name} must be finite{got} {place}. {advice}")
 
 
+def no_infinity(a: Array, name: str) -> None:
+    """Raise where an entry can be seen to be infinite."""
+    if is_concrete(a) and (first := _first(lambda v: abs(v) == np.inf, _seen(a))) is not None:
+        at = tuple(int(i) for i in np.unravel_index(first, a.shape))
+        raise ValueError(
+            f"{name} must be finite or NaN; got an infinite entry at row {at[0]}, column {at[1]}"
+        )
+
+
+def observed(x: Array) -> Array | None:
+    """(N, D) bool, which entries are not NaN; None where that can be seen to be all of them."""
+    if not is_concrete(x):
+        return ~jnp.isnan(x)
+    seen = ~np.isnan(np.asarray(x))
+    return None if seen.all() else jax.device_put(seen)
+
+
+def noise(value: ArrayLike | None, x: Array) -> Array | None:
+    """Variances (N, E) or covariances (N, E, E) of the errors in x; None where they can be seen to be 0."""
+    if value is None:
+        return None
+    s, (n, e) = floating(value, "noise", x.dtype), x.shape
+    if s.shape in ((), (e,)):
+        s = _now(lambda a: jnp.broadcast_to(a, (n, e)), s)
+    if s.shape not in ((n, e), (n, e, e)):
+        raise ValueError(
+            f"noise must be variances of shape {(n, e)}, or {(e,)} for all rows, or covariances of shape "
+            f"{(n, e, e)}; got shape {s.shape}"
+        )
+    if not is_concrete(s):
+        return s
+    values = np.asarray(s)
+    if np.isnan(values).any() or (s.ndim == 3 and not np.isfinite(values).all()):
+        raise ValueError("noise must not be NaN, and covariances of noise must be finite")
+    variances = values if s.ndim == 2 else np.diagonal(values, axis1=1, axis2=2)
+    if (variances < 0).any():
+        raise ValueError(f"noise must not be negative; got {variances.min()}")
+    if s.ndim == 3:
+        size = np.sqrt(variances[:, :, None] * variances[:, None, :])
+        if (np.abs(values - values.swapaxes(1, 2)) > 1e-4 * size).any():
+            raise ValueError("covariances of noise must be symmetric")
+        least = np.linalg.eigvalsh(values.astype(np.float64))[:, 0]
+        bad = np.flatnonzero(least <= 0)
+        if (values != 0).any() and bad.size:
+            raise ValueError(
+                f"covariances of noise must be positive definite; that of row {bad[0]} is not. Exact entries "
+                "have a variance of 0: give variances, or a small multiple of the identity"
+            )
+    return s if (values != 0).any() else None
+
+
+def projection(value: ArrayLike | None, x: Array) -> Array | None:
+    """Matrices (N, E, D) for x (N, E)."""
+    if value is None:
+        return None
+    r, (n, e) = floating(value, "projection", x.dtype), x.shape
+    if r.ndim == 2:
+        r = _now(lambda a: jnp.broadcast_to(a[None], (n, *a.shape)), r)
+    if r.ndim != 3 or r.shape[:2] != (n, e) or r.shape[2] == 0:
+        raise ValueError(
+            f"projection must have shape ({n}, {e}, n_features), or ({e}, n_features) for all rows, for X of "
+            f"shape {x.shape}; got shape {r.shape}"
+        )
+    finite(r, "projection", "An entry that is not measured is NaN in X, with missing='nan'.")
+    return r
+
+
+def labels(value: ArrayLike | None, x: Array) -> Array | None:
+    """Labels (N,) int32, −1 for unknown; None where all can be seen to be."""
+    if value is None:
+        return None
+    given: Any = value if isinstance(value, Array) else np.asarray(value)
+    if not jnp.issubdtype(given.dtype, jnp.integer):
+        raise TypeError(f"labels must be integers, -1 where unknown; got dtype {given.dtype}")
+    if given.shape != x.shape[:1]:
+        raise ValueError(f"labels must have shape {x.shape[:1]}, one for each row; got shape {given.shape}")
+    if not is_concrete(given):
+        return given.astype(jnp.int32)
+    known = np.asarray(given)
+    if (known < -1).any():
+        raise ValueError(f"labels must be at least -1, which stands for unknown; got {known.min()}")
+    return None if (known < 0).all() else _now(jax.device_put, known.astype(np.int32))
+
+
+def log_prior(value: ArrayLike | None, x: Array) -> Array | None:
+    """(N, K) what is added to log joint densities; None where it can be seen to be 0."""
+    if value is None:
+        return None
+    a = floating(value, "log_prior", x.dtype)
+    if a.ndim != 2 or a.shape[0] != x.shape[0] or a.shape[1] == 0:
+        raise ValueError(f"log_prior must have shape ({x.shape[0]}, n_components); got shape {a.shape}")
+    if not is_concrete(a):
+        return a
+    values = np.asarray(a)
+    if np.isnan(values).any() or (values == np.inf).any():
+        raise ValueError("log_prior must be logarithms: finite, or -inf where a component is ruled out")
+    ruled_out = (values == -np.inf).all(1)
+    if ruled_out.any():
+        raise ValueError(f"log_prior rules every component out for row {int(ruled_out.argmax())}")
+    return a if (values != 0).any() else None
+
+
+_NOT_FINITE = "Give missing entries to observe(X, missing='nan'); drop other such rows, or scale the data."
 _SUM = 1e-3  # how far from 1 probabilities may sum that were meant to, beside their rounding
 
 
-def data(X: ArrayLike, *, n_features: int | None = None, name: str = "X") -> Array:
-    """X as a floating array (N, D), N ≥ 1, D ≥ 1, finite where that can be seen."""
+def data(X: ArrayLike, *, n_features: int | None = None, name: str = "X", missing: bool = False) -> Array:
+    """X as a floating array (N, D), N ≥ 1, D ≥ 1, finite where that can be seen, or NaN where `missing`."""
+    if hasattr(X, "is_plain"):
+        raise TypeError(
+            f"{name} is what observe returned, which this function does not take: give it complete rows, as "
+            "an array"
+        )
+    if missing and not isinstance(X, Array):
+        X = host_array(X, name, missing=True)
     x = floating(X, name)
     if x.ndim != 2:
         hint = " A single feature is X[:, None]; a single sample is X[None, :]." if x.ndim == 1 else ""
@@ -99,8 +209,11 @@ def data(X: ArrayLike, *, n_features: int | None = None, name: str = "X") -> Arr
             f"{name} must have the {n_features} features of params, shape (n_samples, {n_features}); "
             f"got shape {x.shape}"
         )
-    finite(x, name, "Drop or impute such rows, or scale the data, before the fit.")
-    if not isinstance(X, Array):
+    if missing:
+        no_infinity(x, name)
+    else:
+        finite(x, name, _NOT_FINITE)
+    if not isinstance(X, Array) and not missing:
         warn_of_rounding(host_array(X, name), x, name)
     return x
 

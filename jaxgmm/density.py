@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import jax
@@ -14,9 +15,12 @@ from jax.typing import ArrayLike
 
 from jaxgmm import _validate as validate
 from jaxgmm._host_arrays import padded
-from jaxgmm.data import Data
+from jaxgmm.components.base import Component
+from jaxgmm.data import Data, observe
+from jaxgmm.kernels import observed
 from jaxgmm.kernels.blocked_sum import block_rows, map_rows
-from jaxgmm.kernels.programs import jit
+from jaxgmm.kernels.linalg import einsum
+from jaxgmm.kernels.programs import is_concrete, jit
 from jaxgmm.mixture import GMMParams, cast, log_normaliser, scale_like
 
 R = TypeVar("R")
@@ -52,21 +56,38 @@ def _exponents(params: GMMParams, x: Array, on: Array) -> tuple[Array, Array]:
     return c.log_density(c, c.prepare(c, params.means, params.scale), x.T, on)
 
 
-def joint(params: GMMParams, x: Array) -> tuple[Array, Array]:
-    """log π_k f(x | μ_k, θ_k) = relative (K, B) + offset (B,), where relative never overflows to all −inf."""
+def joint(params: GMMParams, rows: Array | Data) -> tuple[Array, Array]:
+    """log π_k f(x | μ_k, θ_k) = relative (K, B) + offset (B,), where relative never overflows to all −inf.
+
+    Of rows (B, D), or of `Data`, with what is known of the components they come from.
+    """
+    if isinstance(rows, Data):
+        known = rows.known(params.n_components)
+        if not rows.is_complete:
+            look = observed.viewer(params, rows).look(rows.rows)
+            return look.joint(params.log_weights, known), look.offset
+        relative, offset = joint(params, rows.x)
+        return relative if known is None else relative + known, offset
+    x = rows
     relative, offset = _exponents(params, x, params.log_weights > -jnp.inf)
     constant, common = log_constants(params)
     return constant[:, None] + relative, common + offset
 
 
-def posterior(params: GMMParams, x: Array) -> tuple[Array, Array]:
+def posterior(params: GMMParams, rows: Array | Data) -> tuple[Array, Array]:
     """The E-step of one block: resp (B, K) and log p(x) (B,)."""
-    relative, offset = joint(params, x)
+    relative, offset = joint(params, rows)
     shares, total, top = shares_of(relative)
     return (shares / total[None, :]).T, top + jnp.log(total) + offset
 
 
-def _component(params: GMMParams, x: Array) -> Array:
+def _component(params: GMMParams, rows: Array | Data) -> Array:
+    if isinstance(rows, Data):
+        if not rows.is_complete:
+            look = observed.viewer(params, rows).look(rows.rows)
+            return (look.relative + look.offset[None, :]).T
+        rows = rows.x
+    x = rows
     relative, offset = _exponents(params, x, jnp.ones(params.n_components, bool))
     return (log_normaliser(params)[:, None] + (relative + offset[None, :])).T
 
@@ -92,27 +113,92 @@ def check_gaussian(params: GMMParams, what: str) -> None:
 
 
 def inputs(params: GMMParams, X: ArrayLike) -> tuple[GMMParams, Array]:
-    """One checked mixture and its data (N, D), both in the data's dtype."""
+    """One checked mixture and its complete rows (N, D), both in the data's dtype."""
     check_mixture(params)
     x = validate.data(X, n_features=params.n_features)
     return cast(params, x.dtype), x
 
 
-def padded_data(x: Array, w: Array | None) -> Data:
-    """Rows and their weights; few rows with zeros below, of weight 0."""
-    below = x if w is not None and not validate.is_concrete(w) else padded(x)
+def data_of(
+    params: GMMParams, X: ArrayLike | Data, sample_weight: ArrayLike | None = None
+) -> tuple[GMMParams, Data]:
+    """One checked mixture, and rows that it can be fitted to or evaluated at, in one dtype."""
+    check_mixture(params)
+    data = get_data(X, sample_weight, n_features=params.n_features)
+    check_accepts(data, params.component, params.n_components)
+    return cast(params, data.x.dtype), data
+
+
+def get_data(
+    X: ArrayLike | Data, sample_weight: ArrayLike | None = None, *, n_features: int | None = None
+) -> Data:
+    """Rows and weights, checked. `Data` has been checked by `observe`, and brings its own weights."""
+    if not isinstance(X, Data):
+        x = validate.data(X, n_features=n_features)
+        return Data(x, validate.weight(sample_weight, x))
+    if sample_weight is not None:
+        raise TypeError("sample_weight belongs to the data: give it to observe(X, sample_weight=...)")
+    if n_features is not None and X.n_features != n_features:
+        raise ValueError(f"X must have the {n_features} features of params; got Data of {X.n_features}")
+    return X
+
+
+def check_accepts(data: Data, component: Component, n_components: int | None = None) -> None:
+    """Raise where a component has no density for such rows, or the labels do not fit its number."""
+    view = data.view
+    given = {"missing": view.observed, "noise": view.noise, "projection": view.projection}
+    for what, array in given.items():
+        if array is not None and what not in component.accepts:
+            words = {"missing": "missing entries", "noise": "noise", "projection": "projections"}[what]
+            raise ValueError(
+                f"{component.name!r} has no density for rows with {words}; use Gaussian components"
+            )
+    if n_components is not None:
+        check_labels(data, n_components)
+
+
+def check_labels(data: Data, n_components: int) -> None:
+    """Raise where what is known of the labels is not of so many components."""
+    if data.log_prior is not None and data.log_prior.shape[1] != n_components:
+        raise ValueError(
+            f"log_prior must have a column for each of {n_components} components; "
+            f"got {data.log_prior.shape[1]}"
+        )
+    if data.label is not None and is_concrete(data.label) and int(np.max(data.label)) >= n_components:
+        raise ValueError(f"labels must be below n_components = {n_components}; got {int(np.max(data.label))}")
+
+
+def check_sizes(data: Data, sizes: Sequence[int]) -> None:
+    """Raise where numbers of components do not fit the labels, or starts cannot be made of the rows."""
+    for n_components in sizes:
+        check_labels(data, n_components)
+    if data.view.projection is not None:
+        raise ValueError(
+            "no starts can be made of projected rows: fit from parameters of your own, by fit(params, data) "
+            "or fit_restarts(..., init=params)"
+        )
+
+
+def padded_data(data: Data) -> Data:
+    """Rows and their weights; few rows with zeros below, of weight 0. As they are, where more is known."""
+    x, w = data.x, data.weight
+    if not data.is_plain:
+        return data
+    below = x if w is not None and not is_concrete(w) else padded(x)
     if below is x:
-        return Data(x, w)
+        return data
     weight = np.ones(x.shape[0], x.dtype) if w is None else np.asarray(w)
     placed: Data = jax.device_put(Data(below, padded(weight)))
     return placed
 
 
-def of_rows(program: Callable[[GMMParams, Array], R], params: GMMParams, X: ArrayLike) -> R:
+def of_rows(program: Callable[[GMMParams, Data], R], params: GMMParams, X: ArrayLike | Data) -> R:
     """What a program gives of each row. Few are padded, so that other numbers of them compile nothing."""
-    params, x = inputs(params, X)
-    below = padded(x) if validate.is_concrete(params) else x
-    found = program(params, below)
+    params, data = data_of(params, X)
+    data = dataclasses.replace(data, weight=None, pattern=None, patterns=None)
+    x = data.x
+    below = padded(x) if is_concrete(params) and data.is_plain else x
+    found = program(params, dataclasses.replace(data, x=below))
     if below is x:
         return found
     # Slices of a JAX array are programs of their own.
@@ -120,22 +206,30 @@ def of_rows(program: Callable[[GMMParams, Array], R], params: GMMParams, X: Arra
     return kept
 
 
+def _map(body: Callable[[Data], R], params: GMMParams, data: Data) -> R:
+    """A function of a block of rows, over all of them."""
+    if data.is_complete:
+        rows = block_rows(data.x.shape[0], *params.means.shape)
+    else:
+        rows = observed.rows_for(data, params.covariance, params.n_components)
+    found: R = map_rows(body, data, block_size=rows)
+    return found
+
+
 @jit
-def posterior_of(params: GMMParams, x: Array) -> tuple[Array, Array]:
+def posterior_of(params: GMMParams, data: Data) -> tuple[Array, Array]:
     """The E-step of all rows, a block at a time; log_weights need not sum to 1."""
-    rows = block_rows(x.shape[0], *params.means.shape)
-    return map_rows(lambda b: posterior(params, b), x, block_size=rows)
+    return _map(lambda rows: posterior(params, rows), params, data)
 
 
 @jit
-def _log_prob(params: GMMParams, x: Array) -> Array:
-    rows = block_rows(x.shape[0], *params.means.shape)
-    return map_rows(lambda b: posterior(params, b)[1], x, block_size=rows)
+def _log_prob(params: GMMParams, data: Data) -> Array:
+    return _map(lambda rows: posterior(params, rows)[1], params, data)
 
 
 @jit
-def _score(params: GMMParams, x: Array, w: Array | None) -> Array:
-    values = _log_prob(params, x)
+def _score(params: GMMParams, data: Data) -> Array:
+    w, values = data.weight, _log_prob(params, dataclasses.replace(data, weight=None))
     if w is None:
         return values.mean()
     # A sample of weight 0 may be so far away that its log-density is −inf.
@@ -143,24 +237,23 @@ def _score(params: GMMParams, x: Array, w: Array | None) -> Array:
 
 
 @jit
-def _predict(params: GMMParams, x: Array) -> Array:
-    rows = block_rows(x.shape[0], *params.means.shape)
+def _predict(params: GMMParams, data: Data) -> Array:
+    def labels(rows: Data) -> Array:
+        return jnp.argmax(joint(params, rows)[0], axis=0).astype(jnp.int32)
 
-    def labels(b: Array) -> Array:
-        return jnp.argmax(joint(params, b)[0], axis=0).astype(jnp.int32)
-
-    return map_rows(labels, x, block_size=rows)
+    return _map(labels, params, data)
 
 
 @jit
-def _component_log_prob(params: GMMParams, x: Array) -> Array:
-    rows = block_rows(x.shape[0], *params.means.shape)
-    return map_rows(lambda b: _component(params, b), x, block_size=rows)
+def _component_log_prob(params: GMMParams, data: Data) -> Array:
+    return _map(lambda rows: _component(params, rows), params, data)
 
 
-def log_prob(params: GMMParams, X: ArrayLike) -> Array:
+def log_prob(params: GMMParams, X: ArrayLike | Data) -> Array:
     """(N,) log p(x_n) = log Σ_k π_k f(x_n | μ_k, θ_k), in nats.
 
+    Of `Data` with missing entries it is the density of the observed ones, with noise that of what is
+    measured. With labels it is that of row and label, log π_k f(x_n | μ_k, θ_k) for label k.
     Differentiable in params and X; gradients are finite, also at switched-off components.
 
     Example:
@@ -172,7 +265,7 @@ def log_prob(params: GMMParams, X: ArrayLike) -> Array:
     return of_rows(_log_prob, params, X)
 
 
-def component_log_prob(params: GMMParams, X: ArrayLike) -> Array:
+def component_log_prob(params: GMMParams, X: ArrayLike | Data) -> Array:
     """(N, K) log N(x_n | μ_k, Σ_k), each component's own log-density, without its mixing weight.
 
     Example:
@@ -184,7 +277,7 @@ def component_log_prob(params: GMMParams, X: ArrayLike) -> Array:
     return of_rows(_component_log_prob, params, X)
 
 
-def responsibilities(params: GMMParams, X: ArrayLike) -> Array:
+def responsibilities(params: GMMParams, X: ArrayLike | Data) -> Array:
     """(N, K) posterior probabilities of the components; rows sum to 1. `e_step` without log_prob.
 
     Example:
@@ -196,7 +289,7 @@ def responsibilities(params: GMMParams, X: ArrayLike) -> Array:
     return of_rows(posterior_of, params, X)[0]
 
 
-def predict(params: GMMParams, X: ArrayLike) -> Array:
+def predict(params: GMMParams, X: ArrayLike | Data) -> Array:
     """(N,) int32 labels: the component of the largest responsibility.
 
     Example:
@@ -208,12 +301,12 @@ def predict(params: GMMParams, X: ArrayLike) -> Array:
     return of_rows(_predict, params, X)
 
 
-def score(params: GMMParams, X: ArrayLike, sample_weight: ArrayLike | None = None) -> Array:
+def score(params: GMMParams, X: ArrayLike | Data, sample_weight: ArrayLike | None = None) -> Array:
     """() the mean log-likelihood per unit of sample weight, Σ w_n log p(x_n) / Σ w_n, in nats.
 
     Args:
       params: the mixture.
-      X: (N, D).
+      X: (N, D), or `Data`.
       sample_weight: (N,) or None for ones; a sample of weight 0 does not count, wherever it lies.
 
     Example:
@@ -222,10 +315,9 @@ def score(params: GMMParams, X: ArrayLike, sample_weight: ArrayLike | None = Non
       >>> round(float(jaxgmm.score(params, [[0.0], [9.0]], [1.0, 0.0])), 4)
       -0.9189
     """
-    params, x = inputs(params, X)
-    w = validate.weight(sample_weight, x)
-    data = padded_data(x, w) if validate.is_concrete(params) else Data(x, w)
-    return _score(params, data.x, data.weight)
+    params, data = data_of(params, X, sample_weight)
+    data = dataclasses.replace(data, pattern=None, patterns=None)
+    return _score(params, padded_data(data) if is_concrete(params) else data)
 
 
 @functools.partial(jit, static_argnames="n_samples")
@@ -269,3 +361,75 @@ def sample(key: Array, params: GMMParams, n_samples: int) -> tuple[Array, Array]
     """
     check_mixture(params)
     return _sample(validate.key(key), params, validate.count(n_samples, "n_samples", 1))
+
+
+@jit
+def _impute(params: GMMParams, data: Data, key: Array | None) -> Array:
+    k, d = params.means.shape
+    colour, (n, e) = observed.factors(params), data.x.shape
+    drawn = None
+    if key is not None:
+        key_label, key_normal = jax.random.split(key)
+        width = d + (0 if data.noise is None else e)
+        normal = jax.random.normal(key_normal, (n, width), data.x.dtype)
+        drawn = normal, jax.random.gumbel(key_label, (n, k), data.x.dtype)
+
+    def block(rows: Data, drawn: tuple[Array, Array] | None) -> Array:
+        view, residuals = rows.view, observed.residuals_of(params.means, rows)
+        normal = None if drawn is None else jnp.broadcast_to(drawn[0].T[None], (k, *drawn[0].T.shape))
+        found = observed.regress(colour, view, residuals[:, :, None], normal)
+        y, relative = found.y[:, :, 0], joint(params, rows)[0]
+        if drawn is None or found.draw is None:
+            shares, total, _ = shares_of(relative)
+            share = shares / total[None, :]
+        else:
+            y = y + found.draw
+            chosen = jnp.argmax(relative + drawn[1].T, axis=0)
+            share = jax.nn.one_hot(chosen, k, dtype=y.dtype, axis=0)
+        each = params.means[:, :, None] + einsum("kde,keb->kdb", colour, y)
+        complete = einsum("kb,kdb->bd", share, each)
+        if view.noise is None and view.projection is None:
+            return rows.x if view.observed is None else jnp.where(view.observed, rows.x, complete)
+        return complete
+
+    rows = min(n, max(16, observed.rows_for(data, params.covariance, k) // 2))
+    filled: Array = map_rows(block, data, drawn, block_size=rows)
+    return filled
+
+
+def impute(params: GMMParams, X: ArrayLike | Data, key: Array | None = None) -> Array:
+    """(N, D) the rows with what is not known of them filled in: conditional means, or draws.
+
+    Without a key E[z_n | what is seen of row n] = Σ_k r_nk (μ_k + C_k E[y | row, k]). With a key one draw
+    from that distribution for each row: several keys give multiple imputations. Observed entries without
+    noise stay as they are. Of rows with noise or projections the result is the features themselves, z_n.
+
+    Args:
+      params: the mixture; for draws of Gaussian components.
+      X: (N, D), NaN where an entry is missing; or `Data`.
+      key: a JAX PRNG key, or None for means.
+
+    Returns:
+      (N, D), complete.
+
+    Raises:
+      ValueError, TypeError: as `observe` and `log_prob`; for draws from components that are not Gaussian.
+
+    Example:
+      >>> import jaxgmm
+      >>> params = jaxgmm.make_params([1.0], [[0.0, 0.0]], [[[1.0, 0.5], [0.5, 1.0]]])
+      >>> jaxgmm.impute(params, [[2.0, float("nan")]]).tolist()
+      [[2.0, 1.0]]
+
+    References:
+      Little & Rubin (2002), Statistical Analysis with Missing Data, §11.2; Bovy, Hogg & Roweis (2011).
+    """
+    data = X if isinstance(X, Data) else observe(X, missing="nan")
+    params, data = data_of(params, data)
+    if key is not None:
+        key = validate.key(key)
+        if not params.component.is_gaussian:
+            raise ValueError(f"draws need Gaussian components; params have {params.component.name!r}")
+    elif isinstance(params.component.options, Component):
+        raise ValueError("a uniform background has no conditional means; impute from the other components")
+    return _impute(params, dataclasses.replace(data.by_row(), weight=None), key)

@@ -28,11 +28,11 @@ from jaxgmm import priors
 from jaxgmm.components.base import Component
 from jaxgmm.components.registry import ModelLike, get_model
 from jaxgmm.components.weights import Model
-from jaxgmm.data import Context, Data, location_and_variance, summarise
-from jaxgmm.density import inputs, joint, of_rows, padded_data, posterior_of
-from jaxgmm.kernels import exact, quadratic
+from jaxgmm.data import Context, Data, summarise
+from jaxgmm.density import check_accepts, data_of, get_data, joint, of_rows, padded_data, posterior_of
+from jaxgmm.kernels import exact, observed, quadratic
 from jaxgmm.kernels.base import Kernel, Statistics
-from jaxgmm.kernels.blocked_sum import AxisName, block_rows, map_rows, rows_over, sum_rows
+from jaxgmm.kernels.blocked_sum import AxisName, map_rows, rows_over, sum_rows
 from jaxgmm.kernels.exact import WHITENED
 from jaxgmm.kernels.manual_axes import varying_like
 from jaxgmm.kernels.programs import is_concrete, jit
@@ -48,7 +48,7 @@ REG_COVAR = 1e-6
 HISTORY_SIZE = 256
 
 
-def e_step(params: GMMParams, X: ArrayLike) -> tuple[Array, Array]:
+def e_step(params: GMMParams, X: ArrayLike | Data) -> tuple[Array, Array]:
     """The E-step: which component each sample came from, and how likely the sample is.
 
     r_nk = π_k N(x_n | μ_k, Σ_k) / p(x_n). The responsibilities sum to 1 in every row for samples as far away
@@ -120,8 +120,7 @@ def with_prior(context: Context, prior: Prior | None, model: Model, shape: tuple
 
 def weighted_m_step(r: Array, data: Data, context: Context, model: Model, block_size: int) -> GMMParams:
     """The M-step from given responsibilities (N, K), with means relative to the shift of the context."""
-    location, _ = location_and_variance(data.x, data.weight)
-    means = jnp.broadcast_to((location - context.shift)[None, :], (r.shape[1], data.x.shape[1]))
+    means = jnp.broadcast_to((context.mean - context.shift)[None, :], (r.shape[1], data.n_features))
     params = reference_params(model, means, context.variance)
 
     def measured(params: GMMParams, _: None) -> tuple[GMMParams, None]:
@@ -141,7 +140,7 @@ def _checked(prior: Prior | None, component: Component, shape: tuple[int, ...], 
 def _m_step(
     r: Array, data: Data, reg_covar: Array, prior: Prior | None, *, model: Model, block_size: int
 ) -> GMMParams:
-    context = summarise(data.x, data.weight, reg_covar)
+    context = summarise(data, reg_covar)
     context = with_prior(context, prior, model, (r.shape[1], data.x.shape[1]))
     return translate(weighted_m_step(r, data, context, model, block_size), context.shift)
 
@@ -185,6 +184,10 @@ def m_step(
     References:
       Bishop (2006), equations 9.24–9.26.
     """
+    if isinstance(X, Data):
+        raise TypeError(
+            "m_step needs complete rows, as an array: with gaps or noise its maximum depends on params"
+        )
     x = validate.data(X)
     w = validate.weight(sample_weight, x)
     r = validate.responsibilities(resp, x, w)
@@ -201,20 +204,22 @@ def m_step(
 
 
 @jit
-def _elbo(params: GMMParams, r: Array, x: Array, w: Array) -> Array:
-    rows = block_rows(x.shape[0], *params.means.shape)
+def _elbo(params: GMMParams, r: Array, data: Data, w: Array) -> Array:
+    rows = exact.rows_of(data, params.component, params.n_components)
 
-    def block(rb: Array, xb: Array) -> Array:
+    def block(rb: Array, xb: Data) -> Array:
         relative, offset = joint(params, xb)
         both = (relative + offset[None, :]).T
         some = rb > 0
         terms = rb * (jnp.where(some, both, 0) - jnp.log(jnp.where(some, rb, 1)))
         return jnp.where(some, terms, 0).sum(1)
 
-    return (w * map_rows(block, r, x, block_size=rows)).sum()
+    return (w * map_rows(block, r, data, block_size=rows)).sum()
 
 
-def elbo(params: GMMParams, resp: ArrayLike, X: ArrayLike, sample_weight: ArrayLike | None = None) -> Array:
+def elbo(
+    params: GMMParams, resp: ArrayLike, X: ArrayLike | Data, sample_weight: ArrayLike | None = None
+) -> Array:
     """() the evidence lower bound Σ_n w_n Σ_k r_nk (log π_k N(x_n | μ_k, Σ_k) − log r_nk), a total in nats.
 
     EM is coordinate ascent on it: for given params `e_step` gives the responsibilities that maximise it, for
@@ -238,15 +243,16 @@ def elbo(params: GMMParams, resp: ArrayLike, X: ArrayLike, sample_weight: ArrayL
       Neal & Hinton (1998), A view of the EM algorithm that justifies incremental, sparse, and other variants,
       equation 7.
     """
-    params, x = inputs(params, X)
-    w = validate.weight(sample_weight, x)
+    params, data = data_of(params, X, sample_weight)
+    x, w = data.x, data.weight
     r = validate.responsibilities(resp, x, w)
     if r.shape[1] != params.n_components:
         raise ValueError(
             f"resp must have shape {(x.shape[0], params.n_components)}, one column for each component of "
             f"params; got shape {r.shape}"
         )
-    return _elbo(params, r, x, jnp.ones(x.shape[0], x.dtype) if w is None else w)
+    data = dataclasses.replace(data, weight=None, pattern=None, patterns=None)
+    return _elbo(params, r, data, jnp.ones(x.shape[0], x.dtype) if w is None else w)
 
 
 @functools.partial(jit, static_argnames=("block_size", "axis_name"))
@@ -260,7 +266,7 @@ def _em_step(
     axis_name: AxisName,
 ) -> tuple[GMMParams, Statistics]:
     with rows_over(axis_name):
-        context = summarise(data.x, data.weight, reg_covar)
+        context = summarise(data, reg_covar)
         context = with_prior(context, prior, params.model, params.means.shape)
         relative = translate(params, -context.shift)
         statistics = exact.sums(relative, data, context.shift, block_size=block_size)
@@ -269,22 +275,23 @@ def _em_step(
 
 
 def _prepare(
-    params: GMMParams, X: ArrayLike, sample_weight: ArrayLike | None, block_size: int | None
+    params: GMMParams, X: ArrayLike | Data, sample_weight: ArrayLike | None, block_size: int | None
 ) -> tuple[GMMParams, Data, int]:
-    params, x = inputs(params, X)
-    w = validate.weight(sample_weight, x)
-    data = padded_data(x, w) if is_concrete(params) else Data(x, w)
-    x = data.x
+    """Checked arguments; the rows as sums over them are fastest, in another order, and filled up."""
+    params, data = data_of(params, X, sample_weight)
+    if is_concrete(params):
+        data = observed.in_tiles(padded_data(data), params.covariance)
     if block_size is None:
-        rows = exact.rows_for(params.component, x.shape[0], *params.means.shape)
+        rows = exact.rows_of(data, params.component, params.n_components)
     else:
-        rows = min(validate.count(block_size, "block_size", 1), x.shape[0])
+        rows = min(validate.count(block_size, "block_size", 1), data.x.shape[0])
+        rows = max(rows - rows % max(data.tile, 1), data.tile)
     return params, data, rows
 
 
 def em_step(
     params: GMMParams,
-    X: ArrayLike,
+    X: ArrayLike | Data,
     sample_weight: ArrayLike | None = None,
     *,
     reg_covar: ArrayLike = REG_COVAR,
@@ -322,7 +329,8 @@ def em_step(
     x, w = data.x, data.weight
     reg = validate.not_negative(reg_covar, "reg_covar", x.dtype)
     checked = _checked(prior, params.component, params.means.shape, x)
-    if prior is None and axis_name is None and (unit := units.units_of(x, w, params.model)) is not None:
+    unit = units.of_data(data, params.model) if prior is None and axis_name is None else None
+    if unit is not None:
         new, statistics = _em_step(
             units.rescale(params, 1 / unit), Data(units.divide(x, unit), w), units.ridge_in_units(reg, unit),
             None, block_size=rows, axis_name=None,
@@ -514,7 +522,7 @@ def run(
     s = Settings(tol, accelerate, **static)
     first, last, n_kernels = s.kernels[0], s.kernels[-1], len(s.kernels)
     with rows_over(s.axis_name):
-        context = summarise(data.x, data.weight, reg_covar) if context is None else context
+        context = summarise(data, reg_covar) if context is None else context
         context = with_prior(context, prior, params.model, params.means.shape)
         problem = Problem(data, context, first.prepare(params.component, data, context))
     start = translate(admissible(params), -context.shift)
@@ -592,7 +600,7 @@ divided: Callable[..., FitResult | None] | None = None
 
 def fit(
     params: GMMParams,
-    X: ArrayLike,
+    X: ArrayLike | Data,
     sample_weight: ArrayLike | None = None,
     *,
     tol: ArrayLike | None = None,
@@ -651,16 +659,18 @@ def fit(
     """
     block_size = check_options(options).block_size
     params, data, rows = _prepare(params, X, sample_weight, block_size)
-    x, w, n_samples = data.x, data.weight, np.shape(X)[0]
+    x, w = data.x, data.weight
+    n_samples = np.shape(X.x if isinstance(X, Data) else X)[0]
     numbers = validate.iteration(tol, max_iter, reg_covar, accelerate, x.dtype, n_samples)
     checked = _checked(prior, params.component, params.means.shape, x)
     static: dict[str, Any] = {
         "block_size": rows,
         "history_size": options.history_size,
         "unconverged_gradient": options.unconverged_gradient,
-        "kernels": quadratic.choose(options.kernel, params.component, x.shape[0], *params.means.shape),
+        "kernels": quadratic.choose_for(data, options.kernel, params.component, params.n_components),
     }
-    if prior is None and (unit := units.units_of(x, w, params.model)) is not None:
+    unit = units.of_data(data, params.model) if prior is None else None
+    if unit is not None:
         tol_, limit, reg, plain = numbers
         result = _fit(
             units.rescale(params, 1 / unit), Data(units.divide(x, unit), w), tol_, limit,
@@ -720,7 +730,7 @@ class EMInfo(NamedTuple):
 
 @jit
 def _init(params: GMMParams, data: Data, reg_covar: Array, prior: Prior | None) -> tuple[State, Context]:
-    context = summarise(data.x, data.weight, reg_covar)
+    context = summarise(data, reg_covar)
     context = with_prior(context, prior, params.model, params.means.shape)
     start = translate(admissible(params), -context.shift)
     return squarem.begin(start, squarem.no_memory(data.x.dtype), 0), context
@@ -728,7 +738,7 @@ def _init(params: GMMParams, data: Data, reg_covar: Array, prior: Prior | None) 
 
 def init(
     params: GMMParams,
-    X: ArrayLike,
+    X: ArrayLike | Data,
     sample_weight: ArrayLike | None = None,
     *,
     reg_covar: ArrayLike = REG_COVAR,
@@ -787,7 +797,7 @@ def _step(state: EMState, data: Data, tol: Array, accelerate: Array) -> tuple[EM
 
 def step(
     state: EMState,
-    X: ArrayLike,
+    X: ArrayLike | Data,
     sample_weight: ArrayLike | None = None,
     *,
     tol: ArrayLike | None = None,
@@ -825,9 +835,10 @@ def step(
     if not isinstance(state, EMState):
         raise TypeError(f"state must be what jaxgmm.em.init gives; got {type(state).__name__}")
     point = state.iteration.base
-    x = validate.data(X, n_features=point.n_features)
-    if x.dtype != point.means.dtype:
-        raise TypeError(f"X must have the dtype of the data of init, {point.means.dtype}; got {x.dtype}")
-    w = validate.weight(sample_weight, x)
-    tolerance = validate.tolerance(tol, x.shape[0], x.dtype)
-    return _step(state, Data(x, w), tolerance, validate.flag(accelerate, "accelerate"))
+    data = get_data(X, sample_weight, n_features=point.n_features)
+    check_accepts(data, point.component, point.n_components)
+    dtype, n_samples = data.x.dtype, data.x.shape[0]
+    if dtype != point.means.dtype:
+        raise TypeError(f"X must have the dtype of the data of init, {point.means.dtype}; got {dtype}")
+    tolerance = validate.tolerance(tol, n_samples, dtype)
+    return _step(state, data, tolerance, validate.flag(accelerate, "accelerate"))

@@ -21,7 +21,8 @@ from jaxgmm import _validate as validate
 from jaxgmm.components.base import Component, Target
 from jaxgmm.components.covariance.base import Covariance
 from jaxgmm.components.registry import ModelLike, get_model
-from jaxgmm.data import location_and_variance, scatter
+from jaxgmm.data import Data, covariance_of, location_and_variance, scatter
+from jaxgmm.density import get_data
 from jaxgmm.kernels.linalg import embed_diagonal, epsilon, safe_cholesky
 from jaxgmm.kernels.programs import jit
 from jaxgmm.mixture import GMMParams, scale_like
@@ -376,13 +377,18 @@ def log_prior(params: GMMParams, prior: Prior) -> Array:
     return _log_prior(params, check(prior, params.component, params.means.shape, params.means.dtype))
 
 
-def default(x: Array, w: Array | None, n_components: Array, covariance: Covariance) -> Prior:
+def default(data: Data, n_components: Array, covariance: Covariance) -> Prior:
     """`default_prior` without its checks, for a number of components that may be traced."""
-    d, dense = x.shape[1], not _without_correlations(covariance)
-    mean, spread = location_and_variance(x, w)
-    if dense:
-        total, products = scatter(x, w, mean)
-        spread = products / total
+    x, w, dense = data.x, data.weight, not _without_correlations(covariance)
+    d = data.n_features
+    if data.is_complete:
+        mean, spread = location_and_variance(x, w)
+        if dense:
+            total, products = scatter(x, w, mean)
+            spread = products / total
+    else:
+        mean, width, correlation = covariance_of(data)
+        spread = width[:, None] * correlation * width[None, :] if dense else jnp.square(width)
     share = jnp.power(n_components.astype(x.dtype), float(-2 / d))
     return Prior(
         mean=mean,
@@ -396,7 +402,7 @@ _default = jit(default, static_argnames="covariance")
 
 
 def default_prior(
-    X: ArrayLike,
+    X: ArrayLike | Data,
     n_components: int,
     covariance_type: ModelLike = "full",
     sample_weight: ArrayLike | None = None,
@@ -428,12 +434,12 @@ def default_prior(
     References:
       Fraley & Raftery (2007), §3.2.
     """
-    x = validate.data(X)
+    data = get_data(X, sample_weight)
     component = get_model(covariance_type).component
     k = validate.n_components(n_components)
     fields = [f.name for f in dataclasses.fields(Prior)]
     if unknown := sorted(set(overrides) - set(fields)):
         raise TypeError(f"default_prior takes {fields}; got {unknown}")
-    w = validate.weight(sample_weight, x)
-    prior = _default(x, w, jnp.asarray(k, jnp.int32), covariance=component.covariance)
-    return check(dataclasses.replace(prior, **overrides), component, (k, x.shape[1]), x.dtype)
+    prior = _default(data, jnp.asarray(k, jnp.int32), covariance=component.covariance)
+    shape = (k, data.n_features)
+    return check(dataclasses.replace(prior, **overrides), component, shape, data.x.dtype)

@@ -1,7 +1,7 @@
 """Component families and covariance structures, by record or by name."""
 
 from jaxgmm.components.background import background
-from jaxgmm.components.base import Component, Sums, Target
+from jaxgmm.components.base import Component, Seen, Sums, Target
 from jaxgmm.components.covariance.base import Covariance
 from jaxgmm.components.covariance.diagonal import EEI, EII, EVI, VEI, diag, spherical
 from jaxgmm.components.covariance.eigen import EEV, EVE, EVV, VEE, VEV, VVE
@@ -31,6 +31,7 @@ __all__ = [
     "Component",
     "Covariance",
     "Model",
+    "Seen",
     "Sums",
     "Target",
     "Weights",

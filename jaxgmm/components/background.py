@@ -7,7 +7,7 @@ from typing import Any, cast
 import jax.numpy as jnp
 from jax import Array
 
-from jaxgmm.components.base import Component, Scale, Shape, Sums, Target
+from jaxgmm.components.base import Component, Scale, Seen, Shape, Sums, Target
 from jaxgmm.components.covariance.base import Partial
 
 
@@ -26,7 +26,7 @@ def _expect(c: Component, prepared: Any, x: Array) -> tuple[Array, Any]:
 
 def _log_normaliser(c: Component, scale: Scale, shape: Shape) -> Array:
     inner = c.options.log_normaliser(c.options, scale["inner"], shape)
-    return jnp.where(_is_last(shape[0]), scale["log_density"], inner)
+    return jnp.where(_is_last(shape[0]), scale["log_density"].sum(), inner)
 
 
 def _log_density(c: Component, prepared: Any, x: Array, on: Array) -> tuple[Array, Array]:
@@ -36,6 +36,13 @@ def _log_density(c: Component, prepared: Any, x: Array, on: Array) -> tuple[Arra
     background = on[-1]
     both = jnp.where(background, relative + offset[None, :], relative)
     return jnp.where(last[:, None], 0, both), jnp.where(background, 0, offset)
+
+
+def _marginal(c: Component, scale: Scale, seen: Seen) -> tuple[Array, Any]:
+    inner, latent = c.options.marginal(c.options, scale["inner"], seen)
+    each = scale["log_density"]
+    total = each.sum() if seen.observed is None else jnp.where(seen.observed, each[:, None], 0).sum(0)
+    return jnp.where(_is_last(inner.shape[0])[:, None], total - seen.offset, inner), latent
 
 
 def _statistics(c: Component, prepared: Any, latent: Any, resp: Array) -> Sums:
@@ -53,7 +60,7 @@ def _maximise(
 
 def _start(c: Component, variances: Array) -> Scale:
     # The box that has the variances of all the data, uniform: its sides are √12 standard deviations.
-    log_density = -0.5 * jnp.log(12 * variances[-1]).sum()
+    log_density = -0.5 * jnp.log(12 * variances[-1])
     return {"inner": c.options.start(c.options, variances), "log_density": log_density}
 
 
@@ -78,16 +85,17 @@ def _normal_factor(c: Component, key: Array, scale: Scale, labels: Array) -> Arr
 def background(component: Component) -> Component:
     """Components of a family, and a last one that is uniform: rows that belong to none of the others.
 
-    Of K components the first K − 1 are those of `component`. The last has the density exp(log_density), whose
-    logarithm is scale["log_density"]; a start takes the box that has the data's variances. Its share is
-    estimated, and nothing else of it. It has a mean and a covariance in the arrays, without use. A mixture
-    with a background has no samples and no standard errors.
+    Of K components the first K − 1 are those of `component`. The last is uniform over a box, with the density
+    exp(Σ_j scale["log_density"]_j), a factor for each feature, so that rows with missing entries have a
+    density too. A start takes the box that has the data's variances. Its share is estimated, and nothing else
+    of it. It has a mean and a covariance in the arrays, without use. Errors of measurement leave it as it is.
+    A mixture with a background has no samples and no standard errors.
 
     Args:
       component: a `Component`, such as gaussian("full").
 
     Returns:
-      A `Component` whose scale is {"inner": that of the components, "log_density": ()}; its name, such as
+      A `Component` whose scale is {"inner": that of the components, "log_density": (D,)}; its name, such as
       "background(full)", can be passed as covariance_type too.
 
     Example:
@@ -98,6 +106,7 @@ def background(component: Component) -> Component:
     References:
       Banfield & Raftery (1993), Model-based Gaussian and non-Gaussian clustering, Biometrics 49.
     """
+    accepts = tuple(what for what in component.accepts if what != "projection")
     optional: dict[str, Any] = {"variance_factor": _get, "to_free": _get, "from_free": _put}
     record = Component(
         name=f"background({component.name})",
@@ -113,6 +122,8 @@ def background(component: Component) -> Component:
         with_scatter=Partial(_put, "with_scatter"),
         n_parameters=_n_parameters,
         normal_factor=_normal_factor,
+        marginal=_marginal if accepts else None,
+        accepts=accepts,
         options=component,
     )
     own: dict[str, Any] = {

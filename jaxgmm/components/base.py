@@ -44,6 +44,26 @@ class Target(NamedTuple):
     second: Any
 
 
+class Seen(NamedTuple):
+    """What the observed entries of a block of rows say, for a component's `marginal`.
+
+    Fields:
+      y: (K, D, B) the conditional means of the whitened residuals.
+      length: (K, B) squared Mahalanobis distances δ of the observed entries.
+      base: (K, B) −½ log |T| for their scatter matrices T, less what is in `offset`.
+      offset: (B,) taken out of all log densities, −½ n log 2π included, for n observed entries.
+      observed: (E, B) bool, or None where all are.
+      n_observed: (B,), or a number for all rows.
+    """
+
+    y: Array
+    length: Array
+    base: Array
+    offset: Array
+    observed: Array | None
+    n_observed: Any
+
+
 class Component(NamedTuple):
     """The density of one component: pure functions of its means (K, D) and of `scale`, a pytree of arrays.
 
@@ -77,6 +97,9 @@ class Component(NamedTuple):
       to_free, from_free: scale -> array (K, E) of unconstrained numbers for what the scale holds besides
         `covariance`'s arrays, and (scale, array) -> scale: coordinates of extrapolation, derivatives and
         gradient fits. None where there is nothing else.
+      marginal: (scale, `Seen`) -> the log density (K, B) of what is observed of each row, less the offset,
+        and what `statistics` needs, as `expect` gives it. None: rows must be complete.
+      accepts: of "missing", "noise" and "projection", for which of them `marginal` holds.
       is_gaussian: whether the exponent is −½ ‖C_k⁻¹ (x − μ_k)‖² and the sums are plain moments, so that the
         quadratic and sparse kernels, priors, and what else is known of Gaussians apply.
       options: hashable settings of the family, such as whether degrees of freedom are fixed.
@@ -98,6 +121,8 @@ class Component(NamedTuple):
     normal_factor: Callable[[Component, Array, Scale, Array], Array] | None = None
     to_free: Callable[[Component, Scale], Array] | None = None
     from_free: Callable[[Component, Scale, Array], Scale] | None = None
+    marginal: Callable[[Component, Scale, Seen], tuple[Array, Any]] | None = None
+    accepts: tuple[str, ...] = ()
     is_gaussian: bool = False
     options: Any = None
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from jaxgmm.components.base import Component, Scale, Shape, Sums, Target
+from jaxgmm.components.base import Component, Scale, Seen, Shape, Sums, Target
 from jaxgmm.components.covariance.base import Covariance
 from jaxgmm.components.covariance.registry import get_covariance
 from jaxgmm.kernels.linalg import einsum
@@ -99,6 +99,10 @@ def _maximise(
     return move(c, means, scale, target, ridge)
 
 
+def _marginal(c: Component, scale: Scale, seen: Seen) -> tuple[Array, Array]:
+    return seen.base - 0.5 * seen.length, seen.y
+
+
 def _start(c: Component, variances: Array) -> Scale:
     return c.covariance.from_variances(variances)
 
@@ -129,6 +133,8 @@ _GAUSSIAN = Component(
     scatter=_scatter,
     with_scatter=_with_scatter,
     n_parameters=_n_parameters,
+    marginal=_marginal,
+    accepts=("missing", "noise", "projection"),
     is_gaussian=True,
 )
 

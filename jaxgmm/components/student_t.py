@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ import numpy as np
 from jax import Array, lax
 from jax.scipy.special import digamma, gammaln
 
-from jaxgmm.components.base import Component, Scale, Shape, Sums, Target
+from jaxgmm.components.base import Component, Scale, Seen, Shape, Sums, Target
 from jaxgmm.components.covariance.base import Covariance
 from jaxgmm.components.covariance.registry import get_covariance
 from jaxgmm.components.gaussian import (
@@ -35,11 +35,28 @@ def _prepare(c: Component, means: Array, scale: Scale) -> tuple[Prepared, Array]
     return prepare(c, means, scale), scale["dof"][:, None]
 
 
-def _expect(c: Component, prepared: Any, x: Array) -> tuple[Array, Any]:
+class _Latent(NamedTuple):
+    y: Array  # (K, D, B)  whitened residuals
+    length: Array  # (K, B)  squared distances δ
+    n_observed: Any  # how many entries they are made of: a number, or (B,)
+
+
+def _expect(c: Component, prepared: Any, x: Array) -> tuple[Array, _Latent]:
     about, dof = prepared
     y = about.whiten(x[None, :, :] - about.means[:, :, None])
     length = finite_length(jnp.square(y).sum(1))
-    return -0.5 * (dof + x.shape[0]) * jnp.log1p(length / dof), (y, length)
+    return _exponent(dof, length, x.shape[0]), _Latent(y, length, x.shape[0])
+
+
+def _exponent(dof: Array, length: Array, n: Any) -> Array:
+    return -0.5 * (dof + n) * jnp.log1p(length / dof)
+
+
+def _marginal(c: Component, scale: Scale, seen: Seen) -> tuple[Array, _Latent]:
+    # Of a subset of the features it is a t with the same degrees of freedom.
+    dof, n = scale["dof"][:, None], jnp.asarray(seen.n_observed, seen.length.dtype)
+    ratio = _log_gamma_ratio(*jnp.broadcast_arrays(0.5 * dof, 0.5 * n))
+    return seen.base + ratio + _exponent(dof, seen.length, n), _Latent(seen.y, seen.length, n)
 
 
 def _log_density(c: Component, prepared: Any, x: Array, on: Array) -> tuple[Array, Array]:
@@ -56,7 +73,7 @@ def _log_normaliser(c: Component, scale: Scale, shape: Shape) -> Array:
     return log_normaliser(c, scale, shape) + _log_gamma_ratio(0.5 * scale["dof"], 0.5 * shape[1])
 
 
-def _log_gamma_ratio(a: Array, b: float) -> Array:
+def _log_gamma_ratio(a: Array, b: Any) -> Array:
     """log Γ(a + b) − log Γ(a) − b log a, without cancellation for large a: by Stirling's series from 8 on."""
     small, large = jnp.minimum(a, 8), jnp.maximum(a, 8)
     direct = gammaln(small + b) - gammaln(small) - b * jnp.log(small)
@@ -73,11 +90,14 @@ def _stirling(z: Array) -> Array:
 
 
 def _statistics(c: Component, prepared: Any, latent: Any, resp: Array) -> Sums:
-    (about, dof), (y, length) = prepared, latent
+    (about, dof), (y, length, n) = prepared, latent
     # The E-step's expected precision of a row, relative to Σ_k⁻¹.
-    u = (dof + y.shape[1]) / (dof + length)
+    u = (dof + n) / (dof + length)
     sums = moments(c, about, y, resp * u)
-    return sums._replace(extra={"weight": (resp * u).sum(1), "log": (resp * (jnp.log(u) - u)).sum(1)})
+    # E[log u] − E[u]: log u − u + ψ((ν + n)/2) − log((ν + n)/2) of n observed entries.
+    half = 0.5 * (dof + n)
+    logs = jnp.log(u) - u + (digamma(half) - jnp.log(half))
+    return sums._replace(extra={"weight": (resp * u).sum(1), "log": (resp * logs).sum(1)})
 
 
 def _maximise(
@@ -104,9 +124,8 @@ def _maximise(
     means, new, length = move(c, means, scale, Target(mean, weight, centre, second), ridge)
     dof = scale["dof"]
     if not isinstance(c.options, float):
-        # ψ(ν'/2) − log(ν'/2) = 1 + Σ r (log u − u) / Σ r + ψ((ν + D)/2) − log((ν + D)/2), for the next ν'.
-        half = 0.5 * (dof + means.shape[1])
-        right = jnp.where(on, sums.extra["log"] / safe, -1) + digamma(half) - jnp.log(half)
+        # ψ(ν'/2) − log(ν'/2) = 1 + Σ r (E[log u] − E[u]) / Σ r, for the next ν'.
+        right = jnp.where(on, sums.extra["log"] / safe, -1)
         if c.options == "common":
             right = jnp.broadcast_to((weight * right).sum() / weight.sum(), dof.shape)
         found = _degrees(1 + right)
@@ -192,6 +211,8 @@ _STUDENT_T = gaussian()._replace(
     normal_factor=_normal_factor,
     to_free=_to_free,
     from_free=_from_free,
+    marginal=_marginal,
+    accepts=("missing", "projection"),  # a t with Gaussian noise is no t
     is_gaussian=False,
 )
 

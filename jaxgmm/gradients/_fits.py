@@ -14,8 +14,8 @@ from jax.typing import ArrayLike
 
 from jaxgmm import _validate as validate
 from jaxgmm import em, priors
-from jaxgmm.data import Data, summarise
-from jaxgmm.density import check_mixture, inputs, posterior, score
+from jaxgmm.data import Data, summarise, total_weight
+from jaxgmm.density import check_mixture, data_of, posterior, score
 from jaxgmm.em import REG_COVAR
 from jaxgmm.kernels import exact
 from jaxgmm.kernels.blocked_sum import in_range, sum_rows
@@ -99,7 +99,7 @@ def constrained(theta: dict[str, Any], params: GMMParams) -> GMMParams:
 
 
 def negative_log_likelihood(
-    theta: dict[str, Any], params: GMMParams, X: ArrayLike, sample_weight: ArrayLike | None = None
+    theta: dict[str, Any], params: GMMParams, X: ArrayLike | Data, sample_weight: ArrayLike | None = None
 ) -> Array:
     """() −Σ w_n log p(x_n) / Σ w_n in free coordinates: a smooth function without constraints.
 
@@ -133,24 +133,20 @@ def status_of(evaluation: Evaluation, stopped: Array, tol: Array) -> Array:
 
 
 def checked(
-    params: GMMParams, X: ArrayLike, sample_weight: ArrayLike | None, tol: ArrayLike | None,
+    params: GMMParams, X: ArrayLike | Data, sample_weight: ArrayLike | None, tol: ArrayLike | None,
     reg_covar: ArrayLike, block_size: int | None,
 ) -> tuple[GMMParams, Data, Array, Array, int]:  # fmt: skip
     """A mixture, its data, tol, reg_covar, and the rows per block."""
-    params, x = inputs(params, X)
-    rows = exact.rows_for(params.component, x.shape[0], *params.means.shape)
+    params, data = data_of(params, X, sample_weight)
+    data, x = data.by_row(), data.x
+    rows = exact.rows_of(data, params.component, params.n_components)
     if block_size is not None:
         rows = min(validate.count(block_size, "block_size", 1), x.shape[0])
     near, reg = (
         validate.tolerance(tol, x.shape[0], x.dtype),
         validate.not_negative(reg_covar, "reg_covar", x.dtype),
     )
-    return params, Data(x, validate.weight(sample_weight, x)), near, reg, rows
-
-
-def total_weight(data: Data) -> Array:
-    """() the sum of the weights."""
-    return jnp.asarray(data.x.shape[0], data.x.dtype) if data.weight is None else data.weight.sum()
+    return params, data, near, reg, rows
 
 
 @functools.partial(jit, static_argnames=("optimizer", "n_steps", "batch_size", "block_size"))
@@ -160,7 +156,7 @@ def _descend(
 ) -> FitResult:  # fmt: skip
     import optax
 
-    f = summarise(data.x, data.weight, reg_covar)
+    f = summarise(data, reg_covar)
     n_samples, total, width = data.x.shape[0], total_weight(data), jnp.sqrt(f.variance)
     update = optax.with_extra_args_support(optimizer).update
 
@@ -173,12 +169,13 @@ def _descend(
         some = data if rows is None else jax.tree.map(lambda a: a[rows], data)
         n = some.x.shape[0]
 
-        def block(weight: Array, b: Array) -> Array:
-            b = jnp.where(in_range(weight, b), b, 0)
-            values = posterior(p, b - f.shift[None, :])[1]
+        def block(weight: Array, rows: Data) -> Array:
+            b = dataclasses.replace(rows, x=jnp.where(in_range(weight, rows.x), rows.x, 0))
+            values = posterior(p, b.less(f.shift))[1]
             return (weight * jnp.where(weight > 0, values, 0)).sum()
 
-        fitted = sum_rows(block, some.weight, some.x, block_size=min(block_size, n)) * (n_samples / n) / total
+        likelihood = sum_rows(block, some.weight, some.rows, block_size=min(block_size, n))
+        fitted = likelihood * (n_samples / n) / total
         # What EM's ridge is the gradient of: its fixed points are the stationary points of this.
         inverse = p.covariance.inverse_diagonal(p.scatter, (p.n_components, p.n_features))
         ridged = (inverse * f.ridge[None, :]).sum(-1)
@@ -215,7 +212,7 @@ def _descend(
 
 def fit_gradient(
     params: GMMParams,
-    X: ArrayLike,
+    X: ArrayLike | Data,
     optimizer: optax.GradientTransformation,
     sample_weight: ArrayLike | None = None,
     *,
@@ -284,7 +281,7 @@ def _unrolled(
     params: GMMParams, data: Data, tol: Array, reg_covar: Array, prior: Prior | None,
     *, n_steps: int, block_size: int,
 ) -> FitResult:  # fmt: skip
-    f = summarise(data.x, data.weight, reg_covar)
+    f = summarise(data, reg_covar)
     f = em.with_prior(f, prior, params.model, params.means.shape)
     problem = em.Problem(data, f)
     evaluate = functools.partial(em.evaluate, exact.WHITENED, block_size, None)
@@ -317,7 +314,7 @@ def _unrolled(
 
 def fit_unrolled(
     params: GMMParams,
-    X: ArrayLike,
+    X: ArrayLike | Data,
     n_steps: int,
     sample_weight: ArrayLike | None = None,
     *,

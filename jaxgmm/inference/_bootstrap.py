@@ -14,11 +14,12 @@ from jax.typing import ArrayLike
 
 from jaxgmm import _validate as validate
 from jaxgmm.data import Data
-from jaxgmm.density import inputs, sample
+from jaxgmm.density import data_of, sample
 from jaxgmm.em import MAX_ITER, REG_COVAR, run
 from jaxgmm.inference._information import ConfidenceIntervals
 from jaxgmm.inference._local_coordinates import entries, without_off
 from jaxgmm.kernels.blocked_sum import block_rows
+from jaxgmm.kernels.exact import rows_of
 from jaxgmm.kernels.linalg import cholesky, einsum, lower_inverse
 from jaxgmm.kernels.programs import jit, work_of_fits
 from jaxgmm.mixture import GMMParams, take
@@ -126,40 +127,40 @@ def lanes_at_once(batch_size: Any, n_lanes: int) -> int:
     return min(validate.count(batch_size, "batch_size", 1), n_lanes)
 
 
-def _work(key: Array, params: GMMParams, x: Array, *_: Any, n_replicates: int, **__: Any) -> float:
+def _work(key: Array, params: GMMParams, data: Data, *_: Any, n_replicates: int, **__: Any) -> float:
     k, d = params.means.shape
-    return work_of_fits(len(x), k, d, n_replicates)
+    return work_of_fits(len(data.x), k, d, n_replicates)
 
 
 @functools.partial(jit, static_argnames=("kind", "n_replicates", "batch_size"), work=_work)
 def _bootstrap(
     key: Array,
     params: GMMParams,
-    x: Array,
-    w: Array | None,
+    data: Data,
     numbers: tuple[Array, Array, Array, Array],
     *,
     kind: str,
     n_replicates: int,
     batch_size: int,
 ) -> Bootstrap:
-    n_samples = x.shape[0]
+    x, w, n_samples = data.x, data.weight, data.x.shape[0]
     rows = block_rows(n_samples, params.n_components, params.n_features, batch_size)
+    if not data.is_complete:
+        rows = rows_of(data, params.component, params.n_components, batch_size)
 
-    def resampled(key: Array) -> tuple[Array, Array | None]:
+    def resampled(key: Array) -> Data:
         if kind == "parametric":
-            return sample(key, params, n_samples)[0], None
+            return Data(sample(key, params, n_samples)[0])
         if kind == "weighted":
             drawn = jax.random.exponential(key, (n_samples,), x.dtype)
             drawn = drawn / drawn.mean()
         else:
             picked = jax.random.randint(key, (n_samples,), 0, n_samples, jnp.int32)
             drawn = jnp.zeros(n_samples, x.dtype).at[picked].add(jnp.ones(n_samples, x.dtype))
-        return x, drawn if w is None else w * drawn
+        return dataclasses.replace(data, weight=drawn if w is None else w * drawn)
 
     def replicate(key: Array) -> Bootstrap:
-        xb, wb = resampled(key)
-        r = run(params, Data(xb, wb), *numbers, block_size=rows, history_size=1)
+        r = run(params, resampled(key), *numbers, block_size=rows, history_size=1)
         return Bootstrap(match(r.params, params), r.log_likelihood, r.n_iter, r.status)
 
     return batched_map(replicate, jax.random.split(key, n_replicates), batch_size)
@@ -168,7 +169,7 @@ def _bootstrap(
 def bootstrap(
     key: Array,
     params: GMMParams,
-    X: ArrayLike,
+    X: ArrayLike | Data,
     sample_weight: ArrayLike | None = None,
     *,
     n_replicates: int = 400,
@@ -222,11 +223,13 @@ def bootstrap(
       Gaussian mixture model via jackknife, bootstrap and weighted likelihood bootstrap.
     """
     kind = validate.choice(kind, "kind", KINDS)
-    params, x = inputs(params, X)
-    w = validate.weight(sample_weight, x)
-    if kind == "parametric" and w is not None:
+    params, data = data_of(params, X, sample_weight)
+    x = data.x
+    if kind == "parametric" and data.weight is not None:
         raise ValueError("sample_weight must be None for kind='parametric', which draws its own samples")
+    if kind == "parametric" and not data.is_plain:
+        raise ValueError("kind='parametric' draws complete samples; for such rows use 'nonparametric'")
     n = validate.count(n_replicates, "n_replicates", 1)
     numbers = validate.iteration(tol, max_iter, reg_covar, accelerate, x.dtype, x.shape[0])
     options = {"kind": kind, "n_replicates": n, "batch_size": lanes_at_once(batch_size, n)}
-    return _bootstrap(validate.key(key), params, x, w, numbers, **options)
+    return _bootstrap(validate.key(key), params, data.by_row(), numbers, **options)

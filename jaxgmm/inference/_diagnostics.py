@@ -14,10 +14,10 @@ from jaxgmm import _coordinates as coordinates
 from jaxgmm import _validate as validate
 from jaxgmm import em, priors
 from jaxgmm.data import Data, summarise
-from jaxgmm.density import inputs
+from jaxgmm.density import data_of
 from jaxgmm.em import REG_COVAR
 from jaxgmm.kernels.blocked_sum import block_rows
-from jaxgmm.kernels.exact import WHITENED
+from jaxgmm.kernels.exact import WHITENED, rows_of
 from jaxgmm.kernels.linalg import epsilon
 from jaxgmm.kernels.programs import jit
 from jaxgmm.mixture import GMMParams, translate
@@ -52,29 +52,28 @@ class FitDiagnostics(NamedTuple):
 @functools.partial(jit, static_argnames=("block_size", "rate_only"))
 def _diagnose(
     params: GMMParams,
-    x: Array,
-    w: Array | None,
+    data: Data,
     reg_covar: Array,
     prior: Prior | None,
     *,
     block_size: int,
     rate_only: bool,
 ) -> FitDiagnostics | Array:
-    f = em.with_prior(summarise(x, w, reg_covar), prior, params.model, params.means.shape)
+    f = em.with_prior(summarise(data, reg_covar), prior, params.model, params.means.shape)
     point = translate(params, -f.shift)
 
     def evaluate(p: GMMParams) -> implicit.Evaluation:
-        return em.evaluate(WHITENED, block_size, None, p, em.Problem(Data(x, w), f))
+        return em.evaluate(WHITENED, block_size, None, p, em.Problem(data, f))
 
     j = implicit.jacobian(lambda p: evaluate(p).image, point, coordinates.isometric(params.model))
-    probe = j.encode(j.decode(jax.random.normal(jax.random.key(0), (j.size,), x.dtype)))
+    probe = j.encode(j.decode(jax.random.normal(jax.random.key(0), (j.size,), data.x.dtype)))
     rate = spectral_radius(j.matvec, probe)
     if rate_only:
         return rate
     step = evaluate(point).step
     answer = implicit.krylov(lambda v: v - j.matvec(v), probe)
     left = 1 - rate
-    identified = left > epsilon(x.dtype) ** 0.5
+    identified = left > epsilon(data.x.dtype) ** 0.5
     distance = jnp.where(identified, step * rate / jnp.where(identified, left, 1), jnp.inf)
     return FitDiagnostics(rate, identified, answer.residual, answer.n_products, step, distance)
 
@@ -82,17 +81,20 @@ def _diagnose(
 def _call(
     rate_only: bool, params: GMMParams, X: Any, sample_weight: Any, reg: ArrayLike, prior: Prior | None
 ) -> Any:
-    params, x = inputs(params, X)
-    w, reg_covar = validate.weight(sample_weight, x), validate.not_negative(reg, "reg_covar", x.dtype)
+    params, data = data_of(params, X, sample_weight)
+    data, x = data.by_row(), data.x
+    reg_covar = validate.not_negative(reg, "reg_covar", x.dtype)
     if prior is not None:
         prior = priors.check(prior, params.component, params.means.shape, x.dtype)
     rows = block_rows(x.shape[0], *params.means.shape)
-    return _diagnose(params, x, w, reg_covar, prior, block_size=rows, rate_only=rate_only)
+    if not data.is_complete:
+        rows = rows_of(data, params.component, params.n_components)
+    return _diagnose(params, data, reg_covar, prior, block_size=rows, rate_only=rate_only)
 
 
 def convergence_rate(
     params: GMMParams,
-    X: ArrayLike,
+    X: ArrayLike | Data,
     sample_weight: ArrayLike | None = None,
     *,
     reg_covar: ArrayLike = REG_COVAR,
@@ -129,7 +131,7 @@ def convergence_rate(
 
 def fit_diagnostics(
     params: GMMParams,
-    X: ArrayLike,
+    X: ArrayLike | Data,
     sample_weight: ArrayLike | None = None,
     *,
     reg_covar: ArrayLike = REG_COVAR,

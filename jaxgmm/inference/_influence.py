@@ -13,6 +13,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jaxgmm import _validate as validate
+from jaxgmm.data import Data
 from jaxgmm.density import inputs, joint, posterior
 from jaxgmm.inference._information import checked, examine
 from jaxgmm.inference._local_coordinates import Inverse, Local, entries, jacobian, scores, tangent_rows
@@ -47,32 +48,33 @@ class LeaveOneOut:
 
 @functools.partial(jit, static_argnames="function")
 def _influence(
-    params: GMMParams, x: Array, w: Array | None, *, function: Callable[[GMMParams], Any]
+    params: GMMParams, data: Data, *, function: Callable[[GMMParams], Any]
 ) -> tuple[Any, Array, Array]:
-    local, _, inverse = examine(params, x, w)
+    local, _, inverse = examine(params, data)
     j, unravel = jacobian(local, function)
     size = local.free.size
     directions = inverse.solve(j.T)  # (P, q): the influence is each row's score in these directions
     n_directions = min(directions.shape[1], size)
 
-    def block(b: Array) -> Array:
-        b = b - local.shift[None, :]
+    def block(rows: Data) -> Array:
+        b = rows.less(local.shift)
         if n_directions == size:
             return jnp.matmul(scores(local, b)[1], directions, precision=PRECISION)
 
         def along(direction: Array) -> Array:
-            origin = jnp.zeros(size, b.dtype)
+            origin = jnp.zeros(size, b.x.dtype)
             return jax.jvp(lambda t: posterior(local.at(t), b)[1], (origin,), (direction,))[1]
 
         return jax.vmap(along, in_axes=1, out_axes=1)(directions)
 
-    rows = block_rows(x.shape[0], params.n_components, x.shape[1], max(1, n_directions))
-    return jax.vmap(unravel)(map_rows(block, x, block_size=rows)), inverse.valid, inverse.distance
+    rows = block_rows(data.x.shape[0], params.n_components, data.n_features, max(1, n_directions))
+    found = map_rows(block, data.rows, block_size=rows)
+    return jax.vmap(unravel)(found), inverse.valid, inverse.distance
 
 
 def influence(
     params: GMMParams,
-    X: ArrayLike,
+    X: ArrayLike | Data,
     sample_weight: ArrayLike | None = None,
     *,
     function: Callable[[GMMParams], Any] | None = None,
@@ -122,7 +124,7 @@ def _steps(local: Local, inverse: Inverse, w: Array, b: Array) -> tuple[Array, A
     is I in t, less what the row's label would add, the covariance of the components' scores under its
     responsibilities.
     """
-    values, s = scores(local, b)
+    values, s = scores(local, Data(b))
     origin = jnp.zeros(local.free.size, b.dtype)
 
     def joined(t: Array, row: Array) -> Array:
@@ -178,10 +180,9 @@ def _straight(local: Local, move: Array) -> Array:
 
 
 @jit
-def _leave_one_out(
-    params: GMMParams, x: Array, w: Array | None, *, rows: Array | None
-) -> tuple[LeaveOneOut, Array, Array]:
-    local, _, inverse = examine(params, x, w)
+def _leave_one_out(params: GMMParams, data: Data, *, rows: Array | None) -> tuple[LeaveOneOut, Array, Array]:
+    x, w = data.x, data.weight
+    local, _, inverse = examine(params, data)
     ones = jnp.ones(x.shape[0], x.dtype) if w is None else w
 
     def block(wb: Array, b: Array) -> tuple[Array, Array]:
@@ -190,7 +191,7 @@ def _leave_one_out(
         values = jax.vmap(lambda t, row: posterior(local.at(t), row[None, :])[1][0])(moves, b)
         return values, leverage
 
-    size = tangent_rows(local, x, params.n_components)
+    size = tangent_rows(local, data, params.n_components)
     values, leverage = map_rows(block, ones, x, block_size=size)
     chosen = None
     if rows is not None:

@@ -14,7 +14,8 @@ from jax.scipy.special import ndtri
 from jax.typing import ArrayLike
 
 from jaxgmm import _validate as validate
-from jaxgmm.density import inputs
+from jaxgmm.data import Data
+from jaxgmm.density import data_of
 from jaxgmm.inference import _local_coordinates as coordinates
 from jaxgmm.inference._local_coordinates import Curvature, Entries, Inverse, Local, entries
 from jaxgmm.kernels.linalg import einsum
@@ -87,26 +88,26 @@ class ConfidenceIntervals:
     valid: Array  # ()  bool
 
 
-def examine(params: GMMParams, x: Array, w: Array | None) -> tuple[Local, Curvature, Inverse]:
+def examine(params: GMMParams, data: Data) -> tuple[Local, Curvature, Inverse]:
     """Coordinates at a mixture, the curvature in them and its inverse."""
-    local = coordinates.localise(params, x, w)
-    c = coordinates.curvature(local, x, w, params.n_components)
+    local = coordinates.localise(params, data)
+    c = coordinates.curvature(local, data, params.n_components)
     return local, c, coordinates.invert(local, c)
 
 
 def checked(
     program: Callable[..., tuple[Any, Array, Array]],
     params: GMMParams,
-    X: ArrayLike,
+    X: ArrayLike | Data,
     sample_weight: ArrayLike | None,
     **options: Any,
 ) -> Any:
     """What a program makes of checked arguments, with a warning of an eager call where it means little.
 
-    The program gives (params, x, w, **options) -> a value, and the `valid` and `distance` of an `Inverse`.
+    The program gives (params, data, **options) -> a value, and the `valid` and `distance` of an `Inverse`.
     """
-    params, x = inputs(params, X)
-    value, valid, distance = program(params, x, validate.weight(sample_weight, x), **options)
+    params, data = data_of(params, X, sample_weight)
+    value, valid, distance = program(params, data.by_row(), **options)
     if not validate.is_concrete(valid, distance):
         return value
     if not bool(valid):
@@ -122,9 +123,9 @@ def checked(
 
 
 @jit
-def _information(params: GMMParams, x: Array, w: Array | None) -> tuple[Information, Array]:
+def _information(params: GMMParams, data: Data) -> tuple[Information, Array]:
     """The information, and Takeuchi's criterion."""
-    local, c, inverse = examine(params, x, w)
+    local, c, inverse = examine(params, data)
     r = local.inverse_basis
     observed, opg = (einsum("pi,pq,qj->ij", r, m, r) for m in (c.information, c.opg))
     score = einsum("pi,p->i", r, c.score)
@@ -132,7 +133,9 @@ def _information(params: GMMParams, x: Array, w: Array | None) -> tuple[Informat
     return Information(observed, opg, score, inverse.least, inverse.distance, inverse.valid), criterion
 
 
-def information(params: GMMParams, X: ArrayLike, sample_weight: ArrayLike | None = None) -> Information:
+def information(
+    params: GMMParams, X: ArrayLike | Data, sample_weight: ArrayLike | None = None
+) -> Information:
     """The observed information, −∇² of the total log-likelihood, by exact automatic differentiation.
 
     The coordinates φ are, in this order: log π_k − log π_K for k < K (K the last component that is switched
@@ -165,16 +168,16 @@ def information(params: GMMParams, X: ArrayLike, sample_weight: ArrayLike | None
       Efron & Hinkley (1978), Assessing the accuracy of the maximum likelihood estimator: observed versus
       expected Fisher information; McLachlan & Peel (2000), Finite Mixture Models, §2.15.
     """
-    params, x = inputs(params, X)
+    params, data = data_of(params, X, sample_weight)
     if validate.is_concrete(params):
         params = active(params)
-    return _information(params, x, validate.weight(sample_weight, x))[0]
+    return _information(params, data.by_row())[0]
 
 
 @jit
-def _standard_errors(params: GMMParams, x: Array, w: Array | None) -> tuple[Any, Array, Array]:
+def _standard_errors(params: GMMParams, data: Data) -> tuple[Any, Array, Array]:
     """The `StandardErrors` of every kind: what they have in common takes nearly all of the time."""
-    local, c, inverse = examine(params, x, w)
+    local, c, inverse = examine(params, data)
     j, unravel = coordinates.jacobian(local, entries)
     pulled = inverse.solve(j.T)
     variances = {
@@ -189,7 +192,7 @@ def _standard_errors(params: GMMParams, x: Array, w: Array | None) -> tuple[Any,
 
 
 def standard_errors(
-    params: GMMParams, X: ArrayLike, sample_weight: ArrayLike | None = None, *, kind: str = "observed"
+    params: GMMParams, X: ArrayLike | Data, sample_weight: ArrayLike | None = None, *, kind: str = "observed"
 ) -> StandardErrors:
     """Asymptotic standard errors of weights, means and covariances at a maximum of the likelihood.
 
@@ -255,7 +258,7 @@ def _around(params: GMMParams, errors: StandardErrors, level: Array) -> tuple[En
 
 def confidence_intervals(
     params: GMMParams,
-    X: ArrayLike,
+    X: ArrayLike | Data,
     sample_weight: ArrayLike | None = None,
     *,
     level: ArrayLike = 0.95,
@@ -296,12 +299,12 @@ def confidence_intervals(
     return ConfidenceIntervals(*_around(params, errors, level), errors.valid)
 
 
-def _takeuchi(params: GMMParams, x: Array, w: Array | None) -> tuple[Array, Array, Array]:
-    info, criterion = _information(params, x, w)
+def _takeuchi(params: GMMParams, data: Data) -> tuple[Array, Array, Array]:
+    info, criterion = _information(params, data)
     return criterion, info.valid, info.distance
 
 
-def takeuchi(params: GMMParams, X: ArrayLike, sample_weight: ArrayLike | None = None) -> Array:
+def takeuchi(params: GMMParams, X: ArrayLike | Data, sample_weight: ArrayLike | None = None) -> Array:
     """() Takeuchi's criterion, −2 log L + 2 tr(H⁻¹ B); smaller is better.
 
     With H the observed information and B = Σ w² s sᵀ. tr(H⁻¹ B) is about the number of free parameters where

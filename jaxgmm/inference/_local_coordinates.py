@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.flatten_util import ravel_pytree
 
-from jaxgmm.data import summarise
+from jaxgmm.data import Data, summarise
 from jaxgmm.density import posterior
 from jaxgmm.kernels.blocked_sum import block_rows, sum_rows
 from jaxgmm.kernels.linalg import (
@@ -139,14 +139,14 @@ def plain(params: GMMParams) -> tuple[int, Callable[[Array], GMMParams]]:
     return n_logits + n_means + origin.size, at
 
 
-def localise(params: GMMParams, x: Array, w: Array | None) -> Local:
+def localise(params: GMMParams, data: Data) -> Local:
     """Coordinates t = Rφ in which a labelled observation (x, k) has the information I at the mixture.
 
     RᵀR = Σ_k π_k [(∂ log π_k)² + (C_k⁻¹ ∂μ_k)² + ½ (C_k⁻¹ ∂Σ_k C_k⁻ᵀ)²], by a QR factorisation of what is
     squared. In them the observed information per sample has eigenvalues that are at most 1 in expectation, so
     that neither the units of the data nor correlations within a component cost digits in float32.
     """
-    shift = summarise(x, w, jnp.zeros((), x.dtype)).shift
+    shift = summarise(data, jnp.zeros((), data.x.dtype)).shift
     params = translate(params, -shift)
     size, plainly = plain(params)
     here = lax.stop_gradient(params)
@@ -180,33 +180,40 @@ def localise(params: GMMParams, x: Array, w: Array | None) -> Local:
     return Local(at, chart, shift, basis, upper, free)
 
 
-def scores(local: Local, b: Array) -> tuple[Array, Array]:
-    """log p(x) (B,) and its gradients s (B, P) at t = 0, for rows b (B, D) less the shift."""
+def scores(local: Local, rows: Data) -> tuple[Array, Array]:
+    """log p(x) (B,) and its gradients s (B, P) at t = 0, for rows less the shift."""
 
     def values(t: Array) -> tuple[Array, Array]:
-        log_prob = posterior(local.at(t), b)[1]
+        log_prob = posterior(local.at(t), rows)[1]
         return log_prob, log_prob
 
-    s, log_prob = jax.jacfwd(values, has_aux=True)(jnp.zeros(local.free.size, b.dtype))
+    s, log_prob = jax.jacfwd(values, has_aux=True)(jnp.zeros(local.free.size, rows.x.dtype))
     return log_prob, s
 
 
-def tangent_rows(local: Local, x: Array, n_components: int) -> int:
+def tangent_rows(local: Local, data: Data, n_components: int) -> int:
     """Rows per block where every row meets every coordinate."""
-    return block_rows(x.shape[0], n_components, x.shape[1], local.free.size)
+    n, d = data.x.shape[0], data.n_features
+    return block_rows(n, n_components, d if data.is_complete else d * d, local.free.size)
 
 
-def curvature(local: Local, x: Array, w: Array | None, n_components: int) -> Curvature:
-    """`Curvature` of the rows of x (N, D), a block at a time: memory does not grow with N P²."""
+def about(local: Local, weight: Array, rows: Data) -> Data:
+    """Rows less the shift, and 0 for those that do not count."""
+    moved = rows.less(local.shift)
+    return dataclasses.replace(moved, x=jnp.where((weight > 0)[:, None], moved.x, 0))
 
-    def block(wb: Array, b: Array) -> Curvature:
-        b = jnp.where((wb > 0)[:, None], b - local.shift[None, :], 0)
+
+def curvature(local: Local, data: Data, n_components: int) -> Curvature:
+    """`Curvature` of the rows, a block at a time: memory does not grow with N P²."""
+
+    def block(wb: Array, rows: Data) -> Curvature:
+        b = about(local, wb, rows)
 
         def derivatives(t: Array) -> tuple[tuple[Array, Array], Array]:
             values, pull = jax.vjp(lambda u: posterior(local.at(u), b)[1], t)
             return (values, pull(wb)[0]), values
 
-        origin = jnp.zeros(local.free.size, b.dtype)
+        origin = jnp.zeros(local.free.size, b.x.dtype)
         (s, hessian), values = jax.jacfwd(derivatives, has_aux=True)(origin)
         weighted = wb[:, None] * s
         return Curvature(
@@ -219,7 +226,8 @@ def curvature(local: Local, x: Array, w: Array | None, n_components: int) -> Cur
 
     # One of these sums is quadratic in the weights; but a row of weight zero adds nothing to it, and that is
     # all that `sum_rows` needs.
-    total: Any = sum_rows(block, w, x, block_size=tangent_rows(local, x, n_components))
+    rows = tangent_rows(local, data, n_components)
+    total: Any = sum_rows(block, data.weight, data.rows, block_size=rows)
     return total
 
 

@@ -31,14 +31,27 @@ def rows_at(share: Array, mass: Array) -> Array:
     return jnp.minimum(jnp.searchsorted(total, at, side="right"), mass.shape[0] - 1)
 
 
-def squared_distances(x: Array, centre: Array) -> Array:
-    """(N,) from the rows of x (N, D) to a centre (D,)."""
+def squared_distances(x: Array, centre: Array, observed: Array | None = None) -> Array:
+    """(N,) from the rows of x (N, D) to a centre (D,).
+
+    Of the observed entries, scaled up to all of them.
+    """
     gap = x - centre[None, :]
-    return einsum("bd,bd->b", gap, gap)
+    if observed is None:
+        return einsum("bd,bd->b", gap, gap)
+    seen = observed.astype(x.dtype)
+    scale = x.shape[1] / jnp.maximum(seen.sum(1), 1)
+    return einsum("bd,bd->b", gap * seen, gap) * scale
 
 
-def plusplus(key: Array, x: Array, w: Array, n_components: int) -> Array:
-    """Greedy k-means++ seeds (K, D)."""
+def plusplus(key: Array, x: Array, w: Array, n_components: int, observed: Array | None = None) -> Array:
+    """Greedy k-means++ seeds (K, D).
+
+    A row is drawn in proportion to its share of observed entries, too.
+    """
+    if observed is not None:
+        share = observed.astype(x.dtype).mean(1)
+        w = w * jnp.where((w * share).sum() > 0, share, 1)
     n_trials = 2 + int(math.log(n_components))
     key_first, key_rest = jax.random.split(key)
     first = x[rows_at(jax.random.uniform(key_first, (1,), w.dtype), w)[0]]
@@ -53,12 +66,13 @@ def plusplus(key: Array, x: Array, w: Array, n_components: int) -> Array:
         trials = x[rows_at(draws, mass)]
 
         def potential(c: Array) -> Array:
-            return jnp.where(w > 0, w * jnp.minimum(closest, squared_distances(x, c)), 0).sum()
+            return jnp.where(w > 0, w * jnp.minimum(closest, squared_distances(x, c, observed)), 0).sum()
 
         chosen = trials[jnp.argmin(jax.vmap(potential)(trials))]
-        return centres.at[k].set(chosen), jnp.minimum(closest, squared_distances(x, chosen))
+        return centres.at[k].set(chosen), jnp.minimum(closest, squared_distances(x, chosen, observed))
 
-    centres, _ = lax.fori_loop(1, n_components, add, varying_like((centres, squared_distances(x, first)), w))
+    begin = varying_like((centres, squared_distances(x, first, observed)), w)
+    centres, _ = lax.fori_loop(1, n_components, add, begin)
     return centres
 
 
@@ -73,24 +87,30 @@ def least(values: Array) -> Array:
     return (index == first[None, :]).astype(values.dtype)
 
 
-def lloyd(centres: Array, x: Array, w: Array, max_iter: int) -> Array:
-    """Lloyd's iterations until no centre moves by more than rounding; an empty cluster keeps its centre."""
+def lloyd(centres: Array, x: Array, w: Array, max_iter: int, observed: Array | None = None) -> Array:
+    """Lloyd's iterations until no centre moves by more than rounding; an empty cluster keeps its centre.
+
+    With missing entries a centre's feature is the mean of those that are observed (k-POD's limit: Chi, Chi &
+    Baraniuk 2016).
+    """
     rows = block_rows(x.shape[0], *centres.shape)
     eps = epsilon(x.dtype)
     # Sums are taken about a point among them, or those of data with an offset would be rounded by the offset.
     middle = centres.mean(0)
 
     def step(centres: Array) -> Array:
-        def block(wb: Array, b: Array) -> tuple[Array, Array]:
-            gaps = b.T[None, :, :] - centres[:, :, None]
+        def block(wb: Array, b: Array, seen: Array | None) -> tuple[Array, Array]:
+            gaps = gaps_of(b, centres, seen)
             share = least(einsum("kdb,kdb->kb", gaps, gaps)) * wb[None, :]
-            return share.sum(1), einsum("kb,bd->kd", share, b - middle[None, :])
+            about = b - middle[None, :]
+            about = about if seen is None else jnp.where(seen, about, 0)
+            return mass_of(share, seen), einsum("kb,bd->kd", share, about)
 
-        mass, total = sum_rows(block, w, x, block_size=rows)
-        mean = middle[None, :] + total / jnp.where(mass > 0, mass, 1)[:, None]
+        mass, total = sum_rows(block, w, x, observed, block_size=rows)
+        mean = middle[None, :] + total / jnp.where(mass > 0, mass, 1)
         # What is less than the rounding of the sums is no move: two centres may lie on one point.
         rounding = 16 * eps * (jnp.abs(centres) + jnp.abs(centres - middle[None, :]))
-        moved = (mass > 0)[:, None] & (jnp.abs(mean - centres) > rounding)
+        moved = (mass > 0) & (jnp.abs(mean - centres) > rounding)
         return jnp.where(moved, mean, centres)
 
     def go_on(state: tuple[Array, Array, Array]) -> Array:
@@ -102,20 +122,40 @@ def lloyd(centres: Array, x: Array, w: Array, max_iter: int) -> Array:
 
     end = lax.while_loop(go_on, iterate, varying_like((step(centres), centres, jnp.ones((), jnp.int32))))[0]
 
-    def rest(wb: Array, b: Array) -> tuple[Array, Array]:
-        gaps = b.T[None, :, :] - end[:, :, None]
+    def rest(wb: Array, b: Array, seen: Array | None) -> tuple[Array, Array]:
+        gaps = gaps_of(b, end, seen)
         share = least(einsum("kdb,kdb->kb", gaps, gaps)) * wb[None, :]
-        return share.sum(1), einsum("kdb,kb->kd", gaps, share)
+        return mass_of(share, seen), einsum("kdb,kb->kd", gaps, share)
 
     # Once about the centres themselves: what the sums of many rows were rounded by.
-    mass, moved = sum_rows(rest, w, x, block_size=rows)
-    return end + moved / jnp.where(mass > 0, mass, 1)[:, None]
+    mass, moved = sum_rows(rest, w, x, observed, block_size=rows)
+    return end + moved / jnp.where(mass > 0, mass, 1)
 
 
-def clusters(key: Array, x: Array, w: Array, n_components: int, max_iter: int) -> Array:
-    """The centres (K, D) of k-means; with max_iter = 0 its seeds."""
-    seeds = plusplus(key, x, w, n_components)
-    return lloyd(seeds, x, w, max_iter) if max_iter else seeds
+def gaps_of(x: Array, centres: Array, observed: Array | None) -> Array:
+    """(K, D, B) rows less centres; 0 for missing entries."""
+    gaps = x.T[None, :, :] - centres[:, :, None]
+    return gaps if observed is None else jnp.where(observed.T[None], gaps, 0)
+
+
+def mass_of(share: Array, observed: Array | None) -> Array:
+    """(K, 1 or D) the weight of the entries of clusters with shares (K, B) of the rows."""
+    return (
+        share.sum(1)[:, None]
+        if observed is None
+        else einsum("kb,bd->kd", share, observed.astype(share.dtype))
+    )
+
+
+def clusters(
+    key: Array, x: Array, w: Array, n_components: int, max_iter: int, observed: Array | None = None
+) -> Array:
+    """The centres (K, D) of k-means; with max_iter = 0 its seeds.
+
+    Distances are of the observed entries; a seed has what x holds in place of missing ones.
+    """
+    seeds = plusplus(key, x, w, n_components, observed)
+    return lloyd(seeds, x, w, max_iter, observed) if max_iter else seeds
 
 
 def distinct_rows(key: Array, x: Array, w: Array, n: int) -> Array:

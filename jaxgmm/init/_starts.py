@@ -237,19 +237,19 @@ AnyPrior = Prior | ByDefault | None
 
 
 def check_prior(
-    prior: Prior | str | None, component: Component, shape: tuple[int, int], x: Array
+    prior: Prior | str | None, component: Component, shape: tuple[int, int], dtype: Any
 ) -> AnyPrior:
     """The prior, checked for a mixture of `shape` (K, D); "default" as `ByDefault`."""
     named = priors.check_name(prior, component)
     if named is None:
         return None
-    return ByDefault() if isinstance(named, str) else priors.check(named, component, shape, x.dtype)
+    return ByDefault() if isinstance(named, str) else priors.check(named, component, shape, dtype)
 
 
 def prior_for(prior: AnyPrior, data: Data, covariance: Covariance, n_active: Array) -> Prior | None:
     """The prior of a mixture with n_active () components."""
     if isinstance(prior, ByDefault):
-        return priors.default(data.x, data.weight, n_active, covariance)
+        return priors.default(data, n_active, covariance)
     return prior
 
 
@@ -266,16 +266,37 @@ def metric(covariance: Covariance, f: Context) -> Array:
 
 
 def _usable(data: Data, f: Context) -> tuple[Array, Array]:
-    """The rows and their weights. A row that does not count may hold anything, NaN too."""
+    """The rows and their weights, with the features' means in place of missing entries.
+
+    A row that does not count may hold anything, NaN too.
+    """
     w = jnp.ones(data.x.shape[0], data.x.dtype) if data.weight is None else data.weight
-    return jnp.where(in_range(w, data.x), data.x, f.shift[None, :]), w
+    return jnp.where(in_range(w, data.x), data.filled(f.mean), f.shift[None, :]), w
 
 
 def seeds(key: Array, data: Data, f: Context, unit: Array, *, n_components: int, init: Init) -> Array:
-    """(K, D) seeds relative to the shift, by k-means++ or k-means on features in `unit` (D,)."""
+    """(K, D) seeds relative to the shift, by k-means++ or k-means on features in `unit` (D,).
+
+    Distances are those of the observed entries. Components of which labels are known are at their means.
+    """
     x, w = _usable(data, f)
     scaled = (x - f.shift[None, :]) / unit[None, :]
-    return clusters(key, scaled, w, n_components, 100 if init == "kmeans" else 0) * unit[None, :]
+    max_iter = 100 if init == "kmeans" else 0
+    places = clusters(key, scaled, w, n_components, max_iter, data.view.observed) * unit[None, :]
+    return _labelled(places, data, x - f.shift[None, :], w)
+
+
+def _labelled(places: Array, data: Data, x: Array, w: Array) -> Array:
+    """Places (K, D); that of a component of which labels are known is the mean of their rows."""
+    known = data.known(places.shape[0])
+    if known is None:
+        return places
+    # What a row's label says beyond nothing: 1 where it is known for sure.
+    share = jnp.maximum(jax.nn.softmax(known, axis=0) - 1 / known.shape[0], 0) * w[None, :]
+    seen = data.view.observed
+    mass = share.sum(1)[:, None] if seen is None else share @ seen.astype(x.dtype)
+    total = share @ (x if seen is None else jnp.where(seen, x, 0))
+    return jnp.where(mass > 0, total / jnp.where(mass > 0, mass, 1), places)
 
 
 def ward(n_active: Array, data: Data, f: Context, unit: Array, *, n_components: int) -> tuple[Array, Array]:
@@ -319,13 +340,15 @@ def start(
     data, context, prior = lax.stop_gradient((data, context, prior))
     x, w = _usable(data, context)
     if callable(init):
-        params = init(key, x, n_components, data.weight)
+        seen = data.view.observed
+        given = x if seen is None else jnp.where(seen, x, jnp.nan)
+        params = init(key, given, n_components, data.weight)
         if params.n_components != n_components:
             got = params.n_components
             raise ValueError(f"init must give a mixture of {n_components} components; it gave {got}")
         return _mask(params, n_active)
     prior = prior_for(prior, data, model.covariance, n_active)
-    f = em.with_prior(context, prior, model, (n_components, x.shape[1]))
+    f = em.with_prior(context, prior, model, (n_components, data.n_features))
     resp = None
     if init == "random_resp":
         resp = random_simplex(key, (x.shape[0], n_components), x.dtype)
@@ -333,7 +356,8 @@ def start(
         params = em.weighted_m_step(resp / resp.sum(1, keepdims=True), data, f, model, block_size)
         return translate(params, f.shift)
     if init == "random_points":
-        places = distinct_rows(key, x, w, n_components) - f.shift[None, :]
+        shifted = x - f.shift[None, :]
+        places = _labelled(distinct_rows(key, shifted, w, n_components), data, shifted, w)
     elif init == "hierarchical":
         resp, places = ward(n_active, data, f, metric(model.covariance, f), n_components=n_components)
     else:

@@ -62,7 +62,7 @@ def rows_over(axis_name: AxisName) -> Iterator[None]:
         _axis.reset(token)
 
 
-def sum_rows(body: Callable[..., Any], weight: Array | None, *rows: Array, block_size: int) -> Any:
+def sum_rows(body: Callable[..., Any], weight: Array | None, *rows: Any, block_size: int) -> Any:
     """Sum `body(weight_block, *row_blocks)` over blocks of rows, compensated from block to block.
 
     Args:
@@ -70,25 +70,37 @@ def sum_rows(body: Callable[..., Any], weight: Array | None, *rows: Array, block
         It must be linear in the weights, for the last block overlaps the one before, with weight zero for
         the rows already counted: nothing is padded and nothing copied.
       weight: (N,), or None for ones.
-      *rows: arrays of leading size N.
+      *rows: arrays of leading size N, or pytrees of them.
       block_size: rows per block.
 
     A plain float32 running sum of 1e8 responsibilities stops growing at 2**24; this one stays right to
     rounding, because within a block the sum is short and between blocks nothing is lost.
     """
-    if _axis.get() is None and rows[0].shape[0] <= block_size:
-        return body(_ones_or(weight, rows[0]), *rows)
+    if _axis.get() is None and _length(rows) <= block_size:
+        return body(_ones_or(weight, rows), *rows)
     return _everywhere(sum_own_rows(body, weight, *rows, block_size=block_size))
 
 
-def _ones_or(weight: Array | None, row: Array) -> Array:
-    return jnp.ones(row.shape[0], row.dtype) if weight is None else weight
+def _length(rows: Any) -> int:
+    """N, of pytrees of arrays (N, ...)."""
+    n_samples: int = jax.tree.leaves(rows)[0].shape[0]
+    return n_samples
 
 
-def sum_own_rows(body: Callable[..., Any], weight: Array | None, *rows: Array, block_size: int) -> Any:
+def _cut(rows: Any, start: Array, block_size: int) -> Any:
+    """So many rows of pytrees of arrays (N, ...)."""
+    return jax.tree.map(lambda a: lax.dynamic_slice_in_dim(a, start, block_size), rows)
+
+
+def _ones_or(weight: Array | None, rows: Any) -> Array:
+    first = jax.tree.leaves(rows)[0]
+    return jnp.ones(first.shape[0], first.dtype) if weight is None else weight
+
+
+def sum_own_rows(body: Callable[..., Any], weight: Array | None, *rows: Any, block_size: int) -> Any:
     """`sum_rows` without the sum over a mapped axis (`rows_over`): for blocks inside a block."""
-    n_samples = rows[0].shape[0]
-    weight = _ones_or(weight, rows[0])
+    n_samples = _length(rows)
+    weight = _ones_or(weight, rows)
     if n_samples <= block_size:
         return body(weight, *rows)
 
@@ -98,13 +110,13 @@ def sum_own_rows(body: Callable[..., Any], weight: Array | None, *rows: Array, b
     def one(carry: Any, index: Array) -> tuple[Any, None]:
         first = index * block_size
         start = jnp.minimum(first, n_samples - block_size)
-        blocks = [lax.dynamic_slice_in_dim(a, start, block_size) for a in (weight, *rows)]
+        blocks = _cut((weight, *rows), start, block_size)
         new = start + jnp.arange(block_size, dtype=jnp.int32) >= first
         terms = remade(jnp.where(new, blocks[0], jnp.zeros((), blocks[0].dtype)), *blocks[1:])
         leaves = [_compensated(t, e, x) for (t, e), x in zip(carry, jax.tree.leaves(terms), strict=True)]
         return leaves, None
 
-    shapes = jax.eval_shape(body, weight[:block_size], *(a[:block_size] for a in rows))
+    shapes = jax.eval_shape(body, weight[:block_size], *jax.tree.map(lambda a: a[:block_size], rows))
     # A sum varies as its terms do, some of which may depend on other values than the rows.
     zeros = [(varying_like(jnp.zeros(s.shape, s.dtype), s),) * 2 for s in jax.tree.leaves(shapes)]
     n_blocks = -(-n_samples // block_size)
@@ -138,9 +150,9 @@ def zero_unused(w: Array, x: Array) -> tuple[Array, Array]:
     return jnp.where(usable.all(1), w, 0), jnp.where(usable, x, jnp.zeros((), x.dtype))
 
 
-def map_rows(body: Callable[..., Any], *rows: Array, block_size: int) -> Any:
+def map_rows(body: Callable[..., Any], *rows: Any, block_size: int) -> Any:
     """Apply `body(*row_blocks)` a block of rows at a time; its outputs (block, ...) become (N, ...)."""
-    n_samples = rows[0].shape[0]
+    n_samples = _length(rows)
     if n_samples <= block_size:
         return body(*rows)
     n_blocks = -(-n_samples // block_size)
@@ -148,7 +160,7 @@ def map_rows(body: Callable[..., Any], *rows: Array, block_size: int) -> Any:
 
     def one(_: None, index: Array) -> tuple[None, Any]:
         start = jnp.minimum(index * block_size, n_samples - block_size)
-        return None, body(*(lax.dynamic_slice_in_dim(a, start, block_size) for a in rows))
+        return None, body(*_cut(rows, start, block_size))
 
     _, blocks = lax.scan(one, None, jnp.arange(n_blocks, dtype=jnp.int32))
 

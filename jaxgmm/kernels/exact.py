@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +15,7 @@ from jaxgmm.components.base import Component
 from jaxgmm.components.gaussian import finite_length
 from jaxgmm.data import Context, Data
 from jaxgmm.density import log_constants, shares_of
-from jaxgmm.kernels import sparse
+from jaxgmm.kernels import observed, sparse
 from jaxgmm.kernels.base import Kernel, Statistics
 from jaxgmm.kernels.blocked_sum import block_rows, sum_own_rows, sum_rows, zero_unused
 from jaxgmm.kernels.linalg import einsum, eye, outlived, transposed
@@ -50,26 +51,48 @@ def rows_for(
     return block_rows(n_samples, n_components, n_features, n_fits, one_at_a_time=alone)
 
 
+def rows_of(data: Data, component: Component, n_components: int, n_fits: int = 1) -> int:
+    """Rows per block for these rows, of a batch of n_fits mixtures."""
+    if data.is_complete:
+        return rows_for(component, data.x.shape[0], n_components, data.n_features, n_fits)
+    return observed.rows_for(data, component.covariance, n_components, n_fits)
+
+
 def _responsibilities(
-    params: GMMParams, w: Array, exponent: Array, y: Any = None, reassign: Reassign | None = None
+    joint: Array, w: Array, used: Array, exponent: Array, y: Any = None, reassign: Reassign | None = None
 ) -> tuple[Array, Array]:
-    """Weighted responsibilities (K, B) and Σ w log p(x) () from the exponents of the densities (K, B)."""
-    constant, common = log_constants(params)
-    joint = constant[:, None] + exponent
+    """Weighted responsibilities (K, B) and Σ w log p(x) () from log joint densities (K, B).
+
+    `used` are the numbers that these were computed from.
+    """
     shares, total, top = shares_of(joint)
-    log_likelihood = outlived(w * (top + jnp.log(total)), exponent, joint).sum() + common * w.sum()
+    log_likelihood = outlived(w * (top + jnp.log(total)), used, joint).sum()
     if reassign is None:
         return shares * (w / total)[None, :], log_likelihood
     return reassign(shares / total[None, :], exponent, y) * w[None, :], log_likelihood
 
 
 def _take(
-    params: GMMParams, w: Array, exponent: Array, latent: Any, resp: Array | None, reassign: Reassign | None
+    params: GMMParams,
+    w: Array,
+    exponent: Array,
+    latent: Any,
+    resp: Array | None,
+    reassign: Reassign | None,
+    known: Array | None = None,
 ) -> tuple[Array, Array]:
-    """Weighted responsibilities (K, B), those given as (B, K) or the E-step's, and Σ w log p(x) ()."""
+    """Weighted responsibilities (K, B), those given as (B, K) or the E-step's, and Σ w log p(x) ().
+
+    From the exponents of the densities (K, B) of complete rows, and what is known of their labels (K, B).
+    """
     if resp is not None:
         return resp.T * w[None, :], jnp.zeros((), w.dtype)
-    return _responsibilities(params, w, exponent, jax.tree.leaves(latent)[0], reassign)
+    constant, common = log_constants(params)
+    joint, y = constant[:, None] + exponent, jax.tree.leaves(latent)[0]
+    if known is not None:
+        joint, exponent = joint + known, exponent + known
+    r, log_likelihood = _responsibilities(joint, w, exponent, exponent, y, reassign)
+    return r, log_likelihood + common * w.sum()
 
 
 def _gaussian_block(
@@ -79,6 +102,7 @@ def _gaussian_block(
     x: Array,
     resp: Array | None = None,
     reassign: Reassign | None = None,
+    known: Array | None = None,
 ) -> Statistics:
     """The statistics of a block of Gaussians, one component at a time, with the matrices C⁻¹ (K, D, D)."""
     columns = transposed(x, params.n_components)
@@ -88,7 +112,7 @@ def _gaussian_block(
         return y, jnp.square(y).sum(0)
 
     y, length = lax.map(whitened, (inverse, params.means))
-    r, log_likelihood = _take(params, w, -0.5 * finite_length(length), y, resp, reassign)
+    r, log_likelihood = _take(params, w, -0.5 * finite_length(length), y, resp, reassign, known)
 
     def moments(one: tuple[Array, Array]) -> tuple[Array, Array]:
         weighted = one[0] * one[1][None, :]
@@ -106,7 +130,7 @@ def _kept(params: GMMParams, second: Array) -> Array:
 def _survey(params: GMMParams, w: Array, x: Array, inverse: Array) -> tuple[Array, Array, Array]:
     """The E-step of rows: weighted responsibilities (K, B), which of them count, and Σ w log p(x) ()."""
     length = sparse.squared_lengths(inverse, params.means, x)
-    r, log_likelihood = _responsibilities(params, w, -0.5 * finite_length(length))
+    r, log_likelihood = _take(params, w, -0.5 * finite_length(length), length, None, None)
     return r, sparse.counting(r, params.log_weights, w), log_likelihood
 
 
@@ -181,36 +205,71 @@ def sums(
 
     Args:
       params: the current parameters, whose means are relative to `shift`.
-      data: the rows and their weights.
+      data: the rows, their weights, and what else is known of them.
       shift: (D,) subtracted from each block as it is read, or None.
       prepared: None.
       block_size: rows per block.
       resp: (N, K), or None for the E-step's own at `params`.
       reassign: without resp, what to make of the E-step's responsibilities, a block at a time.
     """
-    c, x, rows = params.component, data.x, (data.x,) if resp is None else (data.x, resp)
-    if not _one_at_a_time(c, *params.means.shape):
+    c, x, rows = params.component, data.x, (data.rows,) if resp is None else (data.rows, resp)
+    k, d = params.means.shape
+    if not data.is_complete:
+        viewer = observed.viewer(params, data)
+        incomplete = _incomplete_block(params, viewer, shift, reassign)
+        found, hidden = sum_rows(incomplete, data.weight, *rows, block_size=block_size)
+        # The second moments of what is not known of the residuals.
+        rest = observed.part_of(params, viewer.spread(hidden))
+        return dataclasses.replace(found, second=jax.tree.map(jnp.add, found.second, rest))
+    if not _one_at_a_time(c, k, d):
         prepared = c.prepare(c, params.means, params.scale)
 
-        def block(w: Array, b: Array, r: Array | None = None) -> Statistics:
-            w, b = _shifted(w, b, shift)
-            exponent, latent = c.expect(c, prepared, transposed(b, params.n_components))
-            r, log_likelihood = _take(params, w, exponent, latent, r, reassign)
+        def block(w: Array, b: Data, r: Array | None = None) -> Statistics:
+            w, entries = _shifted(w, b.x, shift)
+            exponent, latent = c.expect(c, prepared, transposed(entries, k))
+            r, log_likelihood = _take(params, w, exponent, latent, r, reassign, b.known(k))
             first, second, extra = c.statistics(c, prepared, latent, r)
             return Statistics(r.sum(1), first, second, log_likelihood, w.sum(), extra)
 
         return sum_rows(block, data.weight, *rows, block_size=block_size)
 
-    k, d = params.means.shape
     unit = jnp.broadcast_to(eye(d, x.dtype, 3), (k, d, d))
     inverse = params.covariance.whitener(params.scatter)(unit)
-    if resp is None and reassign is None and sparse.applies(x.shape[0], block_size, *params.means.shape):
+    plain = data.is_plain and resp is None and reassign is None
+    if plain and sparse.applies(x.shape[0], block_size, k, d):
         return _some_pairs(block_size, params, inverse, (data.weight, x, shift))
 
-    def gaussian_block(w: Array, b: Array, r: Array | None = None) -> Statistics:
-        return _gaussian_block(params, inverse, *_shifted(w, b, shift), r, reassign)
+    def gaussian_block(w: Array, b: Data, r: Array | None = None) -> Statistics:
+        return _gaussian_block(params, inverse, *_shifted(w, b.x, shift), r, reassign, b.known(k))
 
     return sum_rows(gaussian_block, data.weight, *rows, block_size=block_size)
+
+
+def _incomplete_block(
+    params: GMMParams, viewer: observed.Viewer, shift: Array | None, reassign: Reassign | None
+) -> Callable[..., tuple[Statistics, Array]]:
+    """The statistics of a block of rows with missing entries, noise or projections, as a function of it.
+
+    Without the part of the second moments that `observed.Look.hidden` counts.
+    """
+    c, (k, d) = params.component, params.means.shape
+    prepared = c.prepare(c, params.means, params.scale)
+
+    def block(w: Array, rows: Data, resp: Array | None = None) -> tuple[Statistics, Array]:
+        # Projected features are not shifted: the data summary has no shift for them.
+        w, entries = _shifted(w, rows.x, shift if rows.x.shape[1] == d else None)
+        seen = viewer.look(dataclasses.replace(rows, x=entries))
+        if resp is None:
+            joint = seen.joint(params.log_weights, rows.known(k))
+            y = jax.tree.leaves(seen.latent)[0]
+            r, log_likelihood = _responsibilities(joint, w, seen.relative, seen.exponent, y, reassign)
+            log_likelihood = log_likelihood + (w * seen.offset).sum()
+        else:
+            r, log_likelihood = resp.T * w[None, :], jnp.zeros((), w.dtype)
+        first, second, extra = c.statistics(c, prepared, seen.latent, r)
+        return Statistics(r.sum(1), first, second, log_likelihood, w.sum(), extra), seen.hidden(r)
+
+    return block
 
 
 def zero(params: GMMParams) -> Statistics:

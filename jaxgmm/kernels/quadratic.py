@@ -77,6 +77,17 @@ def choose(
     return (WHITENED,)
 
 
+def choose_for(
+    data: Data, kernel: str, component: Component, n_components: int, n_fits: int = 1
+) -> tuple[Kernel, ...]:
+    """`choose` for these rows: with gaps, noise or labels the whitened kernel."""
+    if data.is_plain:
+        return choose(kernel, component, data.x.shape[0], n_fits * n_components, data.n_features)
+    if validate.choice(kernel, "kernel", KERNELS) == "quadratic":
+        raise ValueError("the quadratic kernel takes complete rows without labels; use kernel='auto'")
+    return (WHITENED,)
+
+
 def work(
     kernels: tuple[Kernel, ...], n_samples: int, n_components: int, n_features: int, n_fits: int = 1
 ) -> float:

@@ -16,7 +16,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from jaxgmm import priors
 from jaxgmm._batch import run_many
-from jaxgmm.data import Context, Data, summarise
+from jaxgmm.data import Context, Data, summarise, total_weight
 from jaxgmm.em import Problem, Settings, evaluate, run, with_prior
 from jaxgmm.kernels.base import Kernel
 from jaxgmm.kernels.blocked_sum import rows_over
@@ -59,29 +59,27 @@ def starts_over(axis: str | None) -> PartitionSpec:
 Ends = tuple[GMMParams, Array, Array]  # a fit's params, log_likelihood and objective
 
 
-def _found(
-    how: How, params: GMMParams, x: Array, w: Array, numbers: Numbers, prior: Prior | None
-) -> FitResult:
+def _found(how: How, params: GMMParams, data: Data, numbers: Numbers, prior: Prior | None) -> FitResult:
     many = params.means.ndim == 3
 
-    def part(params: GMMParams, x: Array, w: Array, numbers: Numbers, prior: Prior | None) -> FitResult:
+    def part(params: GMMParams, data: Data, numbers: Numbers, prior: Prior | None) -> FitResult:
         fixed = ("block_size", "history_size", "kernels", "axis_name")
         options: dict[str, Any] = {name: getattr(how, name) for name in fixed}
         if many:
             # Devices that have other fits may take more iterations: they share no sum with these.
-            return run_many(params, Data(x, w), *numbers, lambda index: prior, **options)
-        return run(params, Data(x, w), *numbers, prior, **options)
+            return run_many(params, data, *numbers, lambda index: prior, **options)
+        return run(params, data, *numbers, prior, **options)
 
     rows, everywhere, starts = PartitionSpec(how.axis_name), PartitionSpec(), starts_over(how.restarts_axis)
-    places = (starts, rows, rows, everywhere, everywhere)
+    places = (starts, rows, everywhere, everywhere)
     mapped = shard_map(part, mesh=how.mesh, in_specs=places, out_specs=starts)
-    result: FitResult = mapped(params, x, w, numbers, prior)
+    result: FitResult = mapped(params, data, numbers, prior)
     return result
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _with_derivative(
-    how: How, ends: Ends, status: Array, x: Array, w: Array, numbers: Numbers, prior: Prior | None
+    how: How, ends: Ends, status: Array, data: Data, numbers: Numbers, prior: Prior | None
 ) -> Ends:
     """What a fit found as it is, with the derivative that the implicit function theorem gives."""
     return ends
@@ -91,7 +89,7 @@ def _with_derivative(
 def _tangents(how: How, primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Ends, Ends]:
     # Through itself, so that a second derivative sees that the ends depend on the data.
     ends = _with_derivative(how, *primals)
-    _, status, x, w, numbers, prior = primals
+    _, status, data, numbers, prior = primals
     params, many = ends[0], ends[0].means.ndim == 3
     rows, everywhere = PartitionSpec(how.axis_name), PartitionSpec()
     model, shape = params.model, params.means.shape[-2:]
@@ -99,46 +97,45 @@ def _tangents(how: How, primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> 
     def over_all(function: Any, *specs: PartitionSpec) -> Any:
         return shard_map(function, mesh=how.mesh, in_specs=specs, out_specs=everywhere)
 
-    def summarised(x: Array, w: Array, reg_covar: Array) -> Context:
+    def summarised(data: Data, reg_covar: Array) -> Context:
         with rows_over(how.axis_name):
-            return summarise(x, w, reg_covar)
+            return summarise(data, reg_covar)
 
-    def step(point: GMMParams, data: tuple[Array, Array, Context]) -> Evaluation:
-        def own(point: GMMParams, x: Array, w: Array, f: Context) -> Evaluation:
-            return evaluate(WHITENED, how.block_size, how.axis_name, point, Problem(Data(x, w), f))
+    def step(point: GMMParams, problem: Problem) -> Evaluation:
+        def own(point: GMMParams, data: Data, f: Context) -> Evaluation:
+            return evaluate(WHITENED, how.block_size, how.axis_name, point, Problem(data, f))
 
-        found: Evaluation = over_all(own, everywhere, rows, rows, everywhere)(point, *data)
+        inside = over_all(own, everywhere, rows, everywhere)
+        found: Evaluation = inside(point, problem.data, problem.context)
         return found
 
     settings = Settings(numbers[0], numbers[3], unconverged_gradient=how.unconverged_gradient)
     derivative = settings.derivative(model, how.block_size, shape)
 
-    def of(x: Array, w: Array, reg_covar: Array, prior: Prior | None) -> Ends:
-        f = over_all(summarised, rows, rows, everywhere)(x, w, reg_covar)
+    def of(data: Data, reg_covar: Array, prior: Prior | None) -> Ends:
+        f = over_all(summarised, rows, everywhere)(data, reg_covar)
         f = with_prior(f, prior, model, shape)
 
         def one(params: GMMParams, report: Array, status: Array) -> Ends:
             point = lax.stop_gradient(translate(params, -f.shift))
             converged = status == Status.CONVERGED
-            point, report = with_derivative(step, derivative, point, report, converged, (x, w, f))
+            point, report = with_derivative(step, derivative, point, report, converged, Problem(data, f))
             objective = report
             if f.prior is not None:
-                objective = report + priors.log_density(point, f.prior)[0] / w.sum()
+                objective = report + priors.log_density(point, f.prior)[0] / total_weight(data)
             return translate(point, f.shift), report, objective
 
         ended = (*lax.stop_gradient((params, ends[1])), status)
         return jax.vmap(one)(*ended) if many else one(*ended)
 
-    _, dots = jax.jvp(of, (x, w, numbers[2], prior), (*tangents[2:4], tangents[4][2], tangents[5]))
+    _, dots = jax.jvp(of, (data, numbers[2], prior), (tangents[2], tangents[3][2], tangents[4]))
     return ends, dots
 
 
 @functools.partial(jit, static_argnames="how")
-def fit_parts(
-    params: GMMParams, x: Array, w: Array, numbers: Numbers, prior: Prior | None, *, how: How
-) -> FitResult:
-    """A fit, or several, of rows divided over an axis of a mesh; `w` is 0 where a row does not count."""
-    found = _found(how, *lax.stop_gradient((params, x, w, numbers, prior)))
+def fit_parts(params: GMMParams, data: Data, numbers: Numbers, prior: Prior | None, *, how: How) -> FitResult:
+    """A fit, or several, of rows divided over an axis of a mesh; weights are 0 where a row does not count."""
+    found = _found(how, *lax.stop_gradient((params, data, numbers, prior)))
     ends = found.params, found.log_likelihood, found.objective
-    fitted, log_likelihood, objective = _with_derivative(how, ends, found.status, x, w, numbers, prior)
+    fitted, log_likelihood, objective = _with_derivative(how, ends, found.status, data, numbers, prior)
     return FitResult(fitted, log_likelihood, objective, found.n_iter, found.status, found.history)

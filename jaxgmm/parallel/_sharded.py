@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 from typing import Any
@@ -17,10 +18,10 @@ from jaxgmm import _validate as validate
 from jaxgmm import em, priors
 from jaxgmm._batch import concurrency
 from jaxgmm.data import Data
-from jaxgmm.density import check_mixture, inputs
+from jaxgmm.density import check_accepts, check_mixture, data_of, get_data
 from jaxgmm.em import DEFAULT_OPTIONS, MAX_ITER, REG_COVAR, EMOptions, check_options
 from jaxgmm.kernels import quadratic
-from jaxgmm.kernels.exact import rows_for
+from jaxgmm.kernels.exact import rows_for, rows_of
 from jaxgmm.kernels.programs import is_concrete
 from jaxgmm.mixture import GMMParams
 from jaxgmm.parallel._shard_program import How, Numbers, fit_parts, starts_over
@@ -80,11 +81,11 @@ def _over_cores(
 ) -> FitResult | None:
     """The fit divided over the cores of a CPU, if it is large; None where it had better not be."""
     x = data.x
-    if jax.default_backend() != "cpu" or len(x.sharding.device_set) > 1:
+    if jax.default_backend() != "cpu" or not data.is_complete or len(x.sharding.device_set) > 1:
         return None
     if x.size * params.n_components < _PAYS or len(jax.local_devices(backend="cpu")) < 2:
         return None
-    result = fit_divided(params, x, data.weight, numbers, prior, How(_cores(), AXIS, None, **static))
+    result = fit_divided(params, data, numbers, prior, How(_cores(), AXIS, None, **static))
     placed: FitResult = jax.device_put(result, x.sharding)
     return placed
 
@@ -97,31 +98,37 @@ def axis_of(mesh: Mesh, axis_name: str | None) -> str:
     return axis
 
 
-def divide(x: Array, w: Array | None, mesh: Mesh, axis_name: str) -> tuple[Array, Array]:
+def divide(data: Data, mesh: Mesh, axis_name: str) -> Data:
     """Rows and weights divided over an axis of a mesh; what is there twice has weight 0 the second time."""
-    weight: Any = np.ones(x.shape[0], x.dtype) if w is None else w
+    data = data.by_row()
+    x, rows = data.x, data.rows
+    weight: Any = np.ones(x.shape[0], x.dtype) if data.weight is None else data.weight
     sharding, n = NamedSharding(mesh, PartitionSpec(axis_name)), x.shape[0]
     total = n + -n % mesh.shape[axis_name]
-    divided: tuple[Array, Array]
     if total == n:
-        divided = _put((x, weight), sharding)
-        return divided
+        both: Data = _put(dataclasses.replace(rows, weight=weight), sharding)
+        return both
     index = np.minimum(np.arange(total, dtype=np.int32), n - 1)  # the last row again
     first = np.arange(total) < n
-    if not is_concrete(x, weight):
+    if not is_concrete(data):
         once = jnp.where(first, weight[index], jnp.zeros((), weight.dtype))
-        divided = jax.device_put((x[index], once), sharding)
-        return divided
-    # A part at a time: only the last ones are copied on the host.
-    host, weights = np.asarray(x), np.where(first, np.asarray(weight)[index], 0).astype(weight.dtype)
+        more = jax.tree.map(lambda a: a[index], rows)
+        placed: Data = jax.device_put(dataclasses.replace(more, weight=once), sharding)
+        return placed
+    weights = np.where(first, np.asarray(weight)[index], 0).astype(weight.dtype)
 
-    def part(at: Any) -> np.ndarray:
-        return host[at] if first[at[0]].all() else host[index[at[0]]]
+    def over(a: Array) -> Array:
+        host = np.asarray(a)
 
-    return (
-        jax.make_array_from_callback((total, *x.shape[1:]), sharding, part),
-        jax.make_array_from_callback((total,), sharding, lambda at: weights[at]),
-    )
+        def part(at: Any) -> np.ndarray:
+            # A part at a time: only the last ones are copied on the host.
+            return host[at] if first[at[0]].all() else host[index[at[0]]]
+
+        return jax.make_array_from_callback((total, *a.shape[1:]), sharding, part)
+
+    own = jax.make_array_from_callback((total,), sharding, lambda at: weights[at])
+    divided: Data = dataclasses.replace(jax.tree.map(over, rows), weight=own)
+    return divided
 
 
 def _put(tree: Any, sharding: NamedSharding) -> Any:
@@ -138,9 +145,7 @@ def _put(tree: Any, sharding: NamedSharding) -> Any:
     return jax.tree.map(put, tree)
 
 
-def fit_divided(
-    params: GMMParams, x: Array, w: Array | None, numbers: Numbers, prior: Prior | None, how: How
-) -> FitResult:
+def fit_divided(params: GMMParams, data: Data, numbers: Numbers, prior: Prior | None, how: How) -> FitResult:
     """`fit_sharded` of checked arguments; its result lies on every device of the mesh."""
     numbers, prior = _put((numbers, prior), NamedSharding(how.mesh, PartitionSpec()))
     n_fits = params.means.shape[0]
@@ -148,13 +153,13 @@ def fit_divided(
     if over:
         params = jax.tree.map(lambda a: jnp.concatenate([a, jnp.repeat(a[-1:], over, axis=0)]), params)
     params = _put(params, NamedSharding(how.mesh, starts_over(how.restarts_axis)))
-    result = fit_parts(params, *divide(x, w, how.mesh, how.axis_name), numbers, prior, how=how)
+    result = fit_parts(params, divide(data, how.mesh, how.axis_name), numbers, prior, how=how)
     return jax.tree.map(lambda a: a[:n_fits], result) if over else result
 
 
 def fit_sharded(
     params: GMMParams,
-    X: ArrayLike,
+    X: ArrayLike | Data,
     sample_weight: ArrayLike | None = None,
     *,
     mesh: Mesh,
@@ -205,8 +210,8 @@ def fit_sharded(
     """
     check_options(options)
     many = isinstance(params, GMMParams) and params.means.ndim == 3
-    params, x = _starts(params, X) if many else inputs(params, X)
-    w = validate.weight(sample_weight, x)
+    params, data = _starts(params, X, sample_weight) if many else data_of(params, X, sample_weight)
+    data, x = data.by_row(), data.x
     axis = axis_of(mesh, axis_name)
     if restarts_axis is not None and (restarts_axis not in mesh.axis_names or restarts_axis == axis):
         raise ValueError(
@@ -223,21 +228,28 @@ def fit_sharded(
     n_fits = -(-(params.means.shape[0] if many else 1) // (mesh.shape[restarts_axis] if restarts_axis else 1))
     rows = -(-x.shape[0] // mesh.shape[axis])
     width = concurrency(n_fits, rows, shape[0] * shape[1])
-    block = min(options.block_size or rows_for(params.component, rows, shape[0], shape[1], width), rows)
+    if data.is_complete:
+        block = rows_for(params.component, rows, shape[0], shape[1], width)
+    else:
+        block = rows_of(data, params.component, shape[0], width)
+    block = min(options.block_size or block, rows)
     numbers = validate.iteration(tol, max_iter, reg_covar, accelerate, x.dtype, x.shape[0])
     checked = None if prior is None else priors.check(prior, params.component, shape, x.dtype)
-    kernels = quadratic.choose(options.kernel, params.component, x.shape[0], n_fits * shape[0], shape[1])
+    kernels = quadratic.choose_for(data, options.kernel, params.component, shape[0], n_fits)
     how = How(mesh, axis, restarts_axis, block, options.history_size, options.unconverged_gradient, kernels)
-    return fit_divided(params, x, w, numbers, checked, how)
+    return fit_divided(params, data, numbers, checked, how)
 
 
-def _starts(params: GMMParams, X: ArrayLike) -> tuple[GMMParams, Array]:
+def _starts(
+    params: GMMParams, X: ArrayLike | Data, sample_weight: ArrayLike | None
+) -> tuple[GMMParams, Data]:
     """Several checked mixtures, with a leading axis, and the data, both in the data's dtype."""
     n_fits = params.means.shape[0]
     lengths = {leaf.shape[0] if leaf.ndim else 0 for leaf in jax.tree.leaves(params)}
     if lengths != {n_fits} or not n_fits:
         raise ValueError(f"the arrays of several params must share a leading axis; got {sorted(lengths)}")
-    x = validate.data(X, n_features=params.n_features)
+    data = get_data(X, sample_weight, n_features=params.n_features)
+    check_accepts(data, params.component, params.n_components)
     for i in range(n_fits if is_concrete(params) else 0):
         check_mixture(jax.tree.map(lambda a, i=i: a[i], params))
-    return jax.tree.map(lambda a: jnp.asarray(a, x.dtype), params), x
+    return jax.tree.map(lambda a: jnp.asarray(a, data.x.dtype), params), data

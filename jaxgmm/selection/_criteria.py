@@ -12,6 +12,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jaxgmm import _validate as validate
+from jaxgmm.data import Data
 from jaxgmm.density import score
 from jaxgmm.em import e_step
 from jaxgmm.kernels.programs import jit
@@ -52,17 +53,19 @@ def n_parameters(params: GMMParams) -> int | Array:
     return free
 
 
-def _terms(params: GMMParams, X: ArrayLike, sample_weight: ArrayLike | None) -> tuple[Array, Any, Any]:
+def _terms(params: GMMParams, X: ArrayLike | Data, sample_weight: ArrayLike | None) -> tuple[Array, Any, Any]:
     """−2 log L (), the number of free parameters (), and that of samples () or the sum of their weights."""
     mean = score(params, X, sample_weight)
-    n: Any = np.asarray(np.shape(X)[0], mean.dtype)
+    rows: Any = X.x if isinstance(X, Data) else X
+    sample_weight = X.weight if isinstance(X, Data) else sample_weight
+    n: Any = np.asarray(np.shape(rows)[0], mean.dtype)
     if sample_weight is not None:
         xp: Any = jnp if isinstance(sample_weight, Array) else np
         n = xp.asarray(sample_weight, mean.dtype).sum()
     return -2 * mean * n, jnp.asarray(n_parameters(params), mean.dtype), n
 
 
-def aic(params: GMMParams, X: ArrayLike, sample_weight: ArrayLike | None = None) -> Array:
+def aic(params: GMMParams, X: ArrayLike | Data, sample_weight: ArrayLike | None = None) -> Array:
     """() Akaike's criterion, −2 log L + 2 p; smaller is better.
 
     Args:
@@ -83,7 +86,7 @@ def aic(params: GMMParams, X: ArrayLike, sample_weight: ArrayLike | None = None)
     return deviance + 2 * free
 
 
-def bic(params: GMMParams, X: ArrayLike, sample_weight: ArrayLike | None = None) -> Array:
+def bic(params: GMMParams, X: ArrayLike | Data, sample_weight: ArrayLike | None = None) -> Array:
     """() Schwarz's criterion, −2 log L + p log n; smaller is better (the negative of mclust's).
 
     Args:
@@ -104,7 +107,7 @@ def bic(params: GMMParams, X: ArrayLike, sample_weight: ArrayLike | None = None)
     return deviance + free * jnp.log(n)
 
 
-def icl(params: GMMParams, X: ArrayLike, sample_weight: ArrayLike | None = None) -> Array:
+def icl(params: GMMParams, X: ArrayLike | Data, sample_weight: ArrayLike | None = None) -> Array:
     """() the integrated completed likelihood, bic − 2 Σ_n log max_k r_nk; smaller is better.
 
     It adds to `bic` what is uncertain about the samples' labels, and so asks for clusters that are apart.
@@ -127,6 +130,8 @@ def icl(params: GMMParams, X: ArrayLike, sample_weight: ArrayLike | None = None)
     """
     value = bic(params, X, sample_weight)
     certainty = jnp.log(e_step(params, X)[0].max(1))
+    if isinstance(X, Data):
+        sample_weight = X.weight
     weights = jnp.ones_like(certainty) if sample_weight is None else jnp.asarray(sample_weight, value.dtype)
     return value - 2 * (weights * certainty).sum()
 

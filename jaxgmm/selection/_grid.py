@@ -19,6 +19,8 @@ from jaxgmm.components.covariance.registry import ALIASES
 from jaxgmm.components.covariance.registry import STRUCTURES as RECORDS
 from jaxgmm.components.registry import ModelLike, get_model
 from jaxgmm.components.weights import Model
+from jaxgmm.data import Data
+from jaxgmm.density import get_data
 from jaxgmm.em import MAX_ITER, REG_COVAR
 from jaxgmm.init._starts import Init
 from jaxgmm.mixture import GMMParams, active
@@ -261,7 +263,7 @@ def side_by_side(
 
 def select(
     key: Array,
-    X: ArrayLike,
+    X: ArrayLike | Data,
     n_components: Sequence[int] | None = None,
     sample_weight: ArrayLike | None = None,
     *,
@@ -323,8 +325,8 @@ def select(
     if not validate.is_concrete(X, sample_weight):
         raise TypeError("select needs concrete data; inside jit use fit_best or fit_components")
     validate.choice(criterion, "criterion", CRITERIA)
-    X = validate.data(X)
-    n_samples, n_features = X.shape
+    data = get_data(X, sample_weight)
+    n_samples, n_features = data.x.shape[0], data.n_features
     if covariance_types is None:
         covariance_types = STRUCTURES if n_features > 1 else UNIVARIATE
     models = _models(covariance_types)
@@ -335,7 +337,7 @@ def select(
     folds = validate.count(n_folds, "n_folds", 2)
     key = validate.key(key)
     settings, unit = settings_of(
-        X, sample_weight, tol, max_iter, reg_covar, True, max_ratio, tuple(models.values()),
+        data, None, tol, max_iter, reg_covar, True, max_ratio, tuple(models.values()),
         in_units_of_x=isinstance(prior, Prior) or callable(init),
     )  # fmt: skip
     log_unit = 0.0 if unit is None else float(np.log(unit).sum())

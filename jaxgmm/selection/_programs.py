@@ -24,7 +24,7 @@ from jaxgmm.components.covariance.full import full
 from jaxgmm.components.gaussian import gaussian
 from jaxgmm.components.weights import Model
 from jaxgmm.data import Context, Data, summarise
-from jaxgmm.density import log_prob, posterior
+from jaxgmm.density import check_accepts, get_data, log_prob, posterior
 from jaxgmm.em import run, with_prior
 from jaxgmm.init import _starts as starts
 from jaxgmm.init._starts import AnyPrior, prior_for
@@ -132,24 +132,27 @@ class Settings(NamedTuple):
 
 
 def settings_of(
-    X: ArrayLike, sample_weight: ArrayLike | None, tol: ArrayLike | None, max_iter: Any, reg_covar: ArrayLike,
-    accelerate: Any, max_ratio: ArrayLike | None, models: Sequence[Model], in_units_of_x: bool,
+    X: ArrayLike | Data, sample_weight: ArrayLike | None, tol: ArrayLike | None, max_iter: Any,
+    reg_covar: ArrayLike, accelerate: Any, max_ratio: ArrayLike | None, models: Sequence[Model],
+    in_units_of_x: bool,
 ) -> tuple[Settings, np.ndarray[Any, Any] | None]:  # fmt: skip
     """The arguments of a search, checked; and the units of its data where these are not 1.
 
     Units are common to the models; none where some argument is stated `in_units_of_x`.
     """
-    x = validate.data(X)
-    w = validate.weight(sample_weight, x)
-    tol, limit, reg, fast = validate.iteration(tol, max_iter, reg_covar, accelerate, x.dtype, x.shape[0])
+    data = get_data(X, sample_weight)
+    for model in models:
+        check_accepts(data, model.component)
+    x, w, n = data.x, data.weight, data.x.shape[0]
+    tol, limit, reg, fast = validate.iteration(tol, max_iter, reg_covar, accelerate, x.dtype, n)
     ratio = validate.ratio(np.inf if max_ratio is None else max_ratio, x.dtype)
     unit = None
-    if not in_units_of_x and all(units.rescales(model) for model in models):
+    if not in_units_of_x and all(units.rescales(model) for model in models) and data.is_plain:
         unit = units.units_of(x, w, models[0] if len(models) == 1 else None)
     if unit is not None:
-        x, reg = units.divide(x, unit), units.ridge_in_units(reg, unit)
-    summary = summarise_data(Data(x, w), reg, block_size=block_rows(x.shape[0], 1, x.shape[1]))
-    return Settings(Data(x, w), tol, limit, reg, fast, ratio, *summary), unit
+        data, reg = Data(units.divide(x, unit), w), units.ridge_in_units(reg, unit)
+    summary = summarise_data(data, reg, block_size=block_rows(n, 1, data.n_features))
+    return Settings(data, tol, limit, reg, fast, ratio, *summary), unit
 
 
 @functools.partial(jit, static_argnames="block_size")
@@ -157,7 +160,7 @@ def summarise_data(data: Data, reg_covar: Array, *, block_size: int) -> tuple[Ar
     """Σ of the weights, the data summary, and the factor of their covariance."""
     x, w = data.x, data.weight
     n = jnp.asarray(x.shape[0], x.dtype) if w is None else w.sum()
-    return n, summarise(x, w, reg_covar), total_factor(x, w, block_size)
+    return n, summarise(data, reg_covar), total_factor(data, block_size)
 
 
 def program(n: int, *static: str) -> Callable[[Callable[..., R]], Callable[..., R]]:
@@ -247,11 +250,14 @@ def flags_of(log_weights: Array, means: Array, scale: Factors | None, s: Setting
 
 def _posterior_sum(p: GMMParams, data: Data, block_size: int, of: Callable[[Array, Array], Array]) -> Array:
     """The sum of `of`(weights, responsibilities) over blocks of the samples."""
+    data = data.by_row()
+    instead = p.means[:1] if data.is_complete else jnp.zeros((), data.x.dtype)
 
-    def block(wb: Array, b: Array) -> Array:
-        return of(wb, posterior(p, jnp.where(in_range(wb, b), b, p.means[:1]))[0])
+    def block(wb: Array, rows: Data) -> Array:
+        b = dataclasses.replace(rows, x=jnp.where(in_range(wb, rows.x), rows.x, instead))
+        return of(wb, posterior(p, b)[0])
 
-    total: Array = sum_rows(block, data.weight, data.x, block_size=block_size)
+    total: Array = sum_rows(block, data.weight, data.rows, block_size=block_size)
     return total
 
 
@@ -264,12 +270,12 @@ def certainty(p: GMMParams, data: Data, *, block_size: int) -> Array:
 @program(2, "block_size")
 def refit(p: GMMParams, size: Array, kept: Array, out: Array, s: Settings, *, block_size: int) -> Array:
     """() Σ out log p(x) over the samples, of a mixture fitted again with weights `kept`; both (N,)."""
-    data = Data(s.data.x, kept)
+    data = dataclasses.replace(s.data, weight=kept)
     prior = prior_for(s.prior, data, p.covariance, size)
     result = run(
         p, data, s.tol, s.max_iter, s.reg_covar, s.accelerate, prior, block_size=block_size, history_size=0
     )
-    return jnp.where(out > 0, out * log_prob(result.params, data.x), 0).sum()
+    return jnp.where(out > 0, out * log_prob(result.params, data.by_row()), 0).sum()
 
 
 @program(1, "block_size")

@@ -18,11 +18,13 @@ from jaxgmm._batch import concurrency, run_many
 from jaxgmm.components.registry import ModelLike, get_model
 from jaxgmm.components.weights import Model
 from jaxgmm.data import Data, summarise
+from jaxgmm.density import check_accepts, check_labels, check_sizes, get_data
 from jaxgmm.em import DEFAULT_OPTIONS, MAX_ITER, REG_COVAR, EMOptions, check_options
 from jaxgmm.init._starts import AnyPrior, Init, check_init, check_prior, prior_for, start
 from jaxgmm.kernels import quadratic
 from jaxgmm.kernels.base import Kernel
-from jaxgmm.kernels.exact import rows_for
+from jaxgmm.kernels.exact import rows_of
+from jaxgmm.kernels.observed import in_tiles
 from jaxgmm.kernels.programs import jit
 from jaxgmm.mixture import GMMParams, scale_like
 from jaxgmm.priors import Prior
@@ -44,8 +46,7 @@ class _Static(NamedTuple):
 
 
 def _work(key: Array, data: Data, sizes: Array, *_: Any, c: _Static) -> float:
-    n, d = data.x.shape
-    return quadratic.work(c.kernels, n, c.n_components, d, len(sizes) * c.n_init)
+    return quadratic.work(c.kernels, data.x.shape[0], c.n_components, data.n_features, len(sizes) * c.n_init)
 
 
 @functools.partial(jit, static_argnames="c", work=_work)
@@ -54,7 +55,7 @@ def _fit_batch(
     starts: GMMParams | None, *, c: _Static,
 ) -> FitResult:  # fmt: skip
     """n_init fits with each of `sizes` (L,) components on; of several sizes the best for each."""
-    context = summarise(data.x, data.weight, numbers[2])
+    context = summarise(data, numbers[2])
     active = jnp.repeat(sizes, c.n_init)
     keys = jax.random.split(key, active.shape[0])
 
@@ -80,58 +81,67 @@ def _fit_batch(
     return jax.vmap(best)(jax.tree.map(lambda a: a.reshape((-1, c.n_init, *a.shape[1:])), results))
 
 
-def _checked(starts: GMMParams, n_components: int, x: Array) -> GMMParams:
+def _checked(starts: GMMParams, n_components: int, n_features: int, dtype: Any) -> GMMParams:
     """Starting mixtures (R, …) in the data's dtype."""
     shape = tuple(starts.means.shape)
-    if len(shape) != 3 or shape[1:] != (n_components, x.shape[1]):
+    if len(shape) != 3 or shape[1:] != (n_components, n_features):
         raise ValueError(
             "starting mixtures as init must have a leading axis, and means of shape (n_init, "
-            f"{n_components}, {x.shape[1]}) for n_components={n_components} and X {x.shape}; got {shape}"
+            f"{n_components}, {n_features}) for n_components={n_components} and {n_features} features; "
+            f"got {shape}"
         )
     lengths = {leaf.shape[0] if leaf.ndim else 0 for leaf in jax.tree.leaves(starts)}
     if len(lengths) > 1:
         raise ValueError(f"the arrays of starting mixtures differ in their leading axis: {sorted(lengths)}")
-    return jax.tree.map(lambda a: jnp.asarray(a, x.dtype), starts)
+    return jax.tree.map(lambda a: jnp.asarray(a, dtype), starts)
 
 
 def _fit_many(
-    key: Array, x: Array, sizes: tuple[int, ...], several: bool, sample_weight: ArrayLike | None,
+    key: Array, data: Data, sizes: tuple[int, ...], several: bool,
     covariance_type: ModelLike, n_init: int, init: Init | GMMParams, tol: ArrayLike | None, max_iter: Any,
     reg_covar: ArrayLike, prior: Prior | str | None, accelerate: Any, options: EMOptions,
 ) -> FitResult:  # fmt: skip
     check_options(options).only("a fit from several starts", "block_size", "history_size", "kernel")
-    w = validate.weight(sample_weight, x)
     n_init = validate.count(n_init, "n_init", 1)
     model, starts = get_model(covariance_type), None
-    k, (n, d) = max(sizes), x.shape
+    x, k, n, d = data.x, max(sizes), data.x.shape[0], data.n_features
     scale_like(model.component, k, d)
+    check_accepts(data, model.component)
     if isinstance(init, GMMParams):
         if several:
             raise TypeError("init of fit_components cannot be starting mixtures; give them to fit_restarts")
-        starts = _checked(init, k, x)
+        starts = _checked(init, k, d, x.dtype)
         model, n_init, init = init.model, starts.means.shape[0], "kmeans"
+        check_labels(data, k)
+    else:
+        check_sizes(data, sizes)
+        if check_init(init) == "hierarchical" and not data.is_complete:
+            raise ValueError("init='hierarchical' needs complete rows without noise; use 'kmeans++'")
     n_fits = n_init * len(sizes)
-    rows = rows_for(model.component, n, k, d, concurrency(n_fits, n, k * d))
+    data = in_tiles(data, model.covariance)
+    rows = rows_of(data, model.component, k, concurrency(n_fits, n, k * d))
+    if options.block_size is not None:
+        rows = max(options.block_size - options.block_size % max(data.tile, 1), data.tile)
     c = _Static(
-        model, k, n_init, check_init(init), several, min(options.block_size or rows, n), options.history_size,
-        quadratic.choose(options.kernel, model.component, n, n_fits * k, d),
+        model, k, n_init, check_init(init), several, min(rows, data.x.shape[0]), options.history_size,
+        quadratic.choose_for(data, options.kernel, model.component, k, n_fits),
     )  # fmt: skip
-    given = check_prior(prior, model.component, (k, d), x)
+    given = check_prior(prior, model.component, (k, d), x.dtype)
     tol, limit, reg, fast = validate.iteration(tol, max_iter, reg_covar, accelerate, x.dtype, x.shape[0])
     # A prior is stated, and a start of the user's made, in the units of X.
     in_units_of_x = isinstance(given, Prior) or callable(init)
-    unit = None if in_units_of_x else units.units_of(x, w, model)
+    unit = None if in_units_of_x else units.of_data(data, model)
     if unit is not None:
-        x, reg = units.divide(x, unit), units.ridge_in_units(reg, unit)
+        data, reg = Data(units.divide(x, unit), data.weight), units.ridge_in_units(reg, unit)
         starts = None if starts is None else jax.vmap(lambda p: units.rescale(p, 1 / unit))(starts)
     active, numbers = np.asarray(sizes, np.int32), (tol, limit, reg, fast)
-    results = _fit_batch(validate.key(key), Data(x, w), active, numbers, given, starts, c=c)
+    results = _fit_batch(validate.key(key), data, active, numbers, given, starts, c=c)
     return results if unit is None else units.multiply_back(results, unit)
 
 
 def fit_restarts(
     key: Array,
-    X: ArrayLike,
+    X: ArrayLike | Data,
     n_components: int,
     sample_weight: ArrayLike | None = None,
     *,
@@ -181,17 +191,17 @@ def fit_restarts(
       (4,)
       >>> params = jaxgmm.best(results).params
     """
-    x = validate.data(X)
-    sizes = (validate.n_components(n_components, x.shape[0]),)
+    data = get_data(X, sample_weight)
+    sizes = (validate.n_components(n_components, data.x.shape[0]),)
     return _fit_many(
-        key, x, sizes, False, sample_weight, covariance_type, n_init, init,
+        key, data, sizes, False, covariance_type, n_init, init,
         tol, max_iter, reg_covar, prior, accelerate, options,
     )  # fmt: skip
 
 
 def fit_components(
     key: Array,
-    X: ArrayLike,
+    X: ArrayLike | Data,
     n_components: Sequence[int] = (1, 2, 3, 4, 5, 6, 7, 8, 9),
     sample_weight: ArrayLike | None = None,
     *,
@@ -240,9 +250,9 @@ def fit_components(
       >>> int(bics.argmin()) + 1
       1
     """
-    x = validate.data(X)
-    sizes = validate.sizes(n_components, x.shape[0])
+    data = get_data(X, sample_weight)
+    sizes = validate.sizes(n_components, data.x.shape[0])
     return _fit_many(
-        key, x, sizes, True, sample_weight, covariance_type, n_init, init,
+        key, data, sizes, True, covariance_type, n_init, init,
         tol, max_iter, reg_covar, prior, accelerate, options,
     )  # fmt: skip

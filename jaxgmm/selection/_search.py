@@ -24,9 +24,13 @@ from jaxgmm import _units as units
 from jaxgmm import _validate as validate
 from jaxgmm.components.registry import ModelLike, get_model
 from jaxgmm.components.weights import Model
+from jaxgmm.data import Data
+from jaxgmm.density import check_sizes, get_data
 from jaxgmm.em import DEFAULT_OPTIONS, MAX_ITER, REG_COVAR, EMOptions, check_options
 from jaxgmm.init._starts import WIDEN, Init, check_init, check_prior
 from jaxgmm.kernels.blocked_sum import block_rows
+from jaxgmm.kernels.exact import rows_of
+from jaxgmm.kernels.observed import in_tiles
 from jaxgmm.mixture import GMMParams, scale_like
 from jaxgmm.priors import Prior
 from jaxgmm.result import FitResult
@@ -117,24 +121,30 @@ class Tournament:
         self, settings: programs.Settings, model: Model, sizes: Sequence[int], init: Init, history_size: int,
         prior: Prior | str | None = None,
     ) -> None:  # fmt: skip
-        x, self.n_components = settings.data.x, max(sizes)
-        shape = (self.n_components, x.shape[1])
+        data, self.n_components = settings.data, max(sizes)
+        check_sizes(data, sizes)
+        x, shape = data.x, (self.n_components, data.n_features)
         scale_like(model.component, *shape)
+        # Rows with gaps in groups of one pattern, for structures that gain by it.
+        settings = settings._replace(data=in_tiles(data, model.covariance))
         self.model, self.init, self.sizes = model, check_init(init), np.asarray(sizes, np.int32)
         self.settings = settings._replace(
-            prior=check_prior(prior, model.component, shape, x),
+            prior=check_prior(prior, model.component, shape, x.dtype),
             # `stop_gradient` gives Python's numbers another type: there would be a second program.
-            collapse=jax.tree.map(np.int32, model.covariance.collapse(x.shape[1])),
+            collapse=jax.tree.map(np.int32, model.covariance.collapse(shape[1])),
             bounded=np.bool_(isinstance(prior, str) or getattr(prior, "dof", None) is not None),
             total=total_for(model.covariance, settings.total),
         )
         # Only the finalists' last stage has a derivative: where a fit began does not matter to it.
         self.frozen: programs.Settings = jax.lax.stop_gradient(self.settings)
-        self.block_size = block_rows(x.shape[0], *shape, _WIDTH * len(sizes))
+        n_fits, k = _WIDTH * len(sizes), self.n_components
+        self.block_size = block_rows(x.shape[0], *shape, n_fits)
+        if not data.is_complete:
+            self.block_size = rows_of(self.settings.data, model.component, k, n_fits)
         self.history_size = history_size
         self.unit = programs.metric(covariance=model.covariance, f=self.frozen.context)
         self.n_steps: Any = np.zeros(len(sizes), np.int32)
-        self.with_ward = x.shape[0] * self.n_components <= _WARD
+        self.with_ward = x.shape[0] * k <= _WARD and data.is_complete
         self.active = np.repeat(self.sizes, _WIDTH)  # of the mixtures of one program
         self.factors: Any = None  # (L, n) `Factors` of the finalists, where they are not large
 
@@ -319,7 +329,7 @@ class Tournament:
 
 def fit_best(
     key: Array,
-    X: ArrayLike,
+    X: ArrayLike | Data,
     n_components: int,
     sample_weight: ArrayLike | None = None,
     *,
@@ -382,11 +392,11 @@ def fit_best(
     """
     model = get_model(covariance_type)
     check_options(options).only("fit_best", "history_size")
-    x = validate.data(X)
-    n = validate.n_components(n_components, x.shape[0])
+    data = get_data(X, sample_weight)
+    n = validate.n_components(n_components, data.x.shape[0])
     budget = validate.count(budget, "budget", 1)
     settings, unit = programs.settings_of(
-        x, sample_weight, tol, max_iter, reg_covar, accelerate, max_ratio, (model,),
+        data, None, tol, max_iter, reg_covar, accelerate, max_ratio, (model,),
         in_units_of_x=isinstance(prior, Prior) or callable(check_init(init)),
     )  # fmt: skip
     tournament = Tournament(settings, model, (n,), init, options.history_size, prior)

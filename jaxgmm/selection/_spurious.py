@@ -38,7 +38,7 @@ from jax import Array, lax
 from jaxgmm import _validate as validate
 from jaxgmm.components.covariance.base import Collapse, Covariance
 from jaxgmm.components.covariance.full import full
-from jaxgmm.data import location_and_variance, scatter
+from jaxgmm.data import Data, covariance_of
 from jaxgmm.kernels.linalg import cholesky, eigvalsh, einsum, lower_inverse
 
 MAX_RATIO = 1e5  # of eigenvalues, relative to the covariance of all the data
@@ -71,14 +71,11 @@ def describe(flags: int) -> str:
     return ", ".join(words for flag, words in _WORDS.items() if flags & flag)
 
 
-def total_factor(x: Array, w: Array | None, block_size: int) -> Array:
+def total_factor(data: Data, block_size: int) -> Array:
     """Lower Cholesky factor (D, D) of the covariance of all the data, a little wider where it is singular."""
-    mean, variance = location_and_variance(x, w)
-    width = jnp.sqrt(jnp.where(variance > 0, variance, 1))
-    total, products = scatter(x, w, mean, block_size)
-    correlation = products / total / width[:, None] / width[None, :]
-    eps = float(jnp.finfo(x.dtype).eps)
-    identity = jnp.eye(x.shape[1], dtype=x.dtype)
+    _, width, correlation = covariance_of(data, block_size)
+    eps = float(jnp.finfo(width.dtype).eps)
+    identity = jnp.eye(width.shape[0], dtype=width.dtype)
     return width[:, None] * cholesky(correlation + 16 * eps * identity)
 
 

@@ -15,6 +15,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from jaxgmm import _validate as validate
 from jaxgmm.components.weights import Model
+from jaxgmm.data import Data
 from jaxgmm.density import posterior_of
 from jaxgmm.kernels.programs import in_float64
 from jaxgmm.mixture import GMMParams
@@ -218,7 +219,7 @@ class BaseMixture(DensityMixin, BaseEstimator):
         log_weights, means, scale, model = self._mixture()
         # Arrays of the host: a compiled program takes them in less time than `device_put`.
         params = GMMParams(*conversion.host((log_weights, means - offset, scale), dtype), *model)
-        resp, log_prob = in_blocks(lambda x: posterior_of(params, x), X, offset, dtype, _EVALUATED)
+        resp, log_prob = in_blocks(lambda x: posterior_of(params, Data(x)), X, offset, dtype, _EVALUATED)
         return resp, log_prob
 
     def _is_wide(self, means: Host) -> bool:

@@ -206,7 +206,7 @@ named = pytest.mark.parametrize("init", NAMES)
 
 @functools.partial(quick_jit, static_argnames="init")
 def _starts(keys, X, w, n_active, init):
-    f = summarise(X, w, jnp.zeros((), X.dtype))
+    f = summarise(Data(X, w), jnp.zeros((), X.dtype))
     options = {"model": get_model("diag"), "n_components": K, "block_size": N, "init": init}
     return jax.vmap(lambda k: start(k, n_active, Data(X, w), f, None, **options))(keys)
 

@@ -116,7 +116,7 @@ def test_the_bulk_of_the_second_moments_goes_without_rounding():
 
     @jax.jit  # at XLA's lowest level of optimisation the products are rounded once more
     def both(params, x):
-        f = summarise(x, None, jnp.asarray(1e-6, jnp.float32))
+        f = summarise(Data(x), jnp.asarray(1e-6, jnp.float32))
         c = quadratic.prepare(params.component, Data(x), f)
         relative = translate(params, -f.shift)
         one = whitened.sums(relative, Data(x), f.shift, block_size=block_size).second

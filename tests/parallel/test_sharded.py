@@ -40,12 +40,11 @@ def four_devices(begin, out):
     result["sums"] = {}
     for n in (1, 5, 7, 12, 199):
         numbers = np.arange(3.0 * n).reshape(n, 3)  # their sums are exact
-        rows, weights = sharded.divide(numbers, None, mesh, "rows")
-        assert len(rows.addressable_shards) == 4
-        traced = jax.jit(lambda x: sharded.divide(x, None, mesh, "rows"))(numbers)
-        for a, b in zip(traced, (rows, weights), strict=True):
-            np.testing.assert_array_equal(a, b)
-        result["sums"][n] = (np.asarray(weights) @ np.asarray(rows)).tolist()
+        divided = sharded.divide(Data(numbers), mesh, "rows")
+        assert len(divided.x.addressable_shards) == 4
+        traced = jax.jit(lambda x: sharded.divide(Data(x), mesh, "rows"))(numbers)
+        jax.tree.map(np.testing.assert_array_equal, traced, divided)
+        result["sums"][n] = (np.asarray(divided.weight) @ np.asarray(divided.x)).tolist()
 
     # A large fit divides itself.
     sharded._PAYS = 1

@@ -8,6 +8,7 @@ import pytest
 
 from jaxgmm.components import get_covariance, get_model
 from jaxgmm.components.covariance.base import Collapse
+from jaxgmm.data import Data
 from jaxgmm.selection import Spurious
 from jaxgmm.selection._grid import STRUCTURES
 from jaxgmm.selection._spurious import describe, spurious, total_factor, total_for
@@ -18,7 +19,7 @@ FEATURES = np.array([1.0, 10.0, 1e4])  # standard deviations of the data
 OTHERS = ("factor(1)", "factor(2)", "full-ratio(100)", "full-equal", "spherical-equal")
 
 
-_total = quick_jit(lambda x: total_factor(x, None, 50))
+_total = quick_jit(lambda x: total_factor(Data(x), 50))
 
 
 @quick_jit
