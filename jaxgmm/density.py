@@ -164,8 +164,10 @@ def check_labels(data: Data, n_components: int) -> None:
             f"log_prior must have a column for each of {n_components} components; "
             f"got {data.log_prior.shape[1]}"
         )
-    if data.label is not None and is_concrete(data.label) and int(np.max(data.label)) >= n_components:
-        raise ValueError(f"labels must be below n_components = {n_components}; got {int(np.max(data.label))}")
+    if data.label is not None and is_concrete(data.label):
+        largest = int(np.asarray(data.label).max())
+        if largest >= n_components:
+            raise ValueError(f"labels must be below n_components = {n_components}; got {largest}")
 
 
 def check_sizes(data: Data, sizes: Sequence[int]) -> None:

@@ -53,7 +53,7 @@ class Seen(NamedTuple):
       base: (K, B) −½ log |T| for their scatter matrices T, less what is in `offset`.
       offset: (B,) taken out of all log densities, −½ n log 2π included, for n observed entries.
       observed: (E, B) bool, or None where all are.
-      n_observed: (B,), or a number for all rows.
+      n_observed: (1, B) how many entries are observed, or a number for all rows.
     """
 
     y: Array

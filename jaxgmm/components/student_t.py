@@ -38,7 +38,7 @@ def _prepare(c: Component, means: Array, scale: Scale) -> tuple[Prepared, Array]
 class _Latent(NamedTuple):
     y: Array  # (K, D, B)  whitened residuals
     length: Array  # (K, B)  squared distances δ
-    n_observed: Any  # how many entries they are made of: a number, or (B,)
+    n_observed: Any  # how many entries they are made of: a number, or (1, B)
 
 
 def _expect(c: Component, prepared: Any, x: Array) -> tuple[Array, _Latent]:

@@ -213,13 +213,12 @@ def viewer(params: GMMParams, data: Data) -> Viewer:
         view: View, y: Array, length: Array, log_det: Array, hidden: Callable[[Array], Array], known: Any
     ) -> Look:
         seen = None if view.observed is None else view.observed.T
-        count: Any = y.shape[1] if seen is None else seen.sum(0)
-        if seen is None and view.projection is not None:
-            count = view.projection.shape[1]
+        count: Any = seen_of(view, y.shape[1], y.dtype)
         least = lax.stop_gradient(log_det.min(0))
         offset = -0.5 * (_LOG_2PI * count + least)
         length = finite_length(length)
-        found = Seen(y, length, -0.5 * (log_det - least[None, :]), offset, seen, count)
+        number = count if isinstance(count, float) else count[None, :]
+        found = Seen(y, length, -0.5 * (log_det - least[None, :]), offset, seen, number)
         assert c.marginal is not None
         relative, latent = c.marginal(c, params.scale, found)
         exponent = -0.5 * length
@@ -315,6 +314,13 @@ def residuals_of(means: Array, rows: Data, patterns: View | None = None) -> Arra
         centres = einsum("bed,kd->keb", view.projection, means)
     residuals = rows.x.T[None] - centres
     return residuals if view.observed is None else jnp.where(view.observed.T[None], residuals, 0)
+
+
+def seen_of(view: View, n_features: int, dtype: Any) -> Any:
+    """How many entries are observed: (B,), or a number for all rows."""
+    if view.observed is None:
+        return float(n_features if view.projection is None else view.projection.shape[1])
+    return view.observed.sum(1).astype(dtype)
 
 
 def view_of(rows: Data, patterns: View | None) -> View:

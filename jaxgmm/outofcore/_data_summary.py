@@ -36,6 +36,7 @@ class DataSummary:
       mean: (D,) weighted mean of the features.
       variance: (D,) weighted variance about it.
       covariance: (D, D) of which that is the diagonal; None where the quadratic kernel is not to be used.
+      seen_weight: (D,) Σ w of the rows in which a feature is observed; None where entries cannot be missing.
     """
 
     n_samples: int
@@ -43,11 +44,22 @@ class DataSummary:
     mean: np.ndarray
     variance: np.ndarray
     covariance: np.ndarray | None = None
+    seen_weight: np.ndarray | None = None
 
     @staticmethod
-    def of(x: np.ndarray, w: np.ndarray, *, covariance: bool = False) -> DataSummary:
-        """Of rows x (n, D) with weights w (n,), all finite."""
+    def of(x: np.ndarray, w: np.ndarray, *, covariance: bool = False, missing: bool = False) -> DataSummary:
+        """Of rows x (n, D) with weights w (n,), all finite; NaN for missing entries, where there may be."""
         x, w = x.astype(np.float64), w.astype(np.float64)
+        if missing:
+            seen = ~np.isnan(x)
+            weights, entries = np.where(seen, w[:, None], 0), np.where(seen, x, 0)
+            each = weights.sum(0)
+            share = weights / np.where(each > 0, each, 1)
+            mean = (share * entries).sum(0)
+            gap = entries - mean
+            rest = (share * gap).sum(0)
+            variance = (share * np.square(gap)).sum(0) - rest**2
+            return DataSummary(len(x), float(w.sum()), mean + rest, variance, seen_weight=each)
         weight = w.sum()
         total = weight or 1.0
         mean = w @ x / total
@@ -61,7 +73,11 @@ class DataSummary:
     def __add__(self, other: DataSummary) -> DataSummary:
         """Of two sets of rows together, by the formula of Chan, Golub & LeVeque (1979)."""
         total = self.total_weight + other.total_weight
-        share = other.total_weight / total if total else 0.0
+        share: Any = other.total_weight / total if total else 0.0
+        seen = None
+        if self.seen_weight is not None and other.seen_weight is not None:
+            seen = self.seen_weight + other.seen_weight
+            share = other.seen_weight / np.where(seen > 0, seen, 1)
         gap = other.mean - self.mean
         variance = (1 - share) * self.variance + share * other.variance + share * (1 - share) * gap**2
         covariance = None
@@ -69,7 +85,7 @@ class DataSummary:
             covariance = (1 - share) * self.covariance + share * other.covariance
             covariance = covariance + share * (1 - share) * np.outer(gap, gap)
         n_samples = self.n_samples + other.n_samples
-        return DataSummary(n_samples, total, self.mean + share * gap, variance, covariance)
+        return DataSummary(n_samples, total, self.mean + share * gap, variance, covariance, seen)
 
     def context(self, reg_covar: Array, prior: Prior | None, params: GMMParams) -> Context:
         """As `data.summarise` makes it of an array, with the prior in it."""

@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 
 from jaxgmm import _validate as validate
 from jaxgmm import priors
-from jaxgmm.data import Context
+from jaxgmm.data import MISSING, Context
 from jaxgmm.density import check_mixture
 from jaxgmm.em import DEFAULT_OPTIONS, MAX_ITER, REG_COVAR, EMOptions, check_options
 from jaxgmm.kernels import quadratic
@@ -37,6 +37,7 @@ def fit_stream(
     *,
     columns: Any = None,
     weight_column: Any = None,
+    missing: str = "error",
     tol: ArrayLike | None = None,
     max_iter: int = MAX_ITER,
     reg_covar: ArrayLike = REG_COVAR,
@@ -60,6 +61,8 @@ def fit_stream(
         `open_source` takes.
       columns: which columns are features, as in `open_source`.
       weight_column: which column holds sample weights, as in `open_source`.
+      missing: "error" refuses NaN; "nan" takes NaN, and a table's missing values, for missing entries, as
+        `observe` does.
       tol: as in `fit`.
       max_iter: as in `fit`; a step is a pass.
       reg_covar: as in `fit`.
@@ -110,25 +113,34 @@ def fit_stream(
     check_options(options).only("fit_stream", "history_size", "kernel")
     if not isinstance(incremental, bool | np.bool_):
         raise TypeError(f"incremental must be True or False; got {incremental!r}")
+    gaps = validate.choice(missing, "missing", MISSING) == "nan"
+    if gaps and "missing" not in component.accepts:
+        raise ValueError(f"{component.name!r} has no density for rows with missing entries")
+    if gaps and options.kernel == "quadratic":
+        raise ValueError("the quadratic kernel takes complete rows without labels; use kernel='auto'")
+    kernel = "whitened" if gaps else options.kernel
     if incremental:
         change_of_reference.check(component, "incremental=True")
     # Of a source of unknown length it cannot be known beforehand whether the quadratic kernel will pay.
     known = 1 << 62 if data.n_samples is None else data.n_samples
-    covariance = quadratic.choose(options.kernel, component, known, *shape) != (WHITENED,)
+    covariance = quadratic.choose(kernel, component, known, *shape) != (WHITENED,)
 
     try:
-        summary = summarise(data, rows, kind, covariance=covariance, watch=report.watch)
+        summary = summarise(data, rows, kind, covariance=covariance, watch=report.watch, missing=gaps)
         numbers = validate.tolerance(tol, summary.n_samples, kind), *numbers[1:]
         passes = Passes(data, summary, rows, kind, report.watch)
-        kernels = quadratic.choose(options.kernel, component, summary.n_samples, *shape)
-        names = "+".join(kernel.name for kernel in kernels)
+        kernels = quadratic.choose(kernel, component, summary.n_samples, *shape)
+        names = "+".join(k.name for k in kernels)
 
         def sweeping(state: State, f: Context) -> State:
             return sweep(state, f, passes, int(numbers[1]), lambda s: report.step(s, float(numbers[0])))
 
         return host_driver.fit(
             start, summary, passes.moments, numbers, checked, history_size=options.history_size,
-            source={**data.describe(), "kernel": names, "chunk_size": rows, "incremental": incremental},
+            source={
+                **data.describe(), "kernel": names, "chunk_size": rows, "incremental": incremental,
+                **({"missing": missing} if gaps else {}),
+            },
             kept=kept, report=report, kernels=kernels, sweeping=sweeping if incremental else None,
         )  # fmt: skip
     finally:

@@ -17,6 +17,7 @@ from jaxgmm.data import Context, Data
 from jaxgmm.kernels import quadratic
 from jaxgmm.kernels.base import Kernel, Statistics
 from jaxgmm.kernels.exact import WHITENED
+from jaxgmm.kernels.observed import rows_for
 from jaxgmm.kernels.programs import jit
 from jaxgmm.mixture import GMMParams
 from jaxgmm.outofcore._data_summary import DataSummary
@@ -60,8 +61,9 @@ def rows_of(source: Source, n_features: int, dtype: np.dtype, chunk_size: Any) -
 
 
 def summarise(
-    source: Source, rows: int, dtype: np.dtype, *, covariance: bool = False, watch: Watch | None = None
-) -> DataSummary:
+    source: Source, rows: int, dtype: np.dtype, *, covariance: bool = False, watch: Watch | None = None,
+    missing: bool = False,
+) -> DataSummary:  # fmt: skip
     """The first pass: what `DataSummary` holds, with every row and weight checked.
 
     Raises:
@@ -74,9 +76,10 @@ def summarise(
         for chunk in chunks:
             for start in range(0, chunk.n, _TILE):
                 x, w = (a[: chunk.n][start : start + _TILE] for a in (chunk.x, chunk.w))
-                if not (np.isfinite(x).all() and np.isfinite(w).all() and (w >= 0).all()):
-                    check(chunk, source)
-                one = DataSummary.of(x, w, covariance=covariance)
+                fine = (~np.isinf(x) if missing else np.isfinite(x)).all()
+                if not (fine and np.isfinite(w).all() and (w >= 0).all()):
+                    check(chunk, source, missing)
+                one = DataSummary.of(x, w, covariance=covariance, missing=missing)
                 total = one if total is None else total + one
             done += chunk.n
             chunks.release(chunk)
@@ -89,10 +92,10 @@ def summarise(
     return total
 
 
-def check(chunk: Chunk, source: Source) -> None:
+def check(chunk: Chunk, source: Source, missing: bool = False) -> None:
     """Raise where a row of a chunk is not finite, or its weight is not finite or negative."""
     x, w = chunk.x[: chunk.n], chunk.w[: chunk.n]
-    bad = ~np.isfinite(x)
+    bad = np.isinf(x) if missing else ~np.isfinite(x)
     heavy = ~(np.isfinite(w) & (w >= 0))
     if not bad.any() and not heavy.any():
         return
@@ -103,9 +106,9 @@ def check(chunk: Chunk, source: Source) -> None:
         raise ValueError(f"{part}, row {at}: {said}")
     column = int(np.argmax(bad[row]))
     name = repr(source.columns[column]) if source.columns else column
-    missing = ", as a missing value is" if source.columns and np.isnan(x[row, column]) else ""
+    absent = ", as a missing value is (missing='nan')" if source.columns and np.isnan(x[row, column]) else ""
     raise ValueError(
-        f"{part}, row {at}, column {name}: must be finite in {x.dtype}; got {x[row, column]}{missing}. Drop "
+        f"{part}, row {at}, column {name}: must be finite in {x.dtype}; got {x[row, column]}{absent}. Drop "
         "or impute such rows, or scale the data, before the fit"
     )
 
@@ -127,12 +130,15 @@ class Passes:
       rows: of a chunk.
       dtype: of the chunks.
       watch: told how many rows of a pass are done.
+
+    NaN are missing entries, if the summary was made so.
     """
 
     def __init__(
         self, source: Source, summary: DataSummary, rows: int, dtype: np.dtype, watch: Watch | None = None
     ) -> None:
         self.source, self.summary, self.rows, self.dtype = source, summary, rows, dtype
+        self._missing = summary.seen_weight is not None
         self.n_chunks = -(-summary.n_samples // rows)
         self._watch = watch
 
@@ -175,8 +181,10 @@ class Passes:
                 weight += own
                 share = np.asarray(own / expected.total_weight, self.dtype)
                 params = params_of()
+                data = self._data(chunk)
                 block = kernel.rows(params.component, self.rows, params.n_components, params.n_features, 1)
-                data = Data(*jax.device_put((chunk.x, chunk.w)))
+                if not data.is_complete:
+                    block = rows_for(data, params.covariance, params.n_components)
                 waiting.append((chunk, _statistics(params, data, f.shift, prepared, share, kernel, block)))
                 while len(waiting) > ahead:
                     yield self._computed(*waiting.popleft(), chunks)
@@ -189,10 +197,18 @@ class Passes:
             now = f"{done} rows of total weight {weight:.9g} in this pass"
             raise ValueError(f"the source gave {now}, and {first}: it must give the same rows each time")
 
+    def _data(self, chunk: Chunk) -> Data:
+        """A chunk on the device: rows with gaps say where they are, whether or not this chunk has any."""
+        if not self._missing:
+            return Data(*jax.device_put((chunk.x, chunk.w)))
+        seen = ~np.isnan(chunk.x)
+        x, w, seen = jax.device_put((np.where(seen, chunk.x, 0), chunk.w, seen))
+        return Data(x, w, seen)
+
     def _computed(self, chunk: Chunk, moments: Statistics, chunks: ReadAhead) -> Statistics:
         host: Statistics = jax.device_get(moments)
         if not np.isfinite(host.log_likelihood):
-            check(chunk, self.source)
+            check(chunk, self.source, self._missing)
         chunks.release(chunk)
         return host
 

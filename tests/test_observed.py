@@ -1,0 +1,568 @@
+"""Rows with gaps, noise, projections and labels: against brute force, and against what they reduce to."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from numpy.testing import assert_allclose
+from scipy.special import logsumexp
+from scipy.stats import multivariate_normal, multivariate_t
+
+import jaxgmm
+from jaxgmm import Status, observe
+from jaxgmm.components import get_model, student_t
+from jaxgmm.kernels.observed import in_tiles
+from tests.conftest import start_from, x64
+from tests.problems import LABELS, STRUCTURES, WEIGHT, D, K, N, X, every_structure
+from tests.quick import quick_jit
+
+rng = np.random.default_rng(5)
+SEEN = rng.random((N, D)) > 0.3
+SEEN[:2] = False  # rows of which nothing is observed
+GAPS = np.where(SEEN, X, np.nan)
+NOISE = rng.uniform(0, 0.4, (N, D))
+_mix = rng.normal(size=(N, D, D))
+FULL_NOISE = 0.1 * np.einsum("nij,nkj->nik", _mix, _mix) + 0.05 * np.eye(D)
+KNOWN = np.where(rng.random(N) < 0.1, LABELS, -1)
+PROJECTION = rng.normal(size=(N, 2, D))
+PROJECTED = np.einsum("ned,nd->ne", PROJECTION, X)
+
+OBSERVATIONS = {
+    "gaps": {"X": GAPS, "missing": "nan"},
+    "noise": {"X": X, "noise": NOISE},
+    "gaps and noise": {"X": GAPS, "missing": "nan", "noise": NOISE, "labels": KNOWN},
+    "covariances": {"X": GAPS, "missing": "nan", "noise": FULL_NOISE},
+    "projections": {"X": PROJECTED, "projection": PROJECTION, "noise": NOISE[:, :2]},
+    "labels": {"X": X, "labels": KNOWN},
+    "soft labels": {"X": X, "log_prior": np.log(rng.dirichlet(np.ones(K), N))},
+    "weights": {"X": GAPS, "missing": "nan", "sample_weight": WEIGHT},
+}
+# The narrowest component has a variance of 0.003. With more noise its likelihood is highest at 0, which EM
+# approaches as slowly as it does any singular covariance.
+EVERYTHING = OBSERVATIONS["gaps and noise"] | {"sample_weight": WEIGHT, "noise": 0.002 * NOISE}
+
+quick_fit = quick_jit(jaxgmm.fit, static_argnames=("options",))
+
+
+def data(name, dtype="float64"):
+    """One of the observations, in a dtype."""
+    return seen(OBSERVATIONS[name], dtype)
+
+
+def seen(known, dtype="float64"):
+    given = {k: v.astype(dtype) if k in ("X", "noise", "projection") else v for k, v in known.items()}
+    return observe(given.pop("X"), **given)
+
+
+@functools.cache
+def begin(name, dtype="float64"):
+    """A mixture of a structure, near the clusters."""
+    return start_from(X, LABELS, name, dtype)
+
+
+def by_scipy(params, known):
+    """(N, K) log π_k + log f_k of what is observed of each row, one at a time."""
+    x, n_features = known["X"], X.shape[1]
+    covariances, means = np.asarray(params.covariances), np.asarray(params.means)
+    dof = params.scale["dof"] if isinstance(params.scale, dict) and "dof" in params.scale else None
+    joint = np.zeros((len(x), K))
+    for n, k in np.ndindex(joint.shape):
+        r = known.get("projection", np.broadcast_to(np.eye(n_features), (len(x), n_features, n_features)))[n]
+        noise = known.get("noise", np.zeros_like(x))[n]
+        noise = np.diag(noise) if noise.ndim == 1 else noise
+        at = np.flatnonzero(~np.isnan(x[n]))
+        scatter = covariances[k] if dof is None else covariances[k] * (dof[k] - 2) / dof[k]
+        total = (r @ scatter @ r.T + noise)[np.ix_(at, at)]
+        if at.size:
+            mean = (r @ means[k])[at]
+            density = multivariate_normal(mean, total) if dof is None else multivariate_t(mean, total, dof[k])
+            joint[n, k] = density.logpdf(x[n][at])
+        joint[n, k] += float(params.log_weights[k])
+        if "log_prior" in known:
+            joint[n, k] += known["log_prior"][n, k]
+        if known.get("labels", KNOWN * 0 - 1)[n] not in (-1, k):
+            joint[n, k] = -np.inf
+    return joint
+
+
+@pytest.mark.parametrize("name", OBSERVATIONS)
+def test_densities_are_scipys_row_by_row(name, double):
+    params, known = begin("full"), OBSERVATIONS[name]
+    joint = by_scipy(params, known)
+    resp, log_prob = jaxgmm.e_step(params, data(name))
+    assert_allclose(log_prob, logsumexp(joint, axis=1), rtol=1e-12, atol=1e-12)
+    assert_allclose(resp, np.exp(joint - logsumexp(joint, axis=1)[:, None]), rtol=1e-9, atol=1e-13)
+    assert_allclose(jaxgmm.log_prob(params, data(name)), log_prob, rtol=1e-13)
+    assert (np.asarray(jaxgmm.predict(params, data(name))) == joint.argmax(1)).all()
+    mean = np.average(log_prob, weights=known.get("sample_weight"))
+    assert_allclose(jaxgmm.score(params, data(name)), mean, rtol=1e-12)
+    if "labels" not in known and "log_prior" not in known:
+        own = joint - np.asarray(params.log_weights)
+        assert_allclose(jaxgmm.component_log_prob(params, data(name)), own, rtol=1e-11, atol=1e-11)
+
+
+@every_structure
+def test_every_structure_has_the_marginal_densities(name, double):
+    params, known = begin(name), OBSERVATIONS["gaps and noise"]
+    log_prob = jaxgmm.log_prob(params, data("gaps and noise"))
+    assert_allclose(log_prob, logsumexp(by_scipy(params, known), axis=1), rtol=1e-12, atol=1e-12)
+
+
+def test_a_students_marginal_is_a_students(double):
+    params = begin("student_t(full)")
+    for name in ("gaps", "labels"):
+        expected = logsumexp(by_scipy(params, OBSERVATIONS[name]), axis=1)
+        assert_allclose(jaxgmm.log_prob(params, data(name)), expected, rtol=1e-12, atol=1e-12)
+
+
+@every_structure
+def test_a_fit_ends_where_the_observed_likelihood_is_stationary(name, double):
+    """Gaps, noise, labels and weights at once; and no plain EM step lowers the likelihood."""
+    rows = seen(EVERYTHING)
+    plain = quick_fit(begin(name), rows, tol=0.0, max_iter=12, accelerate=False, reg_covar=0.0)
+    history = np.asarray(plain.history[:12])
+    assert np.diff(history).min() > -1e-13 * abs(history).max()
+    result = quick_fit(begin(name), rows, tol=1e-10, max_iter=5000, reg_covar=0.0)
+    assert result.status == Status.CONVERGED
+    theta = jaxgmm.gradients.unconstrained(result.params)
+    slope = jax.grad(jaxgmm.gradients.negative_log_likelihood)(theta, result.params, rows)
+    size = max(float(jnp.abs(a).max()) for a in jax.tree.leaves(slope))
+    assert size < 1e-8, size
+
+
+def test_a_background_and_students_with_gaps_end_at_a_stationary_point_too(double):
+    for name, known in (("background(full)", EVERYTHING), ("student_t(full)", OBSERVATIONS["weights"])):
+        result = quick_fit(begin(name), seen(known), tol=1e-10, max_iter=5000, reg_covar=0.0)
+        assert result.status == Status.CONVERGED
+        moved = dataclasses.replace(result.params)
+
+        def likelihood(means, log_weights, params=moved, known=known):
+            log_weights = jax.nn.log_softmax(log_weights)
+            p = dataclasses.replace(params, means=means, log_weights=log_weights)
+            return jaxgmm.score(p, seen(known))
+
+        slopes = jax.grad(likelihood, (0, 1))(moved.means, moved.log_weights)
+        assert max(float(jnp.abs(a).max()) for a in slopes) < 1e-7
+
+
+def test_what_says_nothing_changes_nothing(double):
+    """Also inside `jit`, where nobody can see that there are no gaps, no noise and no labels."""
+    start, expected = begin("full"), quick_fit(begin("full"), X, tol=1e-8)
+
+    @quick_jit
+    def fit(x, noise, labels, log_prior):
+        rows = observe(x, missing="nan", noise=noise, labels=labels, log_prior=log_prior)
+        assert rows.observed is not None
+        return jaxgmm.fit(start, rows, tol=1e-8)
+
+    nothing = (X, np.zeros_like(X), np.full(N, -1), np.zeros((N, K)))
+    found = fit(*nothing)
+    assert_allclose(found.params.means, expected.params.means, rtol=1e-8)
+    assert_allclose(found.log_likelihood, expected.log_likelihood, rtol=1e-13)
+    one = quick_jit(lambda *a: jaxgmm.em_step(start, observe(a[0], missing="nan", noise=a[1], labels=a[2])))
+    step, plain = one(*nothing[:3]), jaxgmm.em_step(start, X)
+    jax.tree.map(lambda a, b: assert_allclose(a, b, rtol=1e-12, atol=1e-12), step, plain)
+    seen_at_once = observe(X, missing="nan", noise=0.0, labels=np.full(N, -1), log_prior=np.zeros((N, K)))
+    assert seen_at_once.is_plain
+
+
+def test_a_feature_that_is_never_observed_leaves_the_fit_of_the_others(double):
+    hidden = np.where(np.arange(D) == 1, np.nan, X)
+    kept = np.array([0, 2])
+    options = {"tol": 1e-9, "reg_covar": 0.0}
+    found = jaxgmm.fit(begin("full"), observe(hidden, missing="nan"), **options)
+    start = jaxgmm.distributions.marginal(begin("full"), kept.tolist())
+    expected = jaxgmm.fit(start, X[:, kept], **options)
+    assert_allclose(found.log_likelihood, expected.log_likelihood, rtol=1e-10)
+    assert_allclose(found.params.means[:, kept], expected.params.means, atol=1e-6)
+
+
+def test_infinite_noise_is_a_missing_entry(double):
+    infinite = observe(X, noise=np.where(SEEN, NOISE, np.inf))
+    gaps = observe(GAPS, missing="nan", noise=NOISE)
+    log_prob = jaxgmm.log_prob(begin("full"), infinite)
+    assert_allclose(log_prob, jaxgmm.log_prob(begin("full"), gaps), rtol=1e-14)
+    inside = quick_jit(lambda s: jaxgmm.log_prob(begin("full"), observe(X, noise=s)))
+    assert_allclose(inside(np.where(SEEN, NOISE, np.inf)), log_prob, rtol=1e-13)
+
+
+@pytest.mark.parametrize("name", ["full", "VVE", "factor(1)", "tied"])
+def test_rows_by_pattern_and_one_by_one_have_the_same_sums(name, double):
+    some = {"X": np.tile(GAPS, (3, 1)), "missing": "nan", "sample_weight": np.tile(WEIGHT, 3)}
+    alike = some | {"noise": np.array([0.1, 0.2, 0.3])}
+    for known in (some, alike):
+        rows = seen(known)
+        tiled = in_tiles(rows, get_model(name).covariance)
+        assert rows.pattern is not None
+        assert tiled.tile
+        assert_allclose(tiled.weight.sum(), rows.weight.sum(), rtol=1e-12)
+        grouped, alone = (jaxgmm.em_step(begin(name), d) for d in (rows, rows.by_row()))
+        jax.tree.map(lambda a, b: assert_allclose(a, b, rtol=1e-9, atol=1e-9), grouped, alone)
+
+
+def deconvolve(weights, means, covariances, x, noise, projection, n_steps):
+    """Extreme deconvolution (Bovy, Hogg & Roweis 2011, equations 16-20) in plain NumPy."""
+    for _ in range(n_steps):
+        total = np.einsum("ned,kdf,ngf->nkeg", projection, covariances, projection)
+        total += np.stack([np.diag(s) for s in noise])[:, None]
+        gap = x[:, None] - np.einsum("ned,kd->nke", projection, means)
+        inverse = np.linalg.inv(total)
+        length = np.einsum("nke,nkef,nkf->nk", gap, inverse, gap)
+        joint = np.log(weights) - 0.5 * (length + np.linalg.slogdet(2 * np.pi * total)[1])
+        resp = np.exp(joint - logsumexp(joint, axis=1)[:, None])
+        gain = np.einsum("kde,nfe,nkfg->nkdg", covariances, projection, inverse)
+        inner = means + np.einsum("nkdg,nkg->nkd", gain, gap)
+        spread = covariances - np.einsum("nkdg,nge,kef->nkdf", gain, projection, covariances)
+        counts = resp.sum(0)
+        weights = counts / counts.sum()
+        means = np.einsum("nk,nkd->kd", resp, inner) / counts[:, None]
+        off = inner - means
+        products = np.einsum("nkd,nke->nkde", off, off) + spread
+        covariances = np.einsum("nk,nkde->kde", resp, products) / counts[:, None, None]
+    return weights, means, covariances
+
+
+@pytest.mark.parametrize("name", ["noise", "projections"])
+def test_ten_steps_are_those_of_extreme_deconvolution(name, double):
+    known, start = OBSERVATIONS[name], begin("full")
+    projection = known.get("projection", np.broadcast_to(np.eye(D), (N, D, D)))
+    arguments = map(np.asarray, (start.weights, start.means, start.covariances))
+    expected = deconvolve(*arguments, known["X"], known["noise"], projection, 10)
+    found = jaxgmm.fit(start, data(name), tol=0.0, max_iter=10, accelerate=False, reg_covar=0.0).params
+    for a, b in zip((found.weights, found.means, found.covariances), expected, strict=True):
+        assert_allclose(a, b, rtol=1e-10, atol=1e-10)
+
+
+def test_noisy_rows_recover_the_mixture_they_come_from(double):
+    n = 20_000
+    draw = np.random.default_rng(0)
+    truth = jaxgmm.make_params(
+        [0.4, 0.6], [[-1.5, 0.0], [1.5, 1.0]], [[[1.0, 0.5], [0.5, 1.0]], [[0.5, -0.2], [-0.2, 0.8]]]
+    )
+    z = np.asarray(jaxgmm.sample(jax.random.key(0), truth, n)[0])
+    noise = draw.uniform(0.1, 1.0, (n, 2))
+    rows = observe(z + np.sqrt(noise) * draw.normal(size=z.shape), noise=noise)
+    result = jaxgmm.fit(truth, rows)
+    errors = jaxgmm.inference.standard_errors(result.params, rows)
+    for field in ("weights", "means", "covariances"):
+        away = np.asarray(getattr(result.params, field)) - np.asarray(getattr(truth, field))
+        assert (np.abs(away) < 3 * np.asarray(getattr(errors, field)) + 1e-12).all(), field
+    blind = jaxgmm.fit(truth, np.asarray(rows.x))
+    assert np.asarray(blind.params.covariances)[0, 0, 0] > 1.3  # the noise would be taken for spread
+
+
+@pytest.mark.parametrize("name", ["full", "diag"])
+def test_a_fits_derivatives_by_rows_noise_and_weights_are_differences(name, double):
+    directions = [rng.normal(size=a.shape) * s for a, s in ((X, 1.0), (NOISE, 0.1), (WEIGHT, 0.1))]
+
+    def value(t):
+        x, noise, weight = (a + t * b for a, b in zip((GAPS, NOISE, WEIGHT), directions, strict=True))
+        rows = observe(x, missing="nan", noise=jnp.abs(noise), sample_weight=weight, labels=KNOWN)
+        params = jaxgmm.fit(begin(name), rows, tol=1e-10, max_iter=5000).params
+        return (params.means**2).sum() + params.covariances.sum() + params.weights[0]
+
+    value = quick_jit(value)
+    step = 1e-4
+    difference = (float(value(step)) - float(value(-step))) / (2 * step)
+    assert_allclose(quick_jit(jax.grad(value))(0.0), difference, rtol=1e-6)
+
+
+def test_float32_keeps_its_digits_at_an_offset():
+    offset = np.float32(1000.0)
+    x, shifted = (np.where(SEEN, X.astype(np.float32) + by, np.nan).astype(np.float32) for by in (0, offset))
+    start = begin("full", "float32")
+    moved = dataclasses.replace(start, means=start.means + offset)
+    known = {"missing": "nan", "noise": NOISE.astype(np.float32)}
+    near = quick_fit(start, observe(x, **known), tol=0.0, max_iter=20)
+    far = quick_fit(moved, observe(shifted, **known), tol=0.0, max_iter=20)
+    # The rows themselves are rounded by 1000 ε/2 = 3e-5.
+    assert_allclose(np.asarray(far.params.means) - offset, near.params.means, atol=2e-4)
+    assert_allclose(far.params.covariances, near.params.covariances, atol=5e-4)
+    with x64(True):
+        double = quick_fit(begin("full"), observe(GAPS, missing="nan", noise=NOISE), tol=0.0, max_iter=20)
+        covariances = np.asarray(double.params.covariances)
+    assert_allclose(near.params.covariances, covariances, rtol=2e-4, atol=1e-4)
+
+
+def test_labels_of_all_rows_are_one_m_step(double):
+    resp = np.eye(K)[LABELS]
+    expected = jaxgmm.m_step(resp, X, reg_covar=0.0)
+    found = jaxgmm.fit(begin("full"), observe(X, labels=LABELS), tol=1e-10, reg_covar=0.0).params
+    assert_allclose(found.means, expected.means, rtol=1e-9)
+    assert_allclose(found.covariances, expected.covariances, rtol=1e-8, atol=1e-10)
+    resp, _ = jaxgmm.e_step(found, observe(X, labels=LABELS))
+    assert (np.asarray(resp) == np.eye(K)[LABELS]).all()
+
+
+def test_soft_labels_of_certainty_are_labels(double):
+    with np.errstate(divide="ignore"):
+        soft = np.where(KNOWN[:, None] < 0, 0.0, np.log(np.eye(K)[np.maximum(KNOWN, 0)]))
+    a, b = (jaxgmm.em_step(begin("full"), d) for d in (observe(X, log_prior=soft), data("labels")))
+    jax.tree.map(functools.partial(assert_allclose, rtol=1e-12), a, b)
+
+
+def test_a_weight_is_a_repetition(double):
+    counts = np.random.default_rng(0).integers(0, 3, N)
+    weighted = observe(GAPS, missing="nan", noise=NOISE, sample_weight=counts)
+    repeated = observe(np.repeat(GAPS, counts, 0), missing="nan", noise=np.repeat(NOISE, counts, 0))
+    a, b = (jaxgmm.em_step(begin("full"), rows) for rows in (weighted, repeated))
+    jax.tree.map(functools.partial(assert_allclose, rtol=1e-10, atol=1e-12), a, b)
+
+
+def test_imputed_entries_are_conditional_means_and_draws_have_their_spread(double):
+    params = begin("full")
+    filled = np.asarray(jaxgmm.impute(params, GAPS))
+    assert (filled[SEEN] == X[SEEN]).all()
+    assert_allclose(filled[0], np.asarray(params.weights @ params.means), rtol=1e-12)  # nothing observed
+    n = int(np.flatnonzero((SEEN == [True, False, True]).all(1))[0])
+    given = jaxgmm.distributions.condition(params, [0, 2], X[n, [0, 2]])
+    mean, square = (np.asarray(given.weights @ v) for v in (given.means, given.means**2))
+    assert_allclose(filled[n, 1], mean[0], rtol=1e-12)
+    draws = jaxgmm.impute(params, np.repeat(GAPS[n : n + 1], 40_000, 0), jax.random.key(0))
+    assert (np.asarray(draws)[:, [0, 2]] == X[n, [0, 2]]).all()
+    variance = float(given.weights @ given.covariances[:, 0, 0] + square[0] - mean[0] ** 2)
+    assert_allclose(np.asarray(draws)[:, 1].mean(), mean[0], atol=5 * (variance / 40_000) ** 0.5)
+    assert_allclose(np.asarray(draws)[:, 1].var(), variance, rtol=0.05)
+
+
+def test_draws_of_noisy_rows_have_the_features_own_distribution(double):
+    """Rows from the mixture with noise: what is drawn given them is distributed as the mixture is."""
+    params = begin("full")
+    z = np.asarray(jaxgmm.sample(jax.random.key(3), params, 40_000)[0])
+    noise = np.array([0.5, 1.0, 0.2])
+    x = z + np.sqrt(noise) * np.random.default_rng(0).normal(size=z.shape)
+    rows = observe(
+        np.where(np.random.default_rng(1).random(z.shape) < 0.3, np.nan, x), missing="nan", noise=noise
+    )
+    drawn = np.asarray(jaxgmm.impute(params, rows, jax.random.key(4)))
+    assert_allclose(np.cov(drawn.T), np.cov(z.T), atol=0.12)
+    shrunk = np.asarray(jaxgmm.impute(params, rows))
+    assert np.trace(np.cov(shrunk.T)) < 0.95 * np.trace(np.cov(z.T))
+
+
+def test_starts_look_at_observed_entries_only(double):
+    """A value that stands in a missing entry's place is nowhere looked at."""
+    rows = observe(GAPS, missing="nan")
+    other = dataclasses.replace(rows, x=jnp.where(rows.observed, rows.x, 77.0))
+    for init in ("kmeans++", "kmeans", "random_points", "random_resp"):
+        a, b = (
+            jaxgmm.fit_restarts(jax.random.key(0), d, K, init=init, n_init=2, max_iter=2, tol=0.0)
+            for d in (rows, other)
+        )
+        assert_allclose(a.params.means, b.params.means, rtol=1e-12)
+        assert np.isfinite(a.log_likelihood).all()
+
+
+def test_components_begin_at_their_labelled_rows():
+    rows = seen({"X": X, "labels": KNOWN}, "float32")
+    results = jaxgmm.fit_restarts(jax.random.key(0), rows, K, n_init=4)
+    fitted = jaxgmm.best(results).params
+    truth = np.stack([X[k == LABELS].mean(0) for k in range(K)])
+    assert np.abs(np.asarray(fitted.means) - truth).max() < 0.5
+
+
+def _select(rows, name):
+    return jaxgmm.select(
+        jax.random.key(0), rows, (K,), covariance_types=(name,), budget=60, criterion="heldout"
+    ).best
+
+
+ENTRY_POINTS = {
+    "fit": lambda rows, start, name: jaxgmm.fit(start, rows, max_iter=3),
+    "step": lambda rows, start, name: jaxgmm.em.step(jaxgmm.em.init(start, rows), rows)[1],
+    "fit_restarts": lambda rows, start, name: jaxgmm.fit_restarts(
+        jax.random.key(0), rows, K, covariance_type=name, n_init=2, max_iter=3
+    ),
+    "fit_restarts from starts": lambda rows, start, name: jaxgmm.fit_restarts(
+        jax.random.key(0), rows, K, init=jax.tree.map(lambda a: jnp.stack([a, a]), start), max_iter=3
+    ),
+    "fit_components": lambda rows, start, name: jaxgmm.fit_components(
+        jax.random.key(0), rows, (K, K + 1), covariance_type=name, n_init=2, max_iter=3
+    ),
+    "fit_best": lambda rows, start, name: jaxgmm.fit_best(
+        jax.random.key(0), rows, K, covariance_type=name, budget=60, max_iter=5
+    ),
+    "select": lambda rows, start, name: _select(rows, name),
+    "fit_sharded": lambda rows, start, name: jaxgmm.fit_sharded(
+        start, rows, mesh=jax.sharding.Mesh(jax.devices(), ("rows",)), max_iter=3
+    ),
+    "fit_gradient": lambda rows, start, name: jaxgmm.fit_gradient(
+        start, rows, optax.adam(1e-3), n_steps=2, batch_size=50, key=jax.random.key(0)
+    ),
+    "fit_unrolled": lambda rows, start, name: jaxgmm.gradients.fit_unrolled(start, rows, 2),
+    "default_prior": lambda rows, start, name: jaxgmm.fit(
+        start, rows, prior=jaxgmm.default_prior(rows, K, name), max_iter=3
+    ),
+    "bootstrap": lambda rows, start, name: jaxgmm.inference.bootstrap(
+        jax.random.key(0), start, rows, n_replicates=2, max_iter=2
+    ),
+    "criteria": lambda rows, start, name: [f(start, rows) for f in (jaxgmm.aic, jaxgmm.bic, jaxgmm.icl)],
+    "information": lambda rows, start, name: jaxgmm.inference.information(start, rows).observed,
+    "influence": lambda rows, start, name: jaxgmm.inference.influence(
+        start, rows, function=lambda p: p.means
+    ),
+    "convergence_rate": lambda rows, start, name: jaxgmm.inference.convergence_rate(start, rows),
+    "elbo": lambda rows, start, name: jaxgmm.elbo(start, jaxgmm.e_step(start, rows)[0], rows),
+    "impute": lambda rows, start, name: jaxgmm.impute(start, rows),
+    "gradient": lambda rows, start, name: jax.grad(
+        lambda x: jaxgmm.fit(start, dataclasses.replace(rows, x=x), tol=1e-3).log_likelihood
+    )(rows.x),
+    "leave_one_out": lambda rows, start, name: jaxgmm.inference.leave_one_out(start, rows),
+    "m_step": lambda rows, start, name: jaxgmm.m_step(np.ones((N, 1), np.float32), rows),
+    "fit_variational": lambda rows, start, name: jaxgmm.fit_variational(np.ones((N, 1), np.float32), rows),
+    "summary": lambda rows, start, name: jaxgmm.summary(start, rows),
+}
+# Each kind of observation, with a component that has a way of its own through it, or none.
+PAIRS = (
+    ("full", "gaps and noise"),
+    ("diag", "projections"),
+    ("diag", "soft labels"),
+    ("student_t(full)", "gaps"),
+    ("background(spherical)", "weights"),
+)
+REFUSALS = (
+    "no density for rows with",
+    "no starts can be made of projected rows",
+    "must have a column for each",
+    "takes complete rows",
+    "must be Gaussian",
+    "Gaussian components",
+    "without a background",
+    "no conditional means",
+    "prior must be",
+    "does not take",
+    "needs complete rows",
+    "free coordinates",
+)
+
+
+@pytest.mark.parametrize("entry", ENTRY_POINTS)
+@pytest.mark.filterwarnings("ignore:the observed information", "ignore:the maximum of the likelihood")
+def test_every_pair_of_an_observation_and_an_entry_point_works_or_is_refused_by_name(entry):
+    worked, refused = 0, []
+    for name, kind in PAIRS[::3] if entry == "gradient" else PAIRS:
+        rows, start = data(kind, "float32"), begin(name, "float32")
+        try:
+            found = ENTRY_POINTS[entry](rows, start, name)
+        except (ValueError, TypeError) as error:
+            refused.append((name, kind, str(error)))
+            continue
+        worked += 1
+        if entry in ("information", "influence"):  # the start is no maximum
+            continue
+        for a in jax.tree.leaves(found):
+            if hasattr(a, "dtype") and a.dtype.kind == "f":
+                assert not np.isnan(a).any(), (name, kind)
+    unnamed = [case for case in refused if not any(words in case[2] for words in REFUSALS)]
+    assert not unnamed
+    assert worked > 0 or entry in ("leave_one_out", "m_step", "fit_variational", "summary")
+
+
+@pytest.mark.parametrize(
+    ("known", "words"),
+    [
+        ({"X": GAPS}, "observe"),
+        ({"X": GAPS, "missing": "NaN"}, "missing must be one of"),
+        ({"X": np.where(SEEN, X, np.inf), "missing": "nan"}, "infinite entry|got inf"),
+        ({"X": X, "noise": NOISE[:5]}, "noise must be variances"),
+        ({"X": X, "noise": -NOISE}, "must not be negative"),
+        ({"X": X, "noise": NOISE * np.nan}, "must not be NaN"),
+        ({"X": X, "noise": np.ones((N, D, D))}, "positive definite"),
+        ({"X": X, "noise": np.triu(np.ones((N, D, D))) + 2 * np.eye(D)}, "symmetric"),
+        ({"X": X, "projection": PROJECTION}, "projection must have shape"),
+        ({"X": X, "labels": KNOWN[:3]}, "labels must have shape"),
+        ({"X": X, "labels": KNOWN.astype(float)}, "integers"),
+        ({"X": X, "labels": KNOWN - 5}, "at least -1"),
+        ({"X": X, "log_prior": np.full((N, K), -np.inf)}, "rules every component out for row 0"),
+        ({"X": X, "log_prior": np.full((N, K), np.nan)}, "must be logarithms"),
+        ({"X": X, "log_prior": np.zeros(N)}, "log_prior must have shape"),
+        ({"X": X, "sample_weight": -WEIGHT}, "must not be negative"),
+    ],
+)
+def test_what_cannot_be_observed_is_refused(known, words):
+    given = dict(known)
+    with pytest.raises((ValueError, TypeError), match=words):
+        observe(given.pop("X"), **given)
+
+
+def test_what_does_not_fit_the_mixture_is_refused(double):
+    params = begin("full")
+    for call, words in (
+        (lambda: jaxgmm.fit(params, observe(X, labels=LABELS + 1)), "labels must be below n_components = 3"),
+        (lambda: jaxgmm.fit(params, observe(X, log_prior=np.eye(N, 2))), "a column for each of 3"),
+        (lambda: jaxgmm.fit(params, data("gaps"), WEIGHT), "sample_weight belongs to the data"),
+        (lambda: jaxgmm.fit(params, observe(X[:, :2])), "must have the 3 features"),
+        (lambda: jaxgmm.fit(begin("student_t(full)"), data("noise")), "no density for rows with noise"),
+        (lambda: jaxgmm.log_prob(begin("background(full)"), data("projections")), "rows with projections"),
+        (
+            lambda: jaxgmm.fit(params, data("gaps"), options=jaxgmm.EMOptions(kernel="quadratic")),
+            "complete rows",
+        ),
+        (lambda: jaxgmm.impute(begin("background(full)"), data("gaps")), "no conditional means"),
+        (lambda: jaxgmm.impute(begin("student_t(full)"), GAPS, jax.random.key(0)), "Gaussian components"),
+        (
+            lambda: jaxgmm.fit_restarts(jax.random.key(0), data("gaps"), 2, init="hierarchical"),
+            "complete rows",
+        ),
+        (lambda: jaxgmm.select(jax.random.key(0), data("labels"), (2, 3)), "labels must be below"),
+        (
+            lambda: jaxgmm.inference.bootstrap(jax.random.key(0), params, data("gaps"), kind="parametric"),
+            "draws complete samples",
+        ),
+    ):
+        with pytest.raises((ValueError, TypeError), match=words):
+            call()
+
+
+def test_masked_arrays_and_frames_say_what_is_missing():
+    pandas = pytest.importorskip("pandas")
+    masked = observe(np.ma.masked_array(X, ~SEEN), missing="nan")
+    frame = observe(pandas.DataFrame(GAPS).convert_dtypes(), missing="nan")
+    for rows in (masked, frame):
+        assert (np.asarray(rows.observed) == SEEN).all()
+        assert_allclose(np.asarray(rows.x)[SEEN], X[SEEN], rtol=1e-6)
+
+
+def test_degrees_of_freedom_are_found_with_gaps():
+    draw = np.random.default_rng(0)
+    z = draw.standard_t(4.0, (4000, 1)) * np.ones((1, 1))
+    radial = np.sqrt(4.0 / draw.chisquare(4.0, (4000, 1)))
+    z = draw.normal(size=(4000, 3)) * radial
+    gaps = np.where(draw.random(z.shape) < 0.3, np.nan, z).astype(np.float32)
+    start = jaxgmm.make_params([1.0], np.zeros((1, 3)), [np.eye(3)], student_t("full"))
+    start = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), start)
+    fitted = jaxgmm.fit(start, observe(gaps, missing="nan")).params
+    assert 3.2 < float(fitted.scale["dof"][0]) < 5.0
+    assert_allclose(fitted.scale["scatter"][0] @ fitted.scale["scatter"][0].T, np.eye(3), atol=0.1)
+
+
+def test_structures_are_listed():
+    """The tests above are of every structure there is."""
+    assert len(STRUCTURES) >= 14
+
+
+@pytest.mark.parametrize("name", ["full", "diag", "student_t(full)"])
+def test_a_stream_with_gaps_is_the_fit_of_all_rows(name, double):
+    chunks = [GAPS[:70], GAPS[70:90], GAPS[90:]]
+    options = {"tol": 1e-8, "max_iter": 500}
+    found = jaxgmm.fit_stream(begin(name), lambda: iter(chunks), missing="nan", chunk_size=64, **options)
+    expected = jaxgmm.fit(begin(name), observe(GAPS, missing="nan"), **options)
+    assert found.status == Status.CONVERGED
+    assert_allclose(found.log_likelihood, expected.log_likelihood, rtol=1e-10)
+    assert_allclose(found.params.means, expected.params.means, rtol=1e-5)
+
+
+def test_a_stream_says_which_of_its_rows_cannot_be_taken():
+    spoiled = GAPS.astype(np.float32)
+    spoiled[5, 1] = np.inf
+    start = begin("full", "float32")
+    with pytest.raises(ValueError, match="row 5, column 1: must be finite in float32; got inf"):
+        jaxgmm.fit_stream(start, spoiled, missing="nan")
+    with pytest.raises(ValueError, match="row 0, column 0"):
+        jaxgmm.fit_stream(start, GAPS.astype(np.float32))
+    with pytest.raises(ValueError, match="quadratic"):
+        jaxgmm.fit_stream(start, spoiled, missing="nan", options=jaxgmm.EMOptions(kernel="quadratic"))
