@@ -13,7 +13,7 @@ from jax import Array, lax
 from jaxgmm import _coordinates as coordinates
 from jaxgmm import priors
 from jaxgmm.data import Context, Data, summarise
-from jaxgmm.em import Problem, Settings, admissible, evaluate, result_of, with_prior
+from jaxgmm.em import Problem, Settings, admissible, evaluate, holding, result_of, with_prior
 from jaxgmm.kernels import exact
 from jaxgmm.kernels.blocked_sum import rows_over
 from jaxgmm.kernels.exact import WHITENED
@@ -87,12 +87,12 @@ def run_many(
         )  # fmt: skip
     assert step is not None
 
-    def one(state: squarem.State, index: Array) -> FitResult:
+    def one(state: squarem.State, index: Array, begun: GMMParams) -> FitResult:
         mine = at(problem, index)
         solution = squarem.solution(step, s.derivative(model, data.x.shape[0], (k, d)), state, mine)
-        return result_of(_as_rounded(solution, data, context.shift, s), data, mine.context, s)
+        return holding(begun, result_of(_as_rounded(solution, data, context.shift, s), data, mine.context, s))
 
-    return jax.vmap(one)(states, indices)
+    return jax.vmap(one)(states, indices, params)
 
 
 def _as_rounded(solution: Solution, data: Data, shift: Array, s: Settings) -> Solution:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxgmm.components.weights import Model
-from jaxgmm.mixture import GMMParams
+from jaxgmm.mixture import GMMParams, kept
 from jaxgmm.solvers.implicit import Chart
 
 
@@ -80,6 +80,6 @@ def _chart(
         c, scale = reference.component, reference.scale
         if c.from_free is not None:
             scale = c.from_free(c, scale, extra)
-        return GMMParams(log_weights, means, scale, *reference.model).with_scatter(scatter)
+        return kept(reference, GMMParams(log_weights, means, scale, *reference.model).with_scatter(scatter))
 
     return Chart(to, back)

@@ -25,9 +25,9 @@ from jaxgmm import _rounding as rounding
 from jaxgmm import _units as units
 from jaxgmm import _validate as validate
 from jaxgmm import priors
-from jaxgmm.components.base import Component
+from jaxgmm.components.gaussian import plain_target
 from jaxgmm.components.registry import ModelLike, get_model
-from jaxgmm.components.weights import Model
+from jaxgmm.components.weights import Model, is_held
 from jaxgmm.data import Context, Data, summarise
 from jaxgmm.density import check_accepts, data_of, get_data, joint, of_rows, padded_data, posterior_of
 from jaxgmm.kernels import exact, observed, quadratic
@@ -36,7 +36,7 @@ from jaxgmm.kernels.blocked_sum import AxisName, map_rows, rows_over, sum_rows
 from jaxgmm.kernels.exact import WHITENED
 from jaxgmm.kernels.manual_axes import varying_like
 from jaxgmm.kernels.programs import is_concrete, jit
-from jaxgmm.mixture import GMMParams, has_component_axis, scale_like, translate
+from jaxgmm.mixture import GMMParams, has_component_axis, kept, scale_like, translate
 from jaxgmm.priors import Prior
 from jaxgmm.result import FitResult
 from jaxgmm.solvers import squarem
@@ -87,15 +87,21 @@ def maximise(params: GMMParams, statistics: Statistics, context: Context) -> tup
     counts, target = statistics.weight, None
     if context.prior is not None:
         counts, target = priors.posterior(params, counts, statistics.first, statistics.second, context.prior)
-    c = params.component
+    c, rule = params.component, params.weights_rule
+    if rule.holds:
+        target = plain_target(statistics.weight, statistics.sums) if target is None else target
+        target = target.about_held(is_held(rule.means, params.n_components))
     means, scale, change = c.maximise(
         c, params.means, params.scale, statistics.weight, statistics.sums, target, context.ridge
     )
+    if rule.covariances is not False and target is not None:
+        still = is_held(rule.covariances, params.n_components)
+        change = jnp.where(still, jnp.square(target.mean).sum(-1), change)
     log_weights = params.weights_rule.update(params.log_weights, counts)
     was_on = (counts > 0) & (params.log_weights > -jnp.inf)
     log_change = jnp.where(was_on, log_weights - jnp.where(was_on, params.log_weights, 0), 0)
     length = (jnp.where(was_on, jnp.exp(params.log_weights), 0) * (jnp.square(log_change) + change)).sum()
-    return GMMParams(log_weights, means, scale, *params.model), length
+    return kept(params, GMMParams(log_weights, means, scale, *params.model)), length
 
 
 def reference_params(model: Model, means: Array, variance: Array) -> GMMParams:
@@ -132,8 +138,12 @@ def weighted_m_step(r: Array, data: Data, context: Context, model: Model, block_
     return lax.scan(measured, varying_like(params, r, data, context), None, length=2)[0]
 
 
-def _checked(prior: Prior | None, component: Component, shape: tuple[int, ...], x: Array) -> Prior | None:
-    return None if prior is None else priors.check(prior, component, shape, x.dtype)
+def _checked(prior: Prior | None, model: Model, shape: tuple[int, ...], x: Array) -> Prior | None:
+    if prior is None:
+        return None
+    if model.weights.means is not False:
+        raise ValueError("prior must be None where means are held: it is a prior of means and covariances")
+    return priors.check(prior, model.component, shape, x.dtype)
 
 
 @functools.partial(jit, static_argnames=("model", "block_size"))
@@ -194,7 +204,7 @@ def m_step(
     reg = validate.not_negative(reg_covar, "reg_covar", x.dtype)
     model = get_model(covariance_type)
     scale_like(model.component, r.shape[1], x.shape[1])
-    checked = _checked(prior, model.component, (r.shape[1], x.shape[1]), x)
+    checked = _checked(prior, model, (r.shape[1], x.shape[1]), x)
     rows = exact.rows_for(model.component, x.shape[0], r.shape[1], x.shape[1])
     if prior is None and (unit := units.units_of(x, w, model)) is not None:
         data = Data(units.divide(x, unit), w)
@@ -328,7 +338,7 @@ def em_step(
     params, data, rows = _prepare(params, X, sample_weight, block_size)
     x, w = data.x, data.weight
     reg = validate.not_negative(reg_covar, "reg_covar", x.dtype)
-    checked = _checked(prior, params.component, params.means.shape, x)
+    checked = _checked(prior, params.model, params.means.shape, x)
     unit = units.of_data(data, params.model) if prior is None and axis_name is None else None
     if unit is not None:
         new, statistics = _em_step(
@@ -580,7 +590,14 @@ def run(
         problem = problem._replace(prepared=None)
     derivative = s.derivative(params.model, data.x.shape[0], params.means.shape)
     solution = squarem.solution(step, derivative, end._replace(report=report), problem)
-    return result_of(solution, data, context, s)
+    return holding(params, result_of(solution, data, context, s))
+
+
+def holding(params: GMMParams, result: FitResult) -> FitResult:
+    """A fit's result with what it holds just as it was, and not rounded by the shift."""
+    if not params.weights_rule.holds:
+        return result
+    return dataclasses.replace(result, params=kept(lax.stop_gradient(params), result.params))
 
 
 _STATIC = ("kernels", "block_size", "history_size", "unconverged_gradient", "axis_name")
@@ -662,7 +679,7 @@ def fit(
     x, w = data.x, data.weight
     n_samples = np.shape(X.x if isinstance(X, Data) else X)[0]
     numbers = validate.iteration(tol, max_iter, reg_covar, accelerate, x.dtype, n_samples)
-    checked = _checked(prior, params.component, params.means.shape, x)
+    checked = _checked(prior, params.model, params.means.shape, x)
     static: dict[str, Any] = {
         "block_size": rows,
         "history_size": options.history_size,
@@ -778,7 +795,7 @@ def init(
     """
     params, data, rows = _prepare(params, X, sample_weight, block_size)
     reg = validate.not_negative(reg_covar, "reg_covar", data.x.dtype)
-    checked = _checked(prior, params.component, params.means.shape, data.x)
+    checked = _checked(prior, params.model, params.means.shape, data.x)
     return EMState(*_init(params, data, reg, checked), rows)
 
 

@@ -19,7 +19,7 @@ from jaxgmm import _validate as validate
 from jaxgmm.components.base import Component
 from jaxgmm.components.covariance.base import Covariance, check_record, is_from_package
 from jaxgmm.components.registry import ModelLike, get_model
-from jaxgmm.components.weights import FREE, Model, Weights
+from jaxgmm.components.weights import FREE, Held, Model, Weights, is_held
 from jaxgmm.kernels.programs import jit
 
 
@@ -276,3 +276,82 @@ def active(params: GMMParams) -> GMMParams:
     if on.all():
         return params
     return take(params, np.flatnonzero(on))
+
+
+def kept(before: GMMParams, after: GMMParams) -> GMMParams:
+    """The mixture `after` with the means and covariances that its rule holds, as they are in `before`."""
+    rule, k = after.weights_rule, after.n_components
+    if rule.means is not False:
+        stay = is_held(rule.means, k)[:, None]
+        after = dataclasses.replace(after, means=jnp.where(stay, before.means, after.means))
+    if rule.covariances is True:
+        after = after.with_scatter(before.scatter)
+    elif rule.covariances is not False:
+        held = is_held(rule.covariances, k)
+
+        def one(a: Array, b: Array) -> Array:
+            return jnp.where(held.reshape(-1, *(1,) * (a.ndim - 1)), a, b)
+
+        after = after.with_scatter(jax.tree.map(one, before.scatter, after.scatter))
+    return after
+
+
+def hold(
+    params: GMMParams, *, weights: bool = False, means: Held = False, covariances: Held = False
+) -> GMMParams:
+    """The same mixture, of which a fit keeps some parameters as they are.
+
+    So is a mixture adapted to new data in part: `fit(hold(params, means=True, covariances=True), X)` finds
+    new weights alone. What is held is counted by no criterion, and has a standard error of 0.
+
+    Args:
+      params: one mixture of Gaussian components.
+      weights: whether the weights are held.
+      means: False for none, True for all, or the numbers of the components whose means are held.
+      covariances: the same of covariances. Where the structure shares parts of them, all or none.
+
+    Returns:
+      GMMParams whose `weights_rule` says so; a call without arguments sets all free.
+
+    Raises:
+      ValueError, TypeError: for numbers that are no components', covariances that cannot be held one by one,
+        or components that are not Gaussian.
+
+    Example:
+      >>> import jaxgmm
+      >>> params = jaxgmm.make_params([0.5, 0.5], [[-1.0], [1.0]], [1.0, 1.0], "spherical")
+      >>> held = jaxgmm.mixture.hold(params, means=[0])
+      >>> jaxgmm.fit(held, [[-3.0], [-2.0], [4.0], [5.0]]).params.means.round(3).tolist()
+      [[-1.0], [4.5]]
+
+    References:
+      Reynolds, Quatieri & Dunn (2000), Speaker verification using adapted Gaussian mixture models, for
+      adaptation in part.
+    """
+    validate.single_mixture(params.log_weights, params.means, params.scale)
+    k, component = params.n_components, params.component
+    if not component.is_gaussian:
+        raise ValueError(f"hold needs Gaussian components; params have {component.name!r}")
+    if not isinstance(weights, bool):
+        raise TypeError(f"weights must be True or False; got {weights!r}")
+
+    def checked(value: Any, name: str) -> Held:
+        if isinstance(value, bool):
+            return value
+        numbers = [value] if isinstance(value, int | np.integer) else list(value)
+        for number in numbers:
+            if isinstance(number, bool) or not isinstance(number, int | np.integer):
+                raise TypeError(f"{name} must be True, False or numbers of components; got {value!r}")
+            if not 0 <= number < k:
+                raise ValueError(f"{name} must be numbers of components from 0 to {k - 1}; got {number}")
+        found = tuple(sorted({int(number) for number in numbers}))
+        return True if len(found) == k else found or False
+
+    those = checked(covariances, "covariances")
+    own = has_component_axis(component, k, params.n_features)
+    if not isinstance(those, bool) and not all(jax.tree.leaves(own)):
+        raise ValueError(
+            f"covariances must be True or False for {component.name!r}, whose components share parts of them"
+        )
+    rule = Weights("fixed" if weights else "free", checked(means, "means"), those)
+    return dataclasses.replace(params, weights_rule=rule)

@@ -58,10 +58,11 @@ class Prior:
     1 for each component that the prior of its mean brings (D for "spherical").
 
     Attributes:
-      mean: (D,) m, or None.
+      mean: (D,) m, or (K, D) one for each component, or None.
       strength: () κ ≥ 0, or None.
       dof: () ν ≥ 0, or None.
-      scale: Λ as (D, D), or a diagonal Λ as (D,) or (); for "diag" ς² as (D,) or (); for "spherical" (); or
+      scale: Λ as (D, D), or a diagonal Λ as (D,) or (); for "diag" ς² as (D,) or (); for "spherical" (); for
+        structures in which each component has a matrix or variances of its own, (K, D, D) or (K, D) too; or
         None.
       weight_concentration: α as () or (K,), > 0, or None. Below 1 it empties components: one with
         n_k ≤ 1 − α_k is switched off. The objective has no upper bound then, and is comparable only
@@ -72,10 +73,10 @@ class Prior:
       clustering, Journal of Classification 24, tables 1 and 2.
     """
 
-    mean: Any = None  # (D,)
+    mean: Any = None  # (D,) or (K, D)
     strength: Any = None  # ()
     dof: Any = None  # ()
-    scale: Any = None  # (), (D,) or (D, D)
+    scale: Any = None  # (), (D,), (D, D), (K, D) or (K, D, D)
     weight_concentration: Any = None  # () or (K,)
 
 
@@ -147,6 +148,8 @@ def check(prior: Prior, component: Component, shape: tuple[int, ...], dtype: Any
     scales: tuple[tuple[int, ...], ...] = ((), (d,), (d, d))
     if _without_correlations(covariance):
         scales = scales[:1] if covariance.prior.endswith("II") else scales[:2]
+    if covariance.prior in ("VVV", "VVI"):  # one for each component
+        scales = (*scales, (k, d, d) if covariance.prior == "VVV" else (k, d))
 
     def array(name: str, *shapes: tuple[int, ...]) -> Array | None:
         value = getattr(prior, name)
@@ -157,13 +160,17 @@ def check(prior: Prior, component: Component, shape: tuple[int, ...], dtype: Any
         value = getattr(prior, name)
         return None if value is None else validate.not_negative(value, f"prior.{name}", dtype)
 
-    mean, scale, alpha = array("mean", (d,)), array("scale", *scales), array("weight_concentration", (), (k,))
+    mean, scale = array("mean", (d,), (k, d)), array("scale", *scales)
+    alpha = array("weight_concentration", (), (k,))
     if alpha is not None:
         if validate.is_concrete(alpha) and not (np.asarray(alpha) > 0).all():
             raise ValueError(f"prior.weight_concentration must be positive; got {np.asarray(alpha).min()}")
         alpha = jnp.broadcast_to(alpha, (k,))  # one for all and one for each share a compilation
     if scale is not None and validate.is_concrete(scale):
-        _semidefinite(np.asarray(scale, np.float64), epsilon(dtype))
+        each = np.asarray(scale, np.float64)
+        several = each.ndim == {"VVV": 3, "VVI": 2}.get(covariance.prior)
+        for one in each if several else [each]:
+            _semidefinite(one, epsilon(dtype))
     return Prior(mean, number("strength"), number("dof"), scale, alpha)
 
 
@@ -206,10 +213,14 @@ def pseudo(prior: Prior, covariance: Covariance, shape: tuple[int, ...], shift: 
         if not _without_correlations(covariance):
             extra = prior.dof + (d + 1)
             widths = jnp.broadcast_to(jnp.sqrt(scale), (d,)) if scale.ndim < 2 else None
-            rows = factor_of(scale) if widths is None else embed_diagonal(widths)
+            factor = factor_of if scale.ndim < 3 else jax.vmap(factor_of)
+            rows = factor(scale) if widths is None else embed_diagonal(widths)
         else:
-            rows = jnp.broadcast_to(jnp.sqrt(scale / d if spherical else scale), (d,))[:, None]
-    mean = None if prior.mean is None else prior.mean - shift
+            variances = scale / d if spherical else scale
+            rows = jnp.sqrt(jnp.broadcast_to(variances, (*scale.shape[:-1], d)))[..., None]
+    mean = prior.mean
+    if mean is not None:
+        mean = mean - (shift if mean.ndim == 1 else shift[None, :])
     return Pseudo(mean, prior.strength, extra, rows, prior.weight_concentration)
 
 
@@ -230,11 +241,12 @@ def _parts(params: GMMParams, prior: Pseudo) -> tuple[Array, Array, Array, Array
     gap = rows = jnp.zeros((k, d, 1), dtype)
     if prior.mean is not None and prior.strength is not None:
         strength, divisor = one * prior.strength, one
-        gap = whiten((prior.mean[None, :] - params.means)[:, :, None])
+        place = prior.mean if prior.mean.ndim == 2 else prior.mean[None, :]
+        gap = whiten((place - params.means)[:, :, None])
         gap = jnp.where(on[:, None, None], gap, 0)
     if prior.extra is not None and prior.rows is not None:
         divisor = divisor + share * prior.extra
-        rows = whiten(jnp.broadcast_to(prior.rows[None], (k, *prior.rows.shape)))
+        rows = whiten(jnp.broadcast_to(prior.rows, (k, *prior.rows.shape[-2:])))
         rows = jnp.where(on[:, None, None], rows, 0)
     return strength, divisor, gap, share, rows
 

@@ -402,7 +402,7 @@ def test_the_default_prior_of_each_number_of_components_takes_singularities_away
 @pytest.mark.parametrize(("name", "changes", "words"), [
     ("full", {"mean": [0.0]}, ["prior.mean", "(3,)", "(1,)"]),
     ("full", {"scale": np.ones((2, 2))}, ["prior.scale", "(3, 3)", "(2, 2)"]),
-    ("diag", {"scale": np.eye(3)}, ["prior.scale", "diag", "(3, 3)"]),
+    ("diag", {"scale": np.ones((4, 3))}, ["prior.scale", "diag", "(4, 3)"]),
     ("spherical", {"scale": np.ones(3)}, ["prior.scale", "spherical", "(3,)"]),
     ("full", {"scale": -np.eye(3)}, ["prior.scale", "negative"]),
     ("full", {"scale": np.triu(np.ones((3, 3)))}, ["prior.scale", "symmetric"]),

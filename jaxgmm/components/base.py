@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 from jax import Array
 
 from jaxgmm.components.covariance.base import Covariance
@@ -42,6 +43,11 @@ class Target(NamedTuple):
     weight: Array
     centre: Array
     second: Any
+
+    def about_held(self, held: Any) -> Target:
+        """The same where the means of some components (K,) stay: second moments are about these."""
+        stay = held[:, None]
+        return self._replace(mean=jnp.where(stay, 0, self.mean), centre=jnp.where(stay, 0, self.centre))
 
 
 class Seen(NamedTuple):

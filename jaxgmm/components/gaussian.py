@@ -93,10 +93,13 @@ def _log_density(c: Component, prepared: Prepared, x: Array, on: Array) -> tuple
 def _maximise(
     c: Component, means: Array, scale: Scale, weight: Array, sums: Sums, target: Target | None, ridge: Array
 ) -> tuple[Array, Scale, Array]:
-    if target is None:
-        mean = mean_of(sums.first, weight)
-        target = Target(mean, weight, mean, sums.second)
-    return move(c, means, scale, target, ridge)
+    return move(c, means, scale, plain_target(weight, sums) if target is None else target, ridge)
+
+
+def plain_target(weight: Array, sums: Sums) -> Target:
+    """The means and second moments themselves, as without a prior."""
+    mean = mean_of(sums.first, weight)
+    return Target(mean, weight, mean, sums.second)
 
 
 def _marginal(c: Component, scale: Scale, seen: Seen) -> tuple[Array, Array]:

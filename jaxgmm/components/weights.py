@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from jaxgmm.components.base import Component
 from jaxgmm.components.covariance.base import Covariance
 
+Held = bool | tuple[int, ...]  # all components, none, or those of these numbers
+
 
 class Weights(NamedTuple):
-    """How a fit treats the mixing weights.
+    """How a fit treats the mixing weights, and which other parameters it holds as they are.
 
     Fields:
       rule: "free"; "equal" for 1/K in each of the K components that are on; "fixed" for the weights that the
         fit starts from.
+      means: which components' means a fit holds: False for none, True for all, or their numbers.
+      covariances: the same of covariances.
     """
 
     rule: str = "free"
+    means: Held = False
+    covariances: Held = False
+
+    @property
+    def holds(self) -> bool:
+        """Whether any mean or covariance is held."""
+        return self.means is not False or self.covariances is not False
 
     def start(self, log_weights: Array) -> Array:
         """(K,) where a fit may begin: equal weights are made equal."""
@@ -43,6 +56,13 @@ class Weights(NamedTuple):
         return n_components - 1 if self.rule == "free" else 0
 
 
+def is_held(which: Held, n_components: int) -> np.ndarray[Any, Any]:
+    """(K,) bool, of which components a parameter is held."""
+    if isinstance(which, bool):
+        return np.full(n_components, which)
+    return np.isin(np.arange(n_components), which)
+
+
 FREE = Weights()
 
 
@@ -51,6 +71,7 @@ def _equal(on: Array, dtype: Any) -> Array:
 
 
 _SUFFIXES = {"": "free", "-equal": "equal", "-fixed": "fixed"}
+_HELD = ("means", "covariances")
 
 
 class Model(NamedTuple):
@@ -61,8 +82,12 @@ class Model(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The component's, with the rule for the weights where they are not free: "full-equal"."""
-        return self.component.name + next(s for s, rule in _SUFFIXES.items() if rule == self.weights.rule)
+        """The component's, with what a fit does not leave free: "full-equal", "full-fixed-means[0,2]"."""
+        rule = self.weights
+        suffix = next(s for s, known in _SUFFIXES.items() if known == rule.rule)
+        held = [(word, getattr(rule, word)) for word in _HELD if getattr(rule, word) is not False]
+        parts = [f"-{word}[{'all' if which is True else ','.join(map(str, which))}]" for word, which in held]
+        return self.component.name + suffix + "".join(parts)
 
     @property
     def covariance(self) -> Covariance:
@@ -79,12 +104,28 @@ class Model(NamedTuple):
         Everything that counts parameters asks this.
         """
         own = self.component.n_parameters(self.component, n_components, n_features)
-        return self.weights.n_free(n_components) + own
+        held: Any = 0
+        if self.weights.means is not False:
+            held = n_features * self._n_held(self.weights.means, n_components)
+        if self.weights.covariances is not False:
+            n = self._n_held(self.weights.covariances, n_components)
+            held = held + self.covariance.n_parameters(n, n_features)
+        return self.weights.n_free(n_components) + own - held
+
+    @staticmethod
+    def _n_held(which: Held, n_components: Any) -> Any:
+        return n_components if which is True else len(which or ())
 
 
 def split_name(name: str) -> tuple[str, Weights]:
     """A model's name as the component's name and the rule for the weights."""
+    held: dict[str, Any] = {}
+    for word in reversed(_HELD):
+        found = re.fullmatch(rf"(.*)-{word}\[(all|\d+(?:,\d+)*)\]", name)
+        if found is not None:
+            name, numbers = found[1], found[2]
+            held[word] = True if numbers == "all" else tuple(map(int, numbers.split(",")))
     for suffix, rule in _SUFFIXES.items():
         if suffix and name.endswith(suffix):
-            return name.removesuffix(suffix), Weights(rule)
-    return name, FREE
+            return name.removesuffix(suffix), Weights(rule)._replace(**held)
+    return name, FREE._replace(**held)

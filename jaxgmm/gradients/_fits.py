@@ -21,7 +21,7 @@ from jaxgmm.kernels import exact
 from jaxgmm.kernels.blocked_sum import in_range, sum_rows
 from jaxgmm.kernels.manual_axes import varying_like
 from jaxgmm.kernels.programs import jit
-from jaxgmm.mixture import GMMParams, translate
+from jaxgmm.mixture import GMMParams, kept, translate
 from jaxgmm.priors import Prior
 from jaxgmm.result import FitResult
 from jaxgmm.solvers.implicit import Evaluation
@@ -73,7 +73,8 @@ def unconstrained(params: GMMParams) -> dict[str, Any]:
 def constrained(theta: dict[str, Any], params: GMMParams) -> GMMParams:
     """The mixture with free coordinates θ: the inverse of `unconstrained`.
 
-    Equal weights are made equal, whatever they were; fixed ones are those of `params`.
+    Equal weights are made equal, whatever they were; fixed ones, and means and covariances that are held, are
+    those of `params`.
 
     Args:
       theta: as `unconstrained` returns it.
@@ -95,7 +96,9 @@ def constrained(theta: dict[str, Any], params: GMMParams) -> GMMParams:
         log_weights = jax.nn.log_softmax(logits)
     scale = params.scale if c.from_free is None else c.from_free(c, params.scale, theta["extra"])
     moved = GMMParams(log_weights, theta["means"], scale, *params.model)
-    return moved.with_scatter(from_free(theta["scale"], (params.n_components, params.n_features)))
+    return kept(
+        params, moved.with_scatter(from_free(theta["scale"], (params.n_components, params.n_features)))
+    )
 
 
 def negative_log_likelihood(
@@ -269,6 +272,8 @@ def fit_gradient(
         if key is None:
             raise ValueError("key must be given with batch_size: batches are drawn at random")
     _free_coordinates(params)
+    if params.weights_rule.holds:
+        raise ValueError("fit_gradient does not hold means or covariances; use fit")
     key = validate.key(jax.random.key(0) if key is None else key)
     static = {"optimizer": optimizer, "n_steps": n_steps, "batch_size": batch_size, "block_size": rows}
     # Optax relies on JAX's implicit promotions, which a user may have switched off.

@@ -8,9 +8,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 from jax.flatten_util import ravel_pytree
 
+from jaxgmm.components.weights import is_held
 from jaxgmm.data import Data, summarise
 from jaxgmm.density import posterior
 from jaxgmm.kernels.blocked_sum import block_rows, sum_rows
@@ -24,7 +26,7 @@ from jaxgmm.kernels.linalg import (
     lower_inverse,
     triangular_factor,
 )
-from jaxgmm.mixture import GMMParams, translate
+from jaxgmm.mixture import GMMParams, kept, translate
 
 
 @jax.tree_util.register_dataclass
@@ -117,8 +119,21 @@ def plain(params: GMMParams) -> tuple[int, Callable[[Array], GMMParams]]:
             "is singular; standard errors and influences need a mixture without a background"
         )
     extra = () if c.to_free is None else c.to_free(c, params.scale)
-    origin, unravel = ravel_pytree((to(params.scatter), extra))
-    n_logits, n_means = params.weights_rule.n_free(n_components), n_components * n_features
+    own = to(params.scatter)
+    origin, unravel = ravel_pytree((own, extra))
+    rule = params.weights_rule
+    n_logits, n_means = rule.n_free(n_components), n_components * n_features
+    # What a fit holds has no coordinates.
+    free_means = np.repeat(~is_held(rule.means, n_components), n_features)
+    free_scale = np.ones(origin.size, bool)
+    if rule.covariances is True:
+        free_scale[:] = False
+    elif rule.covariances is not False:
+        held = is_held(rule.covariances, n_components)
+        sizes = [a.size // n_components for a in jax.tree.leaves(own)]
+        free_scale = np.concatenate([np.repeat(~held, size) for size in sizes])
+    free = np.flatnonzero(np.concatenate([np.ones(n_logits, bool), free_means, free_scale]))
+    n_whole = n_logits + n_means + origin.size
 
     on = params.log_weights > -jnp.inf
     k = jnp.arange(n_components, dtype=jnp.int32)
@@ -126,17 +141,18 @@ def plain(params: GMMParams) -> tuple[int, Callable[[Array], GMMParams]]:
     source = jnp.clip(k - (k > last).astype(jnp.int32), 0, max(n_logits - 1, 0))
 
     def at(phi: Array) -> GMMParams:
+        phi = phi if free.size == n_whole else jnp.zeros(n_whole, phi.dtype).at[free].set(phi)
         log_weights = params.log_weights
         if n_logits:
             moved = jnp.where(k == last, jnp.zeros((), phi.dtype), phi[:n_logits][source])
             log_weights = jax.nn.log_softmax(jnp.where(on, log_weights + moved, -jnp.inf))
         means = params.means + phi[n_logits : n_logits + n_means].reshape(params.means.shape)
-        free, extra = unravel(origin + phi[n_logits + n_means :])
+        scatter, extra = unravel(origin + phi[n_logits + n_means :])
         scale = params.scale if c.from_free is None else c.from_free(c, params.scale, extra)
         mixture = GMMParams(log_weights, means, scale, *params.model)
-        return mixture.with_scatter(back(free, (n_components, n_features)))
+        return kept(params, mixture.with_scatter(back(scatter, (n_components, n_features))))
 
-    return n_logits + n_means + origin.size, at
+    return free.size, at
 
 
 def localise(params: GMMParams, data: Data) -> Local:

@@ -114,6 +114,10 @@ def _fit_many(
         model, n_init, init = init.model, starts.means.shape[0], "kmeans"
         check_labels(data, k)
     else:
+        if model.weights.holds:
+            raise ValueError(
+                "held means and covariances are those of a start: give starts of your own as init"
+            )
         check_sizes(data, sizes)
         if check_init(init) == "hierarchical" and not data.is_complete:
             raise ValueError("init='hierarchical' needs complete rows without noise; use 'kmeans++'")

@@ -123,6 +123,8 @@ class Tournament:
     ) -> None:  # fmt: skip
         data, self.n_components = settings.data, max(sizes)
         check_sizes(data, sizes)
+        if model.weights.holds:
+            raise ValueError("held means and covariances are those of a start: use fit or fit_restarts")
         x, shape = data.x, (self.n_components, data.n_features)
         scale_like(model.component, *shape)
         # Rows with gaps in groups of one pattern, for structures that gain by it.

@@ -1,0 +1,195 @@
+"""Parameters that a fit holds as they are, and adaptation of a mixture to new data."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from numpy.testing import assert_allclose
+
+import jaxgmm
+from jaxgmm import Status, observe
+from jaxgmm.components import get_model
+from jaxgmm.mixture import hold
+from tests.conftest import start_from
+from tests.problems import LABELS, WEIGHT, D, K, N, X
+from tests.quick import quick_jit
+
+quick_fit = quick_jit(jaxgmm.fit)
+OFFSET = 1000.0  # where the centring rounds
+
+
+def begin(name="full", dtype="float64", offset=0.0):
+    start = start_from(X, LABELS, name, dtype)
+    return dataclasses.replace(start, means=start.means + np.asarray(offset, dtype))
+
+
+@pytest.mark.parametrize("name", ["full", "diag", "VVE", "tied"])
+@pytest.mark.parametrize(
+    "what", [{"means": [0, 2]}, {"covariances": True}, {"means": True, "weights": True}], ids=str
+)
+def test_what_is_held_stays_to_the_last_bit_and_the_rest_is_stationary(name, what, double):
+    start = hold(begin(name, offset=OFFSET), **what)
+    result = quick_fit(start, X + OFFSET, WEIGHT, tol=1e-9, reg_covar=0.0, max_iter=5000)
+    assert result.status == Status.CONVERGED
+    held = np.isin(np.arange(K), np.arange(K) if what.get("means") is True else what.get("means", []))
+    assert (np.asarray(result.params.means)[held] == np.asarray(start.means)[held]).all()
+    if what.get("covariances"):
+        jax.tree.map(np.testing.assert_array_equal, result.params.scale, start.scale)
+    if what.get("weights"):
+        assert_allclose(result.params.weights, start.weights, rtol=1e-15)
+    theta = jaxgmm.gradients.unconstrained(result.params)
+    slope = jax.grad(jaxgmm.gradients.negative_log_likelihood)(theta, result.params, X + OFFSET, WEIGHT)
+    assert max(float(jnp.abs(a).max(initial=0)) for a in jax.tree.leaves(slope)) < 1e-7
+    assert float(jnp.abs(result.params.means - start.means).max()) > 1e-3 or held.all()
+    assert result.log_likelihood > jaxgmm.score(start, X + OFFSET, WEIGHT)
+
+
+def test_some_covariances_are_held_where_they_are_the_components_own(double):
+    start = hold(begin(), covariances=[1])
+    result = quick_fit(start, X, tol=1e-8)
+    assert (np.asarray(result.params.scale[1]) == np.asarray(start.scale[1])).all()
+    assert float(jnp.abs(result.params.scale[0] - start.scale[0]).max()) > 1e-3
+
+
+def test_weights_alone_are_found_by_the_fixed_point_of_their_own_equation(double):
+    """π_k = Σ r_nk / N, with densities that do not change."""
+    start = hold(begin(), means=True, covariances=True)
+    found = quick_fit(start, X, tol=1e-10).params
+    resp, _ = jaxgmm.e_step(found, X)
+    assert_allclose(found.weights, resp.mean(0), atol=1e-9)
+    assert int(jaxgmm.n_parameters(found)) == K - 1
+
+
+def test_no_step_lowers_the_likelihood_and_every_step_is_the_m_steps(double):
+    for what in ({"means": [0]}, {"covariances": [0]}, {"means": [1], "covariances": True}):
+        plain = quick_fit(hold(begin(), **what), X, tol=0.0, max_iter=15, accelerate=False, reg_covar=0.0)
+        assert np.diff(np.asarray(plain.history[:15])).min() > -1e-13
+
+
+def test_what_is_held_is_no_parameter_and_has_no_error(double):
+    free = begin()
+    each = D * (D + 1) // 2
+    for what, n in (
+        ({"means": [0]}, D),
+        ({"covariances": True}, K * each),
+        ({"covariances": [1, 2]}, 2 * each),
+    ):
+        held = hold(free, **what)
+        assert int(jaxgmm.n_parameters(held)) == int(jaxgmm.n_parameters(free)) - n
+        fitted = quick_fit(held, X, tol=1e-9).params
+        errors = jaxgmm.inference.standard_errors(fitted, X)
+        information = jaxgmm.inference.information(fitted, X).observed
+        assert information.shape == (int(jaxgmm.n_parameters(held)),) * 2
+        assert bool(errors.valid)
+        if "means" in what:
+            assert (np.asarray(errors.means[0]) == 0).all()
+            assert (np.asarray(errors.means[1:]) > 0).all()
+        else:
+            assert (np.asarray(errors.covariances[1]) == 0).all()
+
+
+def test_one_component_with_its_mean_held_has_the_moments_about_it(double):
+    start = hold(jaxgmm.make_params([1.0], [[0.5] * D], [np.eye(D)]), means=True)
+    found = jaxgmm.fit(start, X, reg_covar=0.0).params
+    gap = X - 0.5
+    assert_allclose(found.covariances[0], gap.T @ gap / N, rtol=1e-9)
+
+
+def test_a_fits_derivative_leaves_what_is_held_out(double):
+    start = hold(begin(), means=[0], covariances=True)
+    direction = np.random.default_rng(0).normal(size=X.shape)
+
+    def value(t):
+        params = jaxgmm.fit(start, X + t * direction, tol=1e-10, max_iter=3000).params
+        return (params.means**2).sum() + params.weights[0]
+
+    value = quick_jit(value)
+    difference = (float(value(1e-4)) - float(value(-1e-4))) / 2e-4
+    assert_allclose(quick_jit(jax.grad(value))(0.0), difference, rtol=1e-6)
+
+
+def test_what_is_held_is_saved_with_the_mixture(tmp_path):
+    start = hold(begin(dtype="float32"), weights=True, means=[0, 2], covariances=True)
+    assert start.model.name == "full-fixed-means[0,2]-covariances[all]"
+    assert get_model(start.model.name) == start.model
+    jaxgmm.save(tmp_path / "held.npz", start)
+    assert jaxgmm.load(tmp_path / "held.npz").weights_rule == start.weights_rule
+    assert hold(start).model.name == "full"
+
+
+def test_several_starts_and_gaps_go_with_it(double):
+    gaps = np.where(np.random.default_rng(0).random(X.shape) < 0.2, np.nan, X)
+    starts = jax.tree.map(lambda a: jnp.stack([a, a]), hold(begin(), means=[1]))
+    results = jaxgmm.fit_restarts(jax.random.key(0), observe(gaps, missing="nan"), K, init=starts)
+    assert (np.asarray(results.params.means)[:, 1] == np.asarray(starts.means)[:, 1]).all()
+    assert (np.asarray(results.status) == Status.CONVERGED).all()
+
+
+def test_map_towards_a_mixture_moves_it_as_far_as_the_data_weigh(double):
+    """Relevance adaptation: μ = (n x̄ + τ μ_old) / (n + τ), by a prior with a mean for each component."""
+    old, tau = begin(), 50.0
+    prior = jaxgmm.Prior(mean=old.means, strength=tau)
+    adapted = jaxgmm.fit(old, X[:60], prior=prior, tol=1e-10, max_iter=3000)
+    assert adapted.status == Status.CONVERGED
+    resp, _ = map(np.asarray, jaxgmm.e_step(adapted.params, X[:60]))
+    counts = resp.sum(0)[:, None]
+    expected = (resp.T @ X[:60] + tau * np.asarray(old.means)) / (counts + tau)
+    assert_allclose(adapted.params.means, expected, atol=1e-7)
+
+
+def test_a_prior_with_a_scale_for_each_component_is_the_common_one_where_they_are_equal(double):
+    scale = np.diag([0.5, 1.0, 2.0])
+    for name, one, each in (
+        ("full", scale, np.stack([scale] * K)),
+        ("diag", np.diag(scale), np.ones((K, 1)) * np.diag(scale)),
+    ):
+        a, b = (
+            jaxgmm.fit(begin(name), X, prior=jaxgmm.Prior(mean=m, strength=0.1, dof=5.0, scale=s), tol=1e-8)
+            for m, s in ((np.zeros(D), one), (np.zeros((K, D)), each))
+        )
+        assert_allclose(a.params.means, b.params.means, rtol=1e-12)
+        assert_allclose(a.objective, b.objective, rtol=1e-12)
+    wide = np.stack([scale, scale, 100 * scale])
+    prior = jaxgmm.Prior(dof=5.0, scale=wide)
+    found = jaxgmm.fit(begin(), X, prior=prior, tol=1e-8).params
+    plain = jaxgmm.fit(begin(), X, prior=jaxgmm.Prior(dof=5.0, scale=scale), tol=1e-8).params
+    assert np.linalg.det(found.covariances[2]) > 5 * np.linalg.det(plain.covariances[2])
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: hold(begin(dtype="float32"), means=[3]), "from 0 to 2"),
+        (lambda: hold(begin(dtype="float32"), means=[0.5]), "numbers of components"),
+        (lambda: hold(begin(dtype="float32"), weights=[0]), "weights must be True or False"),
+        (lambda: hold(begin("tied", "float32"), covariances=[0]), "share parts"),
+        (lambda: hold(begin("student_t(full)", "float32"), means=True), "needs Gaussian components"),
+        (
+            lambda: jaxgmm.fit(
+                hold(begin(dtype="float32"), means=True), X, prior=jaxgmm.Prior(dof=5.0, scale=1.0)
+            ),
+            "where means are held",
+        ),
+        (
+            lambda: jaxgmm.fit_restarts(jax.random.key(0), X, K, covariance_type="full-means[0]"),
+            "those of a start",
+        ),
+        (
+            lambda: jaxgmm.fit_best(jax.random.key(0), X, K, covariance_type="full-covariances[all]"),
+            "those of a start",
+        ),
+        (
+            lambda: jaxgmm.fit_gradient(
+                hold(begin(dtype="float32"), means=True), X, optax.adam(0.1), n_steps=1
+            ),
+            "does not hold",
+        ),
+        (lambda: get_model("full-means[a]"), "must be"),
+    ],
+)
+def test_what_cannot_be_held_is_refused_by_name(call, words):
+    with pytest.raises((ValueError, TypeError), match=words):
+        call()
