@@ -434,4 +434,6 @@ def impute(params: GMMParams, X: ArrayLike | Data, key: Array | None = None) -> 
             raise ValueError(f"draws need Gaussian components; params have {params.component.name!r}")
     elif isinstance(params.component.options, Component):
         raise ValueError("a uniform background has no conditional means; impute from the other components")
+    if data.is_complete:
+        return data.x
     return _impute(params, dataclasses.replace(data.by_row(), weight=None), key)

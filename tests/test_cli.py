@@ -1,7 +1,9 @@
 """The command line, tried as a user would: right answers, and one line for every mistake."""
 
+import csv
 import io
 import os
+import pathlib
 import re
 import signal
 import subprocess
@@ -316,7 +318,7 @@ def test_version_and_bare_command(command):
     assert (code, out) == (0, f"jaxgmm {jaxgmm._version.__version__}\n")
     code, out, _ = command()
     assert code == 0
-    assert {"fit", "predict", "sample"} <= set(out.split())
+    assert {"fit", "predict", "impute", "sample"} <= set(out.split())
 
 
 # --- predict and sample
@@ -432,6 +434,302 @@ def test_a_bad_model(command, data, tmp_path, name):
         assert err.count("\n") == 1
 
 
+# --- missing values
+
+
+@pytest.fixture(scope="module")
+def gapped(blobs):
+    """The clusters with a sixth of the entries missing; some rows have none."""
+    X = blobs.copy()
+    X[::6, 0] = np.nan
+    X[3::7, 1][:18] = np.nan
+    X[7] = np.nan
+    return X
+
+
+@pytest.fixture
+def gaps(tmp_path, gapped):
+    """A table of them as text, in which a gap is written in several ways."""
+    words = iter(["", "NA", "", "nan", "?"] * 20)
+    lines = ["id,width,kind,height"]
+    for i, row in enumerate(gapped):
+        width, height = (next(words) if np.isnan(v) else f"{v:.5f}" for v in row)
+        lines.append(f'{i + 1:04d},{width},"a, ""b""",{height}')
+    return put(tmp_path, "\n".join(lines) + "\n", "gaps.csv")
+
+
+def test_gaps_are_fitted_as_the_library_fits_them(command, gaps, gapped, tmp_path):
+    words = (
+        "fit",
+        gaps,
+        *QUICK,
+        "--columns",
+        "width,height",
+        "--missing",
+        "fit",
+        "--out",
+        tmp_path / "m.npz",
+    )
+    code, out, err = command(*words)
+    assert code == 0
+    with x64(True):
+        data = jaxgmm.observe(gapped, missing="nan")
+        key = jax.random.key(0)
+        results = jaxgmm.fit_components(key, data, (1, 2, 3), covariance_type="diag", n_init=2)
+        best = jax.tree.map(lambda a: np.asarray(a)[1], results)
+        criteria = [float(f(best.params, data)) for f in (jaxgmm.aic, jaxgmm.bic)]
+        log_likelihood = float(jaxgmm.score(best.params, data))
+    row = next(line for line in out.splitlines() if line.startswith("*  ")).split()
+    assert row[1:7] == ["diag", "2", "9", f"{log_likelihood:.4f}", *(f"{value:.1f}" for value in criteria)]
+    missing = np.isnan(gapped)
+    counts = f"{missing.sum()} of 240 values are missing, in {missing.any(1).sum()} of 120 rows"
+    assert f"{counts}; fitted to the others." in out.splitlines()
+    assert f"without any value in width,height: {missing.all(1).sum()} of 120 rows" in err
+    np.testing.assert_allclose(load(tmp_path / "m.npz").means, best.params.means[:2], rtol=1e-5)
+
+
+def test_complete_rows_are_fitted_alike_whatever_is_missing(command, data):
+    answers = [command("fit", data, *QUICK, *words) for words in ((), ("--missing", "fit"))]
+    assert answers[0] == answers[1]
+    assert "missing" not in answers[0][1]
+
+
+def test_float32_gaps_are_centred_at_what_is_there(command, gapped, tmp_path, monkeypatch):
+    seen = []
+
+    def refuse(key, data, sizes, weight, **_):
+        seen.append((data, weight))
+        raise ValueError("seen")
+
+    monkeypatch.setattr(jaxgmm, "fit_components", refuse)
+    far = gapped + 1e7
+    np.save(tmp_path / "far.npy", far)
+    assert command("fit", tmp_path / "far.npy", *QUICK, "--float32", "--missing", "fit")[0] == 2
+    ((data, weight),) = seen
+    assert weight is None
+    assert data.x.dtype == np.float32
+    there = np.isfinite(far)
+    np.testing.assert_array_equal(data.observed, there)
+    np.testing.assert_allclose(np.asarray(data.x)[there], (far - np.nanmean(far, 0))[there], atol=1e-4)
+
+
+def test_weights_go_with_the_gaps(command, gapped, tmp_path, monkeypatch):
+    seen = []
+
+    def refuse(key, data, sizes, weight, **_):
+        seen.append(data)
+        raise ValueError("seen")
+
+    monkeypatch.setattr(jaxgmm, "fit_components", refuse)
+    weights = np.arange(120) % 3
+    columns = {"a": gapped[:, 0], "n": weights, "b": gapped[:, 1]}
+    polars.DataFrame(columns).write_csv(tmp_path / "w.csv")
+    command("fit", tmp_path / "w.csv", *QUICK, "--weights", "n", "--missing", "fit")
+    command("fit", tmp_path / "w.csv", *QUICK, "--weights", "n", "--missing", "drop")
+    np.testing.assert_array_equal(seen[0].weight, weights)
+    np.testing.assert_array_equal(seen[1], gapped[np.isfinite(gapped).all(1)])
+
+
+def test_rows_with_gaps_are_dropped(command, gaps, gapped, tmp_path):
+    whole = gapped[np.isfinite(gapped).all(1)]
+    polars.DataFrame({"width": whole[:, 0], "height": whole[:, 1]}).write_csv(tmp_path / "whole.csv")
+    words = ("--columns", "width,height")
+    code, out, err = command("fit", gaps, *QUICK, *words, "--missing", "drop")
+    assert code == 0
+    assert out == command("fit", tmp_path / "whole.csv", *QUICK)[1]
+    assert err == f"jaxgmm: {gaps}: left out, with a missing value: {120 - len(whole)} of 120 rows\n"
+
+
+@pytest.mark.parametrize("columns", ["width", "width,height"])
+def test_gaps_are_drawn(command, gaps, tmp_path, columns):
+    picture = tmp_path / "p.png"
+    words = ("--columns", columns, "--missing", "fit", "--plot", picture)
+    code, _, err = command("fit", gaps, *QUICK, *words)
+    assert code == 0
+    assert err.splitlines()[-1] == f"jaxgmm: drew {picture}"
+    assert picture.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+UNUSABLE_GAPS = [
+    ("fit", "a,b\n1,2\n3,oops\n,6\n", (), "column 'b', row 2: 'oops' is not a number; drop the row"),
+    ("fit", "a,b\n1,2\n,7\n3,inf\n,6\n", (), "column 'b', row 3: the value is inf; drop the row"),
+    ("fit", "a,b\n1,NA\n3,\n5,NA\n", ("--columns", "a,b"), "column 'b' has no value; leave it out"),
+    ("fit", "a,b,w\n1,,1\n3,,2\n5,6,0\n", ("--weights", "w"), "column 'b' has no value in a row with weight"),
+    ("fit", "a,b\n1,x\n3,y\n5,\n", ("--columns", "a,b"), "column 'b' is not numeric: row 1 holds 'x'"),
+    ("fit", "a,w\n1,1\n,1\n3,\n4,1\n", ("--weights", "w"), "column 'w', row 3: .* missing; drop the row or"),
+    ("fit", "a,b\n1,2\n,\n,\n3,4\n", (), "2 rows are too few for 3 components"),
+    ("drop", "a,b\n1,\n3,\n,6\n", ("--columns", "a,b"), "every row has a missing value; use --missing fit"),
+    ("drop", "a,w\n1,0\n,1\n3,0\n", ("--weights", "w"), "every row with weight has a missing value"),
+    ("drop", "a,b\n1,2\n3,\n,6\n7,8\n", (), "2 rows are too few for 3 components"),
+    ("drop", "a,b\n1,2\n3,oops\n5,6\n", (), "column 'b', row 2: 'oops' is not a number"),
+    ("mean", "a,b\n1,2\n", (), "'mean'.*error"),
+]
+
+
+def test_gaps_that_cannot_be_fitted(command, tmp_path):
+    for missing, content, words, match in UNUSABLE_GAPS:
+        path = put(tmp_path, content)
+        code, out, err = command(
+            "fit", path, *QUICK, *words, "--missing", missing, "--out", tmp_path / "m.npz"
+        )
+        assert (code, out) == (2, ""), content
+        assert err.count("\n") == 1, err
+        assert re.search(match, err), err
+        assert os.listdir(tmp_path) == ["data.csv"]
+
+
+def test_predict_goes_by_the_values_that_are_there(command, model, gaps, gapped, monkeypatch):
+    from jaxgmm.cli import commands
+
+    code, out, err = command("predict", model, gaps)
+    assert (code, out) == (2, "")
+    assert "column 'width', row 1: the value is missing (and in 20 more rows); use --missing fit, " in err
+    code, out, err = command("predict", model, gaps, "--missing", "fit")
+    assert (code, err) == (0, "")
+    frame = polars.read_csv(io.StringIO(out))
+    there = np.isfinite(gapped)
+    normal = scipy.stats.norm([[[0.0, 0.0], [8.0, 50.0]]], np.array([[[1.0], [2.0]]]))
+    terms = np.where(there[:, None], normal.logpdf(np.nan_to_num(gapped)[:, None]), 0)
+    joint = np.log([0.25, 0.75]) + terms.sum(2)
+    log_density = scipy.special.logsumexp(joint, axis=1)
+    np.testing.assert_array_equal(frame["label"], joint.argmax(1))
+    np.testing.assert_allclose(frame["log_density"], log_density, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(frame["responsibility"], np.exp(joint.max(1) - log_density), rtol=1e-6)
+    monkeypatch.setattr(commands, "_ROWS_AT_ONCE", 50)
+    assert command("predict", model, gaps, "--missing", "fit")[1] == out
+
+
+def test_one_row_may_have_one_value(command, model, tmp_path):
+    # Of an empty column in a CSV file nobody can tell the type.
+    path = put(tmp_path, "width,height\n7.5,\n")
+    code, out, _ = command("predict", model, path, "--missing", "fit")
+    assert (code, out.splitlines()[1].split(",")[0]) == (0, "1")
+    code, out, _ = command("impute", model, path)
+    assert code == 0
+    assert out.startswith("width,height\n7.5,49.9")
+
+
+@pytest.fixture
+def tilted(tmp_path):
+    """A model by which one column says something of the other."""
+    covariances = [[[1.0, 1.5], [1.5, 4.0]], [[1.0, -0.5], [-0.5, 1.0]]]
+    params = jaxgmm.make_params([0.25, 0.75], [[0.5, 0.0], [8.0, 50.0]], covariances)
+    save(tmp_path / "tilted.npz", params, columns=["width", "height"])
+    return str(tmp_path / "tilted.npz")
+
+
+def cells(text):
+    return list(csv.reader(io.StringIO(text)))
+
+
+def filled_by(params, gapped, key=None):
+    with x64(True):
+        return np.asarray(jaxgmm.impute(params, gapped, key))
+
+
+def test_impute_fills_the_gaps_and_keeps_all_else(command, tilted, gaps, gapped, tmp_path):
+    path = tmp_path / "filled.csv"
+    code, out, err = command("impute", tilted, gaps, "--out", path)
+    assert (code, out) == (0, "")
+    missing = np.isnan(gapped)
+    counts = f"{missing.sum()} of 240 values are missing, in {missing.any(1).sum()} of 120 rows"
+    assert err == f"jaxgmm: {gaps}: {counts}; filled in\n"
+    before, after = (pathlib.Path(name).read_text() for name in (gaps, path))
+    wanted = cells(before)
+    for (i, j), value in np.ndenumerate(filled_by(load(tilted), gapped)):
+        if missing[i, j]:
+            wanted[i + 1][1 + 2 * j] = repr(float(value))
+    assert cells(after) == wanted
+    lines = zip(before.splitlines()[1:], after.splitlines()[1:], missing.any(1), strict=True)
+    assert all((old == new) != gap for old, new, gap in lines)
+    assert command("impute", tilted, gaps)[1] == after
+    code, again, err = command("impute", tilted, path)
+    assert (code, again, err) == (0, after, f"jaxgmm: {path}: no value is missing\n")
+
+
+def test_impute_draws(command, tilted, gaps, gapped, tmp_path):
+    path = tmp_path / "draws.parquet"
+    assert command("impute", tilted, gaps, "--draws", "3", "--seed", "5", "--out", path)[0] == 0
+    frame = polars.read_parquet(path)
+    assert frame.columns == ["id", "width", "kind", "height", "draw"]
+    assert frame["draw"].to_list() == [1] * 120 + [2] * 120 + [3] * 120
+    found = frame["width", "height"].to_numpy().reshape(3, 120, 2)
+    key = jax.random.key(5)
+    for i in range(3):
+        wanted = filled_by(load(tilted), gapped, jax.random.fold_in(key, i))
+        np.testing.assert_allclose(found[i], wanted, rtol=1e-12)
+    assert (found[0] == found[1])[np.isfinite(gapped)].all()
+    assert not (found[0] == found[1])[np.isnan(gapped)].any()
+    first = command("impute", tilted, gaps, "--draws", "1", "--seed", "5")[1]
+    assert [row[-1] for row in cells(first)] == ["draw"] + ["1"] * 120
+    assert command("impute", tilted, gaps, "--draws", "1", "--seed", "6")[1] != first
+
+
+def test_impute_in_other_formats(command, tilted, gapped, tmp_path):
+    wanted = filled_by(load(tilted), gapped)
+    np.save(tmp_path / "gaps.npy", gapped)
+    assert command("impute", tilted, tmp_path / "gaps.npy", "--out", tmp_path / "filled.npy")[0] == 0
+    np.testing.assert_allclose(np.load(tmp_path / "filled.npy"), wanted, rtol=1e-12)
+    # An integer column with gaps becomes one of real numbers; other types stay.
+    width, height = (polars.Series(column, nan_to_null=True) for column in gapped.round().T)
+    frame = polars.DataFrame(
+        {
+            "height": height.cast(polars.Int64),
+            "day": polars.Series(["2020-01-01"] * 120).str.to_date(),
+            "width": width.cast(polars.Float32),
+        }
+    )
+    frame.write_parquet(tmp_path / "gaps.parquet")
+    assert command("impute", tilted, tmp_path / "gaps.parquet", "--out", tmp_path / "filled.parquet")[0] == 0
+    filled = polars.read_parquet(tmp_path / "filled.parquet")
+    assert filled.schema == {"height": polars.Float64, "day": polars.Date, "width": polars.Float32}
+    wanted = filled_by(load(tilted), gapped.round())
+    np.testing.assert_allclose(filled["width", "height"].to_numpy(), wanted, rtol=1e-6, atol=1e-6)
+
+
+def test_impute_keeps_the_bytes_of_other_encodings(command, model, tmp_path):
+    path = put(tmp_path, "width,height,caf\xe9\n1.50,,\xfc\n".encode("latin-1"))
+    assert command("impute", model, path, "--out", tmp_path / "filled.csv")[0] == 0
+    first, second = (tmp_path / "filled.csv").read_bytes().splitlines()
+    assert first == "width,height,caf\xe9".encode("latin-1")
+    assert second.startswith(b"1.50,")
+    assert second.endswith(b",\xfc")
+
+
+def test_impute_that_cannot_be_done(command, model, gaps, tmp_path):
+    taken = put(tmp_path, "width,height,draw\n1,,2\n", "taken.csv")
+    text = put(tmp_path, "width,height\n1,2\noops,\n3,4\n", "text.csv")
+    before = sorted(os.listdir(tmp_path))
+    cases = [
+        ((model, gaps, "--out", gaps), "would overwrite the data"),
+        ((model, gaps, "--out", tmp_path / "f.txt"), r"must end in \.csv, \.parquet, \.npy"),
+        (
+            (model, gaps, "--out", tmp_path / "f.npy"),
+            "holds numbers only, and column 'kind' of .* has others",
+        ),
+        ((model, taken, "--draws", "2"), "has a column called 'draw' itself"),
+        ((model, text), "column 'width', row 2: 'oops' is not a number"),
+        ((model, gaps, "--columns", "width"), "was fitted to 2"),
+        ((model, gaps, "--draws", "0"), "x>=1"),
+        ((tmp_path / "no.npz", gaps), "no such file"),
+    ]
+    for words, match in cases:
+        code, out, err = command("impute", *words)
+        assert (code, out) == (2, ""), words
+        assert err.count("\n") == 1, err
+        assert re.search(match, err), err
+        assert sorted(os.listdir(tmp_path)) == before
+
+
+def test_impute_by_a_model_without_draws(command, gaps, tmp_path):
+    heavy = jaxgmm.make_params([1.0], [[0.0, 0.0]], [1.0], "student_t(spherical)")
+    save(tmp_path / "t.npz", heavy, columns=["width", "height"])
+    assert command("impute", tmp_path / "t.npz", gaps)[0] == 0
+    code, out, err = command("impute", tmp_path / "t.npz", gaps, "--draws", "2")
+    assert (code, out) == (2, "")
+    assert "t.npz: draws need Gaussian components" in err
+
+
 # --- mistakes: one line, status 2, nothing written
 
 
@@ -443,10 +741,10 @@ UNUSABLE = [
         ("s,t\nx,y\n", "no numeric column among s, t"),
         ("a,b\n1,2,3\n", "row 1 has 3 fields, the header 2"),
         ("a,b\n1,2\n3,4\n5,6,7\n", "row 3 has 3 fields, the header 2"),
-        ("a,b\n1,2\n,3\n4,5\n", "row 2: .*; drop the row, fill it in, or leave .* with --columns b"),
-        ("a,b\n1,2\nNA,3\n,5\n6,7\n8,9\n", r"row 2: .* \(and in 1 more row\); drop the rows, fill them in"),
+        ("a,b\n1,2\n,3\n4,5\n", "use --missing fit, drop the row, fill it in, or leave .* with --columns b"),
+        ("a,b\n1,2\nNA,3\n,5\n6,7\n8,9\n", r"row 2: .*\(and in 1 more row\); use .*, fill them in"),
         ("a,b\n1,2\nnan,3\n4,5\n", "column 'a', row 2: the value is missing"),
-        ("a\n1\n\n2\n", "column 'a', row 2: the value is missing; drop the row or fill it in"),
+        ("a\n1\n\n2\n", "column 'a', row 2: the value is missing; use --missing fit, drop the row or fill"),
         ("a,b\n1,2\n3\n4,5\n", "column 'b', row 2: the value is missing"),
         ("a,b\n1,2\n3,oops\n5,6\n", "column 'b', row 2: 'oops' is not a number"),
         ("a,b\n1,2\n3,-inf\n5,6\n", "column 'b', row 2: the value is -inf"),

@@ -192,3 +192,10 @@ def test_responsibilities_sum_to_one_whatever_the_constant():
         expected /= expected.sum(1, keepdims=True)
         # A squared distance is a sum of 500 numbers, of which √500 roundings add up.
         np.testing.assert_allclose(resp, expected, atol=500 * np.sqrt(500) * eps / 4)
+
+
+def test_impute_gives_complete_rows_back():
+    params = jaxgmm.make_params([1.0], [[0.0, 0.0]], [[[1.0, 0.5], [0.5, 1.0]]])
+    x = np.array([[2.0, 1.0], [0.5, -3.0]], np.float32)
+    for key in (None, jax.random.key(0)):
+        np.testing.assert_array_equal(jaxgmm.impute(params, x, key), x)

@@ -22,6 +22,7 @@ from jaxgmm.plot import (
     plot_pairs,
     plot_uncertainty,
 )
+from jaxgmm.plot.picture import Picture
 
 matplotlib.use("Agg")
 
@@ -178,6 +179,34 @@ def test_rows_without_weight_are_not_drawn():
     plot_density(params, X, ax=axes, sample_weight=np.append(np.ones(50), 0))
     assert sum(len(points.get_offsets()) for points in axes.collections[1:]) == 50
     assert axes.get_xlim()[1] < 1e5
+
+
+def test_rows_with_gaps_are_drawn_where_they_are_known():
+    params = two([0.0, 0.0], [9.0, 9.0])
+    X = np.array([[0.1, 0.2], [np.nan, 0.4], [9.1, np.nan], [9.3, 8.8], [50.0, 50.0]], np.float32)
+    data = jaxgmm.observe(X, missing="nan", sample_weight=[1, 2, 1, 1, 0])
+    picture = Picture(params, data, None, None, 100)
+    # Of a row with a gap the colour is by what it has.
+    assert picture.labels.tolist() == [0, 0, 1, 1]
+    axes = plot_density(params, data)
+    drawn = np.concatenate([np.ma.filled(c.get_offsets(), np.nan) for c in axes.collections[-2:]])
+    np.testing.assert_allclose(np.sort(drawn[np.isfinite(drawn).all(1), 0]), [0.1, 9.3], rtol=1e-6)
+    assert axes.get_legend().get_title().get_text() == "2 rows are incomplete: shown where values are known"
+    assert axes.get_xlim()[1] < 15
+    marginal = Figure().subplots()
+    picture.draw_marginal(marginal, 1)
+    heights, edges = marginal.patches[0].get_data()[:2]
+    shares = heights * np.diff(edges)
+    # Weights 1, 2 and 1 at 0.2, 0.4 and 8.8; the row without the second feature does not count.
+    np.testing.assert_allclose([shares[edges[1:] < 5].sum(), shares.sum()], [0.75, 1], rtol=1e-5)
+
+
+def test_rows_that_are_not_the_features_are_refused():
+    params = two([0.0, 0.0], [9.0, 9.0])
+    with pytest.raises(ValueError, match="without noise or projection"):
+        plot_density(params, jaxgmm.observe(np.ones((5, 2)), noise=1.0))
+    with pytest.raises(TypeError, match="sample_weight belongs to the data"):
+        plot_density(params, jaxgmm.observe(np.ones((5, 2))), sample_weight=np.ones(5))
 
 
 def test_many_points_are_sampled_and_said_so():

@@ -1,4 +1,4 @@
-"""The command line: ``jaxgmm fit``, ``jaxgmm predict`` and ``jaxgmm sample`` (extra ``[cli]``)."""
+"""The command line: ``jaxgmm fit``, ``predict``, ``impute`` and ``sample`` (extra ``[cli]``)."""
 
 from __future__ import annotations
 

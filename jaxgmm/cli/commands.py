@@ -1,4 +1,4 @@
-"""Commands ``fit``, ``predict`` and ``sample``: their options, checks and outputs."""
+"""Commands ``fit``, ``predict``, ``impute`` and ``sample``: their options, checks and outputs."""
 
 from __future__ import annotations
 
@@ -9,18 +9,21 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
+import numpy as np
 
 from jaxgmm._version import __version__
 from jaxgmm.cli import options as texts
 from jaxgmm.cli.columns import choose, match
 from jaxgmm.cli.options import LEFT_OUT, finite, integers, name_list, spell
-from jaxgmm.cli.tables import WRITABLE, UserError, check_target, read, write
+from jaxgmm.cli.tables import WRITABLE, Table, UserError, check_target, read, write, write_frame
 from jaxgmm.components import get_model
 from jaxgmm.em import MAX_ITER, REG_COVAR
 from jaxgmm.selection._grid import BUDGET, FOLDS, STRUCTURES, UNIVARIATE
 
 if TYPE_CHECKING:
     from jaxgmm.mixture import GMMParams
+
+Array = np.ndarray[Any, Any]
 
 _ROWS_AT_ONCE = 1 << 17
 _FLATTERED = "the criteria flatter this: try fewer components or a larger --reg-covar"
@@ -54,6 +57,7 @@ def named(name: str, **settings: Any) -> Decorator:
 
 _OUT = file("--out", help="Where to write: .csv, .parquet or .npy.  [default: CSV to stdout]")
 _INPUT = click.Path(readable=False)  # click 8.1.0 says of what is not readable that it is not executable
+_COLUMNS = named("--columns", help=texts.OPTIONS["columns of the model"])
 _MODEL, _DATA = click.argument("model", type=_INPUT), click.argument("data", type=_INPUT)
 _HELP = {"help_option_names": ["-h", "--help"]}
 
@@ -62,12 +66,13 @@ _HELP = {"help_option_names": ["-h", "--help"]}
 @click.version_option(__version__, prog_name="jaxgmm", message="%(prog)s %(version)s")
 @click.pass_context
 def cli(context: click.Context) -> None:
-    """Gaussian mixtures: fit them to a table, label rows, draw new ones.
+    """Gaussian mixtures: fit them to a table, label rows, fill in values, draw new rows.
 
     \b
     Example:
       jaxgmm fit faithful.csv --components 1:6 --plot faithful.png --out old.npz
       jaxgmm predict old.npz faithful.csv --out labels.csv
+      jaxgmm impute old.npz gaps.csv --out filled.csv
       jaxgmm sample old.npz 1000 --out new.csv
     """  # noqa: D301 - click reads \b, which keeps the lines below it as they are
     if context.invoked_subcommand is None:
@@ -83,6 +88,9 @@ def cli(context: click.Context) -> None:
 @option("--prior", type=click.Choice(["none", "default"]), default="none", help=texts.OPTIONS["prior"])
 @named("--columns", help=texts.OPTIONS["columns"])
 @option("--weights", metavar="COLUMN", help="A column of sample weights: how often each row counts.")
+@option(
+    "--missing", type=click.Choice(["error", "fit", "drop"]), default="error", help=texts.OPTIONS["missing"]
+)
 @whole("--budget", 1, default=BUDGET, help=texts.OPTIONS["budget"])
 @whole("--n-init", 1, help="So many plain restarts for each fit, in place of the tournament.")
 @option("--seed", type=texts.SEED, default=0, help="Seed of the starts; same seed, same result.")
@@ -98,6 +106,7 @@ def fit(
     covariance: tuple[str, ...],
     columns: tuple[str, ...] | None,
     weights: str | None,
+    missing: str,
     plot: str | None,
     out: str | None,
     **options: Any,
@@ -126,7 +135,11 @@ def fit(
     each column within it. Components are numbered from 0, as in the picture and in `jaxgmm predict`.
 
     Without --columns, columns that are not numeric are left out, and so is a first column that only numbers
-    the rows. A missing value is an error. The columns of an .npy array are called x1, x2, and so on.
+    the rows. The columns of an .npy array are called x1, x2, and so on.
+
+    A value is missing where a cell is empty or says NA, N/A, NaN, null, none, ?, - or a full stop. That is an
+    error unless --missing says what to do. With --missing fit the log-likelihood is that of the values that
+    are there, and a row counts as one row however many it has.
 
     \b
     Exit status: 0; 1 if the best fit did not converge; 2 for a mistake in the
@@ -135,6 +148,7 @@ def fit(
     \b
     Example:
       jaxgmm fit faithful.csv --components 1:6 --covariance full,tied
+      jaxgmm fit gaps.csv --missing fit --out model.npz
     """  # noqa: D301 - click reads \b, which keeps the lines below it as they are
     criterion, folds = options["criterion"], options["folds"]
     if criterion in LEFT_OUT and options["n_init"] is not None:
@@ -146,18 +160,27 @@ def fit(
         raise ModuleNotFoundError(name="matplotlib")
     table = read(data)
     names, notes = choose(table, columns, weights)
-    X = table.matrix(names)
+    X = table.matrix(names, gaps=missing != "error", hint="use --missing fit")
     if covariance == ("all",):
         covariance = UNIVARIATE if len(names) == 1 else STRUCTURES
     sample_weight = None if weights is None else table.weights(weights)
-    n_rows = len(X) if sample_weight is None else int((sample_weight > 0).sum())
+    X, sample_weight, left_out = _without_gaps(table, names, X, sample_weight, missing)
+    notes.extend(left_out)
+    counted = np.ones(len(X), bool) if sample_weight is None else sample_weight > 0
+    gaps = np.isnan(X)
+    for name, empty in zip(names, np.all(gaps[counted], axis=0), strict=True):
+        if empty:
+            where = "" if counted.all() else " in a row with weight"
+            raise UserError(f"{data}: column {name!r} has no value{where}; leave it out with --columns")
+    n_rows = int((counted & ~gaps.all(1)).sum())
     if criterion in LEFT_OUT and n_rows < folds:
         raise UserError(f"{data}: {n_rows} rows are too few for {folds} folds")
     if n_rows < components[-1]:
         raise UserError(f"{data}: {n_rows} rows are too few for {components[-1]} components")
     if n_rows < 2:
         raise UserError(f"{data}: one row is too few for a mixture")
-    constant = [name for name, column in zip(names, X.T, strict=True) if column.min() == column.max()]
+    least, most = np.nanmin(X, 0), np.nanmax(X, 0)
+    constant = [name for name, low, high in zip(names, least, most, strict=True) if low == high]
     if constant:
         notes.append(f"constant, and so no help in telling components apart: {', '.join(constant)}")
     for note in notes:
@@ -189,7 +212,10 @@ def fit(
         return 1
     size = f"{len(X)} rows, {len(names)} column{'s' * (len(names) > 1)}"
     name = f"{best.covariance_type}, K = {best.n_components}"
-    screen.print(f"\nBest by {criterion.upper()}: {name}  ({size})\n")
+    screen.print(f"\nBest by {criterion.upper()}: {name}  ({size})")
+    if gaps.any():
+        screen.print(f"{_count_gaps(gaps)}; fitted to the others.")
+    screen.print()
     report.print_mixture(screen, best, names)
     if out is not None:
         from jaxgmm.io import save
@@ -198,7 +224,7 @@ def fit(
         _say(f"saved {out}")
     if plot is not None:
         rows = [vars(cell) | cell.criteria for cell in cells]
-        _draw(plot, best.params, X, rows, criterion=criterion, columns=names, sample_weight=sample_weight)
+        _draw(plot, best.params, X, rows, sample_weight, criterion=criterion, columns=names)
         _say(f"drew {plot}")
     thin = fitting.collapsed(best.params, X, options["reg_covar"])
     if thin:
@@ -213,9 +239,12 @@ def fit(
 @cli.command()
 @_MODEL
 @_DATA
-@named("--columns", help=texts.OPTIONS["columns of the model"])
+@_COLUMNS
+@option(
+    "--missing", type=click.Choice(["error", "fit"]), default="error", help=texts.OPTIONS["missing in rows"]
+)
 @_OUT
-def predict(model: str, data: str, columns: tuple[str, ...] | None, out: str | None) -> int:
+def predict(model: str, data: str, columns: tuple[str, ...] | None, missing: str, out: str | None) -> int:
     """Label the rows of DATA with the components of MODEL.
 
     Writes one row per row of data:
@@ -226,25 +255,83 @@ def predict(model: str, data: str, columns: tuple[str, ...] | None, out: str | N
       log_density     log p(row) under the mixture, in nats; low where the row
                       is unlike the data that were fitted
 
+    With --missing fit all three are those of the values that a row has. A row without any has the
+    log-density 0, and the component of the largest weight.
+
     \b
     Example:
       jaxgmm predict model.npz faithful.csv --out labels.csv
+      jaxgmm predict model.npz gaps.csv --missing fit --out labels.csv
     """  # noqa: D301 - click reads \b, which keeps the lines below it as they are
     check_target(out, "--out", WRITABLE, {"the model": model, "the data": data})
     params, known = _load(model)
     table = read(data)
-    X = table.matrix(match(table, model, known, params.n_features, columns))
-
-    import numpy as np
+    names = match(table, model, known, params.n_features, columns)
+    X = table.matrix(names, gaps=missing != "error", hint="use --missing fit")
 
     import jaxgmm
 
     parts = []
     for first in range(0, len(X), _ROWS_AT_ONCE):
-        resp, log_density = (np.asarray(a) for a in jaxgmm.e_step(params, X[first : first + _ROWS_AT_ONCE]))
+        rows = jaxgmm.observe(X[first : first + _ROWS_AT_ONCE], missing="nan")
+        try:
+            resp, log_density = (np.asarray(a) for a in jaxgmm.e_step(params, rows))
+        except ValueError as error:
+            raise UserError(f"{model}: {error}") from None
         parts.append((resp.argmax(1), resp.max(1), log_density))
     label, responsibility, log_density = (np.concatenate(part) for part in zip(*parts, strict=True))
     write(out, {"label": label, "responsibility": responsibility, "log_density": log_density})
+    return 0
+
+
+@cli.command()
+@_MODEL
+@_DATA
+@_COLUMNS
+@whole("--draws", 1, help="Fill in so many random draws, in place of the means.")
+@option("--seed", type=texts.SEED, default=0, help="Seed of the draws; same seed, same values.")
+@_OUT
+def impute(
+    model: str, data: str, columns: tuple[str, ...] | None, draws: int | None, seed: int, out: str | None
+) -> int:
+    """Fill in the missing values of DATA by MODEL.
+
+    Writes the table with a number for each missing value in the columns of the model: its mean given the
+    values that the row has. All else is kept as it is: the values that are there, the other columns, and
+    the order of rows and columns. From CSV to CSV cells keep their text.
+
+    With --draws N it writes N copies of the table, one below the other, with a column `draw`, 1 to N, at the
+    end. Each copy is filled in by draws from the distribution of what is missing given what is there, so that
+    the copies differ as much as the model leaves open: multiple imputation, for a given model.
+
+    \b
+    Example:
+      jaxgmm impute model.npz gaps.csv --out filled.csv
+      jaxgmm impute model.npz gaps.csv --draws 20 --seed 1 --out draws.parquet
+    """  # noqa: D301 - click reads \b, which keeps the lines below it as they are
+    check_target(out, "--out", WRITABLE, {"the model": model, "the data": data})
+    params, known = _load(model)
+    table = read(data)
+    names = match(table, model, known, params.n_features, columns)
+    X = table.matrix(names, gaps=True)
+    if draws is not None and "draw" in table.names:
+        raise UserError(f"{data}: it has a column called 'draw' itself; leave --draws out")
+
+    import jax
+
+    import jaxgmm
+    from jaxgmm.cli import filling
+
+    filling.check_format(table, names, out)
+    key = jax.random.key(seed)
+    keys = [None] if draws is None else [jax.random.fold_in(key, i) for i in range(draws)]
+    try:
+        copies = [np.asarray(jaxgmm.impute(params, X, k)) for k in keys]
+    except ValueError as error:
+        raise UserError(f"{model}: {error}") from None
+    write_frame(out, *filling.fill(table, names, copies, out, draw=draws is not None))
+    gaps = np.isnan(X)
+    _say(f"{data}: {_count_gaps(gaps)}; filled in" if gaps.any() else f"{data}: no value is missing")
     return 0
 
 
@@ -265,7 +352,6 @@ def sample(model: str, n: int, seed: int, labels: bool, out: str | None) -> int:
     params, known = _load(model)
 
     import jax
-    import numpy as np
 
     import jaxgmm
 
@@ -278,6 +364,32 @@ def sample(model: str, n: int, seed: int, labels: bool, out: str | None) -> int:
         columns["label"] = drawn
     write(out, columns)
     return 0
+
+
+def _without_gaps(
+    table: Table, names: Sequence[str], X: Array, sample_weight: Array | None, missing: str
+) -> tuple[Array, Array | None, list[str]]:
+    """The rows and weights to fit, without those with gaps where these are dropped; and what to tell."""
+    incomplete = np.isnan(X).any(1)
+    if not incomplete.any():
+        return X, sample_weight, []
+    if missing == "drop":
+        if incomplete.all():
+            raise UserError(f"{table.path}: every row has a missing value; use --missing fit")
+        kept = None if sample_weight is None else sample_weight[~incomplete]
+        if kept is not None and not kept.any():
+            raise UserError(f"{table.path}: every row with weight has a missing value; use --missing fit")
+        return X[~incomplete], kept, [f"left out, with a missing value: {incomplete.sum()} of {len(X)} rows"]
+    empty = int(np.isnan(X).all(1).sum())
+    notes = [f"without any value in {','.join(names)}: {empty} of {len(X)} rows"] if empty else []
+    return X, sample_weight, notes
+
+
+def _count_gaps(gaps: Array) -> str:
+    """How many entries and rows are incomplete, in words."""
+    n, rows = int(gaps.sum()), int(gaps.any(1).sum())
+    values = f"{n} of {gaps.size} values {'are' if n > 1 else 'is'} missing"
+    return f"{values}, in {rows} of {len(gaps)} rows"
 
 
 def _check_structures(names: Sequence[str]) -> None:
@@ -308,15 +420,19 @@ def _load(model: str) -> tuple[GMMParams, list[str] | None]:
         raise UserError(str(error)) from None
 
 
-def _draw(path: str, params: GMMParams, X: Any, rows: Any, **options: Any) -> None:
+def _draw(
+    path: str, params: GMMParams, X: Array, rows: Any, sample_weight: Array | None, **options: Any
+) -> None:
     from matplotlib.figure import Figure
 
+    from jaxgmm import observe
     from jaxgmm.io import atomic_write
     from jaxgmm.plot import plot_fit
 
     # A figure of its own, and no pyplot: this needs no window system, and leaves no state behind.
     figure = Figure(layout="constrained")
-    plot_fit(params, X, rows, figure=figure, **options)
+    data = observe(X, sample_weight=sample_weight, missing="nan")
+    plot_fit(params, data, rows, figure=figure, **options)
     with atomic_write(path) as stream:
         figure.savefig(stream, format=os.path.splitext(path)[1][1:].lower(), dpi=200)
 

@@ -41,7 +41,7 @@ def fit_structure(
     """Fit one covariance structure with every number of components.
 
     Args:
-      X: (N, D), float64.
+      X: (N, D), float64; NaN where an entry is missing.
       sample_weight: (N,) or None.
       covariance_type: the structure's name.
       sizes: the numbers of components.
@@ -56,10 +56,13 @@ def fit_structure(
 
     # What float32 would lose at a large offset is taken off in float64, and given back to the means below.
     dtype = np.float64 if options["float64"] else np.float32
-    offset = np.zeros(X.shape[1]) if options["float64"] else X.mean(0)
+    offset = np.zeros(X.shape[1]) if options["float64"] else np.nanmean(X, 0)
     weight = None if sample_weight is None else jax.device_put(sample_weight.astype(dtype))
-    x = jax.device_put((X - offset).astype(dtype))
-    data = (jax.random.key(options["seed"]), x, tuple(sizes), weight)
+    x: Any = jax.device_put((X - offset).astype(dtype))
+    given = weight
+    if np.isnan(X).any():
+        x, given = jaxgmm.observe(x, sample_weight=weight, missing="nan"), None
+    data = (jax.random.key(options["seed"]), x, tuple(sizes), given)
     settings = {name: options[name] for name in ("tol", "max_iter", "reg_covar")}
     settings["prior"] = None if options["prior"] == "none" else options["prior"]
     if options["n_init"] is None:
@@ -105,7 +108,7 @@ def best_cell(cells: Sequence[Cell], criterion: str) -> Cell | None:
 
 def collapsed(params: Any, X: Array, reg_covar: float) -> list[int]:
     """The components that are, in some direction, no wider than the ridge that `reg_covar` adds."""
-    variance = X.var(0)
+    variance = np.nanvar(X, 0)
     varying = variance > 0
     ridge = reg_covar * np.minimum(variance[varying], 1)
     if not (varying.any() and (ridge > 0).all()):

@@ -22,6 +22,9 @@ OPTIONS = {
     "prior": "default: Fraley and Raftery's weak one, under which components on few rows do not collapse.",
     "columns": "The columns to fit, joined by commas.  [default: all numeric ones]",
     "columns of the model": "The columns that play the model's, in its order.  [default: by name]",
+    "missing": "What to do with missing values: error refuses them; fit takes them for missing at random and "
+    "fits to the others; drop leaves their rows out.",
+    "missing in rows": "What to do with missing values: error refuses them; fit goes by the others.",
     "budget": "EM steps spent on each fit's tournament of starts, before the finalists converge.",
     "tol": "How near its optimum a fit must be; about tol²/2 nats per row are left. Default: 0.01/√rows.",
     "reg_covar": "Added to the diagonals of the covariances; times the variance of a column where that is "

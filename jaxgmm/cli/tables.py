@@ -54,6 +54,12 @@ class Table:
             return np.full(len(column), np.nan)
         return np.asarray(column.cast(float).fill_null(np.nan).to_numpy(), np.float64)
 
+    def gaps(self, name: str) -> Array:
+        """Which values of a column are missing (N,): empty, null, NaN, or a word that says so."""
+        column = self.columns[name]
+        nan = np.isnan(self.values(name)) if column.dtype.is_numeric() else False
+        return np.asarray(~_present(column).to_numpy() | nan, bool)
+
     def is_numeric(self, name: str) -> bool:
         """Whether most of what the column holds is numbers."""
         column = self.columns[name]
@@ -89,10 +95,13 @@ class Table:
         hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"it has {_listing(self.names)}"
         return UserError(f"{self.path}: no column {name!r}; {hint}{reason}")
 
-    def matrix(self, names: Sequence[str]) -> Array:
-        """The columns as float64 (N, D), or an error naming the first value that is not a finite number."""
+    def matrix(self, names: Sequence[str], gaps: bool = False, hint: str = "") -> Array:
+        """The columns as float64 (N, D), or an error naming the first value that is not a finite number.
+
+        With `gaps` missing values are NaN. Without, the error for one begins its remedies with `hint`.
+        """
         for name in names:
-            self._check(name, names)
+            self._check(name, names, gaps, hint)
         return np.column_stack([self.values(name) for name in names])
 
     def weights(self, name: str) -> Array:
@@ -116,15 +125,17 @@ class Table:
             what = f"column {name!r} has numbers with commas, such as {present.filter(commas)[0]!r}"
             raise UserError(f"{self.path}: {what}; write 1234.5 for them, or choose others with --columns")
 
-    def _check(self, name: str, names: Sequence[str]) -> None:
-        bad = ~np.isfinite(self.values(name))
+    def _check(self, name: str, names: Sequence[str], gaps: bool, hint: str) -> None:
+        bad, missing = ~np.isfinite(self.values(name)), self.gaps(name)
+        if gaps:
+            bad &= ~missing
         if not bad.any():
             return
         row = int(np.argmax(bad))
         raw = self.columns[name][row]
         if not self.is_numeric(name):
             raise UserError(f"{self.path}: column {name!r} is not numeric: row {row + 1} holds {raw!r}")
-        if raw is None or str(raw).strip().casefold() in _MISSING:
+        if missing[row]:
             what = "the value is missing"
         elif np.isnan(self.values(name)[row]):
             what = f"{raw!r} is not a number"
@@ -138,6 +149,8 @@ class Table:
             rest = ",".join(n for n in names if np.isfinite(self.values(n)).all())
             columns = rest if 0 < len(rest) < 40 else "..."
             remedy = f"{drop}, {fill}, or leave the column out with --columns {columns}"
+        if hint and missing[row]:
+            remedy = f"{hint}, {remedy}"
         raise UserError(f"{self.path}: column {name!r}, row {row + 1}: {what}{more}; {remedy}")
 
 
@@ -170,18 +183,23 @@ def write(path: str | None, columns: dict[str, Array]) -> None:
     """Write columns to a file by its extension, whole or not at all; CSV to stdout where there is none."""
     import polars
 
-    frame = polars.DataFrame(columns)
+    write_frame(path, polars.DataFrame(columns))
+
+
+def write_frame(path: str | None, frame: Any, encoding: str = "utf-8") -> None:
+    """`write` for a polars frame; the encoding is that of CSV."""
     if path is None:
-        sys.stdout.buffer.write(frame.write_csv().encode())
+        sys.stdout.buffer.write(frame.write_csv().encode(encoding))
         return
     extension = os.path.splitext(path)[1].lower()
     with atomic_write(path) as stream:
         if extension == ".csv":
-            stream.write(frame.write_csv().encode())
+            stream.write(frame.write_csv().encode(encoding))
         elif extension == ".parquet":
             frame.write_parquet(stream)
         else:
-            np.save(stream, np.column_stack(list(columns.values())), allow_pickle=False)
+            columns = [column.to_numpy() for column in frame.get_columns()]
+            np.save(stream, np.column_stack(columns), allow_pickle=False)
 
 
 def check_target(path: str | None, option: str, extensions: Sequence[str], taken: Mapping[str, str]) -> None:
@@ -230,7 +248,20 @@ def _read_npy(path: str) -> Any:
     return polars.DataFrame({f"x{j + 1}": column for j, column in enumerate(data.T.astype(np.float64))})
 
 
-def _read_frame(path: str, extension: str) -> Any:
+def read_text(path: str) -> tuple[Any, str]:
+    """A CSV file's cells as they are written, a polars frame of text; and the encoding of the file."""
+    data = pathlib.Path(path).read_bytes()
+    encoding = "utf-8"
+    try:
+        data.decode(encoding)
+    except UnicodeDecodeError:
+        encoding = "latin-1"  # which gives every byte back
+        data = data.decode(encoding).encode()
+    return _read_frame(path, os.path.splitext(path)[1].lower(), data), encoding
+
+
+def _read_frame(path: str, extension: str, cells: bytes | None = None) -> Any:
+    """The frame in a file; given the bytes of a CSV file, all its columns as text."""
     import polars
 
     text, separator = b"", ","
@@ -238,9 +269,10 @@ def _read_frame(path: str, extension: str) -> Any:
         if extension in (".parquet", ".pq"):
             return polars.read_parquet(path)
         # Without the empty lines at its end, which polars takes for rows.
-        text = pathlib.Path(path).read_bytes().rstrip(b"\r\n")
+        text = (pathlib.Path(path).read_bytes() if cells is None else cells).rstrip(b"\r\n")
         separator = _separator(path, text, extension)
-        return polars.read_csv(text, separator=separator, infer_schema_length=None, encoding="utf8-lossy")
+        types: dict[str, Any] = {"infer_schema_length": None} if cells is None else {"infer_schema": False}
+        return polars.read_csv(text, separator=separator, encoding="utf8-lossy", **types)
     except (polars.exceptions.PolarsError, OSError, ValueError) as error:
         detail = _ragged(text, separator) or str(error).partition("\n")[0]
         raise UserError(f"{path}: not a readable {extension[1:]} file: {detail}") from None

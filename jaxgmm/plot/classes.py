@@ -28,7 +28,7 @@ def plot_classification(
 
     Args:
       params: one mixture with D ≥ 2.
-      X: (N, D).
+      X: (N, D), or `Data`, of which the rows that have both features are drawn.
       features: the two features to draw; the classification is that of all D.
       ax: where to draw; None makes a figure.
       columns: names of the D features.

@@ -34,7 +34,7 @@ def plot_density(
 
     Args:
       params: one mixture with D = 1 or 2.
-      X: (N, D), the data, or None.
+      X: (N, D), the data; `Data`, of which a panel shows the rows that have its features; or None.
       ax: where to draw; None makes a figure.
       columns: names of the D features, for the axes.
       sample_weight: (N,), weights for the histogram; points without weight are not drawn.
@@ -60,7 +60,7 @@ def plot_density(
         picture.draw_marginal(axes, 0)
     else:
         picture.draw_pair(axes, 0, 1)
-    add_legend(axes, picture.key(), 2)
+    add_legend(axes, picture.key(), 2, title=picture.note())
     return axes
 
 
@@ -78,7 +78,7 @@ def plot_pairs(
 
     Args:
       params: one mixture with D ≥ 2.
-      X: (N, D), the data, or None.
+      X: (N, D), the data; `Data`, of which a panel shows the rows that have its features; or None.
       figure: where to draw; None makes one.
       columns: names of the D features.
       sample_weight: (N,), as in `plot_density`.
@@ -117,7 +117,7 @@ def plot_fit(
 
     Args:
       params: one mixture, of any D: `plot_density` up to two features, `plot_pairs` above.
-      X: (N, D), the data, or None.
+      X: (N, D), the data; `Data`, of which a panel shows the rows that have its features; or None.
       table: as in `plot_criteria`; with fewer than two finite rows there is nothing to compare, and no
         curve.
       criterion: which one to draw.
@@ -180,9 +180,10 @@ def _triangle(
                 picture.draw_pair(axes, int(i), int(j))
             axes.locator_params(nbins=4 if d <= 4 else 3)
             axes.label_outer()
-    entries, note = picture.key(), None
+    entries, note = picture.key(), picture.note()
     if d < picture.n_features:
-        note = f"the {d} of {picture.n_features} features whose components lie farthest apart"
+        apart = f"the {d} of {picture.n_features} features whose components lie farthest apart"
+        note = f"{apart}; {note}" if note else apart
     font: dict[str, Any] = {"title_fontsize": TEXT, "fontsize": SMALL, "frameon": False}
     canvas.legend(handles=entries, title=note, loc="upper right", ncols=len(entries), **font)
     if not corner:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Ellipse, Patch
 
 from jaxgmm._host_arrays import host_array, unmasked
+from jaxgmm.data import Data
 from jaxgmm.density import check_gaussian, responsibilities
 from jaxgmm.mixture import GMMParams
 from jaxgmm.plot.style import GREYS, HALO, PALETTE, STYLES, label, tidy
@@ -42,9 +45,12 @@ class Picture:
         if len(self.columns) != self.n_features:
             raise ValueError(f"plot: columns must name {self.n_features} features, got {len(self.columns)}")
         self.X: Array | None = None
-        self.n_samples = 0
+        self.n_samples = self.incomplete = 0
         if X is None:
             return
+        rows = X if isinstance(X, Data) else None
+        if rows is not None:
+            X, sample_weight = self._entries(rows, sample_weight), rows.weight
         data = np.asarray(host_array(X, "X"), np.float64)
         if data.ndim != 2 or data.shape[1] != self.n_features or not len(data):
             raise ValueError(f"plot: X must have shape (N, {self.n_features}), got {data.shape}")
@@ -55,11 +61,26 @@ class Picture:
         self.X, self.weight = data[weight > 0], weight[weight > 0]
         self.n_samples = len(self.X)
         # A fixed seed: the same call draws the same picture.
-        shown = np.random.default_rng(0).permutation(self.n_samples)[:max_points]
-        self.points = self.X[np.sort(shown)]
-        points = self.points.astype(np.asarray(params.means).dtype)
+        shown = np.sort(np.random.default_rng(0).permutation(self.n_samples)[:max_points])
+        self.points = self.X[shown]
+        points: Any = self.points.astype(np.asarray(params.means).dtype)
+        if rows is not None:
+            taken = np.flatnonzero(weight > 0)[shown]
+            known = dataclasses.replace(rows, weight=None, pattern=None, patterns=None)
+            points = jax.device_put(jax.tree.map(lambda a: np.asarray(a)[taken], known))
+            self.incomplete = int(np.isnan(self.X).any(1).sum())
         shares = np.asarray(responsibilities(params, points), np.float64)[:, self.numbers]
         self.labels, self.unsure = shares.argmax(1), 1 - shares.max(1)
+
+    def _entries(self, rows: Data, sample_weight: Any) -> Array:
+        """(N, D) the entries of `Data`, NaN where one is missing: no point is drawn there."""
+        if sample_weight is not None:
+            raise TypeError("sample_weight belongs to the data: give it to observe(X, sample_weight=...)")
+        rows = rows.by_row()
+        if rows.noise is not None or rows.projection is not None:
+            raise ValueError("plot: X must be rows of the features themselves, without noise or projection")
+        x = np.asarray(rows.x, np.float64)
+        return x if rows.observed is None else np.where(np.asarray(rows.observed), x, np.nan)
 
     def two(self, caller: str, features: tuple[int, int]) -> tuple[int, int]:
         """The two features to draw, checked."""
@@ -79,15 +100,23 @@ class Picture:
     def limits(self, j: int) -> tuple[float, float]:
         """The range of feature j on the axes: the data and most ellipses, or the means ± 3 deviations."""
         sd = np.sqrt(self.covariances[:, j, j])
-        if self.X is None:
+        values, _ = self._observed(j)
+        if not len(values):
             low, high = (self.means[:, j] - 3 * sd).min(), (self.means[:, j] + 3 * sd).max()
         else:
-            low, high = self.X[:, j].min(), self.X[:, j].max()
+            low, high = values.min(), values.max()
             reach = 0.15 * (high - low)
             low = max(min(low, (self.means[:, j] - 2.1 * sd).min()), low - reach)
             high = min(max(high, (self.means[:, j] + 2.1 * sd).max()), high + reach)
         margin = 0.04 * (high - low) or 1.0
         return float(low - margin), float(high + margin)
+
+    def _observed(self, j: int) -> tuple[Array, Array]:
+        """The values of feature j that are there, and the weights of their rows."""
+        if self.X is None:
+            return np.empty(0), np.empty(0)
+        there = ~np.isnan(self.X[:, j])
+        return self.X[there, j], self.weight[there]
 
     def draw_marginal(self, axes: Axes, j: int, numbered: bool = True) -> None:
         """The histogram, the density and each component's share of it, of one feature."""
@@ -99,9 +128,10 @@ class Picture:
         )
         grid = np.unique(grid[(grid >= low) & (grid <= high)])
         shares = self.weights / sd * np.exp(-0.5 * ((grid[:, None] - means) / sd) ** 2) / np.sqrt(2 * np.pi)
-        if self.X is not None:
-            edges = np.histogram_bin_edges(self.X[:, j], bins=_n_bins(self.X[:, j]))
-            heights, _ = np.histogram(self.X[:, j], edges, weights=self.weight, density=True)
+        values, weight = self._observed(j)
+        if len(values):
+            edges = np.histogram_bin_edges(values, bins=_n_bins(values))
+            heights, _ = np.histogram(values, edges, weights=weight, density=True)
             axes.stairs(heights, edges, fill=True, color=GREYS[1])
         axes.plot(grid, shares.sum(1), color="black", lw=1.2, zorder=3)
         for k in range(len(means)):
@@ -174,6 +204,11 @@ class Picture:
         between = self.weights @ (self.means - centre) ** 2
         within = self.weights @ np.diagonal(self.covariances, axis1=1, axis2=2)
         return np.asarray(between / within)
+
+    def note(self) -> str | None:
+        """What the legend says of rows with gaps."""
+        rows = f"{self.incomplete:,} row{'s are' if self.incomplete > 1 else ' is'} incomplete"
+        return f"{rows}: shown where values are known" if self.incomplete else None
 
     def key(self) -> list[Any]:
         """The legend's entries."""
