@@ -167,6 +167,24 @@ def labels(value: ArrayLike | None, x: Array) -> Array | None:
     return None if (known < 0).all() else _now(jax.device_put, known.astype(np.int32))
 
 
+def groups(value: ArrayLike | None, x: Array) -> Array | None:
+    """Groups (N,) as int32 numbers of rows, a row's own where it is −1; None where all are on their own."""
+    if value is None:
+        return None
+    given: Any = value if isinstance(value, Array) else np.asarray(value)
+    if not jnp.issubdtype(given.dtype, jnp.integer):
+        raise TypeError(f"groups must be integers, -1 for a row on its own; got dtype {given.dtype}")
+    if given.shape != x.shape[:1]:
+        raise ValueError(f"groups must have shape {x.shape[:1]}, one for each row; got shape {given.shape}")
+    if not is_concrete(given):
+        raise TypeError("groups must be concrete: they are found before a fit is compiled")
+    known, rows = np.asarray(given), np.arange(x.shape[0])
+    _, first, inverse = np.unique(known, return_index=True, return_inverse=True)
+    number = np.where(known < 0, rows, first[inverse.reshape(-1)])
+    alone = (number == rows).all()
+    return None if alone else _now(jax.device_put, number.astype(np.int32))
+
+
 def log_prior(value: ArrayLike | None, x: Array) -> Array | None:
     """(N, K) what is added to log joint densities; None where it can be seen to be 0."""
     if value is None:

@@ -51,6 +51,7 @@ class Data:
       projection: (N, E, D) the matrices R, or None for the identity.
       log_prior: (N, K) added to the log joint densities: soft labels, forbidden components; or None.
       label: (N,) int32 the component that a row is known to come from, −1 where none is; or None.
+      group: (N,) int32 numbers from 0 to N − 1; rows of one number come from one component; or None.
       pattern: (N,) int32 which of `patterns` a row has, or None where they were not looked for.
       patterns: the different views, leading axis P, or None.
       tile: rows stand in groups of so many of one pattern; 0 where they do not. Static.
@@ -63,6 +64,7 @@ class Data:
     projection: Array | None = None  # (N, E, D)
     log_prior: Array | None = None  # (N, K)
     label: Array | None = None  # (N,)  int32
+    group: Array | None = None  # (N,)  int32
     pattern: Array | None = None  # (N,)  int32
     patterns: View | None = None  # of (P, …)
     tile: int = dataclasses.field(default=0, metadata={"static": True})
@@ -84,7 +86,7 @@ class Data:
     @property
     def is_plain(self) -> bool:
         """Whether the rows and their weights are all that is known."""
-        return self.is_complete and self.log_prior is None and self.label is None
+        return self.is_complete and all(a is None for a in (self.log_prior, self.label, self.group))
 
     @property
     def n_features(self) -> int:
@@ -133,8 +135,9 @@ def observe(
     projection: ArrayLike | None = None,
     labels: ArrayLike | None = None,
     log_prior: ArrayLike | None = None,
+    groups: ArrayLike | None = None,
 ) -> Data:
-    """Rows with all that is known of each: gaps, errors of measurement, projections, labels.
+    """Rows with all that is known of each: gaps, errors of measurement, projections, labels, groups.
 
     Row n is x_n = R_n z_n + ε_n, ε_n ~ N(0, S_n), in its observed entries, with z_n from the mixture. Checked
     once, here; every function that takes `Data` then fits or evaluates the mixture of the z. Equal views of
@@ -152,6 +155,11 @@ def observe(
       labels: (N,) integers, the component that a row comes from, or −1 where that is not known.
       log_prior: (N, K) added to the log joint densities log π_k f_k(x_n): for soft labels the logarithms of
         their probabilities, −inf for a component that is ruled out.
+      groups: (N,) integers; rows with the same one come from the same component, whichever that is (must-link
+        constraints), and −1 for rows on their own. A group g is drawn as a whole: its likelihood is
+        Σ_k π_k Π_{n ∈ g} f_k(x_n), in which π_k is the share of the groups. What is said of one of its rows,
+        as by `log_prob`, is an equal part of what is said of the group. Takes memory for (N, K), and no
+        sample_weight.
 
     Returns:
       `Data`. What turns out to say nothing (no NaN, no noise, no labels) is left out.
@@ -171,7 +179,8 @@ def observe(
 
     References:
       Ghahramani & Jordan (1994), Supervised learning from incomplete data via an EM approach; Bovy, Hogg &
-      Roweis (2011), Extreme deconvolution, Annals of Applied Statistics 5.
+      Roweis (2011), Extreme deconvolution, Annals of Applied Statistics 5; Shental, Bar-Hillel, Hertz &
+      Weinshall (2003), Computing Gaussian mixture models with EM using equivalence constraints.
     """
     gaps = validate.choice(missing, "missing", MISSING) == "nan"
     x = validate.data(X, missing=gaps)
@@ -185,7 +194,10 @@ def observe(
     r = validate.projection(projection, x)
     label, prior = validate.labels(labels, x), validate.log_prior(log_prior, x)
     view = View(observed, errors, r)
-    data = Data(x, validate.weight(sample_weight, x), *view, log_prior=prior, label=label)
+    group = validate.groups(groups, x)
+    if group is not None and sample_weight is not None:
+        raise ValueError("sample_weight must be None with groups: a group counts once")
+    data = Data(x, validate.weight(sample_weight, x), *view, log_prior=prior, label=label, group=group)
     if not data.is_complete and is_concrete(view):
         pattern, patterns = find_patterns(view)
         data = dataclasses.replace(data, pattern=pattern, patterns=patterns)

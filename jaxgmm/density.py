@@ -170,6 +170,12 @@ def check_labels(data: Data, n_components: int) -> None:
             raise ValueError(f"labels must be below n_components = {n_components}; got {largest}")
 
 
+def check_ungrouped(data: Data, what: str) -> None:
+    """Raise where rows are in groups, of which `what` knows nothing."""
+    if data.group is not None:
+        raise ValueError(f"{what} does not take rows in groups; leave groups out of observe")
+
+
 def check_sizes(data: Data, sizes: Sequence[int]) -> None:
     """Raise where numbers of components do not fit the labels, or starts cannot be made of the rows."""
     for n_components in sizes:
@@ -218,14 +224,42 @@ def _map(body: Callable[[Data], R], params: GMMParams, data: Data) -> R:
     return found
 
 
+def groups(params: GMMParams, data: Data) -> tuple[Array, Array, Array]:
+    """The E-step of groups of rows, by number: resp (N, K), log p (N,), and which groups there are (N,).
+
+    A row of weight 0 counts for nothing.
+    """
+    assert data.group is not None
+    n = data.x.shape[0]
+    rows = dataclasses.replace(data.by_row(), group=None, weight=None)
+    flat = dataclasses.replace(params, log_weights=jnp.where(params.log_weights > -jnp.inf, 0, -jnp.inf))
+    each = _map(lambda b: _sum_of(joint(flat, b)), flat, rows)
+    counts = jnp.ones(n, bool) if data.weight is None else data.weight > 0
+    each = jnp.where(counts[:, None], each, 0)
+    total = jax.ops.segment_sum(each, data.group, n) + params.log_weights[None, :]
+    exists = jax.ops.segment_sum(counts.astype(jnp.int32), data.group, n) > 0
+    shares, sums, top = shares_of(jnp.where(exists[:, None], total, params.log_weights[None, :]).T)
+    return (shares / sums[None, :]).T, jnp.where(exists, top + jnp.log(sums), 0), exists
+
+
+def _sum_of(parts: tuple[Array, Array]) -> Array:
+    return (parts[0] + parts[1][None, :]).T
+
+
 @jit
 def posterior_of(params: GMMParams, data: Data) -> tuple[Array, Array]:
     """The E-step of all rows, a block at a time; log_weights need not sum to 1."""
+    if data.group is not None:
+        resp, log_prob, _ = groups(params, data)
+        size = jax.ops.segment_sum(jnp.ones_like(log_prob), data.group, log_prob.shape[0])
+        return resp[data.group], (log_prob / jnp.maximum(size, 1))[data.group]
     return _map(lambda rows: posterior(params, rows), params, data)
 
 
 @jit
 def _log_prob(params: GMMParams, data: Data) -> Array:
+    if data.group is not None:
+        return posterior_of(params, data)[1]
     return _map(lambda rows: posterior(params, rows)[1], params, data)
 
 
@@ -240,6 +274,9 @@ def _score(params: GMMParams, data: Data) -> Array:
 
 @jit
 def _predict(params: GMMParams, data: Data) -> Array:
+    if data.group is not None:
+        return jnp.argmax(posterior_of(params, data)[0], axis=1).astype(jnp.int32)
+
     def labels(rows: Data) -> Array:
         return jnp.argmax(joint(params, rows)[0], axis=0).astype(jnp.int32)
 
@@ -428,6 +465,7 @@ def impute(params: GMMParams, X: ArrayLike | Data, key: Array | None = None) -> 
     """
     data = X if isinstance(X, Data) else observe(X, missing="nan")
     params, data = data_of(params, data)
+    check_ungrouped(data, "impute")
     if key is not None:
         key = validate.key(key)
         if not params.component.is_gaussian:

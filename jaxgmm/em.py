@@ -29,7 +29,16 @@ from jaxgmm.components.gaussian import plain_target
 from jaxgmm.components.registry import ModelLike, get_model
 from jaxgmm.components.weights import Model, is_held
 from jaxgmm.data import Context, Data, summarise
-from jaxgmm.density import check_accepts, data_of, get_data, joint, of_rows, padded_data, posterior_of
+from jaxgmm.density import (
+    check_accepts,
+    check_ungrouped,
+    data_of,
+    get_data,
+    joint,
+    of_rows,
+    padded_data,
+    posterior_of,
+)
 from jaxgmm.kernels import exact, observed, quadratic
 from jaxgmm.kernels.base import Kernel, Statistics
 from jaxgmm.kernels.blocked_sum import AxisName, map_rows, rows_over, sum_rows
@@ -84,8 +93,10 @@ def maximise(params: GMMParams, statistics: Statistics, context: Context) -> tup
     complete observation (x, k). A component without weight is switched off and keeps its place and shape.
     With a prior, one that is on may do without data: its place and shape are then the prior's.
     """
-    counts, target = statistics.weight, None
+    counts, target = statistics.weight if statistics.share is None else statistics.share, None
     if context.prior is not None:
+        if statistics.share is not None:
+            raise ValueError("prior must be None for rows in groups: it counts rows")
         counts, target = priors.posterior(params, counts, statistics.first, statistics.second, context.prior)
     c, rule = params.component, params.weights_rule
     if rule.holds:
@@ -254,6 +265,7 @@ def elbo(
       equation 7.
     """
     params, data = data_of(params, X, sample_weight)
+    check_ungrouped(data, "elbo")
     x, w = data.x, data.weight
     r = validate.responsibilities(resp, x, w)
     if r.shape[1] != params.n_components:

@@ -28,6 +28,10 @@ NOISE = rng.uniform(0, 0.4, (N, D))
 _mix = rng.normal(size=(N, D, D))
 FULL_NOISE = 0.1 * np.einsum("nij,nkj->nik", _mix, _mix) + 0.05 * np.eye(D)
 KNOWN = np.where(rng.random(N) < 0.1, LABELS, -1)
+# Pairs of one cluster, and rows on their own.
+_pairs = np.concatenate([np.flatnonzero(k == LABELS)[:20].reshape(10, 2) for k in range(K)])
+GROUPS = np.full(N, -1)
+GROUPS[_pairs] = np.arange(len(_pairs))[:, None] + 7
 PROJECTION = rng.normal(size=(N, 2, D))
 PROJECTED = np.einsum("ned,nd->ne", PROJECTION, X)
 
@@ -40,6 +44,7 @@ OBSERVATIONS = {
     "labels": {"X": X, "labels": KNOWN},
     "soft labels": {"X": X, "log_prior": np.log(rng.dirichlet(np.ones(K), N))},
     "weights": {"X": GAPS, "missing": "nan", "sample_weight": WEIGHT},
+    "groups": {"X": GAPS, "missing": "nan", "groups": GROUPS},
 }
 # The narrowest component has a variance of 0.003. With more noise its likelihood is highest at 0, which EM
 # approaches as slowly as it does any singular covariance.
@@ -86,6 +91,12 @@ def by_scipy(params, known):
             joint[n, k] += known["log_prior"][n, k]
         if known.get("labels", KNOWN * 0 - 1)[n] not in (-1, k):
             joint[n, k] = -np.inf
+    if "groups" in known:  # of each row an equal part of its group's, but for a constant of the row
+        alone = joint - np.asarray(params.log_weights)
+        for n, g in enumerate(known["groups"]):
+            rows = [n] if g < 0 else np.flatnonzero(known["groups"] == g)
+            whole = alone[rows].sum(0) + np.asarray(params.log_weights)
+            joint[n] = whole - logsumexp(whole) * (1 - 1 / len(rows))
     return joint
 
 
@@ -100,7 +111,7 @@ def test_densities_are_scipys_row_by_row(name, double):
     assert (np.asarray(jaxgmm.predict(params, data(name))) == joint.argmax(1)).all()
     mean = np.average(log_prob, weights=known.get("sample_weight"))
     assert_allclose(jaxgmm.score(params, data(name)), mean, rtol=1e-12)
-    if "labels" not in known and "log_prior" not in known:
+    if not {"labels", "log_prior", "groups"} & set(known):
         own = joint - np.asarray(params.log_weights)
         assert_allclose(jaxgmm.component_log_prob(params, data(name)), own, rtol=1e-11, atol=1e-11)
 
@@ -423,6 +434,7 @@ PAIRS = (
     ("diag", "soft labels"),
     ("student_t(full)", "gaps"),
     ("background(spherical)", "weights"),
+    ("spherical", "groups"),
 )
 REFUSALS = (
     "no density for rows with",
@@ -437,6 +449,7 @@ REFUSALS = (
     "does not take",
     "needs complete rows",
     "free coordinates",
+    "rows in groups",
 )
 
 
@@ -481,6 +494,9 @@ def test_every_pair_of_an_observation_and_an_entry_point_works_or_is_refused_by_
         ({"X": X, "log_prior": np.full((N, K), np.nan)}, "must be logarithms"),
         ({"X": X, "log_prior": np.zeros(N)}, "log_prior must have shape"),
         ({"X": X, "sample_weight": -WEIGHT}, "must not be negative"),
+        ({"X": X, "groups": GROUPS[:4]}, "groups must have shape"),
+        ({"X": X, "groups": GROUPS * 0.5}, "integers"),
+        ({"X": X, "groups": GROUPS, "sample_weight": WEIGHT}, "a group counts once"),
     ],
 )
 def test_what_cannot_be_observed_is_refused(known, words):
@@ -566,3 +582,46 @@ def test_a_stream_says_which_of_its_rows_cannot_be_taken():
         jaxgmm.fit_stream(start, GAPS.astype(np.float32))
     with pytest.raises(ValueError, match="quadratic"):
         jaxgmm.fit_stream(start, spoiled, missing="nan", options=jaxgmm.EMOptions(kernel="quadratic"))
+
+
+def test_a_fit_of_groups_ends_where_their_likelihood_is_stationary(double):
+    rows = data("groups")
+    plain = quick_fit(begin("full"), rows, tol=0.0, max_iter=12, accelerate=False, reg_covar=0.0)
+    assert np.diff(np.asarray(plain.history[:12])).min() > -1e-13
+    result = quick_fit(begin("full"), rows, tol=1e-10, max_iter=2000, reg_covar=0.0)
+    assert result.status == Status.CONVERGED
+    theta = jaxgmm.gradients.unconstrained(result.params)
+    slope = jax.grad(jaxgmm.gradients.negative_log_likelihood)(theta, result.params, rows)
+    assert max(float(jnp.abs(a).max()) for a in jax.tree.leaves(slope)) < 1e-8
+    resp, _ = jaxgmm.e_step(result.params, rows)
+    for g in range(7, 7 + len(_pairs)):
+        one, other = np.asarray(resp)[g == GROUPS]
+        assert (one == other).all()
+    # The weights are the groups' shares: of 200 rows there are 30 pairs.
+    _, first = np.unique(np.asarray(rows.group), return_index=True)
+    assert_allclose(result.params.weights, np.asarray(resp)[first].mean(0), atol=1e-8)
+
+
+def test_groups_of_one_row_are_no_groups_and_order_does_not_matter(double):
+    assert observe(X, groups=np.arange(N)).group is None
+    order = np.random.default_rng(0).permutation(N)
+    moved = observe(GAPS[order], missing="nan", groups=GROUPS[order])
+    a, b = (jaxgmm.em_step(begin("full"), d) for d in (data("groups"), moved))
+    jax.tree.map(functools.partial(assert_allclose, rtol=1e-10, atol=1e-12), a, b)
+
+
+def test_pairs_that_belong_together_tell_clusters_apart_that_overlap():
+    draw = np.random.default_rng(0)
+    labels = draw.integers(2, size=600)
+    x = (draw.normal(size=(600, 2)) + 1.6 * labels[:, None]).astype(np.float32)
+    order = np.argsort(labels, kind="stable")
+    groups = np.empty(600, int)
+    groups[order] = np.arange(600) // 4  # fours of one cluster, but for one at the border
+    start = jaxgmm.make_params([0.5, 0.5], [[0.0, 0.0], [1.6, 1.6]], np.stack([np.eye(2)] * 2))
+    right = [
+        max(np.mean(found == labels), np.mean(found != labels))
+        for rows in (observe(x), observe(x, groups=groups))
+        for found in [np.asarray(jaxgmm.predict(jaxgmm.fit(start, rows).params, rows))]
+    ]
+    assert right[0] < 0.93
+    assert right[1] > 0.97

@@ -15,7 +15,7 @@ from jax.typing import ArrayLike
 from jaxgmm import _validate as validate
 from jaxgmm import em, priors
 from jaxgmm.data import Data, summarise, total_weight
-from jaxgmm.density import check_mixture, data_of, posterior, score
+from jaxgmm.density import check_mixture, check_ungrouped, data_of, posterior, score
 from jaxgmm.em import REG_COVAR
 from jaxgmm.kernels import exact
 from jaxgmm.kernels.blocked_sum import in_range, sum_rows
@@ -141,6 +141,7 @@ def checked(
 ) -> tuple[GMMParams, Data, Array, Array, int]:  # fmt: skip
     """A mixture, its data, tol, reg_covar, and the rows per block."""
     params, data = data_of(params, X, sample_weight)
+    check_ungrouped(data, "a fit by gradient, or unrolled,")
     data, x = data.by_row(), data.x
     rows = exact.rows_of(data, params.component, params.n_components)
     if block_size is not None:

@@ -14,7 +14,7 @@ from jax.typing import ArrayLike
 
 from jaxgmm import _validate as validate
 from jaxgmm.data import Data
-from jaxgmm.density import data_of, sample
+from jaxgmm.density import check_ungrouped, data_of, sample
 from jaxgmm.em import MAX_ITER, REG_COVAR, run
 from jaxgmm.inference._information import ConfidenceIntervals
 from jaxgmm.inference._local_coordinates import entries, without_off
@@ -224,6 +224,7 @@ def bootstrap(
     """
     kind = validate.choice(kind, "kind", KINDS)
     params, data = data_of(params, X, sample_weight)
+    check_ungrouped(data, "bootstrap")
     x = data.x
     if kind == "parametric" and data.weight is not None:
         raise ValueError("sample_weight must be None for kind='parametric', which draws its own samples")

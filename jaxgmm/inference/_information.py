@@ -15,7 +15,7 @@ from jax.typing import ArrayLike
 
 from jaxgmm import _validate as validate
 from jaxgmm.data import Data
-from jaxgmm.density import data_of
+from jaxgmm.density import check_ungrouped, data_of
 from jaxgmm.inference import _local_coordinates as coordinates
 from jaxgmm.inference._local_coordinates import Curvature, Entries, Inverse, Local, entries
 from jaxgmm.kernels.linalg import einsum
@@ -107,6 +107,7 @@ def checked(
     The program gives (params, data, **options) -> a value, and the `valid` and `distance` of an `Inverse`.
     """
     params, data = data_of(params, X, sample_weight)
+    check_ungrouped(data, "standard errors")
     value, valid, distance = program(params, data.by_row(), **options)
     if not validate.is_concrete(valid, distance):
         return value
@@ -169,6 +170,7 @@ def information(
       expected Fisher information; McLachlan & Peel (2000), Finite Mixture Models, §2.15.
     """
     params, data = data_of(params, X, sample_weight)
+    check_ungrouped(data, "information")
     if validate.is_concrete(params):
         params = active(params)
     return _information(params, data.by_row())[0]

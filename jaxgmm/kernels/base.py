@@ -30,6 +30,7 @@ class Statistics:
       log_likelihood: () Σ w log p(x) at the current parameters, a total.
       total_weight: () Σ w.
       extra: what else the component needs; () for a Gaussian.
+      share: (K,) what the next mixing weights are in proportion to; None for `weight`.
     """
 
     weight: Array  # (K,)
@@ -38,6 +39,7 @@ class Statistics:
     log_likelihood: Array  # ()
     total_weight: Array  # ()
     extra: Any = ()
+    share: Array | None = None  # (K,)
 
     @property
     def sums(self) -> Sums:

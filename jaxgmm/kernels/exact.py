@@ -14,12 +14,12 @@ from jax import Array, lax
 from jaxgmm.components.base import Component
 from jaxgmm.components.gaussian import finite_length
 from jaxgmm.data import Context, Data
-from jaxgmm.density import log_constants, shares_of
+from jaxgmm.density import groups, log_constants, shares_of
 from jaxgmm.kernels import observed, sparse
 from jaxgmm.kernels.base import Kernel, Statistics
 from jaxgmm.kernels.blocked_sum import block_rows, sum_own_rows, sum_rows, zero_unused
 from jaxgmm.kernels.linalg import einsum, eye, outlived, transposed
-from jaxgmm.mixture import GMMParams
+from jaxgmm.mixture import GMMParams, translate
 
 # (responsibilities (K, B), exponents of the densities (K, B), whitened residuals (K, D, B)) -> others (K, B)
 Reassign = Callable[[Array, Array, Array], Array]
@@ -212,6 +212,8 @@ def sums(
       resp: (N, K), or None for the E-step's own at `params`.
       reassign: without resp, what to make of the E-step's responsibilities, a block at a time.
     """
+    if data.group is not None:
+        return _grouped(params, data, shift, block_size, resp, reassign)
     c, x, rows = params.component, data.x, (data.rows,) if resp is None else (data.rows, resp)
     k, d = params.means.shape
     if not data.is_complete:
@@ -243,6 +245,28 @@ def sums(
         return _gaussian_block(params, inverse, *_shifted(w, b.x, shift), r, reassign, b.known(k))
 
     return sum_rows(gaussian_block, data.weight, *rows, block_size=block_size)
+
+
+def _grouped(
+    params: GMMParams,
+    data: Data,
+    shift: Array | None,
+    block_size: int,
+    resp: Array | None,
+    reassign: Reassign | None,
+) -> Statistics:
+    """The statistics of rows in groups: responsibilities of the groups first, then the sums of their rows.
+
+    Starts and moves between optima, which give responsibilities or change them, look at rows alone.
+    """
+    alone = dataclasses.replace(data, group=None)
+    if resp is not None or reassign is not None:
+        return sums(params, alone, shift, None, block_size, resp=resp, reassign=reassign)
+    here = params if shift is None else translate(params, shift)
+    of_group, log_likelihood, exists = groups(here, data)
+    found = sums(params, alone, shift, None, block_size, resp=of_group[data.group])
+    share = jnp.where(exists[:, None], of_group, 0).sum(0)
+    return dataclasses.replace(found, log_likelihood=log_likelihood.sum(), share=share)
 
 
 def _incomplete_block(

@@ -362,6 +362,7 @@ def in_tiles(data: Data, covariance: Covariance) -> Data:
         "weight": np.where(real, weight[index], 0).astype(data.x.dtype),
         "log_prior": taken(data.log_prior),
         "label": taken(data.label),
+        "group": taken(data.group),
         "pattern": of_row.astype(np.int32),
     }
     return Data(**jax.device_put(leaves), patterns=data.patterns, tile=tile)

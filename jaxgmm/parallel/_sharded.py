@@ -18,7 +18,7 @@ from jaxgmm import _validate as validate
 from jaxgmm import em, priors
 from jaxgmm._batch import concurrency
 from jaxgmm.data import Data
-from jaxgmm.density import check_accepts, check_mixture, data_of, get_data
+from jaxgmm.density import check_accepts, check_mixture, check_ungrouped, data_of, get_data
 from jaxgmm.em import DEFAULT_OPTIONS, MAX_ITER, REG_COVAR, EMOptions, check_options
 from jaxgmm.kernels import quadratic
 from jaxgmm.kernels.exact import rows_for, rows_of
@@ -211,6 +211,7 @@ def fit_sharded(
     check_options(options)
     many = isinstance(params, GMMParams) and params.means.ndim == 3
     params, data = _starts(params, X, sample_weight) if many else data_of(params, X, sample_weight)
+    check_ungrouped(data, "fit_sharded")
     data, x = data.by_row(), data.x
     axis = axis_of(mesh, axis_name)
     if restarts_axis is not None and (restarts_axis not in mesh.axis_names or restarts_axis == axis):
