@@ -51,10 +51,10 @@ class GaussianMixtureClassifier(ClassifierMixin, BaseEstimator):
       init_params: as in `GaussianMixture`.
       class_prior: probabilities of the classes, or None for their shares of the sample weight.
       prior: None, "default" (of the data of each class) or a `jaxgmm.Prior`.
-      unlabelled: the value in y, such as −1, that says that the class of a sample is not known; None where all
-        are. For EDDA only. The fit is then by EM on `jaxgmm.observe(X, labels=...)`: a labelled sample counts
-        for its class alone, another for every class by its posterior probability; tol, max_iter and
-        init_params count.
+      unlabelled: the value in y, such as −1, that says that the class of a sample is not known; None where
+        all are known. For EDDA only. The fit is then by EM on `jaxgmm.observe(X, labels=...)`: a labelled
+        sample counts for its class alone, another for every class by its posterior probability; tol,
+        max_iter and init_params count.
       random_state: int, `RandomState` or None.
 
     Attributes:
@@ -208,9 +208,7 @@ class GaussianMixtureClassifier(ClassifierMixin, BaseEstimator):
         """EM over labelled samples and others, of code −1; in float64 where float32 has not the digits."""
         checks.check_parameters(mixture, mixture._constraints)
         if mixture.n_init == "auto":
-            raise ValueError(
-                "n_init='auto' with unlabelled samples: the labels make the start; give n_init=1"
-            )
+            raise ValueError("with unlabelled samples the labels make the start: n_init must not be 'auto'")
         fitted = False
         if compute_dtype(data.dtype) == np.float64 or fits_float32(data, weight):
             try:

@@ -38,7 +38,7 @@ class Rows(NamedTuple):
         return Data(self.x, self.weight) if self.known is None else self.known
 
     def for_sums(self, model: Model, n_components: int) -> tuple[Data, int]:
-        """The rows as sums over them are fastest, in another order where entries are missing; rows per block."""
+        """The rows for sums over them, in another order where entries are missing; rows per block."""
         if self.known is None:
             return self.data, self.block_size(n_components)
         data = in_tiles(self.known, model.covariance)

@@ -66,8 +66,8 @@ class GaussianMixture(BaseMixture):
       verbose_interval: iterations between two such lines.
       prior: None, a `jaxgmm.Prior` for maximum a posteriori, or "default" for `jaxgmm.default_prior`. The
         bound is then the mean log-likelihood plus the log-prior per sample.
-      missing: "error" refuses NaN in X. "nan" takes NaN and masked entries for missing at random, in `fit` and
-        in every method that takes X: densities are those of the observed entries, and EM is that of
+      missing: "error" refuses NaN in X. "nan" takes NaN and masked entries for missing at random, in `fit`
+        and in every method that takes X: densities are those of the observed entries, and EM is that of
         `jaxgmm.fit` on `jaxgmm.observe(X, missing="nan")`. A row may have no observed entry. Where there are
         missing entries, the starts are the library's own (scikit-learn's k-means takes none), drawn from
         random_state.
@@ -110,8 +110,8 @@ class GaussianMixture(BaseMixture):
       1
 
     References:
-      Pedregosa et al. (2011), Scikit-learn: machine learning in Python, JMLR 12, for the interface; Ghahramani
-      & Jordan (1994), Supervised learning from incomplete data via an EM approach.
+      Pedregosa et al. (2011), Scikit-learn: machine learning in Python, JMLR 12, for the interface;
+      Ghahramani & Jordan (1994), Supervised learning from incomplete data via an EM approach.
     """
 
     _constraints: ClassVar = {
@@ -214,8 +214,9 @@ class GaussianMixture(BaseMixture):
                 self._set(start.weights, start.means + rows.offset, start.scale, model, dtype)
             return
         key = jax.random.key(int(random_state.randint(np.iinfo(np.int32).max)))
+        given, weight = (rows.x, rows.weight) if rows.known is None else (rows.known, None)
         result = fit_best(
-            key, rows.data, self.n_components, covariance_type=self.covariance_type,
+            key, given, self.n_components, weight, covariance_type=self.covariance_type,
             reg_covar=self.reg_covar, prior=self._prior(rows),
         )  # fmt: skip
         status, history = int(result.status), host(result.history)

@@ -55,10 +55,13 @@ def test_the_fit_is_that_of_the_library_from_the_same_start(name, dtype):
     data = jaxgmm.observe(HOLES.astype(dtype), missing="nan")
     result = jaxgmm.fit(start, data, reg_covar=0, tol=1e-7, max_iter=2000)
     assert result.status == jaxgmm.Status.CONVERGED
+    covariances = np.asarray(result.params.covariances)
+    if name == "diag":
+        covariances = np.diagonal(covariances, axis1=1, axis2=2)
     tol = 2e-3 if dtype == np.float32 else 1e-5
     assert_allclose(mixture.means_ - FAR, result.params.means, atol=tol)
     assert_allclose(mixture.weights_, result.params.weights, atol=tol)
-    assert_allclose(mixture.covariances_, result.params.covariances, atol=tol)
+    assert_allclose(mixture.covariances_, covariances, atol=tol)
     assert_allclose(mixture.lower_bound_, result.log_likelihood, atol=tol)
     # Another fit altogether than that of rows filled in by the features' means.
     filled = np.where(GAPS, np.nanmean(HOLES, 0), IRIS)
@@ -110,14 +113,12 @@ def test_masked_entries_and_data_frames_are_taken_as_nan_is(fitted):
     expected = fitted.score_samples(HOLES)
     assert_array_equal(fitted.score_samples(np.ma.masked_array(IRIS, GAPS)), expected)
     pandas = pytest.importorskip("pandas", reason="pandas is not installed")
-    frame = pandas.DataFrame(HOLES).convert_dtypes(convert_integer=False)
+    frame = pandas.DataFrame(HOLES, columns=list("abcd")).astype("Float64")
     assert frame.isna().to_numpy().sum() == GAPS.sum()
-    assert_array_equal(fitted.score_samples(frame.to_numpy(np.float64, na_value=np.nan)), expected)
-    frame.columns = [f"x{i}" for i in range(4)]
     named = mixture_of(tol=0, max_iter=30)
     with pytest.warns(ConvergenceWarning):
         named.fit(frame)
-    assert_allclose(named.means_, fitted.means_, atol=1e-5)
+    assert_array_equal(named.score_samples(frame), expected)
 
 
 def test_what_is_refused_and_what_the_tag_says():
