@@ -16,6 +16,7 @@ from jaxgmm.sklearn import (
     GaussianMixtureClassifier,
     GaussianMixtureImputer,
 )
+from jaxgmm.sklearn._data import load
 from tests.sklearn.test_checks import failures
 
 IRIS = datasets.load_iris().data
@@ -160,6 +161,32 @@ def test_a_prior_and_weights_go_with_gaps():
     assert np.abs(without.covariances_ - by_weight.covariances_).max() > 1e-2
 
 
+def test_one_component_is_fitted_by_em_and_goes_on_from_where_it_was():
+    mixture = GaussianMixture(missing="nan", tol=1e-7, max_iter=300).fit(HOLES)
+    start = jaxgmm.make_params([1.0], IRIS[:1], np.eye(4)[None])
+    result = jaxgmm.fit(start, jaxgmm.observe(HOLES.astype(np.float32), missing="nan"), reg_covar=0)
+    assert_allclose(mixture.means_, result.params.means, atol=1e-3)
+    assert_allclose(mixture.covariances_, result.params.covariances, atol=2e-3)
+    assert mixture.n_iter_ > 2
+    early = GaussianMixture(missing="nan", max_iter=1, tol=1e-7, warm_start=True)
+    with pytest.warns(ConvergenceWarning):
+        first = early.fit(HOLES).lower_bound_
+    early.set_params(max_iter=300).fit(HOLES)
+    assert early.lower_bound_ > first
+    assert_allclose(early.means_, mixture.means_, atol=1e-3)
+
+
+def test_a_row_of_weight_0_may_lie_anywhere():
+    far = np.where(np.arange(4) > 0, 1e9, np.nan)
+    weight = np.append(np.ones(150), 0.0)
+    assert_allclose(load(np.vstack([HOLES, far]), weight).offset, load(HOLES).offset)
+    settings = {"covariance_type": "diag", "tol": 1e-6, "max_iter": 300}
+    mixture = GaussianMixture(missing="nan", **settings).fit(np.vstack([HOLES, far]), sample_weight=weight)
+    without = GaussianMixture(missing="nan", **settings).fit(HOLES)
+    assert_allclose(mixture.means_, without.means_, atol=1e-5)
+    assert_allclose(mixture.covariances_, without.covariances_, atol=1e-4)
+
+
 # The imputer.
 
 
@@ -291,6 +318,10 @@ def test_names_of_classes_given_probabilities_and_weights():
     by_weight = GaussianMixtureClassifier("EDDA", unlabelled=-1).fit(X, shown, sample_weight=weight)
     without = GaussianMixtureClassifier("EDDA", unlabelled=-1).fit(X[kept], shown[kept])
     assert_allclose(by_weight.predict_proba(X), without.predict_proba(X), atol=1e-5)
+    # All samples without a label may have weight 0.
+    supervised = GaussianMixtureClassifier("EDDA", unlabelled=-1).fit(X, shown, sample_weight=shown >= 0)
+    plain = GaussianMixtureClassifier("EDDA").fit(X[shown >= 0], shown[shown >= 0])
+    assert_allclose(supervised.predict_proba(X), plain.predict_proba(X), atol=1e-6)
     # With every label there is nothing to share.
     complete = GaussianMixtureClassifier("EDDA", unlabelled=-1).fit(X, y)
     plain = GaussianMixtureClassifier("EDDA").fit(X, y)
