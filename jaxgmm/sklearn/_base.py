@@ -22,7 +22,17 @@ from jaxgmm.mixture import GMMParams
 from jaxgmm.sklearn import _checks as checks
 from jaxgmm.sklearn import _conversion as conversion
 from jaxgmm.sklearn._conversion import CollapsedError
-from jaxgmm.sklearn._data import Host, Rows, check_weight, compute_dtype, fits_float32, in_blocks, load
+from jaxgmm.sklearn._data import (
+    Host,
+    Rows,
+    check_observed,
+    check_weight,
+    compute_dtype,
+    fits_float32,
+    in_blocks,
+    load,
+    rows_with_gaps,
+)
 from jaxgmm.sklearn._em_loop import CHUNK
 from jaxgmm.sklearn._init import INIT_PARAMS
 
@@ -88,15 +98,20 @@ class BaseMixture(DensityMixin, BaseEstimator):
     def _fit(self, X: Any, sample_weight: Any) -> Host:
         checks.check_parameters(self, self._constraints)
         random_state = check_random_state(self.random_state)
-        data = checks.data(self, X, ensure_min_samples=2)
+        data = checks.data(self, X, missing=self._takes_gaps(), ensure_min_samples=2)
         self._fit_data(data, check_weight(sample_weight, data), random_state)
         return data
+
+    def _takes_gaps(self) -> bool:
+        """Whether NaN in X are missing entries."""
+        return False
 
     def _fit_data(self, data: Host, weight: Host | None, random_state: Any) -> None:
         """Fit validated data."""
         if len(data) < self.n_components:
             found = f"n_components = {self.n_components}, n_samples = {len(data)}"
             raise ValueError(f"Expected n_samples >= n_components but got {found}")
+        check_observed(data, weight)
         given = self._given(data, weight)
         drawn = random_state.get_state()
         if compute_dtype(data.dtype) == np.float64 or fits_float32(data, weight):
@@ -147,14 +162,17 @@ class BaseMixture(DensityMixin, BaseEstimator):
 
     def _try(self, trial: int, rows: Rows, X: Host, random_state: Any, given: Any) -> Trial:
         """One fit, from a start that `random_state` draws, or from the attributes if it is None."""
-        began = before = time.perf_counter()
-        every = self.verbose_interval if self.verbose else CHUNK
+        began = time.perf_counter()
         if self.verbose:
             print(f"Initialization {trial}")
         if random_state is None:
-            state, bound = self._resume(rows), float(self.lower_bound_)
-        else:
-            state, bound = self._begin(rows, X, random_state, given), -np.inf
+            return self._climb(self._resume(rows), float(self.lower_bound_), rows, began)
+        return self._climb(self._begin(rows, X, random_state, given), -np.inf, rows, began)
+
+    def _climb(self, state: Any, bound: float, rows: Rows, began: float) -> Trial:
+        """Iterations from a state, of which the bound is known, or −inf, to the end of the fit."""
+        before = began
+        every = self.verbose_interval if self.verbose else CHUNK
         bounds: list[float] = []
         converged = False
         while len(bounds) < self.max_iter and not converged:
@@ -219,7 +237,8 @@ class BaseMixture(DensityMixin, BaseEstimator):
         log_weights, means, scale, model = self._mixture()
         # Arrays of the host: a compiled program takes them in less time than `device_put`.
         params = GMMParams(*conversion.host((log_weights, means - offset, scale), dtype), *model)
-        resp, log_prob = in_blocks(lambda x: posterior_of(params, Data(x)), X, offset, dtype, _EVALUATED)
+        data_of: Any = rows_with_gaps if np.isnan(X).any() else Data
+        resp, log_prob = in_blocks(lambda x: posterior_of(params, data_of(x)), X, offset, dtype, _EVALUATED)
         return resp, log_prob
 
     def _is_wide(self, means: Host) -> bool:
@@ -237,7 +256,7 @@ class BaseMixture(DensityMixin, BaseEstimator):
 
     def _new(self, X: Any) -> Host:
         check_is_fitted(self)
-        return checks.data(self, X, reset=False)
+        return checks.data(self, X, missing=self._takes_gaps(), reset=False)
 
     def score_samples(self, X: Any) -> Host:
         """The log-density of each sample, (n_samples,)."""

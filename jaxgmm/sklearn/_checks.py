@@ -106,18 +106,27 @@ def precisions(value: Any, shape: tuple[int, ...], model: Model, what: str) -> H
     return a
 
 
-def data(estimator: Any, X: Any, *y: Any, **options: Any) -> Any:
-    """X, and y where it is given, in float64 or float32 as scikit-learn's `validate_data` checks them."""
+def data(estimator: Any, X: Any, *y: Any, missing: bool = False, **options: Any) -> Any:
+    """X, and y where it is given, in float64 or float32 as scikit-learn's `validate_data` checks them.
+
+    With `missing`, NaN and masked entries are allowed, and come back as NaN.
+    """
     y = tuple(unmasked(a, "y") for a in y)
-    return validate_data(estimator, table(X), *y, dtype=[np.float64, np.float32], **options)
+    if missing:
+        options["ensure_all_finite"] = "allow-nan"
+    return validate_data(estimator, table(X, missing), *y, dtype=[np.float64, np.float32], **options)
 
 
-def table(X: Any) -> Any:
+def table(X: Any, missing: bool = False) -> Any:
     """X as it is, once it is known not to be masked, and every column of a data frame to be numbers.
+
+    With `missing`, masked entries become NaN, and columns may have missing values.
 
     Raises:
       ValueError: naming the masked entry or the column.
     """
+    if missing and isinstance(X, np.ma.MaskedArray):
+        X = np.where(np.ma.getmaskarray(X), np.asarray(np.nan, np.result_type(X.dtype, np.float32)), X.data)
     X = unmasked(X, "X")
     if library(X) != "pandas" or not is_frame(X):
         return X
@@ -125,10 +134,10 @@ def table(X: Any) -> Any:
         if isinstance(values.dtype, np.dtype) and values.dtype.kind != "O":
             continue
         try:
-            missing = np.isnan(values.to_numpy(np.float64, na_value=np.nan))
+            gaps = np.isnan(values.to_numpy(np.float64, na_value=np.nan))
         except (TypeError, ValueError) as error:
             raise ValueError(f"column {column!r} does not hold numbers: {error}") from None
-        if missing.any():
-            row = int(missing.argmax())
+        if gaps.any() and not missing:
+            row = int(gaps.argmax())
             raise ValueError(f"Input X contains NaN: column {column!r} has a missing value in row {row}")
     return X

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import time
+import warnings
 from typing import Any, ClassVar
 
+import jax
 import numpy as np
 from scipy.special import log_softmax
 from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted
 
 from jaxgmm import priors
-from jaxgmm.components.registry import ModelLike
+from jaxgmm.components.registry import ModelLike, fixed_weights
+from jaxgmm.data import Data
+from jaxgmm.kernels.programs import in_float64
+from jaxgmm.mixture import GMMParams
 from jaxgmm.sklearn import _checks as checks
 from jaxgmm.sklearn import _init as init
-from jaxgmm.sklearn._conversion import gaussian_model, log, to_device
-from jaxgmm.sklearn._data import Host, check_weight, load
+from jaxgmm.sklearn._conversion import CollapsedError, gaussian_model, log, to_device
+from jaxgmm.sklearn._data import Host, Rows, check_weight, compute_dtype, fits_float32, load
 from jaxgmm.sklearn._gaussian import GaussianMixture, shared_options
 
 _MODELS = ("MclustDA", "EDDA")
@@ -28,7 +35,8 @@ class GaussianMixtureClassifier(ClassifierMixin, BaseEstimator):
     "MclustDA": every class is a Gaussian mixture of its own, with its own number of components and its own
     structure. "EDDA": every class is one Gaussian, and one covariance structure holds across the classes, so
     that "EEE" is linear discriminant analysis, "VVV" quadratic, "EEI" and "VVI" those without correlations,
-    and the rest of mclust's fourteen lie between.
+    and the rest of mclust's fourteen lie between. EDDA is also semi-supervised: rows whose class is not known
+    (`unlabelled`) take part in the fit.
 
     Args:
       model_type: "MclustDA" or "EDDA".
@@ -43,14 +51,19 @@ class GaussianMixtureClassifier(ClassifierMixin, BaseEstimator):
       init_params: as in `GaussianMixture`.
       class_prior: probabilities of the classes, or None for their shares of the sample weight.
       prior: None, "default" (of the data of each class) or a `jaxgmm.Prior`.
+      unlabelled: the value in y, such as −1, that says that the class of a sample is not known; None where
+        all are known. For EDDA only. The fit is then by EM on `jaxgmm.observe(X, labels=...)`: a labelled
+        sample counts for its class alone, another for every class by its posterior probability; tol,
+        max_iter and init_params count.
       random_state: int, `RandomState` or None.
 
     Attributes:
-      classes_: the labels.
-      class_prior_: (n_classes,) probabilities.
+      classes_: the labels, without `unlabelled`.
+      class_prior_: (n_classes,) probabilities; of a semi-supervised fit those that EM finds.
       estimators_: for MclustDA a fitted `GaussianMixture` for each class.
       mixture_: for EDDA one `GaussianMixture`, whose components are the classes.
-      n_iter_: the most EM steps that a class took; 1 for EDDA, which needs no more.
+      n_iter_: the most EM steps that a class took; 1 for EDDA with all labels, which
+        needs no more.
       n_features_in_: number of features.
       feature_names_in_: names of the features, where the data had any.
 
@@ -66,7 +79,8 @@ class GaussianMixtureClassifier(ClassifierMixin, BaseEstimator):
     References:
       Hastie & Tibshirani (1996), Discriminant analysis by Gaussian mixtures; Bensmail & Celeux (1996),
       Regularized Gaussian discriminant analysis through eigenvalue decomposition; Fraley & Raftery (2002),
-      Model-based clustering, discriminant analysis, and density estimation.
+      Model-based clustering, discriminant analysis, and density estimation; Nigam, McCallum, Thrun & Mitchell
+      (2000), Text classification from labeled and unlabeled documents using EM.
     """
 
     _constraints: ClassVar = {
@@ -89,6 +103,7 @@ class GaussianMixtureClassifier(ClassifierMixin, BaseEstimator):
         init_params: str = "kmeans",
         class_prior: Any = None,
         prior: priors.Prior | str | None = None,
+        unlabelled: Any = None,
         random_state: Any = None,
     ) -> None:
         checks.set_parameters(**locals())
@@ -98,28 +113,44 @@ class GaussianMixtureClassifier(ClassifierMixin, BaseEstimator):
 
         Args:
           X: array-like or data frame (n_samples, n_features).
-          y: labels (n_samples,).
+          y: labels (n_samples,), `unlabelled` where the class is not known.
           sample_weight: array-like (n_samples,) or None for ones; a weight of 0 leaves the sample out.
 
         Raises:
           ValueError: for parameters that do not fit the classes, or a class that its mixture does not fit.
         """
         checks.check_parameters(self, self._constraints)
+        if self.unlabelled is not None and self.model_type != "EDDA":
+            raise ValueError(
+                f"unlabelled={self.unlabelled!r} needs model_type='EDDA', one component for each class; got "
+                f"model_type={self.model_type!r}"
+            )
         data, labels = checks.data(self, X, y, ensure_min_samples=2)
         check_classification_targets(labels)
         weight = check_weight(sample_weight, data)
         if weight is not None:
-            lost = np.setdiff1d(labels, labels[weight > 0])
+            lost = np.setdiff1d(labels[self._is_known(labels)], labels[weight > 0])
             if len(lost):
                 raise ValueError(f"class {lost[0]} has no sample of positive weight; leave its samples out")
             data, labels, weight = data[weight > 0], labels[weight > 0], weight[weight > 0]
-        self.classes_, codes = np.unique(labels, return_inverse=True)
-        self.class_prior_ = self._class_prior(codes, weight)
+        known = self._is_known(labels)
+        if not known.any():
+            raise ValueError(f"every label is {self.unlabelled!r}, which is unlabelled: no class is known")
+        self.classes_, known_codes = np.unique(labels[known], return_inverse=True)
+        codes = np.full(len(labels), -1)
+        codes[known] = known_codes
+        self.class_prior_ = self._class_prior(known_codes, None if weight is None else weight[known])
         if self.model_type == "EDDA":
             self._fit_edda(data, codes, weight)
         else:
             self._fit_each(data, codes, weight)
         return self
+
+    def _is_known(self, labels: Host) -> Host:
+        """(N,) bool, which samples have a class."""
+        if self.unlabelled is None:
+            return np.ones(len(labels), bool)
+        return np.broadcast_to(np.asarray(labels != self.unlabelled, bool), len(labels))
 
     def _class_prior(self, codes: Host, weight: Host | None) -> Host:
         if self.class_prior is None:
@@ -159,14 +190,58 @@ class GaussianMixtureClassifier(ClassifierMixin, BaseEstimator):
         if np.ndim(self.n_components) > 0 or self.n_components != 1:
             raise ValueError(f"EDDA has n_components=1 for every class; got {self.n_components!r}")
         model = gaussian_model(self.covariance_type)
-        rows = load(data, weight)
         mixture = GaussianMixture(k, covariance_type=self.covariance_type, **shared_options(self))
+        if (codes < 0).any():
+            self._fit_semi_supervised(mixture, data, codes, weight)
+            return
+        rows = load(data, weight)
         prior = mixture._prior(rows)
         start = init.m_step(np.eye(k)[codes], rows, model, float(self.reg_covar), prior)
         params = to_device(log(self.class_prior_), start.means, start.scale, model, rows.x.dtype)
         mixture._keep(params, rows.offset, data.dtype)
         mixture.n_features_in_ = data.shape[1]
         self.mixture_, self.n_iter_ = mixture, 1
+
+    def _fit_semi_supervised(
+        self, mixture: GaussianMixture, data: Host, codes: Host, weight: Host | None
+    ) -> None:
+        """EM over labelled samples and others, of code −1; in float64 where float32 has not the digits."""
+        checks.check_parameters(mixture, mixture._constraints)
+        if mixture.n_init == "auto":
+            raise ValueError("with unlabelled samples the labels make the start: n_init must not be 'auto'")
+        fitted = False
+        if compute_dtype(data.dtype) == np.float64 or fits_float32(data, weight):
+            try:
+                self._climb(mixture, load(data, weight), codes, data.dtype)
+                fitted = True
+            except CollapsedError:
+                if compute_dtype(data.dtype) == np.float64:
+                    raise
+        if not fitted:
+            with in_float64():
+                self._climb(mixture, load(data.astype(np.float64), weight), codes, data.dtype)
+        mixture.n_features_in_ = data.shape[1]
+        if not mixture.converged_ and self.max_iter > 0:
+            words = f"EM did not converge in max_iter={self.max_iter} steps; increase max_iter or tol"
+            warnings.warn(words, ConvergenceWarning, stacklevel=4)
+        self.mixture_, self.n_iter_ = mixture, mixture.n_iter_
+        if self.class_prior is None:
+            self.class_prior_ = np.asarray(mixture.weights_, np.float64)
+
+    def _climb(self, mixture: GaussianMixture, rows: Rows, codes: Host, dtype: Any) -> None:
+        """EM from the library's own start, where each class is at the mean of its labelled samples."""
+        label = np.full(rows.x.shape[0], -1, np.int32)
+        label[: len(codes)] = codes
+        rows = rows._replace(known=Data(rows.x, rows.weight, label=jax.device_put(label)))
+        model, prior, k = gaussian_model(self.covariance_type), mixture._prior(rows), mixture.n_components
+        random_state = check_random_state(self.random_state)
+        start = init.of_known(self.init_params, rows, model, k, float(self.reg_covar), prior, random_state)
+        kept = model if self.class_prior is None else fixed_weights(self.covariance_type)
+        params = to_device(log(self.class_prior_), start.means, start.scale, kept, rows.x.dtype)
+        trial = mixture._climb(params, -np.inf, rows, time.perf_counter())
+        found = trial.state
+        params = GMMParams(found.log_weights, found.means, found.scale, *model)
+        mixture._take(trial._replace(state=params), rows.offset, dtype)
 
     def _log_joint(self, X: Any) -> Host:
         """(N, n_classes) log p(x, class) up to a constant of the row, in float64."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -10,7 +11,11 @@ import numpy as np
 from jax import Array
 
 from jaxgmm._host_arrays import padded_length, unmasked
+from jaxgmm.components.weights import Model
+from jaxgmm.data import Data, View, find_patterns
 from jaxgmm.kernels.blocked_sum import block_rows
+from jaxgmm.kernels.exact import rows_of
+from jaxgmm.kernels.observed import in_tiles
 
 Host = np.ndarray[Any, Any]
 
@@ -25,6 +30,21 @@ class Rows(NamedTuple):
     host: Host  # (N, D)  X − offset in the same dtype
     offset: Host  # (D,)  float64
     sample_weight: Host | None  # (N,) as given, or None for ones
+    known: Data | None = None  # x and weight with missing entries or labels, or None where there are none
+
+    @property
+    def data(self) -> Data:
+        """The rows, their weights, and what else is known of them."""
+        return Data(self.x, self.weight) if self.known is None else self.known
+
+    def for_sums(self, model: Model, n_components: int) -> tuple[Data, int]:
+        """The rows for sums over them, in another order where entries are missing; rows per block."""
+        if self.known is None:
+            return self.data, self.block_size(n_components)
+        data = in_tiles(self.known, model.covariance)
+        if not data.tile:  # programs then do not depend on the number of patterns
+            data = dataclasses.replace(data, pattern=None, patterns=None)
+        return data, min(rows_of(data, model.component, n_components), data.x.shape[0])
 
     def block_size(self, n_components: int) -> int:
         """How many rows a program takes at a time."""
@@ -67,7 +87,8 @@ def in_blocks(
 def fits_float32(X: Host, sample_weight: Host | None = None) -> bool:
     """Whether products of residuals of X, and squares of these, stay within the range of float32."""
     X = X if sample_weight is None or (sample_weight > 0).all() else X[sample_weight > 0]
-    top, bottom = X.max(0).astype(np.float64), X.min(0).astype(np.float64)
+    # Missing entries do not count.
+    top, bottom = np.fmax.reduce(X).astype(np.float64), np.fmin.reduce(X).astype(np.float64)
     extent = top / 2 - bottom / 2
     return bool(((extent <= _RANGE) & ((extent >= 1 / _RANGE) | (extent == 0))).all())
 
@@ -75,14 +96,42 @@ def fits_float32(X: Host, sample_weight: Host | None = None) -> bool:
 def load(X: Host, sample_weight: Host | None = None) -> Rows:
     """Rows of validated data (N, D), float32 or float64, less their mean where that keeps digits."""
     dtype = compute_dtype(X.dtype)
-    location = np.average(X, axis=0, weights=sample_weight).astype(np.float64)
-    spread = np.sqrt(np.average(np.square(X[:: max(1, len(X) // 4096)] - location), axis=0))
+    seen = ~np.isnan(X)
+    complete = bool(seen.all())
+    some = slice(None, None, max(1, len(X) // 4096))
+    if complete:
+        location = np.average(X, axis=0, weights=sample_weight).astype(np.float64)
+        spread = np.sqrt(np.average(np.square(X[some] - location), axis=0))
+    else:
+        weights = seen if sample_weight is None else seen * sample_weight[:, None]
+        location = np.average(np.where(seen, X, 0), axis=0, weights=weights).astype(np.float64)
+        spread = np.sqrt(np.nansum(np.square(X[some] - location), axis=0) / np.maximum(seen[some].sum(0), 1))
     # Data that lose digits in the cast are always centred; others only where the subtraction costs none.
     far = (np.abs(location) > spread) | (X.dtype != dtype)
     offset = np.where(far & np.isfinite(location), location, 0)
     buffer = _shifted(X, offset, dtype)
     weight = padded(np.ones(len(X)) if sample_weight is None else sample_weight, dtype)
-    return Rows(jax.device_put(buffer), weight, buffer[: len(X)], offset, sample_weight)
+    if complete:
+        return Rows(jax.device_put(buffer), weight, buffer[: len(X)], offset, sample_weight)
+    observed = np.ones(buffer.shape, bool)
+    observed[: len(X)] = seen
+    x, view = jax.device_put(np.where(observed, buffer, 0)), View(jax.device_put(observed))
+    pattern, patterns = find_patterns(view)
+    known = Data(x, weight, view.observed, pattern=pattern, patterns=patterns)
+    return Rows(x, weight, buffer[: len(X)], offset, sample_weight, known)
+
+
+def check_observed(X: Host, sample_weight: Host | None = None) -> None:
+    """Raise where a feature has no observed entry in a row of positive weight."""
+    seen = ~np.isnan(X if sample_weight is None else X[sample_weight > 0])
+    if not seen.any(0).all():
+        raise ValueError(f"feature {int(seen.any(0).argmin())} has no observed entry; leave it out of X")
+
+
+def rows_with_gaps(x: Host) -> Data:
+    """Rows (N, D), NaN where an entry is missing, for functions of single rows."""
+    seen = ~np.isnan(x)
+    return Data(np.where(seen, x, 0), observed=seen)  # type: ignore[arg-type]
 
 
 def check_weight(sample_weight: Any, X: Host) -> Host | None:

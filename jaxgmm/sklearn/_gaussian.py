@@ -14,7 +14,7 @@ from sklearn.utils.validation import check_is_fitted
 from jaxgmm import priors
 from jaxgmm.components.registry import ModelLike, get_model
 from jaxgmm.components.weights import Model
-from jaxgmm.data import Data
+from jaxgmm.data import MISSING
 from jaxgmm.density import check_gaussian
 from jaxgmm.kernels.programs import jit
 from jaxgmm.mixture import GMMParams
@@ -43,7 +43,7 @@ class GaussianMixture(BaseMixture):
 
     Parameters, attributes, methods, warnings and defaults are those of `sklearn.mixture.GaussianMixture`, and
     the same `random_state` gives the same start, so that EM takes the same path. Beyond it there are
-    `sample_weight`, every covariance structure of jaxgmm, priors, `n_init="auto"` and `icl`.
+    `sample_weight`, missing entries, every covariance structure of jaxgmm, priors, `n_init="auto"` and `icl`.
 
     Args:
       n_components: number of components.
@@ -66,6 +66,11 @@ class GaussianMixture(BaseMixture):
       verbose_interval: iterations between two such lines.
       prior: None, a `jaxgmm.Prior` for maximum a posteriori, or "default" for `jaxgmm.default_prior`. The
         bound is then the mean log-likelihood plus the log-prior per sample.
+      missing: "error" refuses NaN in X. "nan" takes NaN and masked entries for missing at random, in `fit`
+        and in every method that takes X: densities are those of the observed entries, and EM is that of
+        `jaxgmm.fit` on `jaxgmm.observe(X, missing="nan")`. A row may have no observed entry. Where there are
+        missing entries, the starts are the library's own (scikit-learn's k-means takes none), drawn from
+        random_state.
 
     Attributes:
       weights_: (n_components,).
@@ -105,7 +110,8 @@ class GaussianMixture(BaseMixture):
       1
 
     References:
-      Pedregosa et al. (2011), Scikit-learn: machine learning in Python, JMLR 12, for the interface.
+      Pedregosa et al. (2011), Scikit-learn: machine learning in Python, JMLR 12, for the interface;
+      Ghahramani & Jordan (1994), Supervised learning from incomplete data via an EM approach.
     """
 
     _constraints: ClassVar = {
@@ -113,6 +119,7 @@ class GaussianMixture(BaseMixture):
         "n_init": checks.either(checks.integer(1), checks.option("auto")),
         "covariance_type": _STRUCTURE,
         "prior": _PRIOR,
+        "missing": checks.option(*MISSING),
     }
 
     def __init__(
@@ -133,8 +140,17 @@ class GaussianMixture(BaseMixture):
         verbose: int = 0,
         verbose_interval: int = 10,
         prior: priors.Prior | str | None = None,
+        missing: str = "error",
     ) -> None:
         checks.set_parameters(**locals())
+
+    def _takes_gaps(self) -> bool:
+        return self.missing == "nan"
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = self._takes_gaps()
+        return tags
 
     def _given(self, X: Host, sample_weight: Host | None) -> Any:
         """Weights, means and precisions to start from, each None where it is not given."""
@@ -153,9 +169,12 @@ class GaussianMixture(BaseMixture):
         model = gaussian_model(self.covariance_type)
         weights, means, precisions = given
         if any(part is None for part in given):
-            options = (rows.sample_weight, self.n_components, random_state)
-            resp = init.responsibilities(self.init_params, X, *options)
-            start = init.m_step(resp, rows, model, float(self.reg_covar), self._prior(rows))
+            k, ridge, prior = self.n_components, float(self.reg_covar), self._prior(rows)
+            if rows.known is not None:
+                start = init.of_known(self.init_params, rows, model, k, ridge, prior, random_state)
+            else:
+                resp = init.responsibilities(self.init_params, X, rows.sample_weight, k, random_state)
+                start = init.m_step(resp, rows, model, ridge, prior)
         weights = start.weights if weights is None else weights
         means = start.means if means is None else means - rows.offset
         scale = start.scale if precisions is None else _scale_of(precisions, model)
@@ -169,10 +188,8 @@ class GaussianMixture(BaseMixture):
         if rows.x.dtype == np.float64:  # a ridge or a prior keeps each component from collapsing
             margin = 0.0 if self.reg_covar > 0 or self.prior is not None else 1.0
         numbers = conversion.device((bound, self.tol, self.reg_covar, margin), rows.x.dtype)
-        return em_loop.climb(
-            state, Data(rows.x, rows.weight), np.int32(limit), *numbers, self._prior(rows),
-            block_size=rows.block_size(self.n_components),
-        )  # fmt: skip
+        data, block_size = rows.for_sums(state.model, self.n_components)
+        return em_loop.climb(state, data, np.int32(limit), *numbers, self._prior(rows), block_size=block_size)
 
     def _prior(self, rows: Rows) -> priors.Prior | None:
         """The prior in the coordinates of the rows."""
@@ -180,7 +197,7 @@ class GaussianMixture(BaseMixture):
             return None
         model = gaussian_model(self.covariance_type)
         if isinstance(self.prior, str):
-            return priors.default_prior(rows.x, self.n_components, model, rows.weight)
+            return priors.default_prior(rows.data, self.n_components, model)
         prior = self.prior
         if prior.mean is not None:
             prior = dataclasses.replace(prior, mean=np.asarray(prior.mean, np.float64) - rows.offset)
@@ -190,14 +207,16 @@ class GaussianMixture(BaseMixture):
         if self.n_init != "auto":
             super()._search(rows, X, random_state, given, dtype)
             model = gaussian_model(self.covariance_type)
-            if self.n_components == 1 and self.max_iter > 0 and self.prior is None and model in SHAPED:
+            closed = rows.known is None and self.prior is None and model in SHAPED
+            if self.n_components == 1 and self.max_iter > 0 and closed:
                 # One component's fit is the M-step of any start, here in float64 whatever JAX computes in.
                 start = init.m_step(np.ones((len(X), 1)), rows, model, float(self.reg_covar))
                 self._set(start.weights, start.means + rows.offset, start.scale, model, dtype)
             return
         key = jax.random.key(int(random_state.randint(np.iinfo(np.int32).max)))
+        given, weight = (rows.x, rows.weight) if rows.known is None else (rows.known, None)
         result = fit_best(
-            key, rows.x, self.n_components, rows.weight, covariance_type=self.covariance_type,
+            key, given, self.n_components, weight, covariance_type=self.covariance_type,
             reg_covar=self.reg_covar, prior=self._prior(rows),
         )  # fmt: skip
         status, history = int(result.status), host(result.history)

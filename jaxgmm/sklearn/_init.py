@@ -12,8 +12,9 @@ from jax import Array
 from sklearn.cluster import KMeans, kmeans_plusplus
 
 from jaxgmm.components.weights import Model
-from jaxgmm.data import Context, Data, location_and_variance
+from jaxgmm.data import Context, Data, location_and_variance, summarise
 from jaxgmm.em import weighted_m_step, with_prior
+from jaxgmm.init._starts import start
 from jaxgmm.kernels.programs import jit
 from jaxgmm.mixture import GMMParams
 from jaxgmm.priors import Prior
@@ -21,7 +22,14 @@ from jaxgmm.sklearn._conversion import FULL, SHAPED, SPHERICAL, TIED, CollapsedE
 from jaxgmm.sklearn._data import Host, Rows, padded
 
 _BLOCK = 16384  # rows summed at a time
-INIT_PARAMS = ("kmeans", "k-means++", "random", "random_from_data")
+# Theirs, and the library's own starts, which take missing entries.
+_OWN = {
+    "kmeans": "kmeans",
+    "k-means++": "kmeans++",
+    "random": "random_resp",
+    "random_from_data": "random_points",
+}
+INIT_PARAMS = tuple(_OWN)
 
 
 class Start(NamedTuple):
@@ -130,7 +138,43 @@ def _compiled(resp: Host, rows: Rows, model: Model, reg_covar: float, prior: Pri
         padded(resp, dtype), rows.x, rows.weight, np.asarray(reg_covar, dtype), prior,
         model=model, block_size=block_size,
     )  # fmt: skip
+    return _on_host(params)
+
+
+def _on_host(params: GMMParams) -> Start:
     log_weights, means, scale = host((params.log_weights, params.means, params.scale))
     if not all(np.isfinite(leaf).all() for leaf in (means, *jax.tree.leaves(scale))):
         raise CollapsedError
     return Start(np.exp(log_weights), means, scale)
+
+
+@functools.partial(jit, static_argnames=("model", "n_components", "block_size", "init"))
+def _own_start(
+    key: Array, data: Data, reg_covar: Array, prior: Prior | None,
+    *, model: Model, n_components: int, block_size: int, init: str,
+) -> GMMParams:  # fmt: skip
+    context = summarise(data, reg_covar)
+    context = context._replace(ridge=jnp.full_like(context.ridge, reg_covar))
+    n_active = jnp.asarray(n_components, jnp.int32)
+    return start(
+        key, n_active, data, context, prior, model=model, n_components=n_components, block_size=block_size,
+        init=init,
+    )  # fmt: skip
+
+
+def of_known(
+    init_params: str, rows: Rows, model: Model, n_components: int, reg_covar: float, prior: Prior | None,
+    random_state: Any,
+) -> Start:  # fmt: skip
+    """A start of the library's own, from rows with missing entries or labels.
+
+    Raises:
+      CollapsedError: where it is not finite.
+    """
+    key = jax.random.key(int(random_state.randint(np.iinfo(np.int32).max)))
+    data, block_size = rows.for_sums(model, n_components)
+    params = _own_start(
+        key, data, np.asarray(reg_covar, rows.x.dtype), prior,
+        model=model, n_components=n_components, block_size=block_size, init=_OWN[init_params],
+    )  # fmt: skip
+    return _on_host(params)

@@ -81,7 +81,7 @@ class GaussianMixtureRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
           sample_weight: array-like (n_samples,) or None for ones; a weight of 0 leaves the sample out.
         """
         checks.check_parameters(self, self._constraints)
-        options = {"multi_output": True, "y_numeric": True, "ensure_min_samples": 2}
+        options: dict[str, Any] = {"multi_output": True, "y_numeric": True, "ensure_min_samples": 2}
         data, outputs = checks.data(self, X, y, **options)
         weight = check_weight(sample_weight, data)
         if weight is not None:
