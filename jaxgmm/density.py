@@ -15,7 +15,8 @@ from jax.typing import ArrayLike
 
 from jaxgmm import _validate as validate
 from jaxgmm._host_arrays import padded
-from jaxgmm.components.base import Component
+from jaxgmm.components.base import Component, Seen
+from jaxgmm.components.gaussian import finite_length
 from jaxgmm.data import Data, observe
 from jaxgmm.kernels import observed
 from jaxgmm.kernels.blocked_sum import block_rows, map_rows
@@ -357,6 +358,53 @@ def score(params: GMMParams, X: ArrayLike | Data, sample_weight: ArrayLike | Non
     params, data = data_of(params, X, sample_weight)
     data = dataclasses.replace(data, pattern=None, patterns=None)
     return _score(params, padded_data(data) if is_concrete(params) else data)
+
+
+@jit
+def _outliers(params: GMMParams, data: Data) -> Array:
+    c, d = params.component, params.n_features
+
+    def block(rows: Data) -> Array:
+        if rows.is_complete:
+            y = params.covariance.whitener(params.scatter)(observed.residuals_of(params.means, rows))
+            length = finite_length(jnp.square(y).sum(1))
+            seen = Seen(y, length, jnp.zeros_like(length), jnp.zeros_like(length[0]), None, float(d))
+        else:
+            seen = observed.viewer(params, rows).look(rows.rows).seen
+        assert c.outlier is not None
+        return (posterior(params, rows)[0].T * c.outlier(c, params.scale, seen)).sum(0)
+
+    return _map(block, params, data)
+
+
+def outliers(params: GMMParams, X: ArrayLike | Data) -> Array:
+    """(N,) how much each row is an outlier, from 0 to 1: Σ_k r_nk times what component k says of it.
+
+    With a uniform background it is the probability of coming from there. A contaminated component gives the
+    probability that the row is one of its bad ones. Gaussian and t components know of no outliers: for them
+    it is the probability that a row of the component lies nearer to its centre, so that of rows that come
+    from the mixture a share of 1 % is above 0.99. Incomplete rows are judged by their observed entries.
+
+    Args:
+      params: the mixture.
+      X: (N, D), or `Data`.
+
+    Raises:
+      ValueError, TypeError: as `log_prob`; for a component of one's own that does not say what an outlier is.
+
+    Example:
+      >>> import jaxgmm
+      >>> params = jaxgmm.make_params([1.0], [[0.0]], [1.0], "spherical")
+      >>> jaxgmm.outliers(params, [[0.0], [1.96], [5.0]]).round(3).tolist()
+      [0.0, 0.95, 1.0]
+
+    References:
+      Banfield & Raftery (1993) for the background; Punzo & McNicholas (2016) for contaminated components.
+    """
+    check_mixture(params)
+    if params.component.outlier is None:
+        raise ValueError(f"components {params.component.name!r} do not say what an outlier is")
+    return of_rows(_outliers, params, X)
 
 
 @functools.partial(jit, static_argnames="n_samples")

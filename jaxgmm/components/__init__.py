@@ -2,6 +2,7 @@
 
 from jaxgmm.components.background import background
 from jaxgmm.components.base import Component, Seen, Sums, Target
+from jaxgmm.components.contaminated import contaminated
 from jaxgmm.components.covariance.base import Covariance
 from jaxgmm.components.covariance.diagonal import EEI, EII, EVI, VEI, diag, spherical
 from jaxgmm.components.covariance.eigen import EEV, EVE, EVV, VEE, VEV, VVE
@@ -36,6 +37,7 @@ __all__ = [
     "Target",
     "Weights",
     "background",
+    "contaminated",
     "diag",
     "eigen_ratio",
     "equal_weights",

@@ -45,6 +45,11 @@ def _marginal(c: Component, scale: Scale, seen: Seen) -> tuple[Array, Any]:
     return jnp.where(_is_last(inner.shape[0])[:, None], total - seen.offset, inner), latent
 
 
+def _outlier(c: Component, scale: Scale, seen: Seen) -> Array:
+    last = _is_last(seen.length.shape[0])[:, None]
+    return jnp.broadcast_to(last, seen.length.shape).astype(seen.length.dtype)
+
+
 def _statistics(c: Component, prepared: Any, latent: Any, resp: Array) -> Sums:
     inner = jnp.where(_is_last(resp.shape[0])[:, None], 0, resp)
     return cast(Sums, c.options.statistics(c.options, prepared, latent, inner))
@@ -124,6 +129,7 @@ def background(component: Component) -> Component:
         normal_factor=_normal_factor,
         marginal=_marginal if accepts else None,
         accepts=accepts,
+        outlier=_outlier,
         options=component,
     )
     own: dict[str, Any] = {

@@ -106,6 +106,8 @@ class Component(NamedTuple):
       marginal: (scale, `Seen`) -> the log density (K, B) of what is observed of each row, less the offset,
         and what `statistics` needs, as `expect` gives it. None: rows must be complete.
       accepts: of "missing", "noise" and "projection", for which of them `marginal` holds.
+      outlier: (scale, `Seen`) -> (K, B) the probability that a row of the component is an outlier of it; or,
+        where the component knows of none, that a row of it lies nearer to its centre. None: unknown.
       is_gaussian: whether the exponent is −½ ‖C_k⁻¹ (x − μ_k)‖² and the sums are plain moments, so that the
         quadratic and sparse kernels, priors, and what else is known of Gaussians apply.
       options: hashable settings of the family, such as whether degrees of freedom are fixed.
@@ -129,6 +131,7 @@ class Component(NamedTuple):
     from_free: Callable[[Component, Scale, Array], Scale] | None = None
     marginal: Callable[[Component, Scale, Seen], tuple[Array, Any]] | None = None
     accepts: tuple[str, ...] = ()
+    outlier: Callable[[Component, Scale, Seen], Array] | None = None
     is_gaussian: bool = False
     options: Any = None
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jax.scipy.special import gammainc
 
 from jaxgmm.components.base import Component, Scale, Seen, Shape, Sums, Target
 from jaxgmm.components.covariance.base import Covariance
@@ -106,6 +107,13 @@ def _marginal(c: Component, scale: Scale, seen: Seen) -> tuple[Array, Array]:
     return seen.base - 0.5 * seen.length, seen.y
 
 
+def _outlier(c: Component, scale: Scale, seen: Seen) -> Array:
+    # Squared distances of n entries have a χ² distribution with n degrees of freedom.
+    n = jnp.asarray(seen.n_observed, seen.length.dtype)
+    half = jnp.broadcast_to(0.5 * n, seen.length.shape)
+    return jnp.where(half > 0, gammainc(jnp.maximum(half, 0.5), 0.5 * seen.length), 0)
+
+
 def _start(c: Component, variances: Array) -> Scale:
     return c.covariance.from_variances(variances)
 
@@ -138,6 +146,7 @@ _GAUSSIAN = Component(
     n_parameters=_n_parameters,
     marginal=_marginal,
     accepts=("missing", "noise", "projection"),
+    outlier=_outlier,
     is_gaussian=True,
 )
 

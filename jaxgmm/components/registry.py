@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from jaxgmm.components.background import background
 from jaxgmm.components.base import Component
+from jaxgmm.components.contaminated import contaminated
 from jaxgmm.components.covariance.base import Covariance
 from jaxgmm.components.covariance.registry import get_covariance
 from jaxgmm.components.gaussian import gaussian
@@ -17,7 +18,11 @@ from jaxgmm.components.weights import Model, Weights, split_name
 ModelLike = str | Covariance | Component | Model
 
 # Families of components that are made of another one or of a covariance structure, by name.
-FAMILIES: dict[str, Callable[..., Component]] = {"student_t": student_t, "background": background}
+FAMILIES: dict[str, Callable[..., Component]] = {
+    "student_t": student_t,
+    "contaminated": contaminated,
+    "background": background,
+}
 
 
 def get_component(name: str | Covariance | Component) -> Component:

@@ -56,6 +56,7 @@ class Look(NamedTuple):
     offset: Array  # (B,)
     exponent: Array  # (K, B)  −½ of the squared distances, and −∞ where a row cannot come from the component
     latent: Any  # what the component's `statistics` reads
+    seen: Seen  # what the component was told
     hidden: Callable[[Array], Array]  # weighted responsibilities (K, B) -> sums that `Viewer.spread` reads
 
     def joint(self, log_weights: Array, known: Array | None) -> Array:
@@ -222,7 +223,7 @@ def viewer(params: GMMParams, data: Data) -> Viewer:
         assert c.marginal is not None
         relative, latent = c.marginal(c, params.scale, found)
         exponent = -0.5 * length
-        return Look(relative, offset, exponent if known is None else exponent + known, latent, hidden)
+        return Look(relative, offset, exponent if known is None else exponent + known, latent, found, hidden)
 
     def entry_by_entry(rows: Data) -> Look:
         # From variances C² of a feature and S of its error: gain C / (C² + S), and S / (C² + S) is left.

@@ -40,6 +40,8 @@ def start(name, x=HEAVY, dtype=np.float64):
         "EVV": {"width": np.ones((1, 1)), "factor": np.broadcast_to(np.eye(D), (K, D, D))},
     }[letters]
     scale = {"scatter": scatter, "dof": np.full(K, 20.0)} if "student_t" in name else scatter
+    if "contaminated" in name:
+        scale = {"scatter": scatter, "good": np.full(K, 0.9), "inflation": np.full(K, 10.0)}
     if name.startswith("background"):
         scale = {"inner": scale, "log_density": np.full(D, -4.0)}
     weights = np.bincount(LABELS) / len(LABELS)
@@ -100,6 +102,49 @@ def test_degrees_of_freedom_solve_their_equation_within_the_bounds(dtype):
     np.testing.assert_allclose(found, [*np.clip(exact, 1, 200), 200, 200], rtol=tolerance)
 
 
+def test_a_contaminated_density_is_a_mixture_of_two_gaussian_ones(double):
+    params = start("contaminated(full)")
+    scale = {**params.scale, "good": np.array([0.6, 0.9, 0.99]), "inflation": np.array([2.0, 30.0, 500.0])}
+    params = dataclasses.replace(params, scale=scale)
+    ours = np.asarray(jaxgmm.component_log_prob(params, HEAVY))
+    for k in range(K):
+        cov = params.scale["scatter"][k] @ params.scale["scatter"][k].T
+        good, bad = (
+            stats.multivariate_normal.pdf(HEAVY, params.means[k], by * cov)
+            for by in (1, scale["inflation"][k])
+        )
+        share = scale["good"][k]
+        np.testing.assert_allclose(ours[:, k], np.log(share * good + (1 - share) * bad), rtol=1e-11)
+        np.testing.assert_allclose(
+            params.covariances[k], (share + (1 - share) * scale["inflation"][k]) * cov, rtol=1e-12
+        )
+    far = np.zeros((2, D), np.float32)
+    far[:, 0] = [1e15, 1e30]
+    single = jax.tree.map(np.float32, params)
+    resp, values = map(np.asarray, jaxgmm.e_step(single, far))
+    np.testing.assert_allclose(resp.sum(1), 1, rtol=1e-6)
+    assert not np.isnan(values).any()
+    drawn, labels = map(np.asarray, quick_jit(lambda: jaxgmm.sample(jax.random.key(0), params, 60_000))())
+    np.testing.assert_allclose(np.cov(drawn[labels == 1].T), params.covariances[1], atol=0.5)
+
+
+def test_contaminated_components_find_share_and_inflation_of_their_outliers(double):
+    rng = np.random.default_rng(0)
+    bad = rng.random(4000) < 0.05
+    x = rng.normal(size=(4000, 2)) * np.where(bad, 20**0.5, 1)[:, None]
+    begin = jaxgmm.make_params([1.0], np.zeros((1, 2)), [np.eye(2)], "contaminated(full)")
+    result = quick_fit(begin, x)
+    assert result.status == jaxgmm.Status.CONVERGED
+    assert abs(float(result.params.scale["good"][0]) - 0.95) < 0.01
+    assert abs(float(result.params.scale["inflation"][0]) - 20) < 4
+    np.testing.assert_allclose(
+        result.params.scale["scatter"][0] @ result.params.scale["scatter"][0].T, np.eye(2), atol=0.07
+    )
+    found = np.asarray(jaxgmm.outliers(result.params, x)) > 0.5
+    precision, recall = (found & bad).sum() / found.sum(), (found & bad).sum() / bad.sum()
+    assert 2 * precision * recall / (precision + recall) > 0.8
+
+
 CLIMB = 60
 
 
@@ -139,6 +184,35 @@ def test_a_step_of_a_t_mixture_never_lowers_its_likelihood(double):
     assert [int(jaxgmm.n_parameters(p)) for p in (fixed, common, own)] == [20, 21, 23]
     # More freedom, more likelihood.
     assert max(last[names[1]], last[names[2]]) <= last[names[0]] + 1e-5
+
+
+@pytest.mark.parametrize(
+    "name", ["contaminated(full)", "contaminated(diag)", "contaminated(VVE)", "contaminated(EVV)"]
+)
+def test_a_step_of_a_contaminated_mixture_never_lowers_its_likelihood(name, double):
+    params, history = jax.tree.map(np.asarray, climb(start(name)))
+    assert (np.diff(history) >= -1e-12 * np.abs(history[0])).all()
+    assert history[-1] > history[0] + 1
+    assert (params.scale["good"] >= 0.5).all()
+    assert (params.scale["inflation"] > 1).all()
+    assert (
+        int(jaxgmm.n_parameters(params)) == int(jaxgmm.n_parameters(start(name.split("(")[1][:-1]))) + 2 * K
+    )
+
+
+def test_the_gradient_is_zero_at_a_contaminated_fit_with_gaps(double):
+    gaps = np.where(np.random.default_rng(0).random(HEAVY.shape) < 0.2, np.nan, HEAVY)
+    rows = jaxgmm.observe(gaps, missing="nan")
+    result = quick_fit(start("contaminated(diag)"), rows, reg_covar=0.0, tol=1e-10, max_iter=20_000)
+    assert result.status == jaxgmm.Status.CONVERGED
+    theta = jaxgmm.gradients.unconstrained(result.params)
+    slopes = jax.grad(jaxgmm.gradients.negative_log_likelihood)(theta, result.params, rows)
+    inside = (np.asarray(result.params.scale["good"]) < 0.9985) & (
+        np.asarray(result.params.scale["good"]) > 0.5005
+    )
+    slopes["extra"] = jnp.where(inside[:, None], slopes["extra"], 0)
+    assert inside.any()
+    assert max(np.abs(leaf).max(initial=0) for leaf in jax.tree.leaves(slopes)) < 1e-7
 
 
 def test_the_gradient_is_zero_at_the_fit(double):
@@ -264,6 +338,7 @@ def key():
         (lambda: student_t("full", "many"), "dof must be None"),
         (lambda: student_t("full", -1.0), "dof must be None"),
         (lambda: get_model("student_t(WWW)"), "must be one of"),
+        (lambda: get_model("contaminated(tied)"), "pools them"),
         (lambda: get_model(3), "covariance_type must be a name"),
         (lambda: jaxgmm.fit(of_t(), X, prior=jaxgmm.Prior(dof=5.0, scale=1.0)), "prior must be"),
         (lambda: jaxgmm.fit(of_t(), X, options=EMOptions(kernel="quadratic")), "no quadratic kernel"),
@@ -311,3 +386,29 @@ def test_weights_that_are_fixed_stay_so_in_every_fit():
         theta = unconstrained(begin)
     assert theta["logits"].size == 0
     np.testing.assert_allclose(constrained(theta, begin).weights, wanted, rtol=1e-6)
+
+
+def test_outliers_are_what_each_family_takes_for_one(double):
+    """The share of rows beyond for Gaussians and t, the posterior probability for the others."""
+    x = HEAVY[:50]
+    for name in ("full", "student_t(full)"):
+        params = start(name)
+        drawn, _ = quick_jit(lambda p=params: jaxgmm.sample(jax.random.key(0), p, 20_000))()
+        one = jaxgmm.mixture.take(params, np.array([0]))
+        rows = np.asarray(drawn)[np.asarray(jaxgmm.predict(params, drawn)) == 0][:1]
+        gap = np.linalg.solve(np.asarray(one.scatter[0]), (rows - np.asarray(one.means)).T)
+        share = float(jaxgmm.outliers(dataclasses.replace(one, log_weights=np.zeros(1)), rows)[0])
+        length = float((gap**2).sum())
+        expected = stats.chi2(D).cdf(length) if name == "full" else stats.f(D, 20).cdf(length / D)
+        assert abs(share - expected) < 1e-10
+    resp = np.asarray(jaxgmm.responsibilities(start("background(full)"), x))
+    np.testing.assert_allclose(
+        jaxgmm.outliers(start("background(full)"), x), resp[:, -1], rtol=1e-10, atol=1e-14
+    )
+    gaps = np.where(np.random.default_rng(0).random(x.shape) < 0.3, np.nan, x)
+    for name in ("full", "student_t(diag)", "contaminated(full)", "background(diag)"):
+        found = np.asarray(jaxgmm.outliers(start(name), jaxgmm.observe(gaps, missing="nan")))
+        assert ((found >= 0) & (found <= 1)).all()
+        whole = ~np.isnan(gaps).any(1)
+        complete = np.asarray(jaxgmm.outliers(start(name), x))
+        np.testing.assert_allclose(found[whole], complete[whole], rtol=1e-9, atol=1e-12)
