@@ -282,6 +282,23 @@ def test_a_fits_derivatives_by_rows_noise_and_weights_are_differences(name, doub
     assert_allclose(quick_jit(jax.grad(value))(0.0), difference, rtol=1e-6)
 
 
+def test_a_derivative_by_noise_that_is_zero_is_one_sided(double):
+    noise = np.where(np.arange(N)[:, None] % 2 == 0, 0.0, 0.01 * NOISE)
+
+    def value(s):
+        params = jaxgmm.fit(begin("full"), observe(X, noise=s), tol=1e-11, max_iter=5000).params
+        return params.covariances.sum() + (params.means**2).sum()
+
+    value = quick_jit(value)
+    slope = np.asarray(quick_jit(jax.grad(value))(noise))
+    assert np.isfinite(slope).all()
+    direction = (noise == 0).astype(float)
+    step = 1e-6
+    ahead = [float(value(noise + i * step * direction)) for i in range(3)]
+    difference = (-3 * ahead[0] + 4 * ahead[1] - ahead[2]) / (2 * step)
+    assert_allclose((slope * direction).sum(), difference, rtol=1e-4)
+
+
 def test_float32_keeps_its_digits_at_an_offset():
     offset = np.float32(1000.0)
     x, shifted = (np.where(SEEN, X.astype(np.float32) + by, np.nan).astype(np.float32) for by in (0, offset))

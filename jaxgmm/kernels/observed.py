@@ -30,7 +30,6 @@ from jaxgmm.kernels.manual_axes import varying_like
 from jaxgmm.kernels.programs import is_concrete, is_tracing
 from jaxgmm.mixture import GMMParams
 
-_UNROLLED = 4  # entries up to which they are taken in without a loop
 _TILES, _FILLED = (64, 32, 16, 8), 1.25  # rows of one pattern together; how many rows there may be for each
 _LOG_2PI = float(np.log(2 * np.pi))
 # Numbers that the factors of a block of rows may take, where every row has its own: a CPU's second cache.
@@ -93,15 +92,18 @@ def regress(colour: Array, view: View, residuals: Array, free: Array | None = No
       free: (K, W, n) standard normal numbers for draws of y, W = D, or D + E with noise; or None.
     """
     k, d = colour.shape[:2]
-    e, f, n = residuals.shape[1:]
+    e, _, n = residuals.shape[1:]
     if view.projection is None:
         rows = jnp.broadcast_to(colour[..., None], (k, e, d, n))
     else:
         rows = einsum("ned,kdc->kecn", view.projection, colour)
     noise, seen = view.noise, view.observed
+    # Variances of noise are weights of the inner product: their roots would have no derivative at 0.
+    metric = None
     if noise is not None:
         if noise.ndim == 2:
-            root = jnp.sqrt(noise).T[:, None, :] * eye(e, rows.dtype)[:, :, None]
+            root = eye(e, rows.dtype)[:, :, None]
+            metric = jnp.concatenate([jnp.ones((d, n), rows.dtype), noise.T])[None]
         elif seen is None:
             root = cholesky(noise).transpose(1, 2, 0)
         else:
@@ -112,50 +114,44 @@ def regress(colour: Array, view: View, residuals: Array, free: Array | None = No
     seen = jnp.ones((e, 1), bool) if seen is None else seen.T
     width = rows.shape[2]
 
-    def take_in(
-        row: Array, is_seen: Array, rest: Array, so_far: Regression
-    ) -> tuple[Array, Array, Regression]:
-        """One entry: its row with its residuals (K, W + F, n), and those of the entries that follow."""
-        length = jnp.sqrt(jnp.where(is_seen, jnp.square(row[:, :width]).sum(1), 1))  # (K, n)
+    def weighted(a: Array) -> Array:
+        """The first W numbers of (K, W + F, n) as an inner product takes them."""
+        return a[:, :width] if metric is None else a[:, :width] * metric
+
+    def take_in(row: Array, is_seen: Array, rest: Array) -> tuple[Array, Array, Array]:
+        """One entry, its row and residuals (K, W + F, n): what is new in it, its log variance, and the rest.
+
+        What is new has length 1 in the first W numbers, or is 0 for a missing entry.
+        """
+        length = jnp.sqrt(jnp.where(is_seen, (row[:, :width] * weighted(row)).sum(1), 1))  # (K, n)
         unit = row * jnp.where(is_seen, 1 / length, 0)[:, None]
-        rest = rest - (rest[:, :, :width] * unit[:, None, :width]).sum(2, keepdims=True) * unit[:, None]
-        direction, z = unit[:, :d], unit[:, width:]
-        new = so_far._replace(
-            y=so_far.y + direction[:, :, None] * z[:, None],
-            log_det=so_far.log_det + 2 * jnp.log(length),
-        )
-        if so_far.spread is not None:
-            new = new._replace(spread=so_far.spread - direction[:, :, None] * direction[:, None])
-        if free is not None and so_far.draw is not None:
-            new = new._replace(draw=so_far.draw - direction * (unit[:, :width] * free).sum(1, keepdims=True))
-        return z, rest, new
+        rest = rest - (rest[:, :, :width] * weighted(unit)[:, None]).sum(2, keepdims=True) * unit[:, None]
+        return unit, 2 * jnp.log(length), rest
 
-    start = Regression(
-        y=jnp.zeros((k, d, f, n), rows.dtype),
-        z=None,
-        spread=jnp.broadcast_to(eye(d, rows.dtype)[None, :, :, None], (k, d, d, n)),
-        log_det=jnp.zeros((k, n), rows.dtype),
-        draw=None if free is None else free[:, :d],
-    )
     # A residual of a missing entry may be anything, and enters nothing.
-    rest, so_far, whitened = jnp.concatenate([rows, residuals], 2), start, []
-    if e <= _UNROLLED:
-        for i in range(e):
-            z, rest, so_far = take_in(rest[:, 0], seen[i][None, :], rest[:, 1:], so_far)
-            whitened.append(z)
-        stacked = jnp.stack(whitened, 1)
-    else:
+    rest = jnp.concatenate([rows, residuals], 2)
 
-        def step(carry: Any, i: Array) -> tuple[Any, Array]:
-            rest, so_far = carry
-            row = lax.dynamic_index_in_dim(rest, i, 1, keepdims=False)
-            z, rest, so_far = take_in(row, lax.dynamic_index_in_dim(seen, i, 0), rest, so_far)
-            return (rest, so_far), z
+    def step(rest: Array, i: Array) -> tuple[Array, tuple[Array, Array]]:
+        row = lax.dynamic_index_in_dim(rest, i, 1, keepdims=False)
+        unit, log_variance, rest = take_in(row, lax.dynamic_index_in_dim(seen, i, 0), rest)
+        return rest, (unit, log_variance)
 
-        begin = varying_like((rest, start), rest, view)
-        (_, so_far), by_entry = lax.scan(step, begin, jnp.arange(e, dtype=jnp.int32))
-        stacked = by_entry.swapaxes(0, 1)
-    return so_far if width == d else so_far._replace(z=stacked)
+    _, found = lax.scan(step, varying_like(rest, view), jnp.arange(e, dtype=jnp.int32))
+    units, logs = (a.swapaxes(0, 1) for a in found)
+    directions, z = units[:, :, :d], units[:, :, width:]
+    unknown = eye(d, rows.dtype)[None, :, :, None]
+    draw = None
+    if free is not None:
+        scaled = free if metric is None else free * jnp.sqrt(metric)
+        along = (units[:, :, :width] * scaled[:, None]).sum(2)
+        draw = free[:, :d] - (directions * along[:, :, None]).sum(1)
+    return Regression(
+        y=einsum("kidn,kifn->kdfn", directions, z),
+        z=None if width == d else z,
+        spread=unknown - einsum("kidn,kien->kden", directions, directions),
+        log_det=logs.sum(1),
+        draw=draw,
+    )
 
 
 class _Tables(NamedTuple):
