@@ -69,6 +69,21 @@ class Data:
     patterns: View | None = None  # of (P, …)
     tile: int = dataclasses.field(default=0, metadata={"static": True})
 
+    def __repr__(self) -> str:
+        """One line: the shape, and what is known beside the entries. No array is looked at."""
+        shape = " × ".join(map(str, getattr(self.x, "shape", ("?",))))
+        names = {
+            "observed": "missing entries",
+            "noise": "noise",
+            "projection": "projections",
+            "label": "labels",
+            "log_prior": "log_prior",
+            "group": "groups",
+            "weight": "weights",
+        }
+        known = ", ".join(words for name, words in names.items() if getattr(self, name) is not None)
+        return f"Data({shape}, {getattr(self.x, 'dtype', '?')}{f': {known}' if known else ''})"
+
     @property
     def view(self) -> View:
         """How each row shows the features."""

@@ -150,11 +150,7 @@ def weighted_m_step(r: Array, data: Data, context: Context, model: Model, block_
 
 
 def _checked(prior: Prior | None, model: Model, shape: tuple[int, ...], x: Array) -> Prior | None:
-    if prior is None:
-        return None
-    if model.weights.means is not False:
-        raise ValueError("prior must be None where means are held: it is a prior of means and covariances")
-    return priors.check(prior, model.component, shape, x.dtype)
+    return None if prior is None else priors.check(prior, model, shape, x.dtype)
 
 
 @functools.partial(jit, static_argnames=("model", "block_size"))

@@ -18,9 +18,10 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jaxgmm import _validate as validate
-from jaxgmm.components.base import Component, Target
+from jaxgmm.components.base import Target
 from jaxgmm.components.covariance.base import Covariance
 from jaxgmm.components.registry import ModelLike, get_model
+from jaxgmm.components.weights import Model
 from jaxgmm.data import Data, covariance_of, location_and_variance, scatter
 from jaxgmm.density import get_data
 from jaxgmm.kernels.linalg import embed_diagonal, epsilon, safe_cholesky
@@ -132,19 +133,19 @@ def _semidefinite(scale: np.ndarray, eps: float) -> None:
         )
 
 
-def check(prior: Prior, component: Component, shape: tuple[int, ...], dtype: Any) -> Prior:
+def check(prior: Prior, model: Model, shape: tuple[int, ...], dtype: Any) -> Prior:
     """The prior in the data's dtype; raise unless it fits K components in D dimensions, shape (K, D)."""
     if not isinstance(prior, Prior):
         got = f"{prior!r}; see jaxgmm.default_prior" if isinstance(prior, str) else type(prior).__name__
         raise TypeError(f"prior must be a jaxgmm.Prior or None; got {got}")
-    _check_component(component)
+    _check_model(model)
     k, d = shape
     for pair in (("mean", "strength"), ("dof", "scale")):
         absent = [name for name in pair if getattr(prior, name) is None]
         if len(absent) == 1:
             given = next(name for name in pair if name not in absent)
             raise ValueError(f"prior.{given} needs prior.{absent[0]} beside it; got None")
-    covariance = component.covariance
+    covariance = model.covariance
     scales: tuple[tuple[int, ...], ...] = ((), (d,), (d, d))
     if _without_correlations(covariance):
         scales = scales[:1] if covariance.prior.endswith("II") else scales[:2]
@@ -174,20 +175,22 @@ def check(prior: Prior, component: Component, shape: tuple[int, ...], dtype: Any
     return Prior(mean, number("strength"), number("dof"), scale, alpha)
 
 
-def check_name(prior: Prior | str | None, component: Component) -> Prior | str | None:
-    """Raise if a prior that is given by name is not "default", or the component has none."""
+def check_name(prior: Prior | str | None, model: Model) -> Prior | str | None:
+    """Raise if a prior that is given by name is not "default", or the model has none."""
     if isinstance(prior, str):
         if prior != "default":
             raise ValueError(f"prior must be 'default', a jaxgmm.Prior or None; got {prior!r}")
-        _check_component(component)
+        _check_model(model)
     return prior
 
 
-def _check_component(component: Component) -> None:
-    if not component.is_gaussian:
+def _check_model(model: Model) -> None:
+    if not model.component.is_gaussian:
         raise ValueError(
-            f"prior must be None with {component.name!r}: it is conjugate to Gaussian components"
+            f"prior must be None with {model.component.name!r}: it is conjugate to Gaussian components"
         )
+    if model.weights.means is not False:
+        raise ValueError("prior must be None where means are held: it is a prior of means and covariances")
 
 
 def factor_of(scale: Array) -> Array:
@@ -386,7 +389,7 @@ def log_prior(params: GMMParams, prior: Prior) -> Array:
         raise TypeError(f"params must be GMMParams; got {type(params).__name__}")
     like = scale_like(params.component, *params.means.shape) if params.means.ndim == 2 else None
     validate.single_mixture(params.log_weights, params.means, params.scale, like)
-    return _log_prior(params, check(prior, params.component, params.means.shape, params.means.dtype))
+    return _log_prior(params, check(prior, params.model, params.means.shape, params.means.dtype))
 
 
 def default(data: Data, n_components: Array, covariance: Covariance) -> Prior:
@@ -447,11 +450,11 @@ def default_prior(
       Fraley & Raftery (2007), §3.2.
     """
     data = get_data(X, sample_weight)
-    component = get_model(covariance_type).component
+    model = get_model(covariance_type)
     k = validate.n_components(n_components)
     fields = [f.name for f in dataclasses.fields(Prior)]
     if unknown := sorted(set(overrides) - set(fields)):
         raise TypeError(f"default_prior takes {fields}; got {unknown}")
-    prior = _default(data, jnp.asarray(k, jnp.int32), covariance=component.covariance)
+    prior = _default(data, jnp.asarray(k, jnp.int32), covariance=model.covariance)
     shape = (k, data.n_features)
-    return check(dataclasses.replace(prior, **overrides), component, shape, data.x.dtype)
+    return check(dataclasses.replace(prior, **overrides), model, shape, data.x.dtype)

@@ -160,6 +160,32 @@ def test_a_prior_with_a_scale_for_each_component_is_the_common_one_where_they_ar
 
 
 @pytest.mark.parametrize(
+    "fit",
+    [
+        jaxgmm.fit,
+        jaxgmm.em_step,
+        jaxgmm.fit_stream,
+        jaxgmm.outofcore.fit_stepwise,
+        lambda start, x, prior: jaxgmm.gradients.fit_unrolled(start, x, 2, prior=prior),
+        lambda start, x, prior: jaxgmm.inference.convergence_rate(start, x, prior=prior),
+        lambda start, x, prior: jaxgmm.fit_sharded(
+            start, x, mesh=jax.sharding.Mesh(jax.devices(), ("rows",)), prior=prior
+        ),
+        lambda start, x, prior: jaxgmm.fit_restarts(
+            jax.random.key(0), x, K, init=jax.tree.map(lambda a: jnp.stack([a, a]), start), prior=prior
+        ),
+        lambda start, x, prior: jaxgmm.parallel.engines.fit_engine(
+            start, jaxgmm.parallel.engines.LocalEngine([x]), prior=prior
+        ),
+    ],
+)
+def test_no_fit_takes_a_prior_where_means_are_held(fit):
+    start, prior = hold(begin(dtype="float32"), means=[0]), jaxgmm.Prior(mean=np.zeros(D), strength=1.0)
+    with pytest.raises(ValueError, match="where means are held"):
+        fit(start, X.astype(np.float32), prior=prior)
+
+
+@pytest.mark.parametrize(
     ("call", "words"),
     [
         (lambda: hold(begin(dtype="float32"), means=[3]), "from 0 to 2"),

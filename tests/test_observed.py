@@ -573,6 +573,15 @@ def test_degrees_of_freedom_are_found_with_gaps():
     assert_allclose(fitted.scale["scatter"][0] @ fitted.scale["scatter"][0].T, np.eye(3), atol=0.1)
 
 
+def test_data_are_shown_in_a_line(double):
+    assert repr(data("gaps and noise")) == f"Data({N} × {D}, float64: missing entries, noise, labels)"
+    assert repr(observe(X)) == f"Data({N} × {D}, float64)"
+    inside = []
+    jax.jit(lambda x: inside.append(repr(observe(x))) or x)(X)
+    assert inside == [f"Data({N} × {D}, float64)"]
+    assert repr(jax.tree.map(lambda _: None, observe(X))) == "Data(?, ?)"
+
+
 def test_structures_are_listed():
     """The tests above are of every structure there is."""
     assert len(STRUCTURES) >= 14

@@ -364,6 +364,6 @@ def fit_unrolled(
     """
     params, data, tol, reg, rows = checked(params, X, sample_weight, tol, reg_covar, block_size)
     if prior is not None:
-        prior = priors.check(prior, params.component, params.means.shape, data.x.dtype)
+        prior = priors.check(prior, params.model, params.means.shape, data.x.dtype)
     n = validate.count(n_steps, "n_steps", 1)
     return _unrolled(params, data, tol, reg, prior, n_steps=n, block_size=rows)

@@ -85,7 +85,7 @@ def _call(
     data, x = data.by_row(), data.x
     reg_covar = validate.not_negative(reg, "reg_covar", x.dtype)
     if prior is not None:
-        prior = priors.check(prior, params.component, params.means.shape, x.dtype)
+        prior = priors.check(prior, params.model, params.means.shape, x.dtype)
     rows = block_rows(x.shape[0], *params.means.shape)
     if not data.is_complete:
         rows = rows_of(data, params.component, params.n_components)

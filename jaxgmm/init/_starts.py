@@ -19,7 +19,6 @@ from jax.typing import ArrayLike
 from jaxgmm import _units as units
 from jaxgmm import _validate as validate
 from jaxgmm import em, priors
-from jaxgmm.components.base import Component
 from jaxgmm.components.covariance.base import Covariance
 from jaxgmm.components.registry import ModelLike
 from jaxgmm.components.weights import Model
@@ -236,14 +235,12 @@ class ByDefault(NamedTuple):
 AnyPrior = Prior | ByDefault | None
 
 
-def check_prior(
-    prior: Prior | str | None, component: Component, shape: tuple[int, int], dtype: Any
-) -> AnyPrior:
+def check_prior(prior: Prior | str | None, model: Model, shape: tuple[int, int], dtype: Any) -> AnyPrior:
     """The prior, checked for a mixture of `shape` (K, D); "default" as `ByDefault`."""
-    named = priors.check_name(prior, component)
+    named = priors.check_name(prior, model)
     if named is None:
         return None
-    return ByDefault() if isinstance(named, str) else priors.check(named, component, shape, dtype)
+    return ByDefault() if isinstance(named, str) else priors.check(named, model, shape, dtype)
 
 
 def prior_for(prior: AnyPrior, data: Data, covariance: Covariance, n_active: Array) -> Prior | None:

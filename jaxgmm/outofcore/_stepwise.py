@@ -113,7 +113,7 @@ def stepwise_init(
     change_of_reference.check(params.component, "stepwise EM")
     dtype = params.means.dtype
     reg = validate.not_negative(reg_covar, "reg_covar", dtype)
-    checked = None if prior is None else priors.check(prior, params.component, params.means.shape, dtype)
+    checked = None if prior is None else priors.check(prior, params.model, params.means.shape, dtype)
     return _init(params, reg, checked)
 
 

@@ -109,7 +109,7 @@ def fit_stream(
     rows = rows_of(data, shape[1], kind, chunk_size)
     start = jax.tree.map(lambda a: jnp.asarray(a, kind), params)
     numbers = validate.iteration(tol, max_iter, reg_covar, accelerate, kind, 1)
-    checked = None if prior is None else priors.check(prior, component, shape, kind)
+    checked = None if prior is None else priors.check(prior, params.model, shape, kind)
     check_options(options).only("fit_stream", "history_size", "kernel")
     if not isinstance(incremental, bool | np.bool_):
         raise TypeError(f"incremental must be True or False; got {incremental!r}")

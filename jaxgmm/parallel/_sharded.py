@@ -235,7 +235,7 @@ def fit_sharded(
         block = rows_of(data, params.component, shape[0], width)
     block = min(options.block_size or block, rows)
     numbers = validate.iteration(tol, max_iter, reg_covar, accelerate, x.dtype, x.shape[0])
-    checked = None if prior is None else priors.check(prior, params.component, shape, x.dtype)
+    checked = None if prior is None else priors.check(prior, params.model, shape, x.dtype)
     kernels = quadratic.choose_for(data, options.kernel, params.component, shape[0], n_fits)
     how = How(mesh, axis, restarts_axis, block, options.history_size, options.unconverged_gradient, kernels)
     return fit_divided(params, data, numbers, checked, how)

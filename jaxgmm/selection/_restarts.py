@@ -130,7 +130,7 @@ def _fit_many(
         model, k, n_init, check_init(init), several, min(rows, data.x.shape[0]), options.history_size,
         quadratic.choose_for(data, options.kernel, model.component, k, n_fits),
     )  # fmt: skip
-    given = check_prior(prior, model.component, (k, d), x.dtype)
+    given = check_prior(prior, model, (k, d), x.dtype)
     tol, limit, reg, fast = validate.iteration(tol, max_iter, reg_covar, accelerate, x.dtype, x.shape[0])
     # A prior is stated, and a start of the user's made, in the units of X.
     in_units_of_x = isinstance(given, Prior) or callable(init)

@@ -131,7 +131,7 @@ class Tournament:
         settings = settings._replace(data=in_tiles(data, model.covariance))
         self.model, self.init, self.sizes = model, check_init(init), np.asarray(sizes, np.int32)
         self.settings = settings._replace(
-            prior=check_prior(prior, model.component, shape, x.dtype),
+            prior=check_prior(prior, model, shape, x.dtype),
             # `stop_gradient` gives Python's numbers another type: there would be a second program.
             collapse=jax.tree.map(np.int32, model.covariance.collapse(shape[1])),
             bounded=np.bool_(isinstance(prior, str) or getattr(prior, "dof", None) is not None),

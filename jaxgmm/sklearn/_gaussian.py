@@ -201,7 +201,7 @@ class GaussianMixture(BaseMixture):
         prior = self.prior
         if prior.mean is not None:
             prior = dataclasses.replace(prior, mean=np.asarray(prior.mean, np.float64) - rows.offset)
-        return priors.check(prior, model.component, (self.n_components, rows.x.shape[1]), rows.x.dtype)
+        return priors.check(prior, model, (self.n_components, rows.x.shape[1]), rows.x.dtype)
 
     def _search(self, rows: Rows, X: Host, random_state: Any, given: Any, dtype: Any) -> None:
         if self.n_init != "auto":

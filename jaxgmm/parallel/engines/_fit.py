@@ -101,7 +101,7 @@ def fit_engine(
     dtype = jnp.result_type(params.means.dtype)
     params = jax.tree.map(lambda a: jnp.asarray(a, dtype), params)
     numbers = validate.iteration(tol, max_iter, reg_covar, accelerate, dtype, 1)
-    checked = None if prior is None else priors.check(prior, params.component, params.means.shape, dtype)
+    checked = None if prior is None else priors.check(prior, params.model, params.means.shape, dtype)
     check_options(options).only("fit_engine", "history_size")
     summary = engine.map_reduce(summary_block, params.n_features, str(dtype))
     if not isinstance(summary, DataSummary) or not summary.total_weight > 0:

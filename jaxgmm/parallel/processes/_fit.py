@@ -167,9 +167,7 @@ def fit_distributed(
         def prepared() -> tuple[Any, ...]:
             begin = jax.tree.map(lambda a: jnp.asarray(a, kind), params)
             numbers = validate.iteration(tol, max_iter, reg_covar, accelerate, kind, 1)
-            checked = (
-                None if prior is None else priors.check(prior, params.component, params.means.shape, kind)
-            )
+            checked = None if prior is None else priors.check(prior, params.model, params.means.shape, kind)
             check_options(options).only("fit_distributed", "history_size")
             rows = rows_of(data, params.n_features, kind, chunk_size)
             summary = summarise(data, rows, kind, watch=watch)
