@@ -16,6 +16,7 @@ from jax.typing import ArrayLike
 
 from jaxgmm import _display as display
 from jaxgmm import _validate as validate
+from jaxgmm.components.background import background
 from jaxgmm.components.base import Component
 from jaxgmm.components.covariance.base import Covariance, check_record, is_from_package
 from jaxgmm.components.registry import ModelLike, get_model
@@ -355,3 +356,60 @@ def hold(
         )
     rule = Weights("fixed" if weights else "free", checked(means, "means"), those)
     return dataclasses.replace(params, weights_rule=rule)
+
+
+def with_background(params: GMMParams, extent: ArrayLike, weight: float = 0.05) -> GMMParams:
+    """The same mixture with a uniform background as one component more, the last.
+
+    Args:
+      params: one mixture, without a background.
+      extent: rows X (n, D), whose box the background fills; or the lengths of a box's sides (D,); or a volume
+        (), as the volume of a cube.
+      weight: its share, between 0 and 1; a fit estimates it.
+
+    Returns:
+      GMMParams of K + 1 components; `predict` gives K for rows that belong to the background, and
+      `outliers` the probability of that.
+
+    Raises:
+      ValueError, TypeError: for a mixture that has a background, rows or sides that do not fit, a volume or a
+        side that is not positive, or a weight outside (0, 1).
+
+    Example:
+      >>> import jaxgmm, numpy as np
+      >>> X = np.r_[np.random.default_rng(0).normal(size=(95, 2)), np.full((5, 2), 9.0)].astype(np.float32)
+      >>> one = jaxgmm.make_params([1.0], [[0.0, 0.0]], [1.0], "spherical")
+      >>> result = jaxgmm.fit(jaxgmm.mixture.with_background(one, X), X)
+      >>> result.params.weights.round(2).tolist()
+      [0.94, 0.06]
+
+    References:
+      Banfield & Raftery (1993), Model-based Gaussian and non-Gaussian clustering, Biometrics 49; Fraley &
+      Raftery (1998), How many clusters? Which clustering method?, for the box.
+    """
+    validate.single_mixture(params.log_weights, params.means, params.scale)
+    dtype, d, k = params.means.dtype, params.n_features, params.n_components
+    if isinstance(params.component.options, Component):
+        raise ValueError(f"params have a background already: {params.component.name!r}")
+    share = validate.fraction(weight, "weight", dtype)
+    given = validate.floating(extent, "extent", dtype)
+    if given.ndim == 2 and given.shape[1] == d:
+        sides = given.max(0) - given.min(0)
+    elif given.shape == (d,):
+        sides = given
+    elif given.shape == ():
+        sides = jnp.full(d, jnp.exp(jnp.log(given) / d), dtype)
+    else:
+        raise ValueError(
+            f"extent must be rows (n, {d}), the sides of a box ({d},) or a volume (); got shape {given.shape}"
+        )
+    if validate.is_concrete(sides) and not bool((sides > 0).all() & jnp.isfinite(sides).all()):
+        raise ValueError(
+            f"extent must be positive and finite in every feature; got sides {np.asarray(sides)}"
+        )
+    more = take(params, np.append(np.arange(k), k - 1))
+    component = background(params.component)
+    log_weights = jnp.append(params.log_weights + jnp.log1p(-share), jnp.log(share))
+    means = more.means.at[-1].set(jnp.exp(params.log_weights) @ params.means)
+    scale = {"inner": more.scale, "log_density": -jnp.log(sides)}
+    return GMMParams(log_weights, means, scale, component, params.weights_rule)

@@ -412,3 +412,29 @@ def test_outliers_are_what_each_family_takes_for_one(double):
         whole = ~np.isnan(gaps).any(1)
         complete = np.asarray(jaxgmm.outliers(start(name), x))
         np.testing.assert_allclose(found[whole], complete[whole], rtol=1e-9, atol=1e-12)
+
+
+def test_a_background_is_put_beside_a_mixture_with_the_density_of_its_box(double):
+    rng = np.random.default_rng(0)
+    x = np.concatenate(
+        [rng.normal(0, 0.4, (360, 2)), rng.normal(4, 0.4, (360, 2)), rng.uniform(-6, 10, (80, 2))]
+    )
+    start = jaxgmm.make_params([0.5, 0.5], [[0.0, 0.0], [4.0, 4.0]], np.stack([np.eye(2)] * 2))
+    sides = np.ptp(x, axis=0)
+    for extent in (x, sides, sides.prod()):
+        both = jaxgmm.mixture.with_background(start, extent, 0.1)
+        density = np.asarray(jaxgmm.component_log_prob(both, x[:1]))[0, -1]
+        np.testing.assert_allclose(density, -np.log(sides.prod()), rtol=1e-12)
+        np.testing.assert_allclose(both.weights, [0.45, 0.45, 0.1], rtol=1e-12)
+    result = quick_fit(jaxgmm.mixture.with_background(start, x), x)
+    assert result.status == jaxgmm.Status.CONVERGED
+    assert abs(float(result.params.weights[2]) - 0.1) < 0.02
+    away = np.minimum(np.linalg.norm(x, axis=1), np.linalg.norm(x - 4, axis=1)) > 2
+    labels = np.asarray(jaxgmm.predict(result.params, x))
+    assert (labels[away] == 2).all()
+    assert ((labels == 2) == (np.asarray(jaxgmm.outliers(result.params, x)) > 0.5)).mean() > 0.98
+    for extent, words in ((x[:, :1], "extent must be"), (-1.0, "positive"), (np.zeros(2), "positive")):
+        with pytest.raises(ValueError, match=words):
+            jaxgmm.mixture.with_background(start, extent)
+    with pytest.raises(ValueError, match="already"):
+        jaxgmm.mixture.with_background(both, x)
