@@ -17,7 +17,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 # The blocks of the others compile for one to two minutes: searches, restarts and gradients, which are tested
 # as functions. What they print is checked by running them before a release.
-EXECUTED = {"from_scikit_learn"}
+EXECUTED = {"from_scikit_learn", "incomplete"}
 
 # A block, and the text block right below it, if there is one: what it prints.
 _BLOCK = re.compile(r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```\n)?", re.MULTILINE | re.DOTALL)
