@@ -4,4 +4,5 @@ from jaxgmm.sklearn._bayesian import BayesianGaussianMixture as BayesianGaussian
 from jaxgmm.sklearn._classifier import GaussianMixtureClassifier as GaussianMixtureClassifier
 from jaxgmm.sklearn._gaussian import GaussianMixture as GaussianMixture
 from jaxgmm.sklearn._imputer import GaussianMixtureImputer as GaussianMixtureImputer
+from jaxgmm.sklearn._outliers import GaussianMixtureOutliers as GaussianMixtureOutliers
 from jaxgmm.sklearn._regressor import GaussianMixtureRegressor as GaussianMixtureRegressor

@@ -1,0 +1,162 @@
+"""`GaussianMixtureOutliers`: an outlier detector from a mixture that knows of outliers."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import jax
+import numpy as np
+from sklearn.base import BaseEstimator, OutlierMixin
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted
+
+from jaxgmm.components.contaminated import contaminated
+from jaxgmm.components.registry import ModelLike, get_model
+from jaxgmm.components.student_t import student_t
+from jaxgmm.density import outliers
+from jaxgmm.em import fit
+from jaxgmm.mixture import GMMParams, with_background
+from jaxgmm.selection._criteria import best
+from jaxgmm.selection._restarts import fit_restarts
+from jaxgmm.sklearn import _checks as checks
+from jaxgmm.sklearn._conversion import CollapsedError
+from jaxgmm.sklearn._data import Host, check_weight, compute_dtype, in_blocks, load
+from jaxgmm.solvers.squarem import Status
+
+METHODS = ("contaminated", "background", "student_t", "gaussian")
+# Rows are outliers below this probability of being none: where components know of outliers, whichever is
+# likelier; where they do not, one row in a hundred of the mixture's own.
+_AUTO = {"contaminated": 0.5, "background": 0.5, "student_t": 0.01, "gaussian": 0.01}
+_ROWS = 1 << 16
+
+
+class GaussianMixtureOutliers(OutlierMixin, BaseEstimator):
+    """Outliers of a mixture: rows that its components call so, with a probability for each.
+
+    Args:
+      n_components: number of clusters.
+      method: "contaminated" gives every cluster a share of rows with an inflated covariance; "background"
+        puts a uniform component over the box of the data beside them; "student_t" has heavy tails, and
+        "gaussian" nothing: for these two, rows far out in the tail of their cluster count as outliers.
+      covariance_type: the clusters' structure, by name.
+      contamination: the share of the training rows that are to be called outliers, in (0, 0.5], as in
+        `sklearn.covariance.EllipticEnvelope`; or "auto" for rows that are more probably outliers than not
+        ("contaminated", "background"), or farther out than 99 % of their cluster.
+      n_init: random starts, of which the best is kept.
+      reg_covar: ridge, as in `jaxgmm.fit`.
+      max_iter: EM steps.
+      random_state: int, `RandomState` or None; of the starts.
+
+    Attributes:
+      params_: the fitted `jaxgmm.GMMParams`, for data less `location_`.
+      location_: (n_features,) what is taken off the data.
+      n_iter_: EM steps of the best fit.
+      offset_: the score below which a row is an outlier.
+      n_features_in_: number of features.
+      feature_names_in_: names of the features, where the data had any.
+
+    Example:
+      >>> import numpy as np
+      >>> from jaxgmm.sklearn import GaussianMixtureOutliers
+      >>> X = np.r_[np.random.default_rng(0).normal(size=(200, 2)), [[9.0, 9.0], [-8.0, 9.0]]]
+      >>> GaussianMixtureOutliers(contamination="auto", random_state=0).fit_predict(X)[-3:].tolist()
+      [1, -1, -1]
+
+    References:
+      Punzo & McNicholas (2016), Parsimonious mixtures of multivariate contaminated normal distributions;
+      Banfield & Raftery (1993); Peel & McLachlan (2000).
+    """
+
+    _constraints: ClassVar = {
+        "n_components": checks.integer(1),
+        "method": checks.option(*METHODS),
+        "contamination": checks.either(
+            checks.option("auto"), (lambda v: isinstance(v, float) and 0 < v <= 0.5, "a float in (0, 0.5]")
+        ),
+        "n_init": checks.integer(1),
+        "reg_covar": checks.number(),
+        "max_iter": checks.integer(1),
+    }
+
+    def __init__(
+        self,
+        n_components: int = 1,
+        *,
+        method: str = "contaminated",
+        covariance_type: str = "full",
+        contamination: float | str = 0.1,
+        n_init: int = 5,
+        reg_covar: float = 1e-6,
+        max_iter: int = 1000,
+        random_state: Any = None,
+    ) -> None:
+        checks.set_parameters(**locals())
+
+    def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> GaussianMixtureOutliers:
+        """Fit the mixture.
+
+        Args:
+          X: array-like or data frame (n_samples, n_features).
+          y: ignored.
+          sample_weight: array-like (n_samples,) or None for ones.
+
+        Raises:
+          ValueError: for parameters out of range, or where every start ends at a singular covariance.
+        """
+        checks.check_parameters(self, self._constraints)
+        model: ModelLike = self.covariance_type
+        get_model(model)
+        if self.method != "gaussian":
+            model = (contaminated if self.method == "contaminated" else student_t)(self.covariance_type)
+        random_state = check_random_state(self.random_state)
+        data = checks.data(self, X, ensure_min_samples=2)
+        if self.n_components > len(data):
+            raise ValueError(
+                f"Expected n_samples >= n_components but got n_components = {self.n_components}, "
+                f"n_samples = {len(data)}"
+            )
+        rows = load(data, check_weight(sample_weight, data))
+        key = jax.random.key(int(random_state.randint(np.iinfo(np.int32).max)))
+        options: dict[str, Any] = {"reg_covar": self.reg_covar, "max_iter": self.max_iter}
+        results = fit_restarts(
+            key, rows.x, self.n_components, rows.weight, covariance_type=model, n_init=self.n_init, **options
+        )
+        result = best(results)
+        if self.method == "background":
+            # Clusters as a fit sees them that outliers do not widen.
+            robust, sides = result.params, np.ptp(rows.host, axis=0)
+            core = GMMParams(
+                robust.log_weights, robust.means, robust.scatter, *get_model(self.covariance_type)
+            )
+            start = with_background(core, np.where(sides > 0, sides, 1))
+            result = fit(start, rows.x, rows.weight, **options)
+        if int(result.status) not in (Status.CONVERGED, Status.MAX_ITER):
+            raise CollapsedError
+        self.params_: GMMParams = result.params
+        self.n_iter_ = int(result.n_iter)
+        self.location_ = np.asarray(rows.offset)
+        self.offset_ = _AUTO[self.method]
+        if self.contamination != "auto":
+            self.offset_ = float(np.percentile(self.score_samples(data), 100 * float(self.contamination)))
+        return self
+
+    def score_samples(self, X: Any) -> Host:
+        """(n_samples,) the probability of each row to be no outlier; low for outliers.
+
+        Args:
+          X: array-like or data frame (n_samples, n_features).
+        """
+        check_is_fitted(self)
+        data = checks.data(self, X, reset=False)
+        dtype = compute_dtype(data.dtype)
+        params = jax.tree.map(lambda a: np.asarray(a, dtype), self.params_)
+        found = in_blocks(lambda x: (outliers(params, x),), data, self.location_, dtype, _ROWS)[0]
+        return 1 - found
+
+    def decision_function(self, X: Any) -> Host:
+        """(n_samples,) `score_samples` less `offset_`: negative for outliers."""
+        return self.score_samples(X) - self.offset_
+
+    def predict(self, X: Any) -> Host:
+        """(n_samples,) −1 for outliers, 1 for the others."""
+        return np.where(self.decision_function(X) < 0, -1, 1)

@@ -1,0 +1,64 @@
+"""The outlier detector: the methods against each other, its thresholds, and scikit-learn's checks."""
+
+import numpy as np
+import pytest
+from sklearn.metrics import f1_score
+
+import jaxgmm
+from jaxgmm.sklearn import GaussianMixtureOutliers
+from jaxgmm.sklearn._outliers import METHODS
+from tests.sklearn.test_checks import failures
+
+RNG = np.random.default_rng(0)
+CLUSTERS = np.concatenate([RNG.normal(-3, 0.5, (150, 2)), RNG.normal(3, 0.5, (150, 2))])
+X = np.concatenate([CLUSTERS, RNG.uniform(-12, 12, (20, 2))])
+BAD = np.arange(320) >= 300
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_rows_away_from_both_clusters_are_found(method):
+    detector = GaussianMixtureOutliers(2, method=method, contamination="auto", random_state=0).fit(X + 1e3)
+    found = detector.predict(X + 1e3) == -1
+    # A Gaussian has nowhere to put outliers but in its covariances, which they widen.
+    assert f1_score(BAD, found) > (0.5 if method == "gaussian" else 0.75)
+    score = detector.score_samples(X + 1e3)
+    np.testing.assert_array_equal(found, score < detector.offset_)
+    np.testing.assert_array_equal(detector.fit(X + 1e3).score_samples(X + 1e3), score)
+    direct = 1 - np.asarray(
+        jaxgmm.outliers(detector.params_, (X + 1e3 - detector.location_).astype(np.float32))
+    )
+    np.testing.assert_allclose(score, direct, atol=1e-5)
+
+
+def test_contamination_is_the_share_that_is_found():
+    for share in (0.05, 0.2):
+        detector = GaussianMixtureOutliers(2, method="student_t", contamination=share, random_state=0)
+        assert abs((detector.fit_predict(X) == -1).mean() - share) < 0.01
+
+
+def test_a_weight_of_zero_leaves_a_row_out():
+    weight = np.where(BAD, 0.0, 1.0)
+    detector = GaussianMixtureOutliers(2, method="gaussian", contamination="auto", random_state=0)
+    detector.fit(X, sample_weight=weight)
+    assert f1_score(BAD, detector.predict(X) == -1) > 0.8
+
+
+@pytest.mark.parametrize(
+    ("parameters", "words"),
+    [
+        ({"method": "trimmed"}, "method"),
+        ({"contamination": 0.7}, "contamination"),
+        ({"n_components": 0}, "n_components"),
+        ({"covariance_type": "WWW"}, "must be one of"),
+        ({"covariance_type": "tied"}, "pools them"),
+        ({"n_components": 400}, "n_samples >= n_components"),
+    ],
+)
+def test_what_cannot_be_fitted_is_refused(parameters, words):
+    with pytest.raises(ValueError, match=words):
+        GaussianMixtureOutliers(**parameters).fit(X)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_scikit_learns_checks_pass():
+    assert failures(GaussianMixtureOutliers(n_init=1, max_iter=50, random_state=0)) == []
