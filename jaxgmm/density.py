@@ -381,9 +381,10 @@ def outliers(params: GMMParams, X: ArrayLike | Data) -> Array:
     """(N,) how much each row is an outlier, from 0 to 1: Σ_k r_nk times what component k says of it.
 
     With a uniform background it is the probability of coming from there. A contaminated component gives the
-    probability that the row is one of its bad ones. Gaussian and t components know of no outliers: for them
-    it is the probability that a row of the component lies nearer to its centre, so that of rows that come
-    from the mixture a share of 1 % is above 0.99. Incomplete rows are judged by their observed entries.
+    probability that the row is one of its bad ones. Gaussian and t components know of no outliers: there it
+    is the probability that a row of N(μ_k, Σ_k) lies nearer to the centre, with the scatter matrix Σ_k of a
+    t, so that of rows from a Gaussian mixture a share of 1 % is above 0.99. Incomplete rows are judged by
+    their observed entries.
 
     Args:
       params: the mixture.
@@ -399,7 +400,8 @@ def outliers(params: GMMParams, X: ArrayLike | Data) -> Array:
       [0.0, 0.95, 1.0]
 
     References:
-      Banfield & Raftery (1993) for the background; Punzo & McNicholas (2016) for contaminated components.
+      Banfield & Raftery (1993) for the background; Punzo & McNicholas (2016) for contaminated components;
+      Peel & McLachlan (2000), §7, for t components.
     """
     check_mixture(params)
     if params.component.outlier is None:

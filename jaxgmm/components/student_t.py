@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-from jax.scipy.special import betainc, digamma, gammaln
+from jax.scipy.special import digamma, gammaln
 
 from jaxgmm.components.base import Component, Scale, Seen, Shape, Sums, Target
 from jaxgmm.components.covariance.base import Covariance
@@ -57,14 +57,6 @@ def _marginal(c: Component, scale: Scale, seen: Seen) -> tuple[Array, _Latent]:
     dof, n = scale["dof"][:, None], jnp.asarray(seen.n_observed, seen.length.dtype)
     ratio = _log_gamma_ratio(*jnp.broadcast_arrays(0.5 * dof, 0.5 * n))
     return seen.base + ratio + _exponent(dof, seen.length, n), _Latent(seen.y, seen.length, n)
-
-
-def _outlier(c: Component, scale: Scale, seen: Seen) -> Array:
-    # δ / n has an F distribution with n and ν degrees of freedom.
-    dof = jnp.broadcast_to(scale["dof"][:, None], seen.length.shape)
-    n = jnp.broadcast_to(jnp.asarray(seen.n_observed, seen.length.dtype), seen.length.shape)
-    share = seen.length / (seen.length + dof)
-    return jnp.where(n > 0, betainc(0.5 * jnp.maximum(n, 1), 0.5 * dof, share), 0)
 
 
 def _log_density(c: Component, prepared: Any, x: Array, on: Array) -> tuple[Array, Array]:
@@ -220,7 +212,6 @@ _STUDENT_T = gaussian()._replace(
     to_free=_to_free,
     from_free=_from_free,
     marginal=_marginal,
-    outlier=_outlier,
     accepts=("missing", "projection"),  # a t with Gaussian noise is no t
     is_gaussian=False,
 )

@@ -15,12 +15,14 @@ from jaxgmm.components.registry import ModelLike, get_model
 from jaxgmm.components.student_t import student_t
 from jaxgmm.density import outliers
 from jaxgmm.em import fit
+from jaxgmm.kernels.programs import in_float64
 from jaxgmm.mixture import GMMParams, with_background
+from jaxgmm.result import FitResult
 from jaxgmm.selection._criteria import best
 from jaxgmm.selection._restarts import fit_restarts
 from jaxgmm.sklearn import _checks as checks
 from jaxgmm.sklearn._conversion import CollapsedError
-from jaxgmm.sklearn._data import Host, check_weight, compute_dtype, in_blocks, load
+from jaxgmm.sklearn._data import Host, check_weight, compute_dtype, in_blocks
 from jaxgmm.solvers.squarem import Status
 
 METHODS = ("contaminated", "background", "student_t", "gaussian")
@@ -28,6 +30,7 @@ METHODS = ("contaminated", "background", "student_t", "gaussian")
 # likelier; where they do not, one row in a hundred of the mixture's own.
 _AUTO = {"contaminated": 0.5, "background": 0.5, "student_t": 0.01, "gaussian": 0.01}
 _ROWS = 1 << 16
+_TOL = 1e-8  # of the fits: a repeated row and one of weight 2 give the same to as many digits
 
 
 class GaussianMixtureOutliers(OutlierMixin, BaseEstimator):
@@ -37,7 +40,7 @@ class GaussianMixtureOutliers(OutlierMixin, BaseEstimator):
       n_components: number of clusters.
       method: "contaminated" gives every cluster a share of rows with an inflated covariance; "background"
         puts a uniform component over the box of the data beside them; "student_t" has heavy tails, and
-        "gaussian" nothing: for these two, rows far out in the tail of their cluster count as outliers.
+        "gaussian" nothing: for these two, rows far out from a Gaussian cluster count as outliers.
       covariance_type: the clusters' structure, by name.
       contamination: the share of the training rows that are to be called outliers, in (0, 0.5], as in
         `sklearn.covariance.EllipticEnvelope`; or "auto" for rows that are more probably outliers than not
@@ -115,30 +118,41 @@ class GaussianMixtureOutliers(OutlierMixin, BaseEstimator):
                 f"Expected n_samples >= n_components but got n_components = {self.n_components}, "
                 f"n_samples = {len(data)}"
             )
-        rows = load(data, check_weight(sample_weight, data))
+        weight = check_weight(sample_weight, data)
+        self.location_ = np.average(data.astype(np.float64), axis=0, weights=weight)
         key = jax.random.key(int(random_state.randint(np.iinfo(np.int32).max)))
-        options: dict[str, Any] = {"reg_covar": self.reg_covar, "max_iter": self.max_iter}
-        results = fit_restarts(
-            key, rows.x, self.n_components, rows.weight, covariance_type=model, n_init=self.n_init, **options
-        )
-        result = best(results)
-        if self.method == "background":
-            # Clusters as a fit sees them that outliers do not widen.
-            robust, sides = result.params, np.ptp(rows.host, axis=0)
-            core = GMMParams(
-                robust.log_weights, robust.means, robust.scatter, *get_model(self.covariance_type)
-            )
-            start = with_background(core, np.where(sides > 0, sides, 1))
-            result = fit(start, rows.x, rows.weight, **options)
+        # In float64: how far out a row lies is told by small differences of probabilities from 1.
+        with in_float64():
+            result = self._fitted(key, data - self.location_, weight, model)
+            params = jax.tree.map(np.asarray, result.params)
         if int(result.status) not in (Status.CONVERGED, Status.MAX_ITER):
             raise CollapsedError
-        self.params_: GMMParams = result.params
+        self._params = params
+        self.params_: GMMParams = jax.tree.map(lambda a: a.astype(compute_dtype(a.dtype)), params)
         self.n_iter_ = int(result.n_iter)
-        self.location_ = np.asarray(rows.offset)
         self.offset_ = _AUTO[self.method]
         if self.contamination != "auto":
-            self.offset_ = float(np.percentile(self.score_samples(data), 100 * float(self.contamination)))
+            score = self.score_samples(data)
+            order = np.argsort(score, kind="stable")
+            below = np.cumsum(np.ones(len(data)) if weight is None else weight[order])
+            at = np.searchsorted(below, float(self.contamination) * below[-1] * (1 + 1e-12), side="right")
+            self.offset_ = float(score[order[min(at, len(data) - 1)]])
         return self
+
+    def _fitted(self, key: Any, data: Host, weight: Host | None, model: ModelLike) -> FitResult:
+        options: dict[str, Any] = {"reg_covar": self.reg_covar, "max_iter": self.max_iter, "tol": _TOL}
+        result = best(
+            fit_restarts(
+                key, data, self.n_components, weight, covariance_type=model, n_init=self.n_init, **options
+            )
+        )
+        if self.method == "background":
+            # Clusters as a fit sees them that outliers do not widen.
+            robust, sides = result.params, np.ptp(data, axis=0)
+            parts = (robust.log_weights, robust.means, robust.scatter)
+            core = GMMParams(*parts, *get_model(self.covariance_type))
+            result = fit(with_background(core, np.where(sides > 0, sides, 1)), data, weight, **options)
+        return result
 
     def score_samples(self, X: Any) -> Host:
         """(n_samples,) the probability of each row to be no outlier; low for outliers.
@@ -148,9 +162,10 @@ class GaussianMixtureOutliers(OutlierMixin, BaseEstimator):
         """
         check_is_fitted(self)
         data = checks.data(self, X, reset=False)
-        dtype = compute_dtype(data.dtype)
-        params = jax.tree.map(lambda a: np.asarray(a, dtype), self.params_)
-        found = in_blocks(lambda x: (outliers(params, x),), data, self.location_, dtype, _ROWS)[0]
+        with in_float64():
+            found = in_blocks(
+                lambda x: (outliers(self._params, x),), data, self.location_, np.dtype(np.float64), _ROWS
+            )[0]
         return 1 - found
 
     def decision_function(self, X: Any) -> Host:
