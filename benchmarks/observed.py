@@ -204,7 +204,7 @@ def main() -> None:
     parser.add_argument("--json", help="a file for the table")
     given = parser.parse_args()
     run, title, about, columns = PARTS[given.part]
-    rows = run(given.repeats)
+    rows = [[tables.significant(c) if isinstance(c, float) else c for c in row] for row in run(given.repeats)]
     if given.json:
         packages = ("jax", "numpy", "tgmm", "torch")
         tables.add(given.json, title, about=about, columns=columns, rows=rows, packages=packages)
