@@ -271,7 +271,7 @@ def _read_frame(path: str, extension: str, cells: bytes | None = None) -> Any:
         # Without the empty lines at its end, which polars takes for rows.
         text = (pathlib.Path(path).read_bytes() if cells is None else cells).rstrip(b"\r\n")
         separator = _separator(path, text, extension)
-        types: dict[str, Any] = {"infer_schema_length": None} if cells is None else {"infer_schema": False}
+        types: dict[str, Any] = {"infer_schema_length": None} if cells is None else {"infer_schema_length": 0}
         return polars.read_csv(text, separator=separator, encoding="utf8-lossy", **types)
     except (polars.exceptions.PolarsError, OSError, ValueError) as error:
         detail = _ragged(text, separator) or str(error).partition("\n")[0]
