@@ -150,15 +150,21 @@ def projection(value: ArrayLike | None, x: Array) -> Array | None:
     return r
 
 
+def _integers(value: Any, x: Array, name: str, meaning: str) -> Any:
+    """An integer for each row (N,), −1 with a meaning of its own."""
+    given: Any = value if isinstance(value, Array) else np.asarray(value)
+    if not jnp.issubdtype(given.dtype, jnp.integer):
+        raise TypeError(f"{name} must be integers, -1 {meaning}; got dtype {given.dtype}")
+    if given.shape != x.shape[:1]:
+        raise ValueError(f"{name} must have shape {x.shape[:1]}, one for each row; got shape {given.shape}")
+    return given
+
+
 def labels(value: ArrayLike | None, x: Array) -> Array | None:
     """Labels (N,) int32, −1 for unknown; None where all can be seen to be."""
     if value is None:
         return None
-    given: Any = value if isinstance(value, Array) else np.asarray(value)
-    if not jnp.issubdtype(given.dtype, jnp.integer):
-        raise TypeError(f"labels must be integers, -1 where unknown; got dtype {given.dtype}")
-    if given.shape != x.shape[:1]:
-        raise ValueError(f"labels must have shape {x.shape[:1]}, one for each row; got shape {given.shape}")
+    given = _integers(value, x, "labels", "where unknown")
     if not is_concrete(given):
         return given.astype(jnp.int32)
     known = np.asarray(given)
@@ -171,11 +177,7 @@ def groups(value: ArrayLike | None, x: Array) -> Array | None:
     """Groups (N,) as int32 numbers of rows, a row's own where it is −1; None where all are on their own."""
     if value is None:
         return None
-    given: Any = value if isinstance(value, Array) else np.asarray(value)
-    if not jnp.issubdtype(given.dtype, jnp.integer):
-        raise TypeError(f"groups must be integers, -1 for a row on its own; got dtype {given.dtype}")
-    if given.shape != x.shape[:1]:
-        raise ValueError(f"groups must have shape {x.shape[:1]}, one for each row; got shape {given.shape}")
+    given = _integers(value, x, "groups", "for a row on its own")
     if not is_concrete(given):
         raise TypeError("groups must be concrete: they are found before a fit is compiled")
     known, rows = np.asarray(given), np.arange(x.shape[0])
@@ -209,7 +211,7 @@ _SUM = 1e-3  # how far from 1 probabilities may sum that were meant to, beside t
 
 def data(X: ArrayLike, *, n_features: int | None = None, name: str = "X", missing: bool = False) -> Array:
     """X as a floating array (N, D), N ≥ 1, D ≥ 1, finite where that can be seen, or NaN where `missing`."""
-    if hasattr(X, "is_plain"):
+    if hasattr(X, "is_plain"):  # `Data`, whose module imports this one
         raise TypeError(
             f"{name} is what observe returned, which this function does not take: give it complete rows, as "
             "an array"

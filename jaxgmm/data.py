@@ -181,7 +181,7 @@ def observe(
 
     Raises:
       ValueError, TypeError: for shapes that do not fit, infinite entries, negative noise, a covariance that
-        is not symmetric and positive semi-definite, or a row for which every component is ruled out.
+        is not symmetric and positive definite, or a row for which every component is ruled out.
 
     Example:
       >>> import jaxgmm
@@ -199,13 +199,11 @@ def observe(
     """
     gaps = validate.choice(missing, "missing", MISSING) == "nan"
     x = validate.data(X, missing=gaps)
-    observed = None
-    if gaps:
-        observed = validate.observed(x)
-        x = x if observed is None else _where(observed, x, 0)
+    observed = validate.observed(x) if gaps else None
     errors = validate.noise(noise, x)
     if errors is not None and errors.ndim == 2:
         errors, observed = _without_infinite(errors, observed)
+    x = x if observed is None else _where(observed, x, 0)
     r = validate.projection(projection, x)
     label, prior = validate.labels(labels, x), validate.log_prior(log_prior, x)
     view = View(observed, errors, r)
@@ -316,8 +314,8 @@ def location_and_variance(
     """Weighted mean (D,) and variance (D,) of the features, the variance about the mean.
 
     Of the entries that are `observed` (N, D); of a feature that never is, 0 and 0. Where squares leave the
-    range of the dtype, the variance is NaN; or the least that can be told from zero,
-    of a feature whose squares underflow beside those of another one.
+    range of the dtype, the variance is NaN; or the least that can be told from zero, of a feature whose
+    squares underflow beside those of another one.
     """
 
     def of_block(w: Array, b: Array, seen: Array | None) -> tuple[Array, Array]:
@@ -355,22 +353,23 @@ def location_and_variance(
 
 
 def covariance_of(data: Data, block_size: int = 2048) -> tuple[Array, Array, Array]:
-    """The features' mean (D,), standard deviations (D,), 1 where constant, and correlations (D, D).
+    """The features' mean (D,), variances (D,) and covariance matrix (D, D).
 
     With missing entries a correlation is that of the rows that have both features, times the share of them:
-    less than it is, and a positive semi-definite matrix. Of projected features 0, 1 and I.
+    less than it is, and the matrix positive semi-definite. Of projected features 0, 1 and I.
     """
     x, d = data.x, data.n_features
     if data.view.projection is not None:
         return jnp.zeros(d, x.dtype), jnp.ones(d, x.dtype), jnp.eye(d, dtype=x.dtype)
     mean, variance = location_and_variance(x, data.weight, observed=data.view.observed)
-    width = jnp.sqrt(jnp.where(variance > 0, variance, 1))
     total, products = scatter(data.filled(mean), data.weight, mean, block_size)
-    size = width
+    covariance = products / total
     if data.view.observed is not None:
-        seen = jnp.diagonal(products) / total
-        size = jnp.sqrt(jnp.where(seen > 0, seen, 1))
-    return mean, width, products / total / size[:, None] / size[None, :]
+        # A missing entry, filled with the mean, adds nothing to the products.
+        seen = jnp.diagonal(covariance)
+        wider = jnp.sqrt(variance / jnp.where(seen > 0, seen, 1))
+        covariance = wider[:, None] * covariance * wider[None, :]
+    return mean, variance, covariance
 
 
 def scatter(

@@ -144,16 +144,21 @@ def get_data(
     return X
 
 
+_IN_WORDS = {"missing": "missing entries", "noise": "noise", "projection": "projections"}
+
+
+def check_component(component: Component, *given: str) -> None:
+    """Raise where a component has no density for rows with what is given: words of `Component.accepts`."""
+    for what in given:
+        if what not in component.accepts:
+            words = f"{component.name!r} has no density for rows with {_IN_WORDS[what]}"
+            raise ValueError(f"{words}; use Gaussian components")
+
+
 def check_accepts(data: Data, component: Component, n_components: int | None = None) -> None:
     """Raise where a component has no density for such rows, or the labels do not fit its number."""
-    view = data.view
-    given = {"missing": view.observed, "noise": view.noise, "projection": view.projection}
-    for what, array in given.items():
-        if array is not None and what not in component.accepts:
-            words = {"missing": "missing entries", "noise": "noise", "projection": "projections"}[what]
-            raise ValueError(
-                f"{component.name!r} has no density for rows with {words}; use Gaussian components"
-            )
+    given = zip(_IN_WORDS, data.view, strict=True)
+    check_component(component, *(what for what, array in given if array is not None))
     if n_components is not None:
         check_labels(data, n_components)
 
@@ -174,7 +179,7 @@ def check_labels(data: Data, n_components: int) -> None:
 def check_ungrouped(data: Data, what: str) -> None:
     """Raise where rows are in groups, of which `what` knows nothing."""
     if data.group is not None:
-        raise ValueError(f"{what} does not take rows in groups; leave groups out of observe")
+        raise ValueError(f"rows in groups are not for {what}: leave groups out of observe")
 
 
 def check_sizes(data: Data, sizes: Sequence[int]) -> None:

@@ -344,6 +344,8 @@ def em_step(
       [0.5, 0.5]
     """
     params, data, rows = _prepare(params, X, sample_weight, block_size)
+    if axis_name is not None:
+        check_ungrouped(data, "em_step with axis_name")
     x, w = data.x, data.weight
     reg = validate.not_negative(reg_covar, "reg_covar", x.dtype)
     checked = _checked(prior, params.model, params.means.shape, x)
@@ -807,10 +809,12 @@ def init(
     return EMState(*_init(params, data, reg, checked), rows)
 
 
-@jit
-def _step(state: EMState, data: Data, tol: Array, accelerate: Array) -> tuple[EMState, EMInfo]:
+@functools.partial(jit, static_argnames="block_size")
+def _step(
+    state: EMState, data: Data, tol: Array, accelerate: Array, *, block_size: int
+) -> tuple[EMState, EMInfo]:
     before = state.iteration
-    evaluation = evaluate(WHITENED, state.block_size, None, before.point, Problem(data, state.context))
+    evaluation = evaluate(WHITENED, block_size, None, before.point, Problem(data, state.context))
     never = jnp.asarray(jnp.iinfo(jnp.int32).max, jnp.int32)
     chart = coordinates.extrapolation(before.base.model)
     after = squarem.update(evaluation, before, chart, tol, never, accelerate)
@@ -865,5 +869,9 @@ def step(
     dtype, n_samples = data.x.dtype, data.x.shape[0]
     if dtype != point.means.dtype:
         raise TypeError(f"X must have the dtype of the data of init, {point.means.dtype}; got {dtype}")
-    tolerance = validate.tolerance(tol, n_samples, dtype)
-    return _step(state, data, tolerance, validate.flag(accelerate, "accelerate"))
+    rows = state.block_size
+    if not data.is_complete:
+        data = observed.in_tiles(data, point.covariance) if is_concrete(state) else data
+        rows = exact.rows_of(data, point.component, point.n_components)
+    tolerance, fast = validate.tolerance(tol, n_samples, dtype), validate.flag(accelerate, "accelerate")
+    return _step(state, data, tolerance, fast, block_size=rows)

@@ -391,6 +391,8 @@ def with_background(params: GMMParams, extent: ArrayLike, weight: float = 0.05) 
     dtype, d, k = params.means.dtype, params.n_features, params.n_components
     if isinstance(params.component.options, Component):
         raise ValueError(f"params have a background already: {params.component.name!r}")
+    if params.weights_rule.holds:
+        raise ValueError("means and covariances cannot be held beside a background; use hold(params)")
     share = validate.fraction(weight, "weight", dtype)
     given = validate.floating(extent, "extent", dtype)
     if given.ndim == 2 and given.shape[1] == d:
@@ -410,6 +412,6 @@ def with_background(params: GMMParams, extent: ArrayLike, weight: float = 0.05) 
     more = take(params, np.append(np.arange(k), k - 1))
     component = background(params.component)
     log_weights = jnp.append(params.log_weights + jnp.log1p(-share), jnp.log(share))
-    means = more.means.at[-1].set(jnp.exp(params.log_weights) @ params.means)
+    means = more.means.at[-1].set((params.weights[:, None] * params.means).sum(0))
     scale = {"inner": more.scale, "log_density": -jnp.log(sides)}
     return GMMParams(log_weights, means, scale, component, params.weights_rule)

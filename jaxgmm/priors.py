@@ -22,7 +22,7 @@ from jaxgmm.components.base import Target
 from jaxgmm.components.covariance.base import Covariance
 from jaxgmm.components.registry import ModelLike, get_model
 from jaxgmm.components.weights import Model
-from jaxgmm.data import Data, covariance_of, location_and_variance, scatter
+from jaxgmm.data import Data, covariance_of
 from jaxgmm.density import get_data
 from jaxgmm.kernels.linalg import embed_diagonal, epsilon, safe_cholesky
 from jaxgmm.kernels.programs import jit
@@ -394,16 +394,9 @@ def log_prior(params: GMMParams, prior: Prior) -> Array:
 
 def default(data: Data, n_components: Array, covariance: Covariance) -> Prior:
     """`default_prior` without its checks, for a number of components that may be traced."""
-    x, w, dense = data.x, data.weight, not _without_correlations(covariance)
-    d = data.n_features
-    if data.is_complete:
-        mean, spread = location_and_variance(x, w)
-        if dense:
-            total, products = scatter(x, w, mean)
-            spread = products / total
-    else:
-        mean, width, correlation = covariance_of(data)
-        spread = width[:, None] * correlation * width[None, :] if dense else jnp.square(width)
+    x, d, dense = data.x, data.n_features, not _without_correlations(covariance)
+    mean, variance, matrix = covariance_of(data)
+    spread = matrix if dense else variance
     share = jnp.power(n_components.astype(x.dtype), float(-2 / d))
     return Prior(
         mean=mean,

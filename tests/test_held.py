@@ -11,6 +11,7 @@ from numpy.testing import assert_allclose
 
 import jaxgmm
 from jaxgmm import Status, observe
+from jaxgmm import _coordinates as coordinates
 from jaxgmm.components import get_model
 from jaxgmm.mixture import hold
 from tests.conftest import start_from
@@ -219,3 +220,28 @@ def test_no_fit_takes_a_prior_where_means_are_held(fit):
 def test_what_cannot_be_held_is_refused_by_name(call, words):
     with pytest.raises((ValueError, TypeError), match=words):
         call()
+
+
+def test_what_is_held_is_not_rounded_by_the_centring():
+    """In float32 a mean near 0, less a shift of 6 and the shift again, is another number."""
+    start, x = begin("full", "float32", offset=6.0), (X + 6.0).astype(np.float32)
+    far = np.asarray([0.0123, 0.0456, 0.0789], np.float32)
+    assert (far - x.mean(0) + x.mean(0) != far).all()
+    start = dataclasses.replace(start, means=start.means.at[0].set(far))
+    start = hold(start, weights=True, means=[0], covariances=[0])
+    result = quick_fit(start, x)
+    assert (np.asarray(result.params.means)[0] == far).all()
+    several = jax.tree.map(lambda a: jnp.stack([a]), start)
+    results = jaxgmm.fit_restarts(jax.random.key(0), x, K, init=several)
+    assert (np.asarray(results.params.means)[0, 0] == far).all()
+
+
+def test_an_extrapolation_holds_what_a_step_holds(double):
+    held = hold(begin(), means=[0], covariances=[1])
+    for chart in (coordinates.extrapolation(held.model), coordinates.isometric(held.model)):
+        other = dataclasses.replace(held, means=held.means + 1, scale=held.scale * 2)
+        back = chart.back(held, chart.to(held, other))
+        assert (np.asarray(back.means[0]) == np.asarray(held.means[0])).all()
+        assert (np.asarray(back.scale[1]) == np.asarray(held.scale[1])).all()
+        assert_allclose(back.means[1:], other.means[1:], rtol=1e-12)
+        assert_allclose(np.asarray(back.scale)[[0, 2]], np.asarray(other.scale)[[0, 2]], rtol=1e-12)

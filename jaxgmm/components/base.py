@@ -138,3 +138,13 @@ class Component(NamedTuple):
     def __repr__(self) -> str:
         """Short, for the record's functions say nothing to a reader."""
         return f"Component({self.name!r})"
+
+
+def scatter_of(c: Component, scale: Scale) -> Any:
+    """`Component.scatter` where the scale is a dict with the structure's arrays as "scatter"."""
+    return scale["scatter"]
+
+
+def with_scatter(c: Component, scale: Scale, scatter: Any) -> Scale:
+    """`Component.with_scatter` of such a scale."""
+    return {**scale, "scatter": scatter}

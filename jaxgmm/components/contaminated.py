@@ -8,7 +8,15 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxgmm.components.base import Component, Scale, Seen, Shape, Sums, Target
+from jaxgmm.components.base import (
+    Component,
+    Scale,
+    Seen,
+    Sums,
+    Target,
+    scatter_of,
+    with_scatter,
+)
 from jaxgmm.components.covariance.base import Covariance
 from jaxgmm.components.covariance.registry import get_covariance
 from jaxgmm.components.gaussian import (
@@ -16,7 +24,6 @@ from jaxgmm.components.gaussian import (
     distances,
     finite_length,
     gaussian,
-    log_normaliser,
     mean_of,
     moments,
     move,
@@ -145,14 +152,6 @@ def _start(c: Component, variances: Array) -> Scale:
     }
 
 
-def _scatter(c: Component, scale: Scale) -> Any:
-    return scale["scatter"]
-
-
-def _with_scatter(c: Component, scale: Scale, scatter: Any) -> Scale:
-    return {**scale, "scatter": scatter}
-
-
 def _n_parameters(c: Component, n_components: Any, n_features: int) -> Any:
     own = c.covariance.n_parameters(n_components, n_features)
     return n_components * n_features + own + 2 * n_components
@@ -183,20 +182,15 @@ def _from_free(c: Component, scale: Scale, free: Array) -> Scale:
     }
 
 
-def _log_normaliser(c: Component, scale: Scale, shape: Shape) -> Array:
-    return log_normaliser(c, scale, shape)
-
-
 _CONTAMINATED = gaussian()._replace(
     prepare=_prepare,
     expect=_expect,
-    log_normaliser=_log_normaliser,
     log_density=_log_density,
     statistics=_statistics,
     maximise=_maximise,
     start=_start,
-    scatter=_scatter,
-    with_scatter=_with_scatter,
+    scatter=scatter_of,
+    with_scatter=with_scatter,
     n_parameters=_n_parameters,
     variance_factor=_variance_factor,
     normal_factor=_normal_factor,

@@ -10,7 +10,16 @@ import numpy as np
 from jax import Array, lax
 from jax.scipy.special import digamma, gammaln
 
-from jaxgmm.components.base import Component, Scale, Seen, Shape, Sums, Target
+from jaxgmm.components.base import (
+    Component,
+    Scale,
+    Seen,
+    Shape,
+    Sums,
+    Target,
+    scatter_of,
+    with_scatter,
+)
 from jaxgmm.components.covariance.base import Covariance
 from jaxgmm.components.covariance.registry import get_covariance
 from jaxgmm.components.gaussian import (
@@ -162,14 +171,6 @@ def _start(c: Component, variances: Array) -> Scale:
     }
 
 
-def _scatter(c: Component, scale: Scale) -> Any:
-    return scale["scatter"]
-
-
-def _with_scatter(c: Component, scale: Scale, scatter: Any) -> Scale:
-    return {**scale, "scatter": scatter}
-
-
 def _n_parameters(c: Component, n_components: Any, n_features: int) -> Any:
     own = {None: n_components, "common": 1}.get(c.options, 0)
     return n_components * n_features + c.covariance.n_parameters(n_components, n_features) + own
@@ -204,8 +205,8 @@ _STUDENT_T = gaussian()._replace(
     statistics=_statistics,
     maximise=_maximise,
     start=_start,
-    scatter=_scatter,
-    with_scatter=_with_scatter,
+    scatter=scatter_of,
+    with_scatter=with_scatter,
     n_parameters=_n_parameters,
     variance_factor=_variance_factor,
     normal_factor=_normal_factor,

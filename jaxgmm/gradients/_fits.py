@@ -141,7 +141,7 @@ def checked(
 ) -> tuple[GMMParams, Data, Array, Array, int]:  # fmt: skip
     """A mixture, its data, tol, reg_covar, and the rows per block."""
     params, data = data_of(params, X, sample_weight)
-    check_ungrouped(data, "a fit by gradient, or unrolled,")
+    check_ungrouped(data, "fits by gradient, nor unrolled ones")
     data, x = data.by_row(), data.x
     rows = exact.rows_of(data, params.component, params.n_components)
     if block_size is not None:

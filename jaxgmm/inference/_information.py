@@ -107,7 +107,7 @@ def checked(
     The program gives (params, data, **options) -> a value, and the `valid` and `distance` of an `Inverse`.
     """
     params, data = data_of(params, X, sample_weight)
-    check_ungrouped(data, "standard errors")
+    check_ungrouped(data, "standard errors and influences")
     value, valid, distance = program(params, data.by_row(), **options)
     if not validate.is_concrete(valid, distance):
         return value
@@ -170,7 +170,7 @@ def information(
       expected Fisher information; McLachlan & Peel (2000), Finite Mixture Models, §2.15.
     """
     params, data = data_of(params, X, sample_weight)
-    check_ungrouped(data, "information")
+    check_ungrouped(data, "the information")
     if validate.is_concrete(params):
         params = active(params)
     return _information(params, data.by_row())[0]

@@ -140,11 +140,9 @@ def gaps_of(x: Array, centres: Array, observed: Array | None) -> Array:
 
 def mass_of(share: Array, observed: Array | None) -> Array:
     """(K, 1 or D) the weight of the entries of clusters with shares (K, B) of the rows."""
-    return (
-        share.sum(1)[:, None]
-        if observed is None
-        else einsum("kb,bd->kd", share, observed.astype(share.dtype))
-    )
+    if observed is None:
+        return share.sum(1)[:, None]
+    return einsum("kb,bd->kd", share, observed.astype(share.dtype))
 
 
 def clusters(

@@ -23,7 +23,7 @@ from jaxgmm.components.covariance.base import Covariance
 from jaxgmm.components.registry import ModelLike
 from jaxgmm.components.weights import Model
 from jaxgmm.data import Context, Data
-from jaxgmm.init._clusters import clusters, distinct_rows, least, partitions, random_simplex
+from jaxgmm.init._clusters import clusters, distinct_rows, least, mass_of, partitions, random_simplex
 from jaxgmm.kernels import exact
 from jaxgmm.kernels.base import Statistics
 from jaxgmm.kernels.blocked_sum import in_range
@@ -291,8 +291,8 @@ def _labelled(places: Array, data: Data, x: Array, w: Array) -> Array:
     # What a row's label says beyond nothing: 1 where it is known for sure.
     share = jnp.maximum(jax.nn.softmax(known, axis=0) - 1 / known.shape[0], 0) * w[None, :]
     seen = data.view.observed
-    mass = share.sum(1)[:, None] if seen is None else share @ seen.astype(x.dtype)
-    total = share @ (x if seen is None else jnp.where(seen, x, 0))
+    total = einsum("kn,nd->kd", share, x if seen is None else jnp.where(seen, x, 0))
+    mass = mass_of(share, seen)
     return jnp.where(mass > 0, total / jnp.where(mass > 0, mass, 1), places)
 
 

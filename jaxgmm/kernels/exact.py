@@ -19,7 +19,7 @@ from jaxgmm.kernels import observed, sparse
 from jaxgmm.kernels.base import Kernel, Statistics
 from jaxgmm.kernels.blocked_sum import block_rows, sum_own_rows, sum_rows, zero_unused
 from jaxgmm.kernels.linalg import einsum, eye, outlived, transposed
-from jaxgmm.mixture import GMMParams, translate
+from jaxgmm.mixture import GMMParams
 
 # (responsibilities (K, B), exponents of the densities (K, B), whitened residuals (K, D, B)) -> others (K, B)
 Reassign = Callable[[Array, Array, Array], Array]
@@ -262,8 +262,7 @@ def _grouped(
     alone = dataclasses.replace(data, group=None)
     if resp is not None or reassign is not None:
         return sums(params, alone, shift, None, block_size, resp=resp, reassign=reassign)
-    here = params if shift is None else translate(params, shift)
-    of_group, log_likelihood, exists = groups(here, data)
+    of_group, log_likelihood, exists = groups(params, data if shift is None else data.less(shift))
     found = sums(params, alone, shift, None, block_size, resp=of_group[data.group])
     share = jnp.where(exists[:, None], of_group, 0).sum(0)
     return dataclasses.replace(found, log_likelihood=log_likelihood.sum(), share=share)

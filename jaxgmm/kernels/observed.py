@@ -3,8 +3,9 @@
 A row x = R z + ε with ε ~ N(0, S) is seen in its observed entries; z = μ_k + C_k y with y ~ N(0, I). In y it
 is a linear regression with the rows of A = R C_k as regressors: T = A Aᵀ + S, E[y] = Aᵀ T⁻¹ (x − R μ_k),
 Cov[y] = I − Aᵀ T⁻¹ A, and log |T| and the squared distance (x − R μ_k)ᵀ T⁻¹ (x − R μ_k) give the density.
-The entries are taken in one after the other, by a Gram–Schmidt process on the rows of [A, S^½]: T is never
-formed, so that it costs no digits. A missing entry is passed over.
+The entries are taken in one after the other, by a Gram–Schmidt process on the rows of [A, S^½] or, where S is
+diagonal, of [A, I] with S as weights: T is never formed, so that it costs no digits. A missing entry is
+passed over.
 
 References: Ghahramani & Jordan (1994), Supervised learning from incomplete data via an EM approach; Bovy,
 Hogg & Roweis (2011), Extreme deconvolution, Annals of Applied Statistics 5.
@@ -12,6 +13,7 @@ Hogg & Roweis (2011), Extreme deconvolution, Annals of Applied Statistics 5.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -43,9 +45,7 @@ class Regression(NamedTuple):
     z: Array | None  # (K, E, F, n)  their own whitened residuals; None where ‖z‖ = ‖y‖
     spread: Array  # (K, D, D, n)  Cov[y]
     log_det: Array  # (K, n)  log |T|, of the observed entries
-    draw: (
-        Array | None
-    )  # (K, D, n)  of given numbers u (K, W, n), the part that the observed entries leave free
+    draw: Array | None  # (K, D, n)  of numbers u (K, W, n), the part that what is seen leaves free
 
 
 class Look(NamedTuple):
@@ -164,7 +164,7 @@ class _Tables(NamedTuple):
 
 
 def _tables(colour: Array, patterns: View, n_entries: int) -> _Tables:
-    """So many patterns at a time as stay in a CPU's cache."""
+    """The regressions of all patterns, in blocks."""
     k = colour.shape[0]
 
     def some(patterns: View) -> _Tables:
@@ -179,7 +179,7 @@ def _tables(colour: Array, patterns: View, n_entries: int) -> _Tables:
 
 
 def _block(colour: Any, view: View, n_entries: int, n_columns: int) -> int:
-    """How many rows or patterns, each with factors of its own, to work on at once."""
+    """Rows or patterns per block, where the regression of each is computed by itself."""
     n, (k, d) = jax.tree.leaves(view)[0].shape[0], colour.shape[:2]
     width = d + (0 if view.noise is None else n_entries)
     numbers = k * (n_entries * (width + n_columns) + d * (d + n_columns))
@@ -331,12 +331,14 @@ def view_of(rows: Data, patterns: View | None) -> View:
 def in_tiles(data: Data, covariance: Covariance) -> Data:
     """The rows in groups of one pattern each, filled up with rows of weight 0, where that saves work.
 
-    For sums over concrete rows: another order, and other rows.
+    For sums over concrete rows: another order, and other rows. Elsewhere the rows as they are.
     """
-    if data.pattern is None or data.patterns is None or data.tile or by_entry(covariance, data.patterns):
+    if data.tile:
         return data
-    if is_tracing() or not is_concrete(data):
-        return data
+    gains = data.patterns is not None and not by_entry(covariance, data.patterns)
+    if not gains or is_tracing() or not is_concrete(data):
+        # Without the patterns, or a program would be compiled for every number of them.
+        return dataclasses.replace(data, pattern=None, patterns=None)
     pattern = np.asarray(data.pattern)
     counts = np.bincount(pattern, minlength=jax.tree.leaves(data.patterns)[0].shape[0])
     for tile in _TILES:

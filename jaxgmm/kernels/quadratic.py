@@ -83,9 +83,14 @@ def choose_for(
     """`choose` for these rows: with gaps, noise or labels the whitened kernel."""
     if data.is_plain:
         return choose(kernel, component, data.x.shape[0], n_fits * n_components, data.n_features)
+    return (not_quadratic(kernel),)
+
+
+def not_quadratic(kernel: str) -> Kernel:
+    """The kernel of rows with gaps, noise or labels, unless another one is asked for."""
     if validate.choice(kernel, "kernel", KERNELS) == "quadratic":
         raise ValueError("the quadratic kernel takes complete rows without labels; use kernel='auto'")
-    return (WHITENED,)
+    return WHITENED
 
 
 def work(

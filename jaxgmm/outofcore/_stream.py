@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 from jaxgmm import _validate as validate
 from jaxgmm import priors
 from jaxgmm.data import MISSING, Context
-from jaxgmm.density import check_mixture
+from jaxgmm.density import check_component, check_mixture
 from jaxgmm.em import DEFAULT_OPTIONS, MAX_ITER, REG_COVAR, EMOptions, check_options
 from jaxgmm.kernels import quadratic
 from jaxgmm.kernels.exact import WHITENED
@@ -114,11 +114,9 @@ def fit_stream(
     if not isinstance(incremental, bool | np.bool_):
         raise TypeError(f"incremental must be True or False; got {incremental!r}")
     gaps = validate.choice(missing, "missing", MISSING) == "nan"
-    if gaps and "missing" not in component.accepts:
-        raise ValueError(f"{component.name!r} has no density for rows with missing entries")
-    if gaps and options.kernel == "quadratic":
-        raise ValueError("the quadratic kernel takes complete rows without labels; use kernel='auto'")
-    kernel = "whitened" if gaps else options.kernel
+    if gaps:
+        check_component(component, "missing")
+    kernel = quadratic.not_quadratic(options.kernel).name if gaps else options.kernel
     if incremental:
         change_of_reference.check(component, "incremental=True")
     # Of a source of unknown length it cannot be known beforehand whether the quadratic kernel will pay.

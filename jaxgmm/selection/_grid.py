@@ -20,7 +20,7 @@ from jaxgmm.components.covariance.registry import STRUCTURES as RECORDS
 from jaxgmm.components.registry import ModelLike, get_model
 from jaxgmm.components.weights import Model
 from jaxgmm.data import Data
-from jaxgmm.density import get_data
+from jaxgmm.density import check_ungrouped, get_data
 from jaxgmm.em import MAX_ITER, REG_COVAR
 from jaxgmm.init._starts import Init
 from jaxgmm.mixture import GMMParams, active
@@ -327,6 +327,8 @@ def select(
     validate.choice(criterion, "criterion", CRITERIA)
     data = get_data(X, sample_weight)
     n_samples, n_features = data.x.shape[0], data.n_features
+    if criterion in ("cv", "heldout"):
+        check_ungrouped(data, f"criterion={criterion!r}, whose folds would part them")
     if covariance_types is None:
         covariance_types = STRUCTURES if n_features > 1 else UNIVARIATE
     models = _models(covariance_types)

@@ -24,7 +24,7 @@ from jaxgmm.components.covariance.full import full
 from jaxgmm.components.gaussian import gaussian
 from jaxgmm.components.weights import Model
 from jaxgmm.data import Context, Data, summarise
-from jaxgmm.density import check_accepts, get_data, log_prob, posterior
+from jaxgmm.density import check_accepts, get_data, groups, log_prob, posterior
 from jaxgmm.em import run, with_prior
 from jaxgmm.init import _starts as starts
 from jaxgmm.init._starts import AnyPrior, prior_for
@@ -250,6 +250,9 @@ def flags_of(log_weights: Array, means: Array, scale: Factors | None, s: Setting
 
 def _posterior_sum(p: GMMParams, data: Data, block_size: int, of: Callable[[Array, Array], Array]) -> Array:
     """The sum of `of`(weights, responsibilities) over blocks of the samples."""
+    if data.group is not None:
+        weight = jnp.ones_like(data.x[:, 0]) if data.weight is None else data.weight
+        return of(weight, groups(p, data)[0][data.group])
     data = data.by_row()
     instead = p.means[:1] if data.is_complete else jnp.zeros((), data.x.dtype)
 

@@ -73,7 +73,9 @@ def describe(flags: int) -> str:
 
 def total_factor(data: Data, block_size: int) -> Array:
     """Lower Cholesky factor (D, D) of the covariance of all the data, a little wider where it is singular."""
-    _, width, correlation = covariance_of(data, block_size)
+    _, variance, covariance = covariance_of(data, block_size)
+    width = jnp.sqrt(jnp.where(variance > 0, variance, 1))
+    correlation = covariance / width[:, None] / width[None, :]
     eps = float(jnp.finfo(width.dtype).eps)
     identity = jnp.eye(width.shape[0], dtype=width.dtype)
     return width[:, None] * cholesky(correlation + 16 * eps * identity)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -42,8 +41,6 @@ class Rows(NamedTuple):
         if self.known is None:
             return self.data, self.block_size(n_components)
         data = in_tiles(self.known, model.covariance)
-        if not data.tile:  # programs then do not depend on the number of patterns
-            data = dataclasses.replace(data, pattern=None, patterns=None)
         return data, min(rows_of(data, model.component, n_components), data.x.shape[0])
 
     def block_size(self, n_components: int) -> int:
@@ -131,7 +128,7 @@ def check_observed(X: Host, sample_weight: Host | None = None) -> None:
 def rows_with_gaps(x: Host) -> Data:
     """Rows (N, D), NaN where an entry is missing, for functions of single rows."""
     seen = ~np.isnan(x)
-    return Data(np.where(seen, x, 0), observed=seen)  # type: ignore[arg-type]
+    return Data(*jax.device_put((np.where(seen, x, 0), None, seen)))
 
 
 def check_weight(sample_weight: Any, X: Host) -> Host | None:

@@ -128,6 +128,31 @@ def test_a_contaminated_density_is_a_mixture_of_two_gaussian_ones(double):
     np.testing.assert_allclose(np.cov(drawn[labels == 1].T), params.covariances[1], atol=0.5)
 
 
+def test_a_contaminated_step_is_that_of_the_paper(double):
+    """Punzo & McNicholas (2016), §3: the share, then the inflation about the old parameters, then μ and Σ."""
+    params = start("contaminated(full)")
+    new, _ = jaxgmm.em_step(params, HEAVY, WEIGHT, reg_covar=0.0)
+    resp = np.asarray(jaxgmm.responsibilities(params, HEAVY)) * WEIGHT[:, None]
+    for k in range(K):
+        cov = params.scale["scatter"][k] @ params.scale["scatter"][k].T
+        gap = HEAVY - params.means[k]
+        length = np.einsum("nd,nd->n", gap @ np.linalg.inv(cov), gap)
+        good = params.scale["good"][k] * np.exp(-0.5 * length)
+        bad = (1 - params.scale["good"][k]) * 10.0 ** (-D / 2) * np.exp(-0.05 * length)
+        v = good / (good + bad)
+        r = resp[:, k]
+        inflation = (r * (1 - v) * length).sum() / (D * (r * (1 - v)).sum())
+        np.testing.assert_allclose(new.scale["good"][k], (r * v).sum() / r.sum(), rtol=1e-10)
+        np.testing.assert_allclose(new.scale["inflation"][k], inflation, rtol=1e-10)
+        u = r * (v + (1 - v) / inflation)
+        mean = u @ HEAVY / u.sum()
+        np.testing.assert_allclose(new.means[k], mean, rtol=1e-9)
+        away = HEAVY - mean
+        expected = (away * u[:, None]).T @ away / r.sum()
+        factor = np.asarray(new.scale["scatter"][k])
+        np.testing.assert_allclose(factor @ factor.T, expected, rtol=1e-9, atol=1e-10)
+
+
 def test_contaminated_components_find_share_and_inflation_of_their_outliers(double):
     rng = np.random.default_rng(0)
     bad = rng.random(4000) < 0.05
@@ -437,3 +462,5 @@ def test_a_background_is_put_beside_a_mixture_with_the_density_of_its_box(double
             jaxgmm.mixture.with_background(start, extent)
     with pytest.raises(ValueError, match="already"):
         jaxgmm.mixture.with_background(both, x)
+    with pytest.raises(ValueError, match="cannot be held"):
+        jaxgmm.mixture.with_background(jaxgmm.mixture.hold(start, means=True), x)
