@@ -83,7 +83,7 @@ def fit_structure(
         failed = status not in (jaxgmm.Status.CONVERGED, jaxgmm.Status.MAX_ITER)
         row = evaluate(one.params, x, weight) if rows is None else rows[i]
         names = [name for name in (*CRITERIA, *LEFT_OUT) if name in row]
-        params = active(one.params)
+        params = _largest_first(active(one.params))
         cells.append(
             Cell(
                 covariance_type=covariance_type,
@@ -97,6 +97,16 @@ def fit_structure(
             )
         )
     return cells
+
+
+def _largest_first(params: Any) -> Any:
+    """The mixture with its components by falling weight; a background stays the last."""
+    from jaxgmm.mixture import take
+
+    weights = np.array(params.log_weights)
+    if params.model.name.startswith("background"):
+        weights[-1] = -np.inf
+    return take(params, np.argsort(-weights, kind="stable"))
 
 
 def best_cell(cells: Sequence[Cell], criterion: str) -> Cell | None:
