@@ -223,9 +223,9 @@ def given(monkeypatch):
     """What `fit_components` is given, which then fits in float64, without weights, by the one program."""
     calls, genuine = [], jaxgmm.fit_components
 
-    def fit_components(key, x, sizes, weight, **options):
-        calls.append((np.asarray(x), None if weight is None else np.asarray(weight), options))
-        return genuine(key, np.asarray(x, np.float64), sizes, **{**options, "prior": None})
+    def fit_components(key, rows, sizes, **options):
+        calls.append((np.asarray(rows.x), None if rows.weight is None else np.asarray(rows.weight), options))
+        return genuine(key, np.asarray(rows.x, np.float64), sizes, **{**options, "prior": None})
 
     monkeypatch.setattr(jaxgmm, "fit_components", fit_components)
     return calls

@@ -14,7 +14,7 @@ from jax.typing import ArrayLike
 
 from jaxgmm import _validate as validate
 from jaxgmm.data import Data
-from jaxgmm.density import check_ungrouped, data_of, sample
+from jaxgmm.density import check_drawable, check_ungrouped, data_of, sample_as
 from jaxgmm.em import MAX_ITER, REG_COVAR, run
 from jaxgmm.inference._information import ConfidenceIntervals
 from jaxgmm.inference._local_coordinates import entries, without_off
@@ -150,7 +150,7 @@ def _bootstrap(
 
     def resampled(key: Array) -> Data:
         if kind == "parametric":
-            return Data(sample(key, params, n_samples)[0])
+            return sample_as(key, params, data)
         if kind == "weighted":
             drawn = jax.random.exponential(key, (n_samples,), x.dtype)
             drawn = drawn / drawn.mean()
@@ -189,12 +189,13 @@ def bootstrap(
     Args:
       key: a JAX PRNG key; same key, same replicates.
       params: the mixture, a fit to X.
-      X: (N, D).
+      X: (N, D), or `Data`.
       sample_weight: (N,) or None for ones. A row is resampled together with its weight.
       n_replicates: number of refits; static.
       kind: "nonparametric" draws N rows with replacement; "weighted" gives the rows weights from N times a
         flat Dirichlet distribution (the Bayesian bootstrap, in which no row is ever left out); "parametric"
-        draws N new samples from the mixture itself.
+        draws N new samples from the mixture itself, and sees them as the rows of `Data` are: with the same
+        missing entries, noise and projections, and the labels of the same rows.
       tol: as in `fit`.
       max_iter: as in `fit`.
       reg_covar: as in `m_step`; the one of the fit.
@@ -207,7 +208,8 @@ def bootstrap(
       methods. A refit that failed says so in its status, and they leave it out.
 
     Raises:
-      ValueError, TypeError: as `fit`, and for an unknown kind, or sample_weight with "parametric".
+      ValueError, TypeError: as `fit`, for an unknown kind, and for sample_weight, log_prior or groups with
+        "parametric".
 
     Example:
       >>> import jax, jaxgmm
@@ -226,10 +228,8 @@ def bootstrap(
     params, data = data_of(params, X, sample_weight)
     check_ungrouped(data, "bootstrap")
     x = data.x
-    if kind == "parametric" and data.weight is not None:
-        raise ValueError("sample_weight must be None for kind='parametric', which draws its own samples")
-    if kind == "parametric" and not data.is_plain:
-        raise ValueError("kind='parametric' draws complete samples; for such rows use 'nonparametric'")
+    if kind == "parametric":
+        check_drawable(data, "kind='parametric'")
     n = validate.count(n_replicates, "n_replicates", 1)
     numbers = validate.iteration(tol, max_iter, reg_covar, accelerate, x.dtype, x.shape[0])
     options = {"kind": kind, "n_replicates": n, "batch_size": lanes_at_once(batch_size, n)}
