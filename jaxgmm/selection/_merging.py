@@ -28,15 +28,16 @@ from jaxgmm.kernels.programs import jit
 from jaxgmm.mixture import GMMParams
 
 METHODS = ("entropy", "overlap", "modes")
-# Nats per row: clusters whose merger would remove less than this from the entropy of their rows' labels do
-# not overlap. Two Gaussians of one width have as much 5.5 standard deviations apart.
-_APART = 0.01
+ELBOWS = ("ratio", "lines")
+# Nats per row: falls of the entropy below the first are nothing, one of the second is what two components of
+# one cluster have at least. Two Gaussians 6.8 and 4.9 standard deviations apart have as much.
+_NOTHING, _SOMETHING = 0.001, 0.02
 
 
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=("labels", "entropies", "merged", "merges", "overlaps", "n_clusters"),
-    meta_fields=("by",),
+    meta_fields=("by", "elbow"),
 )
 @dataclasses.dataclass(frozen=True)
 class Merging:
@@ -47,13 +48,14 @@ class Merging:
         for components that are switched off, and in rows of numbers of clusters that there are not.
       entropies: (K,) −Σ_n w_n Σ_c r_nc log r_nc of the clusters' responsibilities, in nats; inf in such rows.
       merged: (K,) how many rows the mergers from c clusters on concern, cumulated from the last one: the
-        abscissa on which the elbow is looked for. inf in such rows.
+        abscissa of Baudry's rescaled entropy plot. inf in such rows.
       merges: (K − 1, 2) int32, the pairs in the order in which they were merged, each cluster named by its
         first component; −1 where nothing is left to merge.
       overlaps: (K − 1,) of these pairs, by "overlap" the larger probability that a row of one is taken for
         the other's; else by how many nats the entropy fell.
       n_clusters: () int32, the number of clusters that is chosen.
       by: how pairs were chosen; static.
+      elbow: how their number was, by "entropy"; static.
     """
 
     labels: Array
@@ -63,6 +65,7 @@ class Merging:
     overlaps: Array
     n_clusters: Array
     by: str
+    elbow: str
 
     def __repr__(self) -> str:
         """One line: how many components and clusters."""
@@ -159,10 +162,23 @@ def _numbered(cluster: Array) -> Array:
     return jnp.where(cluster < 0, -1, (jnp.cumsum(first).astype(jnp.int32) - 1)[cluster])
 
 
-def _elbow(x: Array, y: Array, there: Array) -> Array:
+def _largest_ratio(entropies: Array, there: Array, total: Array) -> Array:
+    """() int32 the number of clusters from which on mergers remove least, compared with those before.
+
+    Largest (fall before + τ) / (fall after + τ) from two clusters on, with τ the fall that counts as nothing.
+    """
+    fall = jnp.where(there[1:] & there[:-1], jnp.diff(jnp.where(there, entropies, 0)), 0)
+    before = jnp.where(jnp.append(there[2:], False), jnp.append(fall[1:], 0), _SOMETHING * total)
+    nothing = _NOTHING * total
+    ratio = jnp.where(there[1:] & there[:-1], (before + nothing) / (fall + nothing), 0)
+    last = jnp.max(jnp.where(there, jnp.arange(1, len(there) + 1, dtype=jnp.int32), 0))
+    return jnp.where((ratio > 0).any(), jnp.argmax(ratio) + 2, last).astype(jnp.int32)
+
+
+def _break(x: Array, y: Array, there: Array) -> Array:
     """() int32 the number of clusters at the break of two lines, fitted to the points that are there.
 
-    Both lines have the point where they meet. 0 for fewer than three points.
+    Both lines are fitted to the point where they meet. Of fewer than three points it is the last.
     """
     n = jnp.arange(len(x), dtype=jnp.int32)
     x, y = (jnp.where(there, a, 0) for a in (x, y))
@@ -180,10 +196,11 @@ def _elbow(x: Array, y: Array, there: Array) -> Array:
         return jnp.where(inner, residual(n <= b) + residual(n >= b), jnp.inf)
 
     loss = jax.vmap(at)(n)
-    return jnp.where(jnp.isfinite(loss).any(), jnp.argmin(loss) + 1, 0).astype(jnp.int32)
+    last = jnp.max(jnp.where(there, n, 0))
+    return jnp.where(jnp.isfinite(loss).any(), jnp.argmin(loss), last).astype(jnp.int32) + 1
 
 
-@functools.partial(jit, static_argnames=("by", "has_background"))
+@functools.partial(jit, static_argnames=("by", "elbow", "has_background"))
 def _merge(
     resp: Array,
     weight: Array | None,
@@ -192,6 +209,7 @@ def _merge(
     threshold: Array,
     *,
     by: str,
+    elbow: str,
     has_background: bool,
 ) -> Merging:
     n, k = resp.shape
@@ -249,16 +267,17 @@ def _merge(
     entropies = jnp.where(there, rest + from_here_on(m.drop)[before], jnp.inf)
     merged = jnp.where(there, from_here_on(m.rows)[before], jnp.inf)
     if by == "entropy":
-        overlapping = m.some & (m.drop > _APART * m.rows)
-        last = jnp.max(jnp.where(overlapping, each[1:], 0), initial=0)  # mergers up to the last of these
-        elbow = _elbow(merged, entropies, there)
-        n_clusters = jnp.where(elbow > 0, jnp.maximum(elbow, n_all - last), n_all)
+        if elbow == "lines":
+            n_clusters = _break(merged, entropies, there)
+        else:
+            total = jnp.asarray(n, resp.dtype) if weight is None else weight.sum()
+            n_clusters = _largest_ratio(entropies, there, total)
     elif by == "overlap":
         n_clusters = n_all - jnp.cumprod(m.some & (m.score >= threshold)).sum().astype(jnp.int32)
     else:
         n_clusters = n_all - (m.some & m.same).sum().astype(jnp.int32)
     merges = jnp.where(m.some[:, None], m.pair, -1)
-    return Merging(labels, entropies, merged, merges, jnp.where(m.some, m.score, 0), n_clusters, by)
+    return Merging(labels, entropies, merged, merges, jnp.where(m.some, m.score, 0), n_clusters, by, elbow)
 
 
 class _Merger(NamedTuple):
@@ -279,6 +298,7 @@ def merge_components(
     sample_weight: ArrayLike | None = None,
     *,
     by: str = "entropy",
+    elbow: str = "ratio",
     threshold: ArrayLike = 0.025,
 ) -> Merging:
     """Merge the components into clusters, one pair after the other, and choose how many clusters there are.
@@ -288,10 +308,7 @@ def merge_components(
 
     - "entropy" merges the two whose union lowers the entropy of the rows' labels most, by
       Σ_n w_n [h(r_ni) + h(r_nj) − h(r_ni + r_nj)], h(t) = −t log t. The number of clusters is at the elbow of
-      the entropies: the break of two lines fitted by least squares, over the cumulated number of rows in the
-      merged clusters (the "rescaled entropy plot"). An elbow lies between 2 and K − 1. Beyond the paper,
-      mergers after which no clusters overlap are not made: those from some number of clusters on that all
-      remove less than 0.01 nats for each of their rows. Of one or two components nothing is merged.
+      the entropies, see `elbow`.
     - "overlap" merges the two of which rows are most often taken for the other's: the larger of
       Σ_n r_ni [row n is taken for j's] / Σ_n r_ni and the same of (j, i), until it is below `threshold`.
     - "modes" merges first the components whose means climb to one mode of the density (see
@@ -307,6 +324,13 @@ def merge_components(
       X: (N, D), or `Data`.
       sample_weight: (N,) or None for ones.
       by: "entropy", "overlap" or "modes".
+      elbow: of "entropy", where the number of clusters is. "ratio": where the entropy falls most in the last
+        merger before, compared with the first one after; falls below 0.001 nats per row count as that, and
+        mergers that are not made as 0.02. It lies between 2 and K, which is where nothing overlaps.
+        "lines": where two lines break that are fitted by least squares to the entropies over the cumulated
+        numbers of rows merged, as the paper proposes. It lies between 2 and K − 1, and often too high where
+        clusters are chains of components: smaller pieces overlap more, which bends the upper line. From
+        entropies alone one cluster is never chosen.
       threshold: of "overlap", between 0 and 1: the probability of an error below which clusters are apart.
 
     Returns:
@@ -327,8 +351,8 @@ def merge_components(
       Merging(by entropy: 4 components, 2 clusters)
       >>> merging.labels_of().tolist(), merging.labels_of(3).tolist()
       ([0, 0, 0, 1], [0, 0, 1, 2])
-      >>> merging.predict(params, [[2.0], [19.0]]).tolist()
-      [0, 1]
+      >>> merging.entropies.round().tolist(), merging.predict(params, [[2.0], [19.0]]).tolist()
+      ([0.0, 0.0, 47.0, 94.0], [0, 1])
 
     References:
       Baudry, Raftery, Celeux, Lo & Gottardo (2010), Combining mixture components for clustering, Journal of
@@ -339,13 +363,21 @@ def merge_components(
     validate.choice(by, "by", METHODS)
     params, data = data_of(params, X, sample_weight)
     check_ungrouped(data, "merge_components")
-    return merge(params, responsibilities(params, data), data.weight, by=by, threshold=threshold)
+    resp = responsibilities(params, data)
+    return merge(params, resp, data.weight, by=by, elbow=elbow, threshold=threshold)
 
 
 def merge(
-    params: GMMParams, resp: Array, weight: Array | None, *, by: str, threshold: ArrayLike = 0.025
+    params: GMMParams,
+    resp: Array,
+    weight: Array | None,
+    *,
+    by: str,
+    elbow: str = "ratio",
+    threshold: ArrayLike = 0.025,
 ) -> Merging:
     """`merge_components` of responsibilities (N, K) that are known."""
+    validate.choice(elbow, "elbow", ELBOWS)
     limit = validate.fraction(threshold, "threshold", resp.dtype)
     return _merge(
         resp,
@@ -354,5 +386,6 @@ def merge(
         modes(params).labels if by == "modes" else None,
         limit,
         by=by,
+        elbow=elbow,
         has_background=isinstance(params.component.options, Component),
     )
