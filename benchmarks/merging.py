@@ -4,8 +4,8 @@
     python benchmarks/merging.py --seeds 1
 
 For each data set the number of clusters, the mean number of components that BIC chose, and for each way to
-merge the mean adjusted Rand index of the rows' labels with the truth, and how often the number of clusters was
-right. "entropy, true number" is told that number: it looks at the order of the mergers alone.
+merge the mean adjusted Rand index of the rows' labels with the truth, and how often the number of clusters
+was right. "entropy, true number" is told that number: it looks at the order of the mergers alone.
 """
 
 from __future__ import annotations

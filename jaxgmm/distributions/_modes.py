@@ -238,7 +238,7 @@ def _ridgeline(params: GMMParams, pair: Array, *, n_points: int) -> Ridgeline:
     height = jax.nn.logsumexp(each, axis=1)
     low = lax.stop_gradient(height)
     before, after = lax.cummax(low), lax.cummax(low, reverse=True)
-    at = jnp.argmax(jnp.minimum(before, after) - low)
+    at = jnp.argmax(jnp.minimum(before, after) - low).astype(jnp.int32)
     # The summits themselves, so that the depth has a derivative.
     index = jnp.arange(n_points, dtype=jnp.int32)
     left, right = (jnp.where(side, height, -jnp.inf).max() for side in (index <= at, index >= at))

@@ -66,7 +66,7 @@ def _merged(s: _State, i: Array, j: Array, structure: Covariance) -> tuple[Array
     # Of two that are switched off nothing is used, but it must be finite.
     share = jnp.where(jnp.isfinite(total), jnp.exp(pair - jnp.where(jnp.isfinite(total), total, 0)), 0.5)
     gap = s.means[j] - s.means[i]
-    root = jnp.sqrt(jnp.where(share > 0, share, 1)) * (share > 0)
+    root = jnp.where(share > 0, jnp.sqrt(jnp.where(share > 0, share, 1)), 0)
     parts = [root[0] * s.lower[i], root[1] * s.lower[j], (root[0] * root[1] * gap)[:, None]]
     return total, s.means[i] + share[1] * gap, _held(jnp.concatenate(parts, axis=1), structure)
 

@@ -172,7 +172,7 @@ def _largest_ratio(entropies: Array, there: Array, total: Array) -> Array:
     nothing = _NOTHING * total
     ratio = jnp.where(there[1:] & there[:-1], (before + nothing) / (fall + nothing), 0)
     last = jnp.max(jnp.where(there, jnp.arange(1, len(there) + 1, dtype=jnp.int32), 0))
-    return jnp.where((ratio > 0).any(), jnp.argmax(ratio) + 2, last).astype(jnp.int32)
+    return jnp.where((ratio > 0).any(), jnp.argmax(ratio).astype(jnp.int32) + 2, last)
 
 
 def _break(x: Array, y: Array, there: Array) -> Array:
@@ -197,7 +197,7 @@ def _break(x: Array, y: Array, there: Array) -> Array:
 
     loss = jax.vmap(at)(n)
     last = jnp.max(jnp.where(there, n, 0))
-    return jnp.where(jnp.isfinite(loss).any(), jnp.argmin(loss), last).astype(jnp.int32) + 1
+    return jnp.where(jnp.isfinite(loss).any(), jnp.argmin(loss).astype(jnp.int32), last) + 1
 
 
 @functools.partial(jit, static_argnames=("by", "elbow", "has_background"))
