@@ -1,7 +1,8 @@
-"""Model selection: restarts, numbers of components, criteria, and the choice among structures."""
+"""Model selection: restarts, numbers of components, criteria, the choice among structures, and clusters."""
 
 from jaxgmm.selection._criteria import aic, best, bic, check, icl, n_parameters
 from jaxgmm.selection._grid import STRUCTURES, Selection, select
+from jaxgmm.selection._merging import Merging, merge_components
 from jaxgmm.selection._restarts import fit_components, fit_restarts
 from jaxgmm.selection._search import BestFit, fit_best
 from jaxgmm.selection._spurious import Spurious
@@ -9,6 +10,7 @@ from jaxgmm.selection._spurious import Spurious
 __all__ = [
     "STRUCTURES",
     "BestFit",
+    "Merging",
     "Selection",
     "Spurious",
     "aic",
@@ -19,6 +21,7 @@ __all__ = [
     "fit_components",
     "fit_restarts",
     "icl",
+    "merge_components",
     "n_parameters",
     "select",
 ]
