@@ -2,6 +2,7 @@
 
 from jaxgmm.selection._criteria import aic, best, bic, check, icl, n_parameters
 from jaxgmm.selection._grid import STRUCTURES, Selection, select
+from jaxgmm.selection._mml import DescriptionFit, fit_mml
 from jaxgmm.selection._restarts import fit_components, fit_restarts
 from jaxgmm.selection._search import BestFit, fit_best
 from jaxgmm.selection._spurious import Spurious
@@ -9,6 +10,7 @@ from jaxgmm.selection._spurious import Spurious
 __all__ = [
     "STRUCTURES",
     "BestFit",
+    "DescriptionFit",
     "Selection",
     "Spurious",
     "aic",
@@ -17,6 +19,7 @@ __all__ = [
     "check",
     "fit_best",
     "fit_components",
+    "fit_mml",
     "fit_restarts",
     "icl",
     "n_parameters",
