@@ -3,6 +3,7 @@
 from jaxgmm.selection._criteria import aic, best, bic, check, icl, n_parameters
 from jaxgmm.selection._grid import STRUCTURES, Selection, select
 from jaxgmm.selection._merging import Merging, merge_components
+from jaxgmm.selection._mml import DescriptionFit, fit_mml
 from jaxgmm.selection._restarts import fit_components, fit_restarts
 from jaxgmm.selection._search import BestFit, fit_best
 from jaxgmm.selection._spurious import Spurious
@@ -10,6 +11,7 @@ from jaxgmm.selection._spurious import Spurious
 __all__ = [
     "STRUCTURES",
     "BestFit",
+    "DescriptionFit",
     "Merging",
     "Selection",
     "Spurious",
@@ -19,6 +21,7 @@ __all__ = [
     "check",
     "fit_best",
     "fit_components",
+    "fit_mml",
     "fit_restarts",
     "icl",
     "merge_components",
