@@ -5,12 +5,14 @@ from jaxgmm.selection._grid import STRUCTURES, Selection, select
 from jaxgmm.selection._restarts import fit_components, fit_restarts
 from jaxgmm.selection._search import BestFit, fit_best
 from jaxgmm.selection._spurious import Spurious
+from jaxgmm.selection._trim_curve import TrimCurve, trim_curve
 
 __all__ = [
     "STRUCTURES",
     "BestFit",
     "Selection",
     "Spurious",
+    "TrimCurve",
     "aic",
     "best",
     "bic",
@@ -21,4 +23,5 @@ __all__ = [
     "icl",
     "n_parameters",
     "select",
+    "trim_curve",
 ]
