@@ -14,7 +14,7 @@ from jaxgmm import _coordinates as coordinates
 from jaxgmm import priors
 from jaxgmm.data import Context, Data, summarise
 from jaxgmm.em import Problem, Settings, admissible, evaluate, holding, result_of, with_prior
-from jaxgmm.kernels import exact
+from jaxgmm.kernels import exact, trimmed
 from jaxgmm.kernels.blocked_sum import rows_over
 from jaxgmm.kernels.exact import WHITENED
 from jaxgmm.kernels.manual_axes import varying_like
@@ -47,11 +47,15 @@ def run_many(
     reg_covar: Array,
     accelerate: Array,
     prior_of: Callable[[Array], Prior | None] | None = None,
+    trim: Array | None = None,
     *,
     context: Context | None = None,
     **static: Any,
 ) -> FitResult:
-    """`em.run` from starts with a leading axis R; `prior_of` gives the prior of a fit by its index ()."""
+    """`em.run` from starts with a leading axis R; `prior_of` gives the prior of a fit by its index ().
+
+    What is trimmed may be the same for all () or that of each fit (R,).
+    """
     s = Settings(tol, accelerate, **static)
     with rows_over(s.axis_name):
         context = summarise(data, reg_covar) if context is None else context
@@ -65,10 +69,12 @@ def run_many(
         return found
 
     pseudo = jax.vmap(prior_at)(indices)
+    amounts = None if trim is None else jnp.broadcast_to(trim, (n_fits,))
 
     def at(problem: Problem, index: Array) -> Problem:
-        prior = jax.tree.map(lambda a: jnp.take(a, index, axis=0, mode="clip"), pseudo)
-        return problem._replace(context=problem.context._replace(prior=prior))
+        each = (pseudo, amounts)
+        prior, own = jax.tree.map(lambda a: jnp.take(a, index, axis=0, mode="clip"), each)
+        return problem._replace(context=problem.context._replace(prior=prior, trim=own))
 
     starts = jax.vmap(lambda p: translate(admissible(p), -context.shift))(params)
     begun = lax.stop_gradient(starts)
@@ -90,22 +96,25 @@ def run_many(
     def one(state: squarem.State, index: Array, begun: GMMParams) -> FitResult:
         mine = at(problem, index)
         solution = squarem.solution(step, s.derivative(model, data.x.shape[0], (k, d)), state, mine)
-        return holding(begun, result_of(_as_rounded(solution, data, context.shift, s), data, mine.context, s))
+        return holding(begun, result_of(_as_rounded(solution, data, mine.context, s), data, mine.context, s))
 
     return jax.vmap(one)(states, indices, params)
 
 
-def _as_rounded(solution: Solution, data: Data, shift: Array, s: Settings) -> Solution:
+def _as_rounded(solution: Solution, data: Data, context: Context, s: Settings) -> Solution:
     """A fit's solution with the likelihood of its means as they are rounded when the shift is added back."""
+    shift = context.shift
 
     def measured(point: GMMParams) -> Array:
+        moved = translate(point, shift)
         with rows_over(s.axis_name):
-            statistics = exact.sums(translate(point, shift), data, block_size=s.block_size)
+            rows = trimmed.kept(moved, data, None, context.trim, s.block_size)
+            statistics = exact.sums(moved, rows, block_size=s.block_size)
         mean = statistics.log_likelihood / statistics.total_weight
         return jnp.where(jnp.isfinite(solution.report), mean, solution.report)
 
     # The condition is the same for all fits of the data, so that of many none does what is not needed.
-    seen = solution.report, solution.point, shift, data
+    seen = solution.report, solution.point, context, data
     report = lax.cond(
         (shift != 0).any(),
         lambda point: varying_like(measured(point), seen),

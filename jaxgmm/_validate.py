@@ -323,6 +323,18 @@ def not_negative(value: ArrayLike, name: str, dtype: Any) -> Array:
     return scalar
 
 
+def below_one(value: ArrayLike, name: str, dtype: Any, shape: tuple[int, ...] = ()) -> Array:
+    """Real numbers from 0 to below 1, one or several, in the data's dtype; they may be traced."""
+    if isinstance(value, str | bytes | bool):
+        raise TypeError(f"{name} must be a number from 0 to below 1; got {value!r}")
+    share = floating(value, name, dtype)
+    if share.shape != shape:
+        raise ValueError(f"{name} must have shape {shape}; got {share.shape}")
+    if is_concrete(share) and not ((np.asarray(share) >= 0) & (np.asarray(share) < 1)).all():
+        raise ValueError(f"{name} must be from 0 to below 1: a share of the rows; got {np.asarray(share)}")
+    return share
+
+
 def ratio(value: ArrayLike, dtype: Any) -> Array:
     """max_ratio as a scalar ≥ 1, possibly infinite; it may be traced."""
     if isinstance(value, str | bytes):

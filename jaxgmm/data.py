@@ -257,13 +257,14 @@ def total_weight(data: Data) -> Array:
 
 
 class Context(NamedTuple):
-    """What EM knows beside the rows: the data summary and the prior."""
+    """What EM knows beside the rows: the data summary, the prior, and how much is trimmed."""
 
     shift: Array  # (D,)  the centring: subtracted from the data, against rounding at a large offset
     variance: Array  # (D,)  of the features; 1 for a constant feature
     ridge: Array  # (D,)  what is added to the diagonals of the covariances
     mean: Array  # (D,)  of the features
     prior: Any = None  # `priors.Pseudo` about the shift, or None
+    trim: Any = None  # ()  the weight of the rows that do not count in an iteration, or None
 
 
 def centring(mean: Any, variance: Any) -> Any:

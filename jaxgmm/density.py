@@ -20,6 +20,7 @@ from jaxgmm.components.gaussian import finite_length
 from jaxgmm.data import Data, observe
 from jaxgmm.kernels import observed
 from jaxgmm.kernels.blocked_sum import block_rows, map_rows
+from jaxgmm.kernels.kept_share import amount, kept_shares
 from jaxgmm.kernels.linalg import cholesky, einsum
 from jaxgmm.kernels.programs import is_concrete, jit
 from jaxgmm.mixture import GMMParams, cast, log_normaliser, scale_like
@@ -382,7 +383,13 @@ def _outliers(params: GMMParams, data: Data) -> Array:
     return _map(block, params, data)
 
 
-def outliers(params: GMMParams, X: ArrayLike | Data) -> Array:
+@jit
+def _trimmed(params: GMMParams, data: Data, trim: Array) -> Array:
+    log_density = _log_prob(params, dataclasses.replace(data, weight=None))
+    return 1 - kept_shares(log_density, data.weight, trim)
+
+
+def outliers(params: GMMParams, X: ArrayLike | Data, *, trim: ArrayLike | None = None) -> Array:
     """(N,) how much each row is an outlier, from 0 to 1: Σ_k r_nk times what component k says of it.
 
     With a uniform background it is the probability of coming from there. A contaminated component gives the
@@ -391,9 +398,15 @@ def outliers(params: GMMParams, X: ArrayLike | Data) -> Array:
     t, so that of rows from a Gaussian mixture a share of 1 % is above 0.99. Incomplete rows are judged by
     their observed entries.
 
+    With `trim` it says instead which rows a trimmed fit leaves out: 1 for the rows of lowest density of the
+    mixture, 0 for the others, and a part for rows of equal density at the threshold or where a sample weight
+    is trimmed in part. Then `1 - outliers(params, X, trim=α)` is a `sample_weight` of the kept rows for
+    `score`, `bic` and the functions of `jaxgmm.inference`.
+
     Args:
       params: the mixture.
-      X: (N, D), or `Data`.
+      X: (N, D), or `Data`, whose weights count with trim.
+      trim: None, or the share of the rows that is trimmed, as in `fit`.
 
     Raises:
       ValueError, TypeError: as `log_prob`; for a component of one's own that does not say what an outlier is.
@@ -403,12 +416,20 @@ def outliers(params: GMMParams, X: ArrayLike | Data) -> Array:
       >>> params = jaxgmm.make_params([1.0], [[0.0]], [1.0], "spherical")
       >>> jaxgmm.outliers(params, [[0.0], [1.96], [5.0]]).round(3).tolist()
       [0.0, 0.95, 1.0]
+      >>> jaxgmm.outliers(params, [[0.0], [1.96], [5.0]], trim=0.3).tolist()
+      [0.0, 0.0, 1.0]
 
     References:
       Banfield & Raftery (1993) for the background; Punzo & McNicholas (2016) for contaminated components;
-      Peel & McLachlan (2000), §7, for t components.
+      Peel & McLachlan (2000), §7, for t components; García-Escudero et al. (2008) for trimming.
     """
     check_mixture(params)
+    if trim is not None:
+        params, data = data_of(params, X)
+        weight = amount(trim, data)
+        below = padded_data(data) if is_concrete(params) else data
+        found = _trimmed(params, dataclasses.replace(below, pattern=None, patterns=None), weight)
+        return found if below is data else jax.device_put(np.asarray(found)[: data.x.shape[0]])
     if params.component.outlier is None:
         raise ValueError(f"components {params.component.name!r} do not say what an outlier is")
     return of_rows(_outliers, params, X)

@@ -41,7 +41,7 @@ from jaxgmm.density import (
     padded_data,
     posterior_of,
 )
-from jaxgmm.kernels import exact, observed, quadratic
+from jaxgmm.kernels import exact, kept_share, observed, quadratic, trimmed
 from jaxgmm.kernels.base import Kernel, Statistics
 from jaxgmm.kernels.blocked_sum import AxisName, map_rows, rows_over, sum_rows
 from jaxgmm.kernels.exact import WHITENED
@@ -279,6 +279,7 @@ def _em_step(
     data: Data,
     reg_covar: Array,
     prior: Prior | None,
+    trim: Array | None,
     *,
     block_size: int,
     axis_name: AxisName,
@@ -287,16 +288,22 @@ def _em_step(
         context = summarise(data, reg_covar)
         context = with_prior(context, prior, params.model, params.means.shape)
         relative = translate(params, -context.shift)
+        data = trimmed.kept(relative, data, context.shift, trim, block_size)
         statistics = exact.sums(relative, data, context.shift, block_size=block_size)
     new, _ = maximise(relative, statistics, context)
     return translate(new, context.shift), statistics
 
 
 def _prepare(
-    params: GMMParams, X: ArrayLike | Data, sample_weight: ArrayLike | None, block_size: int | None
-) -> tuple[GMMParams, Data, int]:
+    params: GMMParams,
+    X: ArrayLike | Data,
+    sample_weight: ArrayLike | None,
+    block_size: int | None,
+    trim: ArrayLike | None,
+) -> tuple[GMMParams, Data, int, Array | None]:
     """Checked arguments; the rows as sums over them are fastest, in another order, and filled up."""
     params, data = data_of(params, X, sample_weight)
+    amount = kept_share.amount(trim, data)
     if is_concrete(params):
         data = observed.in_tiles(padded_data(data), params.covariance)
     if block_size is None:
@@ -304,7 +311,7 @@ def _prepare(
     else:
         rows = min(validate.count(block_size, "block_size", 1), data.x.shape[0])
         rows = max(rows - rows % max(data.tile, 1), data.tile)
-    return params, data, rows
+    return params, data, rows, amount
 
 
 def em_step(
@@ -314,6 +321,7 @@ def em_step(
     *,
     reg_covar: ArrayLike = REG_COVAR,
     prior: Prior | None = None,
+    trim: ArrayLike | None = None,
     block_size: int | None = None,
     axis_name: AxisName = None,
 ) -> tuple[GMMParams, Statistics]:
@@ -325,6 +333,8 @@ def em_step(
       sample_weight: (N,) or None for ones.
       reg_covar: as in `m_step`.
       prior: as in `m_step`.
+      trim: as in `fit`; the statistics are then those of the kept rows. Not with axis_name, where N is that
+        of a part.
       block_size: rows per block; None chooses from the shapes.
       axis_name: inside `shard_map`, `pmap` or `vmap`, the name of a mapped axis of which X holds one part of
         the rows: the step is then that of all of them, and the same in every part. Static.
@@ -343,9 +353,11 @@ def em_step(
       >>> params.weights.tolist()
       [0.5, 0.5]
     """
-    params, data, rows = _prepare(params, X, sample_weight, block_size)
+    params, data, rows, amount = _prepare(params, X, sample_weight, block_size, trim)
     if axis_name is not None:
         check_ungrouped(data, "em_step with axis_name")
+        if trim is not None:
+            raise ValueError("trim must be None with axis_name: it is a share of all rows; use fit_sharded")
     x, w = data.x, data.weight
     reg = validate.not_negative(reg_covar, "reg_covar", x.dtype)
     checked = _checked(prior, params.model, params.means.shape, x)
@@ -353,12 +365,12 @@ def em_step(
     if unit is not None:
         new, statistics = _em_step(
             units.rescale(params, 1 / unit), Data(units.divide(x, unit), w), units.ridge_in_units(reg, unit),
-            None, block_size=rows, axis_name=None,
+            None, amount, block_size=rows, axis_name=None,
         )  # fmt: skip
         log_unit = jnp.asarray(np.log(unit).sum(), x.dtype)
         total = statistics.log_likelihood - statistics.total_weight * log_unit
         return units.rescale(new, unit), dataclasses.replace(statistics, log_likelihood=total)
-    return _em_step(params, data, reg, checked, block_size=rows, axis_name=axis_name)
+    return _em_step(params, data, reg, checked, amount, block_size=rows, axis_name=axis_name)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -465,8 +477,10 @@ def evaluate(
     hold: bool = True,
 ) -> Evaluation:
     """One EM iteration from `params`, as the solver wants it: the next parameters, and what is known here."""
+    shift, trim = problem.context.shift, problem.context.trim
     with rows_over(axis_name):
-        statistics = kernel.sums(params, problem.data, problem.context.shift, problem.prepared, block_size)
+        data = trimmed.kept(params, problem.data, shift, trim, block_size)
+        statistics = kernel.sums(params, data, shift, problem.prepared, block_size)
     rounded = kernel.rounding(params, problem.prepared)
     return assessed(params, statistics, problem.context, rounded, hold=hold)
 
@@ -505,6 +519,7 @@ def result_of(solution: Solution, data: Data, context: Context, s: Settings) -> 
     if context.prior is not None:
         with rows_over(s.axis_name):
             total = sum_rows(lambda w, _: w.sum(), data.weight, data.x, block_size=s.block_size)
+        total = total if context.trim is None else total - context.trim
         objective = solution.report + priors.log_density(solution.point, context.prior)[0] / total
     fitted = translate(solution.point, context.shift)
     return FitResult(fitted, solution.report, objective, solution.n_iter, solution.status, solution.history)
@@ -518,6 +533,7 @@ def run(
     reg_covar: Array,
     accelerate: Array,
     prior: Prior | None = None,
+    trim: Array | None = None,
     *,
     context: Context | None = None,
     **static: Any,
@@ -536,13 +552,14 @@ def run(
       reg_covar: () or (D,).
       accelerate: () bool.
       prior: a checked one, or None.
-      context: the data summary, where the caller already has it.
+      trim: () the weight that is trimmed, on the whitened kernel; or None.
+      context: the data summary, where the caller already has it, with what is trimmed.
       **static: fields of `Settings`.
     """
     s = Settings(tol, accelerate, **static)
     first, last, n_kernels = s.kernels[0], s.kernels[-1], len(s.kernels)
     with rows_over(s.axis_name):
-        context = summarise(data, reg_covar) if context is None else context
+        context = summarise(data, reg_covar)._replace(trim=trim) if context is None else context
         context = with_prior(context, prior, params.model, params.means.shape)
         problem = Problem(data, context, first.prepare(params.component, data, context))
     start = translate(admissible(params), -context.shift)
@@ -573,7 +590,8 @@ def run(
         def iterate(state: State) -> State:
             with rows_over(s.axis_name):
                 if first is WHITENED:
-                    statistics = exact.sums(state.point, fixed.data, here.shift, block_size=blocks[1])
+                    rows = trimmed.kept(state.point, fixed.data, here.shift, here.trim, blocks[1])
+                    statistics = exact.sums(state.point, rows, here.shift, block_size=blocks[1])
                     rounded = jnp.zeros((), tol.dtype)
                 else:
                     rounded = jnp.where(i == 0, first.rounding(state.point, fixed.prepared), 0)
@@ -635,6 +653,7 @@ def fit(
     reg_covar: ArrayLike = REG_COVAR,
     prior: Prior | None = None,
     accelerate: bool | Array = True,
+    trim: ArrayLike | None = None,
     options: EMOptions = DEFAULT_OPTIONS,
 ) -> FitResult:
     """Fit a mixture by EM from starting parameters: one jitted `while_loop`, to its fixed point.
@@ -655,6 +674,14 @@ def fit(
         component that is on stays on without data, where the prior puts it; one that is off stays off.
       accelerate: SQUAREM extrapolation; False for plain EM. For a structure without natural coordinates,
         always plain.
+      trim: None, or α from 0 to below 1: in every step the ⌈αN⌉ rows of lowest density count for nothing
+        (García-Escudero et al. 2008, with the weights of a mixture). With sample weights it is the rows of
+        lowest density until α Σ w is reached, the last one in part; rows of equal density there share what is
+        left equally. The fit climbs the log-likelihood of the kept rows, which `log_likelihood` is per unit
+        of kept weight. Bound the components, by a covariance such as "full-ratio(50)": without outliers
+        they can shrink all the more. `outliers(params, X, trim=α)` says which rows are trimmed. Rows with
+        gaps are compared by the densities of their observed entries, which depend on the units of X.
+        Derivatives are those of the fit to the kept rows: the trimmed set stays as it is.
       options: `EMOptions`: the kernel, block size, history, and what becomes of untrusted derivatives.
 
     After `jaxgmm.parallel.use_cores()`, a large fit is divided among the cores of a CPU.
@@ -682,10 +709,12 @@ def fit(
       'CONVERGED'
 
     References:
-      Dempster, Laird & Rubin (1977); Varadhan & Roland (2008) for the extrapolation.
+      Dempster, Laird & Rubin (1977); Varadhan & Roland (2008) for the extrapolation; García-Escudero,
+      Gordaliza, Matrán & Mayo-Iscar (2008), A general trimming approach to robust cluster analysis, Annals of
+      Statistics 36.
     """
     block_size = check_options(options).block_size
-    params, data, rows = _prepare(params, X, sample_weight, block_size)
+    params, data, rows, amount = _prepare(params, X, sample_weight, block_size, trim)
     x, w = data.x, data.weight
     n_samples = np.shape(X.x if isinstance(X, Data) else X)[0]
     numbers = validate.iteration(tol, max_iter, reg_covar, accelerate, x.dtype, n_samples)
@@ -694,19 +723,21 @@ def fit(
         "block_size": rows,
         "history_size": options.history_size,
         "unconverged_gradient": options.unconverged_gradient,
-        "kernels": quadratic.choose_for(data, options.kernel, params.component, params.n_components),
+        "kernels": quadratic.choose_for(
+            data, options.kernel, params.component, params.n_components, trimmed=trim is not None
+        ),
     }
     unit = units.of_data(data, params.model) if prior is None else None
     if unit is not None:
         tol_, limit, reg, plain = numbers
         result = _fit(
             units.rescale(params, 1 / unit), Data(units.divide(x, unit), w), tol_, limit,
-            units.ridge_in_units(reg, unit), plain, None, **static
+            units.ridge_in_units(reg, unit), plain, None, amount, **static
         )  # fmt: skip
         return units.multiply_back(result, unit)
-    whole = divided is None or not is_concrete(params, data, numbers, checked)
-    found = None if whole or divided is None else divided(params, data, numbers, checked, **static)
-    return _fit(params, data, *numbers, checked, **static) if found is None else found
+    whole = divided is None or not is_concrete(params, data, numbers, checked, amount)
+    found = None if whole or divided is None else divided(params, data, numbers, checked, amount, **static)
+    return _fit(params, data, *numbers, checked, amount, **static) if found is None else found
 
 
 @jax.tree_util.register_dataclass
@@ -716,7 +747,7 @@ class EMState:
 
     Attributes:
       iteration: what the solver knows: the last good point, its image, the next point to evaluate.
-      context: what is known of the data: the shift of the centring, the ridge and the prior.
+      context: what is known of the data: the shift of the centring, the ridge, the prior, what is trimmed.
       block_size: rows per block; static.
     """
 
@@ -756,8 +787,10 @@ class EMInfo(NamedTuple):
 
 
 @jit
-def _init(params: GMMParams, data: Data, reg_covar: Array, prior: Prior | None) -> tuple[State, Context]:
-    context = summarise(data, reg_covar)
+def _init(
+    params: GMMParams, data: Data, reg_covar: Array, prior: Prior | None, trim: Array | None
+) -> tuple[State, Context]:
+    context = summarise(data, reg_covar)._replace(trim=trim)
     context = with_prior(context, prior, params.model, params.means.shape)
     start = translate(admissible(params), -context.shift)
     return squarem.begin(start, squarem.no_memory(data.x.dtype), 0), context
@@ -770,6 +803,7 @@ def init(
     *,
     reg_covar: ArrayLike = REG_COVAR,
     prior: Prior | None = None,
+    trim: ArrayLike | None = None,
     block_size: int | None = None,
 ) -> EMState:
     """The state of `fit`'s accelerated iteration before its first step, for a loop of one's own.
@@ -783,6 +817,7 @@ def init(
       sample_weight: (N,) or None for ones.
       reg_covar: as in `m_step`.
       prior: as in `fit`.
+      trim: as in `fit`.
       block_size: rows per block; None chooses from the shapes.
 
     Returns:
@@ -803,10 +838,10 @@ def init(
       >>> jaxgmm.Status(int(info.status)).name
       'CONVERGED'
     """
-    params, data, rows = _prepare(params, X, sample_weight, block_size)
+    params, data, rows, amount = _prepare(params, X, sample_weight, block_size, trim)
     reg = validate.not_negative(reg_covar, "reg_covar", data.x.dtype)
     checked = _checked(prior, params.model, params.means.shape, data.x)
-    return EMState(*_init(params, data, reg, checked), rows)
+    return EMState(*_init(params, data, reg, checked, amount), rows)
 
 
 @functools.partial(jit, static_argnames="block_size")

@@ -16,6 +16,7 @@ from jaxgmm import _units as units
 from jaxgmm import _validate as validate
 from jaxgmm.data import location_and_variance
 from jaxgmm.kernels.blocked_sum import block_rows, in_range, map_rows, sum_rows
+from jaxgmm.kernels.kept_share import kept_shares
 from jaxgmm.kernels.linalg import einsum, epsilon, svd
 from jaxgmm.kernels.manual_axes import varying_like
 from jaxgmm.kernels.programs import jit
@@ -44,10 +45,18 @@ def squared_distances(x: Array, centre: Array, observed: Array | None = None) ->
     return einsum("bd,bd->b", gap * seen, gap) * scale
 
 
-def plusplus(key: Array, x: Array, w: Array, n_components: int, observed: Array | None = None) -> Array:
+def plusplus(
+    key: Array,
+    x: Array,
+    w: Array,
+    n_components: int,
+    observed: Array | None = None,
+    trim: Array | None = None,
+) -> Array:
     """Greedy k-means++ seeds (K, D).
 
-    A row is drawn in proportion to its share of observed entries, too.
+    A row is drawn in proportion to its share of observed entries, too. Where a weight () is trimmed, the rows
+    farthest from the seeds so far are not drawn.
     """
     if observed is not None:
         share = observed.astype(x.dtype).mean(1)
@@ -59,14 +68,15 @@ def plusplus(key: Array, x: Array, w: Array, n_components: int, observed: Array 
 
     def add(k: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         centres, closest = carry
-        mass = jnp.where(w > 0, w * closest, 0)
+        own = w if trim is None else w * kept_shares(-closest, w, trim)
+        mass = jnp.where(own > 0, own * closest, 0)
         # All remaining rows lie on a seed: there is nothing to choose between, so any row will do.
         mass = jnp.where(mass.sum() > 0, mass, w)
         draws = jax.random.uniform(jax.random.fold_in(key_rest, k), (n_trials,), w.dtype)
         trials = x[rows_at(draws, mass)]
 
         def potential(c: Array) -> Array:
-            return jnp.where(w > 0, w * jnp.minimum(closest, squared_distances(x, c, observed)), 0).sum()
+            return jnp.where(own > 0, own * jnp.minimum(closest, squared_distances(x, c, observed)), 0).sum()
 
         chosen = trials[jnp.argmin(jax.vmap(potential)(trials))]
         return centres.at[k].set(chosen), jnp.minimum(closest, squared_distances(x, chosen, observed))
@@ -146,13 +156,14 @@ def mass_of(share: Array, observed: Array | None) -> Array:
 
 
 def clusters(
-    key: Array, x: Array, w: Array, n_components: int, max_iter: int, observed: Array | None = None
-) -> Array:
+    key: Array, x: Array, w: Array, n_components: int, max_iter: int, observed: Array | None = None,
+    trim: Array | None = None,
+) -> Array:  # fmt: skip
     """The centres (K, D) of k-means; with max_iter = 0 its seeds.
 
     Distances are of the observed entries; a seed has what x holds in place of missing ones.
     """
-    seeds = plusplus(key, x, w, n_components, observed)
+    seeds = plusplus(key, x, w, n_components, observed, trim)
     return lloyd(seeds, x, w, max_iter, observed) if max_iter else seeds
 
 

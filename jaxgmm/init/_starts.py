@@ -24,7 +24,7 @@ from jaxgmm.components.registry import ModelLike
 from jaxgmm.components.weights import Model
 from jaxgmm.data import Context, Data
 from jaxgmm.init._clusters import clusters, distinct_rows, least, mass_of, partitions, random_simplex
-from jaxgmm.kernels import exact
+from jaxgmm.kernels import exact, trimmed
 from jaxgmm.kernels.base import Statistics
 from jaxgmm.kernels.blocked_sum import in_range
 from jaxgmm.kernels.linalg import einsum
@@ -282,7 +282,7 @@ def seeds(key: Array, data: Data, f: Context, unit: Array, *, n_components: int,
     x, w = _usable(data, f)
     scaled = (x - f.shift[None, :]) / unit[None, :]
     max_iter = 100 if init == "kmeans" else 0
-    places = clusters(key, scaled, w, n_components, max_iter, data.view.observed) * unit[None, :]
+    places = clusters(key, scaled, w, n_components, max_iter, data.view.observed, f.trim) * unit[None, :]
     return _labelled(places, data, x - f.shift[None, :], w)
 
 
@@ -334,7 +334,8 @@ def start(
 
     Seeds are found by the distance that the covariance structure itself would use for the whole data:
     features in units of their standard deviations, or all in one unit for "spherical"; then every sample goes
-    to the nearest of them, and one M-step follows. Components beyond `n_active` () are switched off.
+    to the nearest of them, and one M-step follows; with trimming, of the samples nearest to the seeds.
+    Components beyond `n_active` () are switched off.
     """
     # A fit does not depend on where it began, as far as derivatives go; some of what follows has none.
     data, context, prior = lax.stop_gradient((data, context, prior))
@@ -369,6 +370,7 @@ def start(
     params = reference(model, places, f, n_active)
     if init != "random_points":
         whole = functools.partial(nearest, params)
-        moments = exact.sums(params, data, f.shift, block_size=block_size, resp=resp, reassign=whole)
+        rows = trimmed.kept(params, data, f.shift, f.trim, block_size)
+        moments = exact.sums(params, rows, f.shift, block_size=block_size, resp=resp, reassign=whole)
         params = widened(params, moments, f)
     return translate(params, f.shift)

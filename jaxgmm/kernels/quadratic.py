@@ -78,18 +78,20 @@ def choose(
 
 
 def choose_for(
-    data: Data, kernel: str, component: Component, n_components: int, n_fits: int = 1
+    data: Data, kernel: str, component: Component, n_components: int, n_fits: int = 1, trimmed: bool = False
 ) -> tuple[Kernel, ...]:
-    """`choose` for these rows: with gaps, noise or labels the whitened kernel."""
-    if data.is_plain:
+    """`choose` for these rows: with gaps, noise, labels or trimming the whitened kernel."""
+    if data.is_plain and not trimmed:
         return choose(kernel, component, data.x.shape[0], n_fits * n_components, data.n_features)
     return (not_quadratic(kernel),)
 
 
 def not_quadratic(kernel: str) -> Kernel:
-    """The kernel of rows with gaps, noise or labels, unless another one is asked for."""
+    """The kernel of rows with gaps, noise or labels, or trimmed, unless another one is asked for."""
     if validate.choice(kernel, "kernel", KERNELS) == "quadratic":
-        raise ValueError("the quadratic kernel takes complete rows without labels; use kernel='auto'")
+        raise ValueError(
+            "the quadratic kernel takes complete rows without labels, and no trim; use kernel='auto'"
+        )
     return WHITENED
 
 

@@ -37,6 +37,7 @@ class DataSummary:
       variance: (D,) weighted variance about it.
       covariance: (D, D) of which that is the diagonal; None where the quadratic kernel is not to be used.
       seen_weight: (D,) Σ w of the rows in which a feature is observed; None where entries cannot be missing.
+      counted: whether every weight is 1.
     """
 
     n_samples: int
@@ -45,11 +46,13 @@ class DataSummary:
     variance: np.ndarray
     covariance: np.ndarray | None = None
     seen_weight: np.ndarray | None = None
+    counted: bool = True
 
     @staticmethod
     def of(x: np.ndarray, w: np.ndarray, *, covariance: bool = False, missing: bool = False) -> DataSummary:
         """Of rows x (n, D) with weights w (n,), all finite; NaN for missing entries, where there may be."""
         x, w = x.astype(np.float64), w.astype(np.float64)
+        counted = bool((w == 1).all())
         if missing:
             seen = ~np.isnan(x)
             weights, entries = np.where(seen, w[:, None], 0), np.where(seen, x, 0)
@@ -59,7 +62,7 @@ class DataSummary:
             gap = entries - mean
             rest = (share * gap).sum(0)
             variance = (share * np.square(gap)).sum(0) - rest**2
-            return DataSummary(len(x), float(w.sum()), mean + rest, variance, seen_weight=each)
+            return DataSummary(len(x), float(w.sum()), mean + rest, variance, None, each, counted)
         weight = w.sum()
         total = weight or 1.0
         mean = w @ x / total
@@ -68,7 +71,7 @@ class DataSummary:
         rest = w @ gap / total
         variance = w @ np.square(gap) / total - rest**2
         spread = (gap * w[:, None]).T @ gap / total - np.outer(rest, rest) if covariance else None
-        return DataSummary(len(x), float(weight), mean + rest, variance, spread)
+        return DataSummary(len(x), float(weight), mean + rest, variance, spread, counted=counted)
 
     def __add__(self, other: DataSummary) -> DataSummary:
         """Of two sets of rows together, by the formula of Chan, Golub & LeVeque (1979)."""
@@ -84,8 +87,8 @@ class DataSummary:
         if self.covariance is not None and other.covariance is not None:
             covariance = (1 - share) * self.covariance + share * other.covariance
             covariance = covariance + share * (1 - share) * np.outer(gap, gap)
-        n_samples = self.n_samples + other.n_samples
-        return DataSummary(n_samples, total, self.mean + share * gap, variance, covariance, seen)
+        n_samples, counted = self.n_samples + other.n_samples, self.counted and other.counted
+        return DataSummary(n_samples, total, self.mean + share * gap, variance, covariance, seen, counted)
 
     def context(self, reg_covar: Array, prior: Prior | None, params: GMMParams) -> Context:
         """As `data.summarise` makes it of an array, with the prior in it."""

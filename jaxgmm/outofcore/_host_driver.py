@@ -61,6 +61,7 @@ def fit(
     report: Reporter,
     kernels: tuple[Kernel, ...] = (WHITENED,),
     sweeping: Callable[[State, Context], State] | None = None,
+    trim: float = 0.0,
 ) -> FitResult:
     """A fit from checked arguments.
 
@@ -78,6 +79,7 @@ def fit(
       report: told of each step, and of the end.
       kernels: one after the other, as `em.run` has it.
       sweeping: what a fit that is not taken up begins with, or None.
+      trim: the weight of the rows that the moments leave out.
     """
     f: Context = summary.context(numbers[2], prior, params)
     settings = checkpoint.settings(params, summary, f, numbers, prior, history_size, source)
@@ -106,7 +108,7 @@ def fit(
                     keep()
                 report.step(state, tol)
             if phase + 1 == len(kernels):
-                return _result(state, f, summary.total_weight, moments_about)
+                return _result(state, f, summary.total_weight - trim, moments_about)
             state, phase = _hand_over(state, settings.like), phase + 1
     except (Interruption, KeyboardInterrupt):
         keep()

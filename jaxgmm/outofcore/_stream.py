@@ -17,6 +17,7 @@ from jaxgmm.density import check_component, check_mixture
 from jaxgmm.em import DEFAULT_OPTIONS, MAX_ITER, REG_COVAR, EMOptions, check_options
 from jaxgmm.kernels import quadratic
 from jaxgmm.kernels.exact import WHITENED
+from jaxgmm.kernels.kept_share import weight_of
 from jaxgmm.mixture import GMMParams
 from jaxgmm.outofcore import _change_of_reference as change_of_reference
 from jaxgmm.outofcore import _checkpoint as checkpoints
@@ -43,6 +44,7 @@ def fit_stream(
     reg_covar: ArrayLike = REG_COVAR,
     prior: Prior | None = None,
     accelerate: bool = True,
+    trim: float | None = None,
     incremental: bool = False,
     chunk_size: int | None = None,
     dtype: Any = None,
@@ -68,6 +70,8 @@ def fit_stream(
       reg_covar: as in `fit`.
       prior: as in `fit`.
       accelerate: as in `fit`.
+      trim: as in `fit`, of all rows. The densities of a step have no place in memory: the threshold takes two
+        more passes over the data in each step, four in float64.
       incremental: begin with sweeps of incremental EM, which take an M-step after each of up to 64 parts of
         the data: fewer passes far from the answer. Passes over all rows then decide, as without it.
       chunk_size: rows that are worked on at once; None chooses. Sums over rows are made in float64 from chunk
@@ -116,7 +120,12 @@ def fit_stream(
     gaps = validate.choice(missing, "missing", MISSING) == "nan"
     if gaps:
         check_component(component, "missing")
-    kernel = quadratic.not_quadratic(options.kernel).name if gaps else options.kernel
+    whitened = gaps or trim is not None
+    kernel = quadratic.not_quadratic(options.kernel).name if whitened else options.kernel
+    if trim is not None:
+        validate.below_one(trim, "trim", kind)
+        if incremental:
+            raise ValueError("trim is not for incremental=True, which takes a step after a part of the rows")
     if incremental:
         change_of_reference.check(component, "incremental=True")
     # Of a source of unknown length it cannot be known beforehand whether the quadratic kernel will pay.
@@ -126,7 +135,9 @@ def fit_stream(
     try:
         summary = summarise(data, rows, kind, covariance=covariance, watch=report.watch, missing=gaps)
         numbers = validate.tolerance(tol, summary.n_samples, kind), *numbers[1:]
-        passes = Passes(data, summary, rows, kind, report.watch)
+        counts = summary.n_samples if summary.counted else None
+        amount = None if trim is None else float(weight_of(trim, counts, summary.total_weight))
+        passes = Passes(data, summary, rows, kind, report.watch, amount)
         kernels = quadratic.choose(kernel, component, summary.n_samples, *shape)
         names = "+".join(k.name for k in kernels)
 
@@ -137,9 +148,10 @@ def fit_stream(
             start, summary, passes.moments, numbers, checked, history_size=options.history_size,
             source={
                 **data.describe(), "kernel": names, "chunk_size": rows, "incremental": incremental,
-                **({"missing": missing} if gaps else {}),
+                **({"missing": missing} if gaps else {}), **({} if trim is None else {"trim": float(trim)}),
             },
             kept=kept, report=report, kernels=kernels, sweeping=sweeping if incremental else None,
+            trim=amount or 0.0,
         )  # fmt: skip
     finally:
         report.end()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +15,10 @@ from jax import Array
 
 from jaxgmm import _validate as validate
 from jaxgmm.data import Context, Data
-from jaxgmm.kernels import quadratic
+from jaxgmm.kernels import quadratic, trimmed
 from jaxgmm.kernels.base import Kernel, Statistics
 from jaxgmm.kernels.exact import WHITENED
+from jaxgmm.kernels.kept_share import ordered
 from jaxgmm.kernels.observed import rows_for
 from jaxgmm.kernels.programs import jit
 from jaxgmm.mixture import GMMParams
@@ -28,6 +30,7 @@ _BYTES = {"cpu": 1 << 23}  # of a chunk
 _ACCELERATOR_BYTES = 1 << 26
 _TILE = 4096  # rows that are summed together
 
+R = TypeVar("R")
 Watch = Callable[[int], Any]  # told how many rows of a pass are done
 
 
@@ -121,6 +124,10 @@ def _statistics(
     return kernel.sums(params, data, shift, part, block_size)
 
 
+_log_densities = jit(trimmed.log_densities, static_argnames="block_size")
+_DIGIT = 16  # bits of a log-density that one pass tells apart
+
+
 class Passes:
     """The moments of all rows of a source, or of the rows of each chunk.
 
@@ -130,14 +137,16 @@ class Passes:
       rows: of a chunk.
       dtype: of the chunks.
       watch: told how many rows of a pass are done.
+      trim: the weight of the rows of lowest density that moments of all rows leave out, or None.
 
     NaN are missing entries, if the summary was made so.
     """
 
     def __init__(
-        self, source: Source, summary: DataSummary, rows: int, dtype: np.dtype, watch: Watch | None = None
-    ) -> None:
-        self.source, self.summary, self.rows, self.dtype = source, summary, rows, dtype
+        self, source: Source, summary: DataSummary, rows: int, dtype: np.dtype, watch: Watch | None = None,
+        trim: float | None = None,
+    ) -> None:  # fmt: skip
+        self.source, self.summary, self.rows, self.dtype, self.trim = source, summary, rows, dtype, trim
         self._missing = summary.seen_weight is not None
         self.n_chunks = -(-summary.n_samples // rows)
         self._watch = watch
@@ -150,7 +159,8 @@ class Passes:
         Chunks are added in float64 on the host; within a chunk the sum is compensated.
         """
         total: Any = None
-        for moments in self.each(lambda: params, f, kernel, prepared):
+        kept = None if self.trim is None else self._threshold(params, f, self.trim)
+        for moments in self.each(lambda: params, f, kernel, prepared, kept=kept):
             total = wide(moments) if total is None else jax.tree.map(np.add, total, moments)
         return self.narrow(total)
 
@@ -160,7 +170,7 @@ class Passes:
 
     def each(
         self, params_of: Callable[[], GMMParams], f: Context, kernel: Kernel = WHITENED, prepared: Any = None,
-        ahead: bool = True,
+        ahead: bool = True, kept: Callable[[np.ndarray], np.ndarray] | None = None,
     ) -> Iterator[Statistics]:  # fmt: skip
         """The moments of one chunk after another, in NumPy arrays.
 
@@ -171,8 +181,60 @@ class Passes:
           kernel: how the sums are computed.
           prepared: what the kernel knows of all rows.
           ahead: have the device begin a chunk before the one before it is taken.
+          kept: from the log-densities of a chunk's rows, which part of each counts; None for all of it.
         """
-        waiting: deque[tuple[Chunk, Statistics]] = deque()
+
+        def of(data: Data, share: np.ndarray) -> Statistics:
+            params = params_of()
+            block = self._block(data, params, kernel)
+            if kept is not None:
+                log_density = np.asarray(_log_densities(params, data, f.shift, block_size=block))
+                weight = np.asarray(data.weight) * kept(log_density)
+                data = dataclasses.replace(data, weight=jax.device_put(weight.astype(self.dtype)))
+            found: Statistics = _statistics(params, data, f.shift, prepared, share, kernel, block)
+            return found
+
+        return self._over(of, ahead)
+
+    def _block(self, data: Data, params: GMMParams, kernel: Kernel = WHITENED) -> int:
+        """Rows that are summed together."""
+        if not data.is_complete:
+            return rows_for(data, params.covariance, params.n_components)
+        return kernel.rows(params.component, self.rows, params.n_components, params.n_features, 1)
+
+    def _threshold(self, params: GMMParams, f: Context, trim: float) -> Callable[[np.ndarray], np.ndarray]:
+        """Which part of a row is kept, by its log-density: as `kept_shares` has it, of all rows.
+
+        In each pass some bits of the threshold are found from a histogram of the weights; the densities are
+        computed anew, by one program, so that they are the same in every pass.
+        """
+        level, below, at, bits = 0, 0.0, 0.0, 8 * self.dtype.itemsize
+        for digit in range(bits - _DIGIT, -1, -_DIGIT):
+            counts = np.zeros(1 << _DIGIT)
+            for log_density, weight in self._over(
+                lambda data, _: (
+                    _log_densities(params, data, f.shift, block_size=self._block(data, params)),
+                    np.array(data.weight, np.float64),
+                )
+            ):
+                keys = ordered(log_density, np).astype(np.uint64)
+                high, low = keys >> np.uint64(digit), np.uint64((1 << _DIGIT) - 1)
+                among = high >> np.uint64(_DIGIT) == np.uint64(level)
+                counts += np.bincount((high & low)[among].astype(np.int64), weight[among], len(counts))
+            before = below + np.cumsum(counts) - counts
+            here = int(np.searchsorted(before, trim)) - 1 if trim > 0 else 0  # the last with less before it
+            level, below, at = level << _DIGIT | here, float(before[here]), float(counts[here])
+        part = min(max((trim - below) / at, 0.0), 1.0) if at > 0 else 0.0
+
+        def kept(log_density: np.ndarray) -> np.ndarray:
+            keys, threshold = ordered(log_density, np).astype(np.uint64), np.uint64(level)
+            return np.where(keys == threshold, 1 - part, (keys > threshold).astype(np.float64))
+
+        return kept
+
+    def _over(self, of: Callable[[Data, np.ndarray], R], ahead: bool = True) -> Iterator[R]:
+        """What a function gives of each chunk and its share of the weight, in NumPy arrays."""
+        waiting: deque[tuple[Chunk, R]] = deque()
         done, weight, expected = 0, 0.0, self.summary
         with ReadAhead(self.source, self.rows, self.dtype) as chunks:
             for chunk in chunks:
@@ -180,12 +242,7 @@ class Passes:
                 own = float(chunk.w[: chunk.n].sum(dtype=np.float64))
                 weight += own
                 share = np.asarray(own / expected.total_weight, self.dtype)
-                params = params_of()
-                data = self._data(chunk)
-                block = kernel.rows(params.component, self.rows, params.n_components, params.n_features, 1)
-                if not data.is_complete:
-                    block = rows_for(data, params.covariance, params.n_components)
-                waiting.append((chunk, _statistics(params, data, f.shift, prepared, share, kernel, block)))
+                waiting.append((chunk, of(self._data(chunk), share)))
                 while len(waiting) > ahead:
                     yield self._computed(*waiting.popleft(), chunks)
                 if self._watch is not None:
@@ -205,9 +262,9 @@ class Passes:
         x, w, seen = jax.device_put((np.where(seen, chunk.x, 0), chunk.w, seen))
         return Data(x, w, seen)
 
-    def _computed(self, chunk: Chunk, moments: Statistics, chunks: ReadAhead) -> Statistics:
-        host: Statistics = jax.device_get(moments)
-        if not np.isfinite(host.log_likelihood):
+    def _computed(self, chunk: Chunk, found: R, chunks: ReadAhead) -> R:
+        host: R = jax.device_get(found)
+        if isinstance(host, Statistics) and not np.isfinite(host.log_likelihood):
             check(chunk, self.source, self._missing)
         chunks.release(chunk)
         return host

@@ -59,28 +59,33 @@ def starts_over(axis: str | None) -> PartitionSpec:
 Ends = tuple[GMMParams, Array, Array]  # a fit's params, log_likelihood and objective
 
 
-def _found(how: How, params: GMMParams, data: Data, numbers: Numbers, prior: Prior | None) -> FitResult:
+def _found(
+    how: How, params: GMMParams, data: Data, numbers: Numbers, prior: Prior | None, trim: Array | None
+) -> FitResult:
     many = params.means.ndim == 3
 
-    def part(params: GMMParams, data: Data, numbers: Numbers, prior: Prior | None) -> FitResult:
+    def part(
+        params: GMMParams, data: Data, numbers: Numbers, prior: Prior | None, trim: Array | None
+    ) -> FitResult:
         fixed = ("block_size", "history_size", "kernels", "axis_name")
         options: dict[str, Any] = {name: getattr(how, name) for name in fixed}
         if many:
             # Devices that have other fits may take more iterations: they share no sum with these.
-            return run_many(params, data, *numbers, lambda index: prior, **options)
-        return run(params, data, *numbers, prior, **options)
+            return run_many(params, data, *numbers, lambda index: prior, trim, **options)
+        return run(params, data, *numbers, prior, trim, **options)
 
     rows, everywhere, starts = PartitionSpec(how.axis_name), PartitionSpec(), starts_over(how.restarts_axis)
-    places = (starts, rows, everywhere, everywhere)
+    places = (starts, rows, everywhere, everywhere, everywhere)
     mapped = shard_map(part, mesh=how.mesh, in_specs=places, out_specs=starts)
-    result: FitResult = mapped(params, data, numbers, prior)
+    result: FitResult = mapped(params, data, numbers, prior, trim)
     return result
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _with_derivative(
-    how: How, ends: Ends, status: Array, data: Data, numbers: Numbers, prior: Prior | None
-) -> Ends:
+    how: How, ends: Ends, status: Array, data: Data, numbers: Numbers, prior: Prior | None,
+    trim: Array | None,
+) -> Ends:  # fmt: skip
     """What a fit found as it is, with the derivative that the implicit function theorem gives."""
     return ends
 
@@ -89,7 +94,7 @@ def _with_derivative(
 def _tangents(how: How, primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Ends, Ends]:
     # Through itself, so that a second derivative sees that the ends depend on the data.
     ends = _with_derivative(how, *primals)
-    _, status, data, numbers, prior = primals
+    _, status, data, numbers, prior, trim = primals
     params, many = ends[0], ends[0].means.ndim == 3
     rows, everywhere = PartitionSpec(how.axis_name), PartitionSpec()
     model, shape = params.model, params.means.shape[-2:]
@@ -112,9 +117,9 @@ def _tangents(how: How, primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> 
     settings = Settings(numbers[0], numbers[3], unconverged_gradient=how.unconverged_gradient)
     derivative = settings.derivative(model, how.block_size, shape)
 
-    def of(data: Data, reg_covar: Array, prior: Prior | None) -> Ends:
+    def of(data: Data, reg_covar: Array, prior: Prior | None, trim: Array | None) -> Ends:
         f = over_all(summarised, rows, everywhere)(data, reg_covar)
-        f = with_prior(f, prior, model, shape)
+        f = with_prior(f._replace(trim=trim), prior, model, shape)
 
         def one(params: GMMParams, report: Array, status: Array) -> Ends:
             point = lax.stop_gradient(translate(params, -f.shift))
@@ -122,20 +127,24 @@ def _tangents(how: How, primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> 
             point, report = with_derivative(step, derivative, point, report, converged, Problem(data, f))
             objective = report
             if f.prior is not None:
-                objective = report + priors.log_density(point, f.prior)[0] / total_weight(data)
+                total = total_weight(data) if trim is None else total_weight(data) - trim
+                objective = report + priors.log_density(point, f.prior)[0] / total
             return translate(point, f.shift), report, objective
 
         ended = (*lax.stop_gradient((params, ends[1])), status)
         return jax.vmap(one)(*ended) if many else one(*ended)
 
-    _, dots = jax.jvp(of, (data, numbers[2], prior), (tangents[2], tangents[3][2], tangents[4]))
+    given = data, numbers[2], prior, trim
+    _, dots = jax.jvp(of, given, (tangents[2], tangents[3][2], tangents[4], tangents[5]))
     return ends, dots
 
 
 @functools.partial(jit, static_argnames="how")
-def fit_parts(params: GMMParams, data: Data, numbers: Numbers, prior: Prior | None, *, how: How) -> FitResult:
+def fit_parts(
+    params: GMMParams, data: Data, numbers: Numbers, prior: Prior | None, trim: Array | None, *, how: How
+) -> FitResult:
     """A fit, or several, of rows divided over an axis of a mesh; weights are 0 where a row does not count."""
-    found = _found(how, *lax.stop_gradient((params, data, numbers, prior)))
+    found = _found(how, *lax.stop_gradient((params, data, numbers, prior, trim)))
     ends = found.params, found.log_likelihood, found.objective
-    fitted, log_likelihood, objective = _with_derivative(how, ends, found.status, data, numbers, prior)
+    fitted, log_likelihood, objective = _with_derivative(how, ends, found.status, data, numbers, prior, trim)
     return FitResult(fitted, log_likelihood, objective, found.n_iter, found.status, found.history)

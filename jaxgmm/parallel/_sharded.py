@@ -20,7 +20,7 @@ from jaxgmm._batch import concurrency
 from jaxgmm.data import Data
 from jaxgmm.density import check_accepts, check_mixture, check_ungrouped, data_of, get_data
 from jaxgmm.em import DEFAULT_OPTIONS, MAX_ITER, REG_COVAR, EMOptions, check_options
-from jaxgmm.kernels import quadratic
+from jaxgmm.kernels import kept_share, quadratic
 from jaxgmm.kernels.exact import rows_for, rows_of
 from jaxgmm.kernels.programs import is_concrete
 from jaxgmm.mixture import GMMParams
@@ -77,7 +77,7 @@ def _cores() -> Mesh:
 
 
 def _over_cores(
-    params: GMMParams, data: Data, numbers: Numbers, prior: Prior | None, **static: Any
+    params: GMMParams, data: Data, numbers: Numbers, prior: Prior | None, trim: Array | None, **static: Any
 ) -> FitResult | None:
     """The fit divided over the cores of a CPU, if it is large; None where it had better not be."""
     x = data.x
@@ -85,7 +85,7 @@ def _over_cores(
         return None
     if x.size * params.n_components < _PAYS or len(jax.local_devices(backend="cpu")) < 2:
         return None
-    result = fit_divided(params, data, numbers, prior, How(_cores(), AXIS, None, **static))
+    result = fit_divided(params, data, numbers, prior, trim, How(_cores(), AXIS, None, **static))
     placed: FitResult = jax.device_put(result, x.sharding)
     return placed
 
@@ -145,15 +145,17 @@ def _put(tree: Any, sharding: NamedSharding) -> Any:
     return jax.tree.map(put, tree)
 
 
-def fit_divided(params: GMMParams, data: Data, numbers: Numbers, prior: Prior | None, how: How) -> FitResult:
+def fit_divided(
+    params: GMMParams, data: Data, numbers: Numbers, prior: Prior | None, trim: Array | None, how: How
+) -> FitResult:
     """`fit_sharded` of checked arguments; its result lies on every device of the mesh."""
-    numbers, prior = _put((numbers, prior), NamedSharding(how.mesh, PartitionSpec()))
+    numbers, prior, trim = _put((numbers, prior, trim), NamedSharding(how.mesh, PartitionSpec()))
     n_fits = params.means.shape[0]
     over = 0 if how.restarts_axis is None else -n_fits % how.mesh.shape[how.restarts_axis]
     if over:
         params = jax.tree.map(lambda a: jnp.concatenate([a, jnp.repeat(a[-1:], over, axis=0)]), params)
     params = _put(params, NamedSharding(how.mesh, starts_over(how.restarts_axis)))
-    result = fit_parts(params, divide(data, how.mesh, how.axis_name), numbers, prior, how=how)
+    result = fit_parts(params, divide(data, how.mesh, how.axis_name), numbers, prior, trim, how=how)
     return jax.tree.map(lambda a: a[:n_fits], result) if over else result
 
 
@@ -170,6 +172,7 @@ def fit_sharded(
     reg_covar: ArrayLike = REG_COVAR,
     prior: Prior | None = None,
     accelerate: bool | Array = True,
+    trim: ArrayLike | None = None,
     options: EMOptions = DEFAULT_OPTIONS,
 ) -> FitResult:
     """`fit` with the rows of X divided over the devices of a mesh, the loop inside `shard_map`.
@@ -191,6 +194,7 @@ def fit_sharded(
       reg_covar: as in `fit`.
       prior: as in `fit`.
       accelerate: as in `fit`.
+      trim: as in `fit`: the threshold is found by sums over the devices, and is that of all rows.
       options: as in `fit`.
 
     Returns:
@@ -212,7 +216,7 @@ def fit_sharded(
     many = isinstance(params, GMMParams) and params.means.ndim == 3
     params, data = _starts(params, X, sample_weight) if many else data_of(params, X, sample_weight)
     check_ungrouped(data, "fit_sharded")
-    data, x = data.by_row(), data.x
+    data, x, amount = data.by_row(), data.x, kept_share.amount(trim, data)
     axis = axis_of(mesh, axis_name)
     if restarts_axis is not None and (restarts_axis not in mesh.axis_names or restarts_axis == axis):
         raise ValueError(
@@ -236,9 +240,9 @@ def fit_sharded(
     block = min(options.block_size or block, rows)
     numbers = validate.iteration(tol, max_iter, reg_covar, accelerate, x.dtype, x.shape[0])
     checked = None if prior is None else priors.check(prior, params.model, shape, x.dtype)
-    kernels = quadratic.choose_for(data, options.kernel, params.component, shape[0], n_fits)
+    kernels = quadratic.choose_for(data, options.kernel, params.component, shape[0], n_fits, trim is not None)
     how = How(mesh, axis, restarts_axis, block, options.history_size, options.unconverged_gradient, kernels)
-    return fit_divided(params, data, numbers, checked, how)
+    return fit_divided(params, data, numbers, checked, amount, how)
 
 
 def _starts(

@@ -15,6 +15,7 @@ try:
     from jaxgmm.plot.panels import plot_density as plot_density
     from jaxgmm.plot.panels import plot_fit as plot_fit
     from jaxgmm.plot.panels import plot_pairs as plot_pairs
+    from jaxgmm.plot.trimming import plot_trim_curve as plot_trim_curve
     from jaxgmm.plot.uncertainty import plot_uncertainty as plot_uncertainty
 except ImportError as error:
     if (error.name or "").partition(".")[0] != "matplotlib":

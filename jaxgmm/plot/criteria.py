@@ -78,7 +78,7 @@ def plot_criteria(
     label(axes, "number of components K", f"{criterion.upper()} above the best{scale}")
     tidy(axes)
     _mark(axes, int(best["n_components"]), f"best: {best['covariance_type']}, K = {best['n_components']}")
-    _label_ends(axes, ends)
+    label_ends(axes, ends)
     return axes
 
 
@@ -91,7 +91,7 @@ def _mark(axes: Axes, k: int, text: str) -> None:
     axes.annotate(text, (k, 0), xytext=place, textcoords="offset points", **font)
 
 
-def _label_ends(axes: Axes, ends: list[tuple[float, str, str]]) -> None:
+def label_ends(axes: Axes, ends: list[tuple[float, str, str]]) -> None:
     """Write each line's name at its right-hand end, moved up or down until no two overlap."""
     gap = 1.25 * SMALL * axes.figure.dpi / 72 / axes.get_window_extent().height
     ends = sorted(ends)

@@ -7,6 +7,7 @@ from jaxgmm.selection._mml import DescriptionFit, fit_mml
 from jaxgmm.selection._restarts import fit_components, fit_restarts
 from jaxgmm.selection._search import BestFit, fit_best
 from jaxgmm.selection._spurious import Spurious
+from jaxgmm.selection._trim_curve import TrimCurve, trim_curve
 
 __all__ = [
     "STRUCTURES",
@@ -15,6 +16,7 @@ __all__ = [
     "Merging",
     "Selection",
     "Spurious",
+    "TrimCurve",
     "aic",
     "best",
     "bic",
@@ -27,4 +29,5 @@ __all__ = [
     "merge_components",
     "n_parameters",
     "select",
+    "trim_curve",
 ]

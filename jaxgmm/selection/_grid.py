@@ -174,7 +174,8 @@ def _rows(name: str, tournament: Tournament, found: BestFit, n: float, log_unit:
     p = found.params
     # In a form for which one program serves all structures.
     mixtures = alike(p, jax.tree.map(lambda a: a[:, 0], tournament.factors))
-    sure = certainty(mixtures, tournament.settings.data, block_size=tournament.block_size)
+    s = tournament.settings
+    sure = certainty(mixtures, s.data, s.context.trim, block_size=tournament.block_size)
     on = (np.asarray(p.log_weights) > -np.inf).sum(1)
     rows = []
     for i, size in enumerate(tournament.sizes.tolist()):
@@ -273,6 +274,7 @@ def select(
     max_iter: int = MAX_ITER,
     reg_covar: ArrayLike = REG_COVAR,
     prior: Prior | str | None = None,
+    trim: float | None = None,
     max_ratio: float | None = MAX_RATIO,
     n_folds: int = FOLDS,
     progress: Callable[[str], object] | None = None,
@@ -299,6 +301,9 @@ def select(
       max_iter: as in `fit`.
       reg_covar: as in `m_step`.
       prior: as in `fit_restarts`; a `Prior` must fit every structure of the grid.
+      trim: as in `fit`, a share that is the same for all cells. Log-likelihoods, "bic", "aic" and "icl" are
+        then those of the kept rows, whose number or weight is n. They compare structures and numbers of
+        components at one share; for the share itself see `trim_curve`. Not with "cv" or "heldout".
       max_ratio: as in `fit_best`. Spurious cells are marked, and do not win while there is another.
       n_folds: number of folds of "cv"; for "heldout" the fold is one part in n_folds.
       progress: called with the name of each structure before it is waited for. For few data, two are under
@@ -327,6 +332,8 @@ def select(
     n_samples, n_features = data.x.shape[0], data.n_features
     if criterion in ("cv", "heldout"):
         check_ungrouped(data, f"criterion={criterion!r}, whose folds would part them")
+        if trim is not None:
+            raise ValueError(f"trim is not for criterion={criterion!r}, whose left-out folds have outliers")
     if covariance_types is None:
         covariance_types = STRUCTURES if n_features > 1 else UNIVARIATE
     models = _models(covariance_types)
@@ -338,12 +345,14 @@ def select(
     key = validate.key(key)
     settings, unit = settings_of(
         data, None, tol, max_iter, reg_covar, True, max_ratio, tuple(models.values()),
-        in_units_of_x=isinstance(prior, Prior) or callable(init),
+        in_units_of_x=isinstance(prior, Prior) or callable(init), trim=trim,
     )  # fmt: skip
     log_unit = 0.0 if unit is None else float(np.log(unit).sum())
     w = settings.data.weight
     # On the host, in float64: float32 holds a total of 1e6 nats to 0.06.
     n = float(n_samples if w is None else np.asarray(w, float).sum())
+    if settings.context.trim is not None:
+        n -= float(settings.context.trim)
 
     def one(name: str, model: Model) -> tuple[BestFit, list[Row]]:
         # The same key for every structure: they compete from the same seeds.

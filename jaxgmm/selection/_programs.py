@@ -28,7 +28,7 @@ from jaxgmm.density import check_accepts, get_data, groups, log_prob, posterior
 from jaxgmm.em import run, with_prior
 from jaxgmm.init import _starts as starts
 from jaxgmm.init._starts import AnyPrior, prior_for
-from jaxgmm.kernels import exact
+from jaxgmm.kernels import exact, kept_share, trimmed
 from jaxgmm.kernels.base import Statistics
 from jaxgmm.kernels.blocked_sum import block_rows, in_range, sum_rows
 from jaxgmm.kernels.linalg import einsum
@@ -123,7 +123,7 @@ class Settings(NamedTuple):
     reg_covar: Array
     accelerate: Array
     max_ratio: Array
-    n_effective: Array  # () the sum of the weights
+    n_effective: Array  # () the sum of the weights, less what is trimmed
     context: Context
     total: Array  # (D, D) factor of the covariance of all the data
     prior: AnyPrior = None
@@ -134,7 +134,7 @@ class Settings(NamedTuple):
 def settings_of(
     X: ArrayLike | Data, sample_weight: ArrayLike | None, tol: ArrayLike | None, max_iter: Any,
     reg_covar: ArrayLike, accelerate: Any, max_ratio: ArrayLike | None, models: Sequence[Model],
-    in_units_of_x: bool,
+    in_units_of_x: bool, trim: ArrayLike | None = None,
 ) -> tuple[Settings, np.ndarray[Any, Any] | None]:  # fmt: skip
     """The arguments of a search, checked; and the units of its data where these are not 1.
 
@@ -144,6 +144,7 @@ def settings_of(
     for model in models:
         check_accepts(data, model.component)
     x, w, n = data.x, data.weight, data.x.shape[0]
+    amount = kept_share.amount(trim, data)
     tol, limit, reg, fast = validate.iteration(tol, max_iter, reg_covar, accelerate, x.dtype, n)
     ratio = validate.ratio(np.inf if max_ratio is None else max_ratio, x.dtype)
     unit = None
@@ -151,16 +152,19 @@ def settings_of(
         unit = units.units_of(x, w, models[0] if len(models) == 1 else None)
     if unit is not None:
         data, reg = Data(units.divide(x, unit), w), units.ridge_in_units(reg, unit)
-    summary = summarise_data(data, reg, block_size=block_rows(n, 1, data.n_features))
+    summary = summarise_data(data, reg, amount, block_size=block_rows(n, 1, data.n_features))
     return Settings(data, tol, limit, reg, fast, ratio, *summary), unit
 
 
 @functools.partial(jit, static_argnames="block_size")
-def summarise_data(data: Data, reg_covar: Array, *, block_size: int) -> tuple[Array, Context, Array]:
-    """Σ of the weights, the data summary, and the factor of their covariance."""
+def summarise_data(
+    data: Data, reg_covar: Array, trim: Array | None, *, block_size: int
+) -> tuple[Array, Context, Array]:
+    """Σ of the weights that are kept, the data summary, and the factor of their covariance."""
     x, w = data.x, data.weight
     n = jnp.asarray(x.shape[0], x.dtype) if w is None else w.sum()
-    return n, summarise(data, reg_covar), total_factor(data, block_size)
+    n = n if trim is None else n - trim
+    return n, summarise(data, reg_covar)._replace(trim=trim), total_factor(data, block_size)
 
 
 def program(n: int, *static: str) -> Callable[[Callable[..., R]], Callable[..., R]]:
@@ -208,8 +212,15 @@ def begin(
 @program(1, "block_size")
 def partition(m: GMMParams, s: Settings, *, block_size: int) -> Statistics:
     """Statistics about a mixture of its samples, by hard assignment to the nearest component."""
-    shift, whole = s.context.shift, functools.partial(starts.nearest, m)
-    return exact.sums(translate(m, -shift), s.data, shift, block_size=block_size, reassign=whole)
+    return _sums(m, s, block_size, functools.partial(starts.nearest, m))
+
+
+def _sums(p: GMMParams, s: Settings, block_size: int, reassign: exact.Reassign) -> Statistics:
+    """Statistics about a mixture of the samples that it keeps, with other responsibilities."""
+    shift = s.context.shift
+    relative = translate(p, -shift)
+    rows = trimmed.kept(relative, s.data, shift, s.context.trim, block_size)
+    return exact.sums(relative, rows, shift, block_size=block_size, reassign=reassign)
 
 
 @program(4)
@@ -264,8 +275,9 @@ def _posterior_sum(p: GMMParams, data: Data, block_size: int, of: Callable[[Arra
 
 
 @program(1, "block_size")
-def certainty(p: GMMParams, data: Data, *, block_size: int) -> Array:
-    """() Σ w log max_k r_k over the samples: what `icl` takes from `bic`."""
+def certainty(p: GMMParams, data: Data, trim: Array | None, *, block_size: int) -> Array:
+    """() Σ w log max_k r_k over the samples that are kept: what `icl` takes from `bic`."""
+    data = trimmed.kept(p, data, None, trim, block_size)
     return _posterior_sum(p, data, block_size, lambda w, resp: (w * jnp.log(resp.max(1))).sum())
 
 
@@ -352,5 +364,4 @@ def rearrange(move: Move, params: GMMParams, s: Settings, *, block_size: int) ->
         moved = r.at[first].set(merged).at[second].set(jnp.where(side, split, 0))
         return jnp.where(move.possible, moved.at[third].set(jnp.where(side, 0, split)), r)
 
-    shift = s.context.shift
-    return exact.sums(translate(params, -shift), s.data, shift, block_size=block_size, reassign=reassign)
+    return _sums(params, s, block_size, reassign)

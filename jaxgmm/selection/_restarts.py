@@ -21,7 +21,7 @@ from jaxgmm.data import Data, summarise
 from jaxgmm.density import check_accepts, check_labels, check_sizes, get_data
 from jaxgmm.em import DEFAULT_OPTIONS, MAX_ITER, REG_COVAR, EMOptions, check_options
 from jaxgmm.init._starts import AnyPrior, Init, check_init, check_prior, prior_for, start
-from jaxgmm.kernels import quadratic
+from jaxgmm.kernels import kept_share, quadratic
 from jaxgmm.kernels.base import Kernel
 from jaxgmm.kernels.exact import rows_of
 from jaxgmm.kernels.observed import in_tiles
@@ -52,28 +52,34 @@ def _work(key: Array, data: Data, sizes: Array, *_: Any, c: _Static) -> float:
 @functools.partial(jit, static_argnames="c", work=_work)
 def _fit_batch(
     key: Array, data: Data, sizes: Array, numbers: tuple[Array, Array, Array, Array], prior: AnyPrior,
-    starts: GMMParams | None, *, c: _Static,
+    starts: GMMParams | None, trim: Array | None, *, c: _Static,
 ) -> FitResult:  # fmt: skip
-    """n_init fits with each of `sizes` (L,) components on; of several sizes the best for each."""
+    """n_init fits with each of `sizes` (L,) components on; of several sizes the best for each.
+
+    What is trimmed may be the same for all () or for each of the sizes (L,).
+    """
     context = summarise(data, numbers[2])
     active = jnp.repeat(sizes, c.n_init)
+    amounts = None if trim is None else jnp.repeat(jnp.broadcast_to(trim, sizes.shape), c.n_init)
     keys = jax.random.split(key, active.shape[0])
 
     def prior_of(index: Array) -> Prior | None:
         return prior_for(prior, data, c.model.covariance, active[index])
 
-    def begin(inputs: tuple[Array, Array]) -> GMMParams:
+    def begin(inputs: tuple[Array, Array, Array | None]) -> GMMParams:
+        key, n_active, own = inputs
         return start(
-            *inputs, data, context, prior, model=c.model, n_components=c.n_components,
-            block_size=c.block_size, init=c.init,
+            key, n_active, data, context._replace(trim=own), prior, model=c.model,
+            n_components=c.n_components, block_size=c.block_size, init=c.init,
         )  # fmt: skip
 
     if starts is None:
         # Side by side all take as many of Lloyd's iterations as the slowest, and a CPU gains nothing by it.
         one_by_one = c.init == "kmeans" and jax.default_backend() == "cpu"
-        starts = lax.map(begin, (keys, active)) if one_by_one else jax.vmap(begin)((keys, active))
+        each = (keys, active, amounts)
+        starts = lax.map(begin, each) if one_by_one else jax.vmap(begin)(each)
     results = run_many(
-        starts, data, *numbers, prior_of, block_size=c.block_size, history_size=c.history_size,
+        starts, data, *numbers, prior_of, amounts, block_size=c.block_size, history_size=c.history_size,
         context=context, kernels=c.kernels,
     )  # fmt: skip
     if not c.several:
@@ -96,11 +102,13 @@ def _checked(starts: GMMParams, n_components: int, n_features: int, dtype: Any) 
     return jax.tree.map(lambda a: jnp.asarray(a, dtype), starts)
 
 
-def _fit_many(
+def fit_many(
     key: Array, data: Data, sizes: tuple[int, ...], several: bool,
     covariance_type: ModelLike, n_init: int, init: Init | GMMParams, tol: ArrayLike | None, max_iter: Any,
     reg_covar: ArrayLike, prior: Prior | str | None, accelerate: Any, options: EMOptions,
+    trim: ArrayLike | None, shape: tuple[int, ...] = (),
 ) -> FitResult:  # fmt: skip
+    """What `fit_restarts` or, of several sizes, `fit_components` gives; trim has the shape () or (L,)."""
     check_options(options).only("a fit from several starts", "block_size", "history_size", "kernel")
     n_init = validate.count(n_init, "n_init", 1)
     model, starts = get_model(covariance_type), None
@@ -122,13 +130,14 @@ def _fit_many(
         if check_init(init) == "hierarchical" and not data.is_complete:
             raise ValueError("init='hierarchical' needs complete rows without noise; use 'kmeans++'")
     n_fits = n_init * len(sizes)
+    amount = kept_share.amount(trim, data, shape)
     data = in_tiles(data, model.covariance)
     rows = rows_of(data, model.component, k, concurrency(n_fits, n, k * d))
     if options.block_size is not None:
         rows = max(options.block_size - options.block_size % max(data.tile, 1), data.tile)
     c = _Static(
         model, k, n_init, check_init(init), several, min(rows, data.x.shape[0]), options.history_size,
-        quadratic.choose_for(data, options.kernel, model.component, k, n_fits),
+        quadratic.choose_for(data, options.kernel, model.component, k, n_fits, trim is not None),
     )  # fmt: skip
     given = check_prior(prior, model, (k, d), x.dtype)
     tol, limit, reg, fast = validate.iteration(tol, max_iter, reg_covar, accelerate, x.dtype, x.shape[0])
@@ -139,7 +148,7 @@ def _fit_many(
         data, reg = Data(units.divide(x, unit), data.weight), units.ridge_in_units(reg, unit)
         starts = None if starts is None else jax.vmap(lambda p: units.rescale(p, 1 / unit))(starts)
     active, numbers = np.asarray(sizes, np.int32), (tol, limit, reg, fast)
-    results = _fit_batch(validate.key(key), data, active, numbers, given, starts, c=c)
+    results = _fit_batch(validate.key(key), data, active, numbers, given, starts, amount, c=c)
     return results if unit is None else units.multiply_back(results, unit)
 
 
@@ -157,6 +166,7 @@ def fit_restarts(
     reg_covar: ArrayLike = REG_COVAR,
     prior: Prior | str | None = None,
     accelerate: bool | Array = True,
+    trim: ArrayLike | None = None,
     options: EMOptions = DEFAULT_OPTIONS,
 ) -> FitResult:
     """Fit from n_init different starts at once, in one compiled program over one X.
@@ -178,6 +188,7 @@ def fit_restarts(
       reg_covar: as in `m_step`.
       prior: None, a `Prior`, or "default" for what `default_prior` gives.
       accelerate: as in `fit`.
+      trim: as in `fit`.
       options: the kernel, block size and history, as in `fit`.
 
     Returns:
@@ -197,9 +208,9 @@ def fit_restarts(
     """
     data = get_data(X, sample_weight)
     sizes = (validate.n_components(n_components, data.x.shape[0]),)
-    return _fit_many(
+    return fit_many(
         key, data, sizes, False, covariance_type, n_init, init,
-        tol, max_iter, reg_covar, prior, accelerate, options,
+        tol, max_iter, reg_covar, prior, accelerate, options, trim,
     )  # fmt: skip
 
 
@@ -217,6 +228,7 @@ def fit_components(
     reg_covar: ArrayLike = REG_COVAR,
     prior: Prior | str | None = None,
     accelerate: bool | Array = True,
+    trim: ArrayLike | None = None,
     options: EMOptions = DEFAULT_OPTIONS,
 ) -> FitResult:
     """Fit mixtures with several numbers of components at once, one compilation for all of them.
@@ -238,6 +250,7 @@ def fit_components(
       reg_covar: as in `m_step`.
       prior: None, a `Prior`, or "default" for what `default_prior` gives for each number of components.
       accelerate: as in `fit`.
+      trim: as in `fit`.
       options: the kernel, block size and history, as in `fit`.
 
     Returns:
@@ -256,7 +269,7 @@ def fit_components(
     """
     data = get_data(X, sample_weight)
     sizes = validate.sizes(n_components, data.x.shape[0])
-    return _fit_many(
+    return fit_many(
         key, data, sizes, True, covariance_type, n_init, init,
-        tol, max_iter, reg_covar, prior, accelerate, options,
+        tol, max_iter, reg_covar, prior, accelerate, options, trim,
     )  # fmt: skip

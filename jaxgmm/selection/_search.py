@@ -344,6 +344,7 @@ def fit_best(
     reg_covar: ArrayLike = REG_COVAR,
     prior: Prior | str | None = None,
     accelerate: bool | Array = True,
+    trim: ArrayLike | None = None,
     max_ratio: ArrayLike | None = MAX_RATIO,
     options: EMOptions = DEFAULT_OPTIONS,
 ) -> BestFit:
@@ -371,6 +372,7 @@ def fit_best(
       reg_covar: as in `m_step`.
       prior: as in `fit_restarts`.
       accelerate: as in `fit`.
+      trim: as in `fit`.
       max_ratio: the largest ratio of covariance eigenvalues, relative to the covariance of all the data, that
         is not taken for an artefact (`Spurious.NARROW`); None for no bound. A sound optimum wins over a
         spurious one of higher likelihood.
@@ -400,7 +402,7 @@ def fit_best(
     budget = validate.count(budget, "budget", 1)
     settings, unit = programs.settings_of(
         data, None, tol, max_iter, reg_covar, accelerate, max_ratio, (model,),
-        in_units_of_x=isinstance(prior, Prior) or callable(check_init(init)),
+        in_units_of_x=isinstance(prior, Prior) or callable(check_init(init)), trim=trim,
     )  # fmt: skip
     tournament = Tournament(settings, model, (n,), init, options.history_size, prior)
     result: BestFit = jax.tree.map(lambda a: a[0], tournament.best(validate.key(key), budget))
