@@ -8,9 +8,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
+from jaxgmm import _display as display
 from jaxgmm import _validate as validate
 from jaxgmm.components.registry import ModelLike, get_model
 from jaxgmm.data import Data
@@ -26,7 +28,7 @@ from jaxgmm.selection._restarts import fit_components
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class LikelihoodRatio:
     """A bootstrapped likelihood ratio test, as `bootstrap_likelihood_ratio` gives it.
 
@@ -42,6 +44,17 @@ class LikelihoodRatio:
     p_value: Array  # ()
     null: Array  # (n_replicates,)
     results: FitResult
+
+    def __repr__(self) -> str:
+        """One line: the hypotheses, the statistic and its p-value."""
+        log_weights, null = display.look(self.results.params.log_weights), display.look(self.null)
+        statistic, p_value = display.look(self.statistic), display.look(self.p_value)
+        if log_weights is None or null is None or statistic is None or p_value is None or statistic.ndim:
+            return "LikelihoodRatio()"
+        n, n_failed = (log_weights[0] > -np.inf).sum(), int(np.isnan(null).sum())
+        drawn = f"{len(null)} replicates" + (f", of which {n_failed} failed" if n_failed else "")
+        against = f"K = {n} against {n + 1}"
+        return f"LikelihoodRatio({against}: statistic {statistic:.4g}, p = {p_value:.3g}, by {drawn})"
 
 
 def _statistic(results: FitResult, n_samples: int) -> Array:
