@@ -465,3 +465,19 @@ def test_history_has_a_line_for_every_start_and_the_best_is_the_coloured_one():
 def test_a_masked_entry_is_refused_by_its_place():
     with pytest.raises(ValueError, match=r"masked array, and entry \(1, 0\)"):
         plot_pairs(mixture(2), np.ma.masked_array(np.ones((3, 2)), [[0, 0], [1, 0], [0, 0]]))
+
+
+def test_many_structures_have_a_legend_that_tells_them_apart():
+    names = [f"structure {i}" for i in range(14)]
+    rows = [
+        {"covariance_type": name, "n_components": k, "bic": 100.0 * i + abs(k - 2)}
+        for i, name in enumerate(names)
+        for k in (1, 2, 3)
+    ]
+    axes = plot_criteria(rows, ax=Figure().add_subplot())
+    lines = axes.get_legend().get_lines()
+    looks = {(line.get_color(), line.get_linestyle(), line.get_marker()) for line in lines}
+    assert len(looks) == 14
+    # From the top, as the lines end.
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == names[::-1]
+    assert plot_criteria(rows[:18], ax=Figure().add_subplot()).get_legend() is None

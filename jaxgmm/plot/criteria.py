@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from jaxgmm.plot.style import HALO, MARKERS, PALETTE, SMALL, STYLES, label, new_axes, tidy
 
 # A difference above ten is very strong evidence (Kass & Raftery 1995, section 3.2, for BIC).
 _LINEAR = 10.0
+_TALL = 130  # points that the axes must have for the long label
 
 
 def plot_criteria(
@@ -50,7 +52,8 @@ def plot_criteria(
     if wide:
         # Linear where fits compete, logarithmic where not: a bad structure must not flatten the others.
         axes.set_yscale("symlog", linthresh=_LINEAR, linscale=1)
-    ends = []
+    ends: list[tuple[float, str, str]] = []
+    lines: list[Line2D] = []
     for i, name in enumerate(dict.fromkeys(str(row["covariance_type"]) for row in finite)):
         own = [row for row in table if row["covariance_type"] == name]
         rows = sorted(own, key=lambda row: int(row["n_components"]))
@@ -58,8 +61,10 @@ def plot_criteria(
         y = np.array([row[criterion] for row in rows], float) - lowest
         y[~np.isfinite(y)] = np.nan
         colour, style = PALETTE[i % len(PALETTE)], STYLES[i // len(PALETTE) % len(STYLES)]
-        axes.plot(k, y, style, color=colour, marker=MARKERS[i % len(MARKERS)], ms=4, lw=1.2, clip_on=False)
+        look: dict[str, Any] = {"color": colour, "marker": MARKERS[i % len(MARKERS)], "ms": 4, "lw": 1.2}
+        (line,) = axes.plot(k, y, style, label=name, clip_on=False, **look)
         ends.append((float(y[np.isfinite(y)][-1]), name, colour))
+        lines.append(line)
     axes.plot(int(best["n_components"]), 0, "o", ms=10, mfc="none", mec="black", mew=1.2, clip_on=False)
     axes.margins(x=0.05)
     # Smaller is better, so below the best there is nothing but the room that its label takes, in points.
@@ -74,11 +79,18 @@ def plot_criteria(
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.spines["left"].set_bounds(0, axes.get_ylim()[1])
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    scale = f" (log above {_LINEAR:g})" if wide else ""
+    scale = f" (log above {_LINEAR:g})" if wide and box.height * points > _TALL else ""
     label(axes, "number of components K", f"{criterion.upper()} above the best{scale}")
     tidy(axes)
     _mark(axes, int(best["n_components"]), f"best: {best['covariance_type']}, K = {best['n_components']}")
-    label_ends(axes, ends)
+    if len(ends) <= len(PALETTE):
+        label_ends(axes, ends)
+    else:
+        # Colours come twice: their names need the markers and dashes beside them, in the order of the ends.
+        order = sorted(range(len(ends)), key=lambda i: -ends[i][0])
+        place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1, 1), "borderaxespad": 0}
+        style = {"fontsize": SMALL, "frameon": False, "handlelength": 2.6, "labelspacing": 0.25}
+        axes.legend(handles=[lines[i] for i in order], **place, **style)
     return axes
 
 
