@@ -89,8 +89,8 @@ def plot_criteria(
         # Colours come twice: their names need the markers and dashes beside them, in the order of the ends.
         order = sorted(range(len(ends)), key=lambda i: -ends[i][0])
         place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1, 1), "borderaxespad": 0}
-        style = {"fontsize": SMALL, "frameon": False, "handlelength": 2.6, "labelspacing": 0.25}
-        axes.legend(handles=[lines[i] for i in order], **place, **style)
+        place |= {"fontsize": SMALL, "frameon": False, "handlelength": 2.6, "labelspacing": 0.25}
+        axes.legend(handles=[lines[i] for i in order], **place)
     return axes
 
 
