@@ -73,6 +73,13 @@ class DataSummary:
         spread = (gap * w[:, None]).T @ gap / total - np.outer(rest, rest) if covariance else None
         return DataSummary(len(x), float(weight), mean + rest, variance, spread, counted=counted)
 
+    @staticmethod
+    def unknown(x: np.ndarray, w: np.ndarray, n_features: int, *, missing: bool = False) -> DataSummary:
+        """Of rows that show D features through projections: their means count as 0, their variances as 1."""
+        total = float(w.sum(dtype=np.float64))
+        none, one = np.zeros(n_features), np.ones(n_features)
+        return DataSummary(len(x), total, none, one, seen_weight=total * one if missing else None)
+
     def __add__(self, other: DataSummary) -> DataSummary:
         """Of two sets of rows together, by the formula of Chan, Golub & LeVeque (1979)."""
         total = self.total_weight + other.total_weight

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from jaxgmm._host_arrays import host_array, is_frame, library
+from jaxgmm.data import Data
 from jaxgmm.outofcore._on_disk import FORMATS, Npy, Tables, Zarr, needed
 from jaxgmm.outofcore._source import Arrays, Source, named
 
@@ -30,6 +31,8 @@ def open_source(source: Any, columns: Any = None, weight_column: Any = None) -> 
         a pandas or Polars data frame, a `pyarrow.dataset.Dataset`, a `pyarrow.Table` or a `zarr.Array`;
         an iterable of arrays (n, D), or of pairs of an array and weights (n,), that can be gone through
         again, such as a list; or a function without arguments that returns a fresh one each time;
+        `Data`, an iterable of it, or a function that returns one: all parts with the noise, projections,
+        labels or log_prior that the first has, and without groups;
         or a `Source`, which is returned as it is.
       columns: which columns are features: names for tables, numbers for arrays. None for all.
       weight_column: which column holds sample weights, in the same way; or None.
@@ -55,6 +58,8 @@ def open_source(source: Any, columns: Any = None, weight_column: Any = None) -> 
     which = columns, weight_column
     if isinstance(source, str | os.PathLike):
         return _files(_expand(os.fspath(source)), *which)
+    if isinstance(source, Data):
+        return Arrays(lambda: [source], *which, len(source.x))
     if _is_array(source) or (isinstance(source, tuple) and len(source) == 2 and all(map(_is_array, source))):
         shape = np.shape(source[0] if isinstance(source, tuple) else source)
         return Arrays(lambda: [source], *which, shape[0] if shape else None)
@@ -105,7 +110,7 @@ def once(given: Iterator[Any]) -> Callable[[], Iterable[Any]]:
 
 
 def _is_array(value: Any) -> bool:
-    return isinstance(value, np.ndarray | jax.Array)
+    return isinstance(value, np.ndarray | jax.Array | Data)
 
 
 def _fresh(function: Callable[[], Any]) -> Callable[[], Iterable[Any]]:

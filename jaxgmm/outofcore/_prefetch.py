@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxgmm.outofcore._source import Source
+from jaxgmm.outofcore._source import Source, known_of
 
 _DEPTH = 3  # one that is worked on, one that waits, one that is being filled
 _PATIENCE = 10.0  # seconds that a source may take to give the next rows after nobody wants them any more
@@ -19,10 +19,11 @@ _ALIGNMENT = 64  # bytes: JAX takes an array that is so aligned as it is, withou
 class Chunk(NamedTuple):
     """Rows to work on at once; those from `n` on do not count, and have weight 0."""
 
-    x: np.ndarray  # (C, D)
+    x: np.ndarray  # (C, D), or (C, E) with projections
     w: np.ndarray  # (C,)
     n: int
     places: list[tuple[int, str, int]]  # first row here, part, and first row there
+    known: dict[str, np.ndarray]  # what else is known of the rows, fields of `Data`
 
     def place(self, row: int) -> tuple[str, int]:
         """The part that a row of the chunk comes from, and its number there."""
@@ -35,6 +36,14 @@ def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     raw = np.zeros(size + _ALIGNMENT, np.uint8)
     start = -raw.ctypes.data % _ALIGNMENT
     return raw[start : start + size].view(dtype).reshape(shape)
+
+
+class _Buffers(NamedTuple):
+    """The memory of a chunk."""
+
+    x: np.ndarray
+    w: np.ndarray
+    known: dict[str, np.ndarray]
 
 
 class ReadAhead:
@@ -50,11 +59,15 @@ class ReadAhead:
 
     def __init__(self, source: Source, rows: int, dtype: np.dtype) -> None:
         self._source, self._rows = source, rows
-        self._free: queue.SimpleQueue[tuple[np.ndarray, np.ndarray] | None] = queue.SimpleQueue()
+        self._free: queue.SimpleQueue[_Buffers | None] = queue.SimpleQueue()
         self._full: queue.SimpleQueue[Chunk | BaseException | None] = queue.SimpleQueue()
         self._stop = threading.Event()
+        shapes = known_of(source)
+        width = shapes["projection"][0] if "projection" in shapes else source.n_features
+        kinds = {name: np.dtype(np.int32) if name == "label" else dtype for name in shapes}
         for _ in range(_DEPTH):
-            self._free.put((_aligned((rows, source.n_features), dtype), _aligned((rows,), dtype)))
+            known = {name: _aligned((rows, *shape), kinds[name]) for name, shape in shapes.items()}
+            self._free.put(_Buffers(_aligned((rows, width), dtype), _aligned((rows,), dtype), known))
         self._thread = threading.Thread(target=self._run, name="jaxgmm-read-ahead", daemon=True)
 
     def __enter__(self) -> ReadAhead:
@@ -74,7 +87,7 @@ class ReadAhead:
 
     def release(self, chunk: Chunk) -> None:
         """Say that a chunk is done with, so that its memory may be filled again."""
-        self._free.put((chunk.x, chunk.w))
+        self._free.put(_Buffers(chunk.x, chunk.w, chunk.known))
 
     def _run(self) -> None:
         try:
@@ -84,7 +97,7 @@ class ReadAhead:
             self._full.put(error)
 
     def _read(self) -> None:
-        buffers: tuple[np.ndarray, np.ndarray] | None = None
+        buffers: _Buffers | None = None
         n = 0
         places: list[tuple[int, str, int]] = []
         for piece in self._source.chunks(self._rows):
@@ -94,18 +107,22 @@ class ReadAhead:
                     buffers, n, places = self._free.get(), 0, []
                 if buffers is None or self._stop.is_set():
                     return
-                x, w = buffers
+                x, w, known = buffers
                 step = min(len(piece.rows) - taken, self._rows - n)
                 # What does not fit the dtype becomes infinite, and is then reported with its place.
                 with np.errstate(over="ignore"):
                     x[n : n + step] = piece.rows[taken : taken + step]
                     w[n : n + step] = 1 if piece.weight is None else piece.weight[taken : taken + step]
+                    for name, a in known.items():
+                        a[n : n + step] = piece.known[name][taken : taken + step]
                 places.append((n, piece.part, piece.first + taken))
                 n, taken = n + step, taken + step
                 if n == self._rows:
-                    self._full.put(Chunk(x, w, n, places))
+                    self._full.put(Chunk(x, w, n, places, known))
                     buffers = None
         if buffers is not None:
-            x, w = buffers
+            x, w, known = buffers
             x[n:], w[n:] = 0, 0
-            self._full.put(Chunk(x, w, n, places))
+            for a in known.values():
+                a[n:] = a[n - 1]  # what is right for a row
+            self._full.put(Chunk(x, w, n, places, known))

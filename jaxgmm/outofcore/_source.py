@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
 from jaxgmm._host_arrays import unmasked
+from jaxgmm.data import Data
 
 
 class Piece(NamedTuple):
@@ -18,11 +20,15 @@ class Piece(NamedTuple):
     weight: np.ndarray | None  # (n,)
     part: str  # what the part of the data that holds them is called in messages
     first: int  # which row of that part is the first of them, from 0
+    known: Mapping[str, np.ndarray] = MappingProxyType({})  # fields of `Data`, with n rows each
 
 
 @runtime_checkable
 class Source(Protocol):
     """Rows of data that can be read any number of times, in the same order.
+
+    A source whose pieces hold more than rows and weights has a dict `known` too: the shapes of a row in each
+    of their fields.
 
     Attributes:
       n_features: D.
@@ -43,6 +49,17 @@ class Source(Protocol):
     def chunks(self, rows: int) -> Iterator[Piece]:
         """All rows from the first to the last, in pieces of at most `rows`."""
         ...
+
+
+KNOWN = {"noise": "noise", "projection": "projections", "label": "labels", "log_prior": "log_prior"}
+# What a part says of rows by having no such field.
+_NOTHING = {"noise": 0, "label": -1, "log_prior": 0}
+
+
+def known_of(source: Source) -> Mapping[str, tuple[int, ...]]:
+    """The shapes of a row in each of the fields of `Data` that a source gives beside rows and weights."""
+    shapes: Mapping[str, tuple[int, ...]] = getattr(source, "known", {})
+    return shapes
 
 
 def is_wide(dtype: np.dtype) -> bool:
@@ -181,11 +198,21 @@ class Matrices:
                     yield Piece(*self._selection.split(whole[at : at + rows]), part.name, first + at)
 
 
+class _Array(NamedTuple):
+    """One of the arrays of `Arrays`."""
+
+    x: np.ndarray
+    weight: np.ndarray | None
+    known: Mapping[str, np.ndarray]
+    of_data: bool = False
+
+
 class Arrays:
     """Arrays in memory, or whatever gives arrays afresh each time it is asked.
 
     Args:
-      restart: gives a fresh iterable of arrays (n, D), or of pairs of such an array and weights (n,).
+      restart: gives a fresh iterable of arrays (n, D), of pairs of such an array and weights (n,), or of
+        `Data`.
       columns: numbers of the columns that are features, or None for all.
       weight_column: number of the column that holds the weights, or None.
       n_samples: where it is known.
@@ -201,29 +228,60 @@ class Arrays:
         names: tuple[str, ...] | None = None,
     ) -> None:
         self._restart, self.n_samples, self.columns = restart, n_samples, names
+        self.known: dict[str, tuple[int, ...]] = {}
         first = next(self._parts(), None)
         if first is None:
             raise ValueError("source must give at least one array; it gave none")
-        self._n_columns = first[0].shape[1]
+        self._n_columns = first.x.shape[1]
+        self.known = {name: a.shape[1:] for name, a in first.known.items()}
         self._selection = Selection.of(columns, weight_column, self._n_columns)
+        if first.of_data and self._selection.features is not None:
+            raise ValueError("columns and weight_column are for arrays; choose columns before observe")
         self.n_features = self._selection.n_features(self._n_columns)
-        self.wide = is_wide(first[0].dtype)
+        if "projection" in self.known:
+            self.n_features = self.known["projection"][-1]
+        self.wide, self.of_data = is_wide(first.x.dtype), first.of_data
 
     def describe(self) -> dict[str, Any]:
         """Numbers alone: the summary of the data tells them from others."""
-        return {"kind": "arrays", "n_columns": self._n_columns, "columns": self._selection.features}
+        known = {"known": {name: list(shape) for name, shape in self.known.items()}} if self.known else {}
+        about = {"kind": "arrays", "n_columns": self._n_columns, "columns": self._selection.features}
+        return {**about, **known}
 
     def chunks(self, rows: int) -> Iterator[Piece]:
         """As `Source` says."""
-        for i, (x, w) in enumerate(self._parts()):
+        for i, (x, w, known) in enumerate(p[:3] for p in self._parts()):
             if x.shape[1] != self._n_columns:
                 raise ValueError(f"array {i}: has {x.shape[1]} columns; array 0 has {self._n_columns}")
+            every = self._filled(known, len(x), f"array {i}")
             for first in range(0, x.shape[0], rows):
                 piece, weight = self._selection.split(x[first : first + rows])
-                yield Piece(piece, weight if w is None else w[first : first + rows], f"array {i}", first)
+                weight = weight if w is None else w[first : first + rows]
+                some = {name: a[first : first + rows] for name, a in every.items()}
+                yield Piece(piece, weight, f"array {i}", first, some)
 
-    def _parts(self) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+    def _filled(self, known: Mapping[str, np.ndarray], n: int, where: str) -> dict[str, np.ndarray]:
+        """The fields that all parts have; one that says nothing of a part's rows is filled in."""
+        every = {}
+        for name in {**self.known, **known}:
+            a, shape = known.get(name), self.known.get(name)
+            if a is None and shape is not None and name in _NOTHING and len(shape) < 2:
+                a = np.full((n, *shape), _NOTHING[name])
+            got = "none" if a is None else f"rows of shape {a.shape[1:]}"
+            if a is None or shape != a.shape[1:]:
+                first = "none" if shape is None else f"rows of shape {shape}"
+                raise ValueError(
+                    f"{where}: of {KNOWN[name]} it has {got}; array 0 has {first}. All parts must have what "
+                    "the first has"
+                )
+            every[name] = a
+        return every
+
+    def _parts(self) -> Iterator[_Array]:
         for i, item in enumerate(self._restart()):
+            if isinstance(item, Data):
+                yield _of_data(item, f"array {i}")
+                continue
             pair = item if isinstance(item, tuple) else (item, None)
             if len(pair) != 2:
                 raise ValueError(f"array {i}: must be an array or a pair (X, weights); got {len(pair)}")
@@ -234,7 +292,19 @@ class Arrays:
                 if w.shape != x.shape[:1]:
                     raise ValueError(f"array {i}: its weights must have shape {x.shape[:1]}; got {w.shape}")
                 check_numbers(w.dtype, f"array {i}, weights")
-            yield x, w
+            yield _Array(x, w, {})
+
+
+def _of_data(data: Data, where: str) -> _Array:
+    """What `observe` returned, with NaN again where entries are missing."""
+    if data.group is not None:
+        raise ValueError(f"{where}: rows in groups are not for data in parts: leave groups out of observe")
+    x = np.asarray(data.x)
+    if data.observed is not None:
+        x = np.where(np.asarray(data.observed), x, np.asarray(np.nan, x.dtype))
+    fields = {name: getattr(data, name) for name in KNOWN}
+    known = {name: np.asarray(a) for name, a in fields.items() if a is not None}
+    return _Array(x, None if data.weight is None else np.asarray(data.weight), known, True)
 
 
 def identity(path: str) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from jaxgmm.outofcore import _change_of_reference as change_of_reference
 from jaxgmm.outofcore._open_source import once, open_source
 from jaxgmm.outofcore._prefetch import ReadAhead
 from jaxgmm.outofcore._streaming_statistics import check as check_rows
-from jaxgmm.outofcore._streaming_statistics import rows_of
+from jaxgmm.outofcore._streaming_statistics import refuse_known, rows_of
 from jaxgmm.priors import Prior
 
 DECAY = 0.6
@@ -273,6 +273,7 @@ def fit_stepwise(
     if passes == 1 and isinstance(source, Iterator):
         source = once(source)
     data = open_source(source, columns, weight_column)
+    refuse_known(data, "stepwise EM")
     rows = rows_of(data, shape[1], dtype, chunk_size)
     if chunk_size is None and data.n_samples is not None:
         rows = min(rows, max(512, data.n_samples // 200))

@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 from jaxgmm import _validate as validate
 from jaxgmm import priors
 from jaxgmm.data import MISSING, Context
-from jaxgmm.density import check_component, check_mixture
+from jaxgmm.density import check_mixture
 from jaxgmm.em import DEFAULT_OPTIONS, MAX_ITER, REG_COVAR, EMOptions, check_options
 from jaxgmm.kernels import quadratic
 from jaxgmm.kernels.exact import WHITENED
@@ -26,7 +26,7 @@ from jaxgmm.outofcore._checkpoint import Checkpoint
 from jaxgmm.outofcore._incremental import sweep
 from jaxgmm.outofcore._open_source import open_source
 from jaxgmm.outofcore._progress import Reporter
-from jaxgmm.outofcore._streaming_statistics import Passes, dtype_of, rows_of, summarise
+from jaxgmm.outofcore._streaming_statistics import Passes, check_known, dtype_of, rows_of, summarise
 from jaxgmm.priors import Prior
 from jaxgmm.result import FitResult
 from jaxgmm.solvers.squarem import State
@@ -59,12 +59,12 @@ def fit_stream(
 
     Args:
       params: where to start, as in `fit`.
-      source: the data: an array, paths, a data set, a function that returns arrays, or anything else that
-        `open_source` takes.
+      source: the data: an array, paths, a data set, a function that returns arrays or `Data`, or anything
+        else that `open_source` takes.
       columns: which columns are features, as in `open_source`.
       weight_column: which column holds sample weights, as in `open_source`.
-      missing: "error" refuses NaN; "nan" takes NaN, and a table's missing values, for missing entries, as
-        `observe` does.
+      missing: "error" refuses NaN; "nan" takes NaN, a table's missing values, and the gaps of `Data`, for
+        missing entries, as `observe` does.
       tol: as in `fit`.
       max_iter: as in `fit`; a step is a pass.
       reg_covar: as in `fit`.
@@ -126,14 +126,19 @@ def fit_stream(
         validate.below_one(trim, "trim", kind)
         if incremental:
             raise ValueError("trim is not for incremental=True, which takes a step after a part of the rows")
+    known = check_known(data, component, params.n_components, gaps)
+    kernel = quadratic.not_quadratic(options.kernel).name if known else options.kernel
     if incremental:
         change_of_reference.check(component, "incremental=True")
     # Of a source of unknown length it cannot be known beforehand whether the quadratic kernel will pay.
-    known = 1 << 62 if data.n_samples is None else data.n_samples
-    covariance = quadratic.choose(kernel, component, known, *shape) != (WHITENED,)
+    most = 1 << 62 if data.n_samples is None else data.n_samples
+    covariance = quadratic.choose(kernel, component, most, *shape) != (WHITENED,)
 
     try:
-        summary = summarise(data, rows, kind, covariance=covariance, watch=report.watch, missing=gaps)
+        summary = summarise(
+            data, rows, kind, covariance=covariance, watch=report.watch, missing=gaps,
+            n_components=params.n_components,
+        )  # fmt: skip
         numbers = validate.tolerance(tol, summary.n_samples, kind), *numbers[1:]
         counts = summary.n_samples if summary.counted else None
         amount = None if trim is None else float(weight_of(trim, counts, summary.total_weight))

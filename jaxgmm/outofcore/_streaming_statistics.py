@@ -14,8 +14,11 @@ import numpy as np
 from jax import Array
 
 from jaxgmm import _validate as validate
+from jaxgmm.components.base import Component
 from jaxgmm.data import Context, Data
 from jaxgmm.kernels import quadratic, trimmed
+from jaxgmm.density import check_component
+from jaxgmm.kernels import quadratic
 from jaxgmm.kernels.base import Kernel, Statistics
 from jaxgmm.kernels.exact import WHITENED
 from jaxgmm.kernels.kept_share import ordered
@@ -24,11 +27,12 @@ from jaxgmm.kernels.programs import jit
 from jaxgmm.mixture import GMMParams
 from jaxgmm.outofcore._data_summary import DataSummary
 from jaxgmm.outofcore._prefetch import Chunk, ReadAhead
-from jaxgmm.outofcore._source import Source
+from jaxgmm.outofcore._source import KNOWN, Arrays, Source, known_of
 
 _BYTES = {"cpu": 1 << 23}  # of a chunk
 _ACCELERATOR_BYTES = 1 << 26
 _TILE = 4096  # rows that are summed together
+_VIEWS = ("noise", "projection")  # what a component must have a density for
 
 R = TypeVar("R")
 Watch = Callable[[int], Any]  # told how many rows of a pass are done
@@ -63,18 +67,37 @@ def rows_of(source: Source, n_features: int, dtype: np.dtype, chunk_size: Any) -
     return chunk_rows(source.n_samples, n_features, dtype)
 
 
+def check_known(source: Source, component: Component, n_components: int, missing: bool) -> bool:
+    """Whether rows have gaps, noise, projections or labels; raise where they do not fit the components."""
+    known = known_of(source)
+    check_component(component, *(["missing"] if missing else []), *(w for w in _VIEWS if w in known))
+    columns = known.get("log_prior", (n_components,))
+    if columns != (n_components,):
+        raise ValueError(
+            f"log_prior must have a column for each of {n_components} components; got {columns[0]}"
+        )
+    return missing or bool(known)
+
+
+def refuse_known(source: Source, what: str) -> None:
+    """Raise where a source gives more than rows and weights, of which `what` knows nothing."""
+    if known := known_of(source):
+        words = " and ".join(KNOWN[name] for name in known)
+        raise ValueError(f"rows with {words} are not for {what}; use fit_stream")
+
+
 def summarise(
     source: Source, rows: int, dtype: np.dtype, *, covariance: bool = False, watch: Watch | None = None,
-    missing: bool = False,
+    missing: bool = False, n_components: int | None = None,
 ) -> DataSummary:  # fmt: skip
     """The first pass: what `DataSummary` holds, with every row and weight checked.
 
     Raises:
-      ValueError: for a number that is not finite in `dtype` or a negative weight, with part, row and column;
-        for weights that are zero everywhere.
+      ValueError: for a number that is not finite in `dtype`, a negative weight, or a label that is not below
+        `n_components`, with part, row and column; for weights that are zero everywhere.
     """
     total: DataSummary | None = None
-    done = 0
+    done, projected = 0, "projection" in known_of(source)
     with ReadAhead(source, rows, dtype) as chunks:
         for chunk in chunks:
             for start in range(0, chunk.n, _TILE):
@@ -82,8 +105,17 @@ def summarise(
                 fine = (~np.isinf(x) if missing else np.isfinite(x)).all()
                 if not (fine and np.isfinite(w).all() and (w >= 0).all()):
                     check(chunk, source, missing)
-                one = DataSummary.of(x, w, covariance=covariance, missing=missing)
+                if projected:
+                    one = DataSummary.unknown(x, w, source.n_features, missing=missing)
+                else:
+                    one = DataSummary.of(x, w, covariance=covariance, missing=missing)
                 total = one if total is None else total + one
+            if n_components is not None and "label" in chunk.known:
+                label = chunk.known["label"][: chunk.n]
+                if label.max() >= n_components:
+                    part, at = chunk.place(int(label.argmax()))
+                    said = f"labels must be below n_components = {n_components}; got {label.max()}"
+                    raise ValueError(f"{part}, row {at}: {said}")
             done += chunk.n
             chunks.release(chunk)
             if watch is not None:
@@ -109,7 +141,8 @@ def check(chunk: Chunk, source: Source, missing: bool = False) -> None:
         raise ValueError(f"{part}, row {at}: {said}")
     column = int(np.argmax(bad[row]))
     name = repr(source.columns[column]) if source.columns else column
-    absent = ", as a missing value is (missing='nan')" if source.columns and np.isnan(x[row, column]) else ""
+    gaps = source.columns or (isinstance(source, Arrays) and source.of_data)
+    absent = ", as a missing value is (missing='nan')" if gaps and np.isnan(x[row, column]) else ""
     raise ValueError(
         f"{part}, row {at}, column {name}: must be finite in {x.dtype}; got {x[row, column]}{absent}. Drop "
         "or impute such rows, or scale the data, before the fit"
@@ -257,10 +290,11 @@ class Passes:
     def _data(self, chunk: Chunk) -> Data:
         """A chunk on the device: rows with gaps say where they are, whether or not this chunk has any."""
         if not self._missing:
-            return Data(*jax.device_put((chunk.x, chunk.w)))
+            x, w, known = jax.device_put((chunk.x, chunk.w, chunk.known))
+            return Data(x, w, **known)
         seen = ~np.isnan(chunk.x)
-        x, w, seen = jax.device_put((np.where(seen, chunk.x, 0), chunk.w, seen))
-        return Data(x, w, seen)
+        x, w, seen, known = jax.device_put((np.where(seen, chunk.x, 0), chunk.w, seen, chunk.known))
+        return Data(x, w, seen, **known)
 
     def _computed(self, chunk: Chunk, found: R, chunks: ReadAhead) -> R:
         host: R = jax.device_get(found)

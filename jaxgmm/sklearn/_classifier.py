@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 import warnings
 from typing import Any, ClassVar
@@ -17,13 +18,13 @@ from sklearn.utils.validation import check_is_fitted
 
 from jaxgmm import priors
 from jaxgmm.components.registry import ModelLike, fixed_weights
-from jaxgmm.data import Data
+from jaxgmm.data import MISSING, Data
 from jaxgmm.kernels.programs import in_float64
 from jaxgmm.mixture import GMMParams
 from jaxgmm.sklearn import _checks as checks
 from jaxgmm.sklearn import _init as init
 from jaxgmm.sklearn._conversion import CollapsedError, gaussian_model, log, to_device
-from jaxgmm.sklearn._data import Host, Rows, check_weight, compute_dtype, fits_float32, load
+from jaxgmm.sklearn._data import Host, Rows, check_observed, check_weight, compute_dtype, fits_float32, load
 from jaxgmm.sklearn._gaussian import GaussianMixture, shared_options
 
 _MODELS = ("MclustDA", "EDDA")
@@ -55,6 +56,8 @@ class GaussianMixtureClassifier(ClassifierMixin, BaseEstimator):
         all are known. For EDDA only. The fit is then by EM on `jaxgmm.observe(X, labels=...)`: a labelled
         sample counts for its class alone, another for every class by its posterior probability; tol,
         max_iter and init_params count.
+      missing: "error" refuses NaN in X; "nan" takes NaN and masked entries for missing at random, in `fit`
+        and in the predictions, as `GaussianMixture` does. EDDA of them is fitted by EM, also with all labels.
       random_state: int, `RandomState` or None.
 
     Attributes:
@@ -62,8 +65,8 @@ class GaussianMixtureClassifier(ClassifierMixin, BaseEstimator):
       class_prior_: (n_classes,) probabilities; of a semi-supervised fit those that EM finds.
       estimators_: for MclustDA a fitted `GaussianMixture` for each class.
       mixture_: for EDDA one `GaussianMixture`, whose components are the classes.
-      n_iter_: the most EM steps that a class took; 1 for EDDA with all labels, which
-        needs no more.
+      n_iter_: the most EM steps that a class took; 1 for EDDA with all labels and entries, which needs no
+        more.
       n_features_in_: number of features.
       feature_names_in_: names of the features, where the data had any.
 
@@ -88,6 +91,7 @@ class GaussianMixtureClassifier(ClassifierMixin, BaseEstimator):
         "tol": checks.number(),
         "reg_covar": checks.number(),
         "max_iter": checks.integer(0),
+        "missing": checks.option(*MISSING),
     }
 
     def __init__(
@@ -104,9 +108,15 @@ class GaussianMixtureClassifier(ClassifierMixin, BaseEstimator):
         class_prior: Any = None,
         prior: priors.Prior | str | None = None,
         unlabelled: Any = None,
+        missing: str = "error",
         random_state: Any = None,
     ) -> None:
         checks.set_parameters(**locals())
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = self.missing == "nan"
+        return tags
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> GaussianMixtureClassifier:
         """Fit the density of every class.
@@ -125,7 +135,7 @@ class GaussianMixtureClassifier(ClassifierMixin, BaseEstimator):
                 f"unlabelled={self.unlabelled!r} needs model_type='EDDA', one component for each class; got "
                 f"model_type={self.model_type!r}"
             )
-        data, labels = checks.data(self, X, y, ensure_min_samples=2)
+        data, labels = checks.data(self, X, y, missing=self.missing == "nan", ensure_min_samples=2)
         check_classification_targets(labels)
         weight = check_weight(sample_weight, data)
         if weight is not None:
@@ -133,6 +143,7 @@ class GaussianMixtureClassifier(ClassifierMixin, BaseEstimator):
             if len(lost):
                 raise ValueError(f"class {lost[0]} has no sample of positive weight; leave its samples out")
             data, labels, weight = data[weight > 0], labels[weight > 0], weight[weight > 0]
+        check_observed(data)
         known = self._is_known(labels)
         if not known.any():
             raise ValueError(f"every label is {self.unlabelled!r}, which is unlabelled: no class is known")
@@ -174,7 +185,9 @@ class GaussianMixtureClassifier(ClassifierMixin, BaseEstimator):
         random_state = check_random_state(self.random_state)
         for code, (size, kind) in enumerate(zip(sizes, types, strict=True)):
             own = codes == code
-            mixture = GaussianMixture(size, covariance_type=kind, **shared_options(self))
+            mixture = GaussianMixture(
+                size, covariance_type=kind, missing=self.missing, **shared_options(self)
+            )
             checks.check_parameters(mixture, mixture._constraints)
             try:
                 mixture._fit_data(data[own], None if weight is None else weight[own], random_state)
@@ -190,9 +203,11 @@ class GaussianMixtureClassifier(ClassifierMixin, BaseEstimator):
         if np.ndim(self.n_components) > 0 or self.n_components != 1:
             raise ValueError(f"EDDA has n_components=1 for every class; got {self.n_components!r}")
         model = gaussian_model(self.covariance_type)
-        mixture = GaussianMixture(k, covariance_type=self.covariance_type, **shared_options(self))
-        if (codes < 0).any():
-            self._fit_semi_supervised(mixture, data, codes, weight)
+        mixture = GaussianMixture(
+            k, covariance_type=self.covariance_type, missing=self.missing, **shared_options(self)
+        )
+        if (codes < 0).any() or np.isnan(data).any():
+            self._fit_by_em(mixture, data, codes, weight)
             return
         rows = load(data, weight)
         prior = mixture._prior(rows)
@@ -202,13 +217,14 @@ class GaussianMixtureClassifier(ClassifierMixin, BaseEstimator):
         mixture.n_features_in_ = data.shape[1]
         self.mixture_, self.n_iter_ = mixture, 1
 
-    def _fit_semi_supervised(
-        self, mixture: GaussianMixture, data: Host, codes: Host, weight: Host | None
-    ) -> None:
-        """EM over labelled samples and others, of code −1; in float64 where float32 has not the digits."""
+    def _fit_by_em(self, mixture: GaussianMixture, data: Host, codes: Host, weight: Host | None) -> None:
+        """EM over samples without a label, of code −1, or with gaps; in float64 where that is needed."""
         checks.check_parameters(mixture, mixture._constraints)
         if mixture.n_init == "auto":
-            raise ValueError("with unlabelled samples the labels make the start: n_init must not be 'auto'")
+            raise ValueError(
+                "with unlabelled samples or missing entries the labels make the start: n_init must not be "
+                "'auto'"
+            )
         fitted = False
         if compute_dtype(data.dtype) == np.float64 or fits_float32(data, weight):
             try:
@@ -232,7 +248,8 @@ class GaussianMixtureClassifier(ClassifierMixin, BaseEstimator):
         """EM from the library's own start, where each class is at the mean of its labelled samples."""
         label = np.full(rows.x.shape[0], -1, np.int32)
         label[: len(codes)] = codes
-        rows = rows._replace(known=Data(rows.x, rows.weight, label=jax.device_put(label)))
+        known = Data(rows.x, rows.weight) if rows.known is None else rows.known
+        rows = rows._replace(known=dataclasses.replace(known, label=jax.device_put(label)))
         model, prior, k = gaussian_model(self.covariance_type), mixture._prior(rows), mixture.n_components
         random_state = check_random_state(self.random_state)
         start = init.of_known(self.init_params, rows, model, k, float(self.reg_covar), prior, random_state)
@@ -246,7 +263,7 @@ class GaussianMixtureClassifier(ClassifierMixin, BaseEstimator):
     def _log_joint(self, X: Any) -> Host:
         """(N, n_classes) log p(x, class) up to a constant of the row, in float64."""
         check_is_fitted(self)
-        data = checks.data(self, X, reset=False)
+        data = checks.data(self, X, missing=self.missing == "nan", reset=False)
         if self.model_type == "EDDA":
             return log(self.mixture_._evaluated(data)[0])
         densities = [mixture._evaluated(data)[1] for mixture in self.estimators_]

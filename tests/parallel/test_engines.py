@@ -54,6 +54,21 @@ def test_weights_and_a_prior_are_those_of_em_step(double):
     assert gap(whole, fit_engine(start("float64"), LocalEngine(parts("float64")), **STEPS)) < 1e-12
 
 
+def test_rows_with_gaps_are_fitted_to_what_is_observed(double, tmp_path):
+    gaps = np.where(np.random.default_rng(0).random((200, D)) < 0.3, np.nan, X)
+    engine = LocalEngine([gaps[:70], gaps[70:]], [WEIGHT[:70], WEIGHT[70:]])
+    whole = jaxgmm.fit(start("float64"), jaxgmm.observe(gaps, missing="nan", sample_weight=WEIGHT), **STEPS)
+    found = fit_engine(start("float64"), engine, missing="nan", **STEPS)
+    assert gap(whole, found) < 1e-9
+    kept = tmp_path / "fit.npz"
+    fit_engine(start("float64"), engine, missing="nan", tol=0.0, max_iter=5, checkpoint=kept)
+    assert_same_bits(fit_engine(start("float64"), engine, missing="nan", checkpoint=kept, **STEPS), found)
+    with pytest.raises(ValueError, match=r"part 0, row \d+: column \d is nan"):
+        fit_engine(start("float64"), engine, **STEPS)
+    with pytest.raises(ValueError, match="missing must be one of"):
+        fit_engine(start("float64"), engine, missing="no", **STEPS)
+
+
 def test_in_float32_it_ends_where_a_stream_does():
     result = fit_engine(start(), LocalEngine(parts()))
     assert result.params.means.dtype == np.float32

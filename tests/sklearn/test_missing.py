@@ -305,6 +305,29 @@ def test_the_semi_supervised_fit_is_a_fixed_point_of_em_with_labels():
     assert np.abs(np.asarray(without.weights) - model.class_prior_).max() > 2e-3
 
 
+def test_a_classifier_takes_gaps_and_unlabelled_samples_at_once():
+    X, y, shown = overlapping()
+    gaps = np.random.default_rng(0).random(X.shape) < 0.2
+    gaps[:2] = True
+    holes = np.where(gaps, np.nan, X)
+    options = {"covariance_type": "diag", "missing": "nan", "tol": 1e-7, "max_iter": 300, "reg_covar": 0}
+    model = GaussianMixtureClassifier("EDDA", unlabelled=-1, **options).fit(holes, shown)
+    data = jaxgmm.observe(holes.astype(np.float32), missing="nan", labels=shown)
+    after, _ = jaxgmm.em_step(model.mixture_.to_params(), data, reg_covar=0)
+    assert_allclose(after.means, model.mixture_.means_, atol=1e-3)
+    assert_allclose(after.weights, model.class_prior_, atol=1e-3)
+    assert_allclose(model.predict_proba(holes)[0], model.class_prior_, atol=1e-6)  # nothing is observed
+    # With all labels a diagonal class has the means and variances of its observed entries.
+    complete = GaussianMixtureClassifier("EDDA", unlabelled=-1, **options).fit(holes, y)
+    for k in (0, 1):
+        assert_allclose(complete.mixture_.means_[k], np.nanmean(holes[y == k], axis=0), atol=1e-3)
+        assert_allclose(complete.mixture_.covariances_[k], np.nanvar(holes[y == k], axis=0), rtol=1e-3)
+    with pytest.raises(ValueError, match="Input X contains NaN"):
+        GaussianMixtureClassifier("EDDA").fit(holes, y)
+    with pytest.raises(ValueError, match="feature 1 has no observed entry"):
+        GaussianMixtureClassifier("EDDA", missing="nan").fit(np.where(np.arange(6) == 1, np.nan, X), y)
+
+
 def test_names_of_classes_given_probabilities_and_weights():
     X, y, shown = overlapping()
     names = np.array(["?", "a", "b"])[shown + 1]

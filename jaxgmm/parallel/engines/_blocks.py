@@ -20,7 +20,7 @@ from jaxgmm._host_arrays import unmasked
 from jaxgmm.data import Data
 from jaxgmm.kernels import exact
 from jaxgmm.kernels.base import Statistics
-from jaxgmm.kernels.exact import rows_for
+from jaxgmm.kernels.exact import rows_of
 from jaxgmm.kernels.programs import jit
 from jaxgmm.mixture import GMMParams
 from jaxgmm.outofcore._data_summary import DataSummary
@@ -70,14 +70,16 @@ def _checked(X: Any, weights: Any, n_features: int, dtype: Any) -> tuple[Array, 
         return x.astype(dtype, copy=False), w.astype(dtype, copy=False)
 
 
-def summary_block(X: Any, weights: Any, n_features: int, dtype: str) -> DataSummary:
+def summary_block(X: Any, weights: Any, n_features: int, dtype: str, missing: bool = False) -> DataSummary:
     """The `DataSummary` of a block (n, D) with weights (n,) or None, and the one look at whether it is sound.
+
+    With `missing`, NaN are missing entries.
 
     Raises:
       Fault: another number of columns, what is not a number or beyond `dtype`, or a weight below 0.
     """
     x, w = _checked(X, weights, n_features, dtype)
-    bad = ~np.isfinite(x)
+    bad = np.isinf(x) if missing else ~np.isfinite(x)
     if bad.any():
         row, column = (int(i) for i in np.argwhere(bad)[0])
         raise Fault(f"column {column} is {x[row, column]}; drop or impute such rows before the fit", row)
@@ -85,17 +87,15 @@ def summary_block(X: Any, weights: Any, n_features: int, dtype: str) -> DataSumm
     if wrong.any():
         row = int(np.flatnonzero(wrong)[0])
         raise Fault(f"its weight is {w[row]}; weights must be finite and not negative", row)
-    return DataSummary.of(x, w)
+    return DataSummary.of(x, w, missing=missing)
 
 
 @functools.partial(jit, static_argnames=("block_size",))
-def _moments(
-    params: GMMParams, x: jax.Array, w: jax.Array, shift: jax.Array, *, block_size: int
-) -> Statistics:
-    return exact.sums(params, Data(x, w), shift, block_size=block_size)
+def _moments(params: GMMParams, data: Data, shift: jax.Array, *, block_size: int) -> Statistics:
+    return exact.sums(params, data, shift, block_size=block_size)
 
 
-def moments_block(X: Any, weights: Any, params: GMMParams, shift: Array) -> Array:
+def moments_block(X: Any, weights: Any, params: GMMParams, shift: Array, missing: bool = False) -> Array:
     """The moments of a block (n, D) about params, whose means are relative to shift, as `flat` has them.
 
     Args:
@@ -103,6 +103,7 @@ def moments_block(X: Any, weights: Any, params: GMMParams, shift: Array) -> Arra
       weights: (n,) or None.
       params: of NumPy arrays; the sums within a chunk are taken in their dtype.
       shift: (D,).
+      missing: whether NaN are missing entries.
     """
     dtype, (k, d) = params.means.dtype, params.means.shape
     x, w = _checked(X, weights, d, dtype)
@@ -111,9 +112,12 @@ def moments_block(X: Any, weights: Any, params: GMMParams, shift: Array) -> Arra
         while first < len(x):
             length = ROWS if len(x) - first >= ROWS else _FEWER
             rows, weight = x[first : first + length], w[first : first + length]
-            missing = length - len(rows)
-            rows, weight = np.pad(rows, ((0, missing), (0, 0))), np.pad(weight, (0, missing))
-            sums = _moments(params, rows, weight, shift, block_size=rows_for(params.component, length, k, d))
+            below = length - len(rows)
+            rows, weight = np.pad(rows, ((0, below), (0, 0))), np.pad(weight, (0, below))
+            seen = ~np.isnan(rows) if missing else None
+            leaves: Any = rows if seen is None else np.where(seen, rows, 0), weight, seen
+            data = Data(*leaves)
+            sums = _moments(params, data, shift, block_size=rows_of(data, params.component, k))
             total, first = total + flat(sums), first + length
     return total
 

@@ -12,8 +12,8 @@ from jax.typing import ArrayLike
 
 from jaxgmm import _validate as validate
 from jaxgmm import priors
-from jaxgmm.data import Context
-from jaxgmm.density import check_mixture
+from jaxgmm.data import MISSING, Context
+from jaxgmm.density import check_component, check_mixture
 from jaxgmm.em import DEFAULT_OPTIONS, MAX_ITER, REG_COVAR, EMOptions, check_options
 from jaxgmm.kernels import exact
 from jaxgmm.kernels.base import Statistics
@@ -46,6 +46,7 @@ def fit_engine(
     params: GMMParams,
     engine: Engine,
     *,
+    missing: str = "error",
     tol: ArrayLike | None = None,
     max_iter: int = MAX_ITER,
     reg_covar: ArrayLike = REG_COVAR,
@@ -64,6 +65,7 @@ def fit_engine(
     Args:
       params: where to start, as in `fit`; the workers compute in the dtype of its means.
       engine: a `SparkEngine`, `DaskEngine`, `LocalEngine`, or what has their one method (`Engine`).
+      missing: "error" refuses NaN; "nan" takes NaN for missing entries, as `observe` does.
       tol: as in `fit`, as is the rest.
       max_iter: as in `fit`.
       reg_covar: as in `fit`.
@@ -103,16 +105,19 @@ def fit_engine(
     numbers = validate.iteration(tol, max_iter, reg_covar, accelerate, dtype, 1)
     checked = None if prior is None else priors.check(prior, params.model, params.means.shape, dtype)
     check_options(options).only("fit_engine", "history_size")
-    summary = engine.map_reduce(summary_block, params.n_features, str(dtype))
+    gaps = validate.choice(missing, "missing", MISSING) == "nan"
+    if gaps:
+        check_component(params.component, "missing")
+    summary = engine.map_reduce(summary_block, params.n_features, str(dtype), gaps)
     if not isinstance(summary, DataSummary) or not summary.total_weight > 0:
         raise ValueError("the engine holds no rows, or none with a weight above 0: there is nothing to fit")
     numbers = validate.tolerance(tol, summary.n_samples, dtype), *numbers[1:]
 
     def moments_about(point: GMMParams, f: Context) -> Statistics:
-        sums = engine.map_reduce(moments_block, jax.device_get(point), np.asarray(f.shift))
+        sums = engine.map_reduce(moments_block, jax.device_get(point), np.asarray(f.shift), gaps)
         return unflat(jax.eval_shape(exact.zero, point), sums)
 
     return host_driver.fit(
-        params, summary, moments_about, numbers, checked, history_size=options.history_size, source={},
-        kept=kept, report=report,
+        params, summary, moments_about, numbers, checked, history_size=options.history_size,
+        source={"missing": missing} if gaps else {}, kept=kept, report=report,
     )  # fmt: skip

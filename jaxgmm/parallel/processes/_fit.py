@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 
 from jaxgmm import _validate as validate
 from jaxgmm import priors
-from jaxgmm.data import Context
+from jaxgmm.data import MISSING, Context
 from jaxgmm.density import check_mixture
 from jaxgmm.em import DEFAULT_OPTIONS, MAX_ITER, REG_COVAR, EMOptions, check_options
 from jaxgmm.kernels import exact
@@ -26,7 +26,7 @@ from jaxgmm.outofcore._host_driver import Interruption
 from jaxgmm.outofcore._open_source import open_source
 from jaxgmm.outofcore._progress import Reporter
 from jaxgmm.outofcore._source import Source
-from jaxgmm.outofcore._streaming_statistics import Passes, dtype_of, rows_of, summarise
+from jaxgmm.outofcore._streaming_statistics import Passes, check_known, dtype_of, rows_of, summarise
 from jaxgmm.parallel._flat_sums import flat, unflat
 from jaxgmm.parallel.processes import _collectives as collectives
 from jaxgmm.parallel.processes._collectives import agreed, digest, gather, gather_floats, sum_floats
@@ -75,11 +75,13 @@ class _Kept:
 
 def total_summary(local: DataSummary) -> DataSummary:
     """The summary of all processes from that of each."""
-    own = flat((local.n_samples, local.total_weight, local.mean, local.variance))
-    total = DataSummary(0, 0.0, np.zeros_like(local.mean), np.zeros_like(local.variance))
-    for a in gather_floats(own):
-        mean, variance = np.split(a[2:], 2)
-        total = total + DataSummary(int(a[0]), float(a[1]), mean, variance)
+    gaps, none = local.seen_weight is not None, np.zeros_like(local.mean)
+    arrays = [a for a in (local.mean, local.variance, local.seen_weight) if a is not None]
+    total = DataSummary(0, 0.0, none, none, seen_weight=none if gaps else None)
+    for a in gather_floats(flat((local.n_samples, local.total_weight, *arrays))):
+        mean, variance, *seen = np.split(a[2:], len(arrays))
+        one = DataSummary(int(a[0]), float(a[1]), mean, variance, seen_weight=seen[0] if gaps else None)
+        total = total + one
     return total
 
 
@@ -94,6 +96,7 @@ def fit_distributed(
     *,
     columns: Any = None,
     weight_column: Any = None,
+    missing: str = "error",
     tol: ArrayLike | None = None,
     max_iter: int = MAX_ITER,
     reg_covar: ArrayLike = REG_COVAR,
@@ -120,6 +123,7 @@ def fit_distributed(
       source: this process's part, whatever `open_source` takes.
       columns: as in `open_source`.
       weight_column: as in `open_source`.
+      missing: as in `fit_stream`, the same in every process.
       tol: as in `fit`.
       max_iter: as in `fit`; a step is a pass.
       reg_covar: as in `fit`.
@@ -156,6 +160,7 @@ def fit_distributed(
         report, kept, data = agreed(
             lambda: _opened(params, source, columns, weight_column, dtype, checkpoint, progress)
         )
+        gaps = agreed(lambda: validate.choice(missing, "missing", MISSING)) == "nan"
         states = _Kept(kept)
         kind = _kind(data, dtype)
 
@@ -170,20 +175,25 @@ def fit_distributed(
             checked = None if prior is None else priors.check(prior, params.model, params.means.shape, kind)
             check_options(options).only("fit_distributed", "history_size")
             rows = rows_of(data, params.n_features, kind, chunk_size)
-            summary = summarise(data, rows, kind, watch=watch)
+            k = params.n_components
+            check_known(data, params.component, k, gaps)
+            summary = summarise(data, rows, kind, watch=watch, missing=gaps, n_components=k)
             return begin, numbers, checked, Passes(data, summary, rows, kind, watch)
 
         begin, numbers, checked, passes = agreed(prepared)
         size = options.history_size
         collectives.same(
-            digest(begin, params.model.name.encode(), numbers, checked, np.asarray([tol is None, size])),
+            digest(
+                begin, params.model.name.encode(), numbers, checked, np.asarray([tol is None, size, gaps])
+            ),
             "the processes of a fit must be given the same params and settings, and these were not",
         )
         summary = total_summary(passes.summary)
         numbers = validate.tolerance(tol, summary.n_samples, kind), *numbers[1:]
         result = host_driver.fit(
             begin, summary, lambda point, f: _moments(point, f, passes, states),
-            numbers, checked, history_size=size, source={"kind": "distributed"}, kept=states, report=report,
+            numbers, checked, history_size=size, kept=states, report=report,
+            source={"kind": "distributed", **({"missing": missing} if gaps else {})},
         )  # fmt: skip
         agreed(states.check)
         return result
