@@ -162,7 +162,7 @@ class GaussianMixture(BaseMixture):
 
     def _fit_data(self, data: Host, weight: Host | None, random_state: Any) -> None:
         super()._fit_data(data, weight, random_state)
-        vars(self).pop("merging_", None)
+        self.__dict__.pop("merging_", None)
         if self.merge is None:
             return
         resp = self._evaluated(data)[0]
