@@ -28,6 +28,7 @@ def test_labels_and_probabilities_are_of_clusters_and_all_else_is_of_the_mixture
     merged = GaussianMixture(**options, merge="entropy")
     labels = merged.fit_predict(ROWS, sample_weight=WEIGHT)
     assert int(merged.merging_.n_clusters) == 2
+    assert merged.merging_.merged[1] == WEIGHT.sum()  # the last merger is of all rows
     of = merged.merging_.labels_of()
     expected = np.stack([plain.predict_proba(ROWS)[:, of == c].sum(1) for c in range(2)], 1)
     np.testing.assert_allclose(merged.predict_proba(ROWS), expected, atol=1e-12)
