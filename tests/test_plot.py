@@ -19,7 +19,9 @@ from jaxgmm.plot import (
     plot_ellipses,
     plot_fit,
     plot_history,
+    plot_merging,
     plot_pairs,
+    plot_ridgeline,
     plot_uncertainty,
 )
 from jaxgmm.plot.picture import Picture
@@ -481,3 +483,47 @@ def test_many_structures_have_a_legend_that_tells_them_apart():
     # From the top, as the lines end.
     assert [text.get_text() for text in axes.get_legend().get_texts()] == names[::-1]
     assert plot_criteria(rows[:18], ax=Figure().add_subplot()).get_legend() is None
+def merging_of(entropies, merged, n_clusters):
+    """A record of which only what is drawn matters."""
+    k = len(entropies)
+    numbers = np.asarray(entropies, np.float32), np.asarray(merged, np.float32)
+    empty = np.zeros((k, k), np.int32), np.zeros((k - 1, 2), np.int32), np.zeros(k - 1, np.float32)
+    return jaxgmm.selection.Merging(
+        empty[0], *numbers, *empty[1:], np.asarray(n_clusters, np.int32), "entropy", "ratio"
+    )
+
+
+def test_plot_merging_draws_entropies_over_both_axes_and_marks_what_is_chosen():
+    # One component is switched off: there are no six clusters. A background: there is not one.
+    merging = merging_of([np.inf, 1, 2, 30, 60, np.inf], [np.inf, 0, 50, 70, 80, np.inf], 3)
+    for rescaled, x in ((False, [2, 3, 4, 5]), (True, [0, 50, 70, 80])):
+        _, axes = canvas()
+        assert plot_merging(merging, rescaled=rescaled, ax=axes) is axes
+        lower, upper, line, mark = axes.get_lines()
+        np.testing.assert_allclose(line.get_xydata(), np.column_stack([x, [1, 2, 30, 60]]))
+        np.testing.assert_allclose(mark.get_xydata(), [[x[1], 2]])
+        np.testing.assert_allclose(lower.get_xydata(), np.column_stack([x[:2], [1, 2]]))
+        slope, at = np.polyfit(x[1:], [2, 30, 60], 1)
+        np.testing.assert_allclose(upper.get_ydata(), [slope * x[1] + at, slope * x[3] + at])
+        assert [t.get_text() for t in axes.texts] == (["2", "3", "4", "5"] if rescaled else [])
+        assert axes.get_legend().get_texts()[1].get_text() == "chosen by entropy: 3"
+    plot_merging(merging_of([0.0], [0.0], 1), ax=canvas()[1])
+    with pytest.raises(ValueError, match=r"got batch axes \(2,\)"):
+        plot_merging(jaxgmm.selection.Merging(*[np.zeros((2, 3))] * 6, "entropy", "ratio"), ax=canvas()[1])
+
+
+def test_plot_ridgeline_draws_the_density_by_length_and_the_valley():
+    alpha = np.linspace(0, 1, 5)
+    points = np.array([[0, 0], [3, 4], [3, 4], [6, 8], [6, 18.0]])  # 5, 0, 5 and 10 long
+    heights = np.log([0.5, 0.1, 0.2, 0.4, 0.25])
+    _, axes = canvas()
+    line = jaxgmm.distributions.Ridgeline(alpha, points, heights, np.log(4), 0.25)
+    assert plot_ridgeline(line, ax=axes) is axes
+    np.testing.assert_allclose(axes.get_lines()[0].get_xdata(), [0, 0.25, 0.25, 0.5, 1])
+    np.testing.assert_allclose(axes.get_lines()[0].get_ydata(), np.array([5, 1, 2, 4, 2.5]) / 5)
+    np.testing.assert_allclose(axes.get_lines()[1].get_xydata(), [[0.25, 0.2]])
+    assert axes.get_legend().get_texts()[0].get_text() == "valley, 1.4 nats deep"
+    _, axes = canvas()
+    plot_ridgeline(line._replace(depth=0.0, valley=np.nan), ax=axes)
+    assert len(axes.get_lines()) == 1
+    assert axes.get_legend().get_texts()[0].get_text() == "no valley"
