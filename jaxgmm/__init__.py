@@ -5,60 +5,9 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from jaxgmm import (
-    cache,
-    components,
-    distributions,
-    em,
-    gradients,
-    inference,
-    init,
-    mixture,
-    outofcore,
-    parallel,
-    selection,
-    variational,
-)
-from jaxgmm._summary import Summary, summary
-from jaxgmm._version import __version__
-from jaxgmm.data import Data, observe
-from jaxgmm.density import (
-    component_log_prob,
-    impute,
-    log_prob,
-    outliers,
-    predict,
-    responsibilities,
-    sample,
-    score,
-)
-from jaxgmm.em import EMOptions, e_step, elbo, em_step, fit, m_step
-from jaxgmm.gradients import fit_gradient
-from jaxgmm.io import load, save
-from jaxgmm.kernels.base import Statistics
-from jaxgmm.mixture import GMMParams, make_params
-from jaxgmm.outofcore import fit_stream
-from jaxgmm.parallel._sharded import fit_sharded
-from jaxgmm.priors import Prior, default_prior, log_prior
-from jaxgmm.result import FitResult
-from jaxgmm.selection import (
-    Selection,
-    aic,
-    best,
-    bic,
-    check,
-    fit_best,
-    fit_components,
-    fit_restarts,
-    icl,
-    n_parameters,
-    select,
-)
-from jaxgmm.solvers.squarem import Status
-from jaxgmm.variational import fit_variational
-
 if TYPE_CHECKING:
     from jaxgmm import interchange, plot, sklearn
+    from jaxgmm._public import *
 
 __all__ = [
     "Data",
@@ -122,12 +71,17 @@ __all__ = [
     "variational",
 ]
 
-_INTERFACES = ("interchange", "plot", "sklearn")  # imported when they are asked for: each needs an extra
+_INTERFACES = ("interchange", "plot", "sklearn")  # each needs an extra
 
 
 def __getattr__(name: str) -> Any:
+    # Imported when asked for: a command line with a mistake in it does not wait for JAX.
     if name in _INTERFACES:
         return importlib.import_module(f"{__name__}.{name}")
+    if name in __all__:
+        public = importlib.import_module(f"{__name__}._public")
+        globals().update({known: getattr(public, known) for known in public.__all__})
+        return globals()[name]
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

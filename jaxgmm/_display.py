@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -90,6 +90,66 @@ def mixture_table(
     left_out = [(n_components - k, "components"), (n_features - d, "features")]
     note = " and ".join(f"{n} more {what}" for n, what in left_out if n)
     return Table(("component", *map(str, range(k))), tuple(rows), f"… {note}" if note else "")
+
+
+def parameter_table(
+    parts: Mapping[str, Sequence[Any]], columns: Sequence[str] | None, most: int = 60
+) -> Table | None:
+    """A row for each weight, mean and variance of a mixture; None where the numbers cannot be had at once.
+
+    Args:
+      parts: for each column of the table its heading, and weights (K,), means (K, D) and covariances
+        (K, D, D): the estimates, their standard errors, and others. Numbers have digits to the third
+        significant one of the standard error.
+      columns: names of the features, or None.
+      most: rows; the table's note counts those that are left out.
+    """
+    seen: list[list[Any]] = [[look(a) for a in arrays] for arrays in parts.values()]
+    if any(a is None for arrays in seen for a in arrays) or seen[0][1].ndim != 2:
+        return None
+    k, d = seen[0][1].shape
+    names = [f"x{j}" for j in range(d)] if columns is None else list(columns)
+    kinds = ["weight", *(f"mean {name}" for name in names), *(f"variance {name}" for name in names)]
+
+    def in_order(weights: Any, means: Any, covariances: Any) -> Array:
+        return np.column_stack([weights, means, np.diagonal(covariances, axis1=-2, axis2=-1)]).astype(float)
+
+    numbers = np.stack([in_order(*arrays) for arrays in seen], -1)
+    rows = []
+    for i, j in np.ndindex(k, len(kinds)):
+        estimate, error, *others = numbers[i, j].tolist()
+        written = means_and_widths([estimate, *others], [error] * (1 + len(others)))
+        cells = [value for value, _ in written]
+        rows.append((f"{i}  {kinds[j]}", cells[0], written[0][1], *cells[1:]))
+    left_out = [f"{len(rows) - most} more rows"] if len(rows) > most else []
+    left_out += ["covariances between features: .covariances"] if d > 1 else []
+    note = f"… {'; '.join(left_out)}" if left_out else ""
+    return Table(("component", *parts), tuple(rows[:most]), note)
+
+
+class Shown:
+    """What prints as a table: one line at a prompt, the table where it is printed, HTML in a notebook."""
+
+    def _table(self) -> Table | None:
+        """The table, or None where the numbers cannot be had at once."""
+        raise NotImplementedError
+
+    def _remarks(self) -> str:
+        """What the line says beside the name."""
+        return ""
+
+    def __repr__(self) -> str:
+        """One line."""
+        return f"{type(self).__name__}({self._remarks()})"
+
+    def __str__(self) -> str:
+        """The line and the table."""
+        table = self._table()
+        return repr(self) if table is None else f"{self!r}\n{as_text(table)}"
+
+    def _repr_html_(self) -> str:
+        table = self._table()
+        return f"<pre>{html.escape(repr(self))}</pre>" if table is None else as_html(table, repr(self))
 
 
 def as_text(table: Table, width: int = _WIDTH) -> str:

@@ -12,6 +12,8 @@ from jax.typing import ArrayLike
 
 from jaxgmm import _validate as validate
 from jaxgmm._display import Table, as_html, as_text
+from jaxgmm.data import Data
+from jaxgmm.density import data_of
 from jaxgmm.em import e_step
 from jaxgmm.mixture import GMMParams, components, kind
 from jaxgmm.result import FitResult, ending, in_words
@@ -49,7 +51,7 @@ class Summary:
 
 def summary(
     fit: GMMParams | FitResult | Selection,
-    X: ArrayLike | None = None,
+    X: ArrayLike | Data | None = None,
     sample_weight: ArrayLike | None = None,
     *,
     columns: Sequence[str] | None = None,
@@ -58,8 +60,8 @@ def summary(
 
     Args:
       fit: a mixture; a `FitResult`, of several fits too; or a `Selection`, of which the best is summed up.
-      X: (N, D) data to evaluate, or None. With them come the number of samples of each component, Σ_n r_nk,
-        the log-likelihood, AIC, BIC and ICL.
+      X: (N, D) data to evaluate, or `Data`, or None. With them come the number of samples of each component,
+        Σ_n r_nk, the log-likelihood, AIC, BIC and ICL; of `Data` also the share of missing entries.
       columns: names of the D features; None for those of X, if it is a data frame, or x0, x1, ….
       sample_weight: (N,) counts of the samples of X, or None for ones.
 
@@ -109,13 +111,13 @@ def summary(
     return Summary((first, table, *last))
 
 
-def evaluate(params: GMMParams, x: ArrayLike, weight: ArrayLike | None) -> dict[str, Any]:
-    """Counts (K,), likelihood and criteria of one mixture on checked data (N, D) and weights (N,).
+def evaluate(params: GMMParams, data: Data) -> dict[str, Any]:
+    """Counts (K,), likelihood and criteria of one mixture on checked rows with their weights.
 
     Summed in float64 on the host.
     """
-    resp, log_prob = (np.asarray(a, float) for a in e_step(params, x))
-    w = np.ones(len(log_prob)) if weight is None else np.asarray(weight, float)
+    resp, log_prob = (np.asarray(a, float) for a in e_step(params, data))
+    w = np.ones(len(log_prob)) if data.weight is None else np.asarray(data.weight, float)
     deviance, free = -2 * (w @ log_prob), n_parameters(params)
     bic = deviance + free * np.log(w.sum())
     with np.errstate(divide="ignore"):
@@ -130,13 +132,16 @@ def evaluate(params: GMMParams, x: ArrayLike, weight: ArrayLike | None) -> dict[
     }
 
 
-def _evaluated(params: GMMParams, X: ArrayLike, sample_weight: ArrayLike | None) -> tuple[Any, tuple[str]]:
+def _evaluated(
+    params: GMMParams, X: ArrayLike | Data, sample_weight: ArrayLike | None
+) -> tuple[Any, tuple[str]]:
     """Samples of each component (K,), and a paragraph of the criteria."""
-    x = validate.data(X, n_features=params.n_features)
-    weight = validate.weight(sample_weight, x)
-    found = evaluate(params, x, weight)
+    params, data = data_of(params, X, sample_weight)
+    found = evaluate(params, data)
     n, total = found["weight"], found["log_likelihood"]
-    what = f"{len(x)} samples" + ("" if weight is None else f" of weight {n:.6g}")
+    what = f"{len(data.x)} samples" + ("" if data.weight is None else f" of weight {n:.6g}")
+    if data.view.observed is not None:
+        what += f" with {100 * (1 - np.asarray(data.view.observed).mean()):.3g} % of the entries missing"
     likelihood = f"On {what}: log-likelihood {total:.6g} ({total / n:.4f} per sample)"
     criteria = "   ".join(f"{name.upper()} {found[name]:.1f}" for name in ("aic", "bic", "icl"))
     return found["counts"], (f"{likelihood}\n{criteria}   (smaller is better)",)

@@ -21,7 +21,7 @@ from jaxgmm.data import Data, observe
 from jaxgmm.kernels import observed
 from jaxgmm.kernels.blocked_sum import block_rows, map_rows
 from jaxgmm.kernels.kept_share import amount, kept_shares
-from jaxgmm.kernels.linalg import einsum
+from jaxgmm.kernels.linalg import cholesky, einsum
 from jaxgmm.kernels.programs import is_concrete, jit
 from jaxgmm.mixture import GMMParams, cast, log_normaliser, scale_like
 
@@ -476,6 +476,37 @@ def sample(key: Array, params: GMMParams, n_samples: int) -> tuple[Array, Array]
     """
     check_mixture(params)
     return _sample(validate.key(key), params, validate.count(n_samples, "n_samples", 1))
+
+
+def check_drawable(data: Data, what: str) -> None:
+    """Raise where new rows like these cannot be drawn, which `what` needs: see `sample_as`."""
+    check_ungrouped(data, what)
+    if data.weight is not None:
+        raise ValueError(f"sample_weight must be None for {what}, which draws its own samples")
+    if data.log_prior is not None:
+        raise ValueError(f"log_prior must be None for {what}: what was drawn has no such probabilities")
+
+
+def sample_as(key: Array, params: GMMParams, data: Data) -> Data:
+    """Rows drawn from the mixture and seen as these are: the same gaps, noise, projections and labelled rows.
+
+    Which entries are missing, and of which rows the label is known, is taken as it is.
+    """
+    view, (n, e) = data.view, data.x.shape
+    key_rows, key_noise = jax.random.split(key)
+    x, labels = _sample(key_rows, params, n)
+    if view.projection is not None:
+        x = einsum("ned,nd->ne", view.projection, x)
+    if view.noise is not None:
+        errors = jax.random.normal(key_noise, (n, e), x.dtype)
+        if view.noise.ndim == 2:
+            x = x + jnp.sqrt(view.noise) * errors
+        else:
+            x = x + einsum("nef,nf->ne", cholesky(view.noise), errors)
+    if view.observed is not None:
+        x = jnp.where(view.observed, x, 0)
+    label = None if data.label is None else jnp.where(data.label >= 0, labels, -1)
+    return dataclasses.replace(data, x=x, label=label)
 
 
 @jit

@@ -25,6 +25,8 @@ from jaxgmm import _rounding as rounding
 from jaxgmm import _units as units
 from jaxgmm import _validate as validate
 from jaxgmm import priors
+from jaxgmm._defaults import MAX_ITER as MAX_ITER
+from jaxgmm._defaults import REG_COVAR as REG_COVAR
 from jaxgmm.components.gaussian import plain_target
 from jaxgmm.components.registry import ModelLike, get_model
 from jaxgmm.components.weights import Model, is_held
@@ -52,8 +54,6 @@ from jaxgmm.solvers import squarem
 from jaxgmm.solvers.implicit import Derivative, Evaluation
 from jaxgmm.solvers.squarem import RUNNING, Solution, State, Status
 
-MAX_ITER = 1000
-REG_COVAR = 1e-6
 HISTORY_SIZE = 256
 
 

@@ -1,7 +1,10 @@
 """The command line, tried as a user would: right answers, and one line for every mistake."""
 
 import csv
+import gzip
 import io
+import json
+import math
 import os
 import pathlib
 import re
@@ -22,7 +25,8 @@ import jaxgmm
 from jaxgmm import cli
 from jaxgmm.cli import _run, fitting, signals
 from jaxgmm.cli.options import integers, name_list, spell
-from jaxgmm.cli.tables import UserError, read, write
+from jaxgmm.cli.reading import Format, read
+from jaxgmm.cli.tables import UserError, write
 from jaxgmm.io import load, load_columns, save
 from jaxgmm.kernels.program_store import AVAILABLE
 from tests.conftest import x64
@@ -219,9 +223,9 @@ def given(monkeypatch):
     """What `fit_components` is given, which then fits in float64, without weights, by the one program."""
     calls, genuine = [], jaxgmm.fit_components
 
-    def fit_components(key, x, sizes, weight, **options):
-        calls.append((np.asarray(x), None if weight is None else np.asarray(weight), options))
-        return genuine(key, np.asarray(x, np.float64), sizes, **{**options, "prior": None})
+    def fit_components(key, rows, sizes, **options):
+        calls.append((np.asarray(rows.x), None if rows.weight is None else np.asarray(rows.weight), options))
+        return genuine(key, np.asarray(rows.x, np.float64), sizes, **{**options, "prior": None})
 
     monkeypatch.setattr(jaxgmm, "fit_components", fit_components)
     return calls
@@ -751,7 +755,6 @@ UNUSABLE = [
         ("a,b\n1,2\n3,1e999\n5,6\n", "column 'b', row 2: the value is inf"),
         ("a;b\n1,5;2\n2,5;3\n", "column 'a' has numbers with commas, such as '1,5'"),
         ('a,b\n"1,234",2\n"2,345.6",3\n', "column 'a' has numbers with commas"),
-        ("a,b\n1,2\n".encode("utf-16"), "UTF-16; save it as UTF-8"),
         ("a, a\n1,2\n3,4\n", "columns 1 and 2 have the same name, 'a'"),
         ("\na,b\n1,2\n3,4\n", "the first line is blank; it must name the columns"),
         ("a,b\n1,2\n", "too few"),
@@ -1017,6 +1020,7 @@ main(sys.argv[1:])
 
 def test_ctrl_c_during_a_fit_ends_it_and_leaves_no_file(data, tmp_path):
     outputs = ["--out", str(tmp_path / "m.npz"), "--plot", str(tmp_path / "p.png"), "--columns", "width"]
+    outputs += ["--covariance", "full"]
     with subprocess.Popen(
         [sys.executable, "-c", WAITING, "fit", data, *outputs],
         stdout=subprocess.PIPE,
@@ -1111,7 +1115,7 @@ def test_a_missing_extra_is_named(command, monkeypatch, data, tmp_path, missing,
 
 
 def test_the_library_does_not_load_the_command_line(process):
-    code = "import sys, jaxgmm, jaxgmm.io; sys.stdout.write(' '.join(sys.modules))"
+    code = "import sys, jaxgmm, jaxgmm.io; jaxgmm.fit; sys.stdout.write(' '.join(sys.modules))"
     loaded = set(process(code=code).stdout.split())
     assert "jaxgmm.em" in loaded
     assert not loaded & {"click", "rich", "polars", "matplotlib"}
@@ -1135,3 +1139,150 @@ def test_a_request_too_large_for_memory_is_one_line(command, monkeypatch, data):
     monkeypatch.setattr(fitting, "fit_structure", exhausted)
     code, _, err = command("fit", data, *QUICK)
     assert (code, err.splitlines()[-1]) == (2, "jaxgmm: not enough memory")
+
+
+# --- Texts written in other ways -------------------------------------------------------------------------
+
+
+def test_texts_in_other_formats(tmp_path, monkeypatch):
+    plain = "a,b,c\n1,2,é\n3.5,4,y\n"
+    monkeypatch.setattr(sys, "stdin", types.SimpleNamespace(buffer=io.BytesIO(plain.encode())))
+    german = Format(decimal_comma=True)
+    assert read("-").path == "standard input"
+    monkeypatch.setattr(sys, "stdin", types.SimpleNamespace(buffer=io.BytesIO(plain.encode())))
+    frame = polars.DataFrame({"a": [1.0, 3.5], "b": [2, 4], "c": ["é", "y"]})
+    frame.write_ipc(tmp_path / "t.feather")
+    tables = [
+        read("-"),
+        read(put(tmp_path, gzip.compress(plain.encode()), "t.csv.gz")),
+        read(put(tmp_path, gzip.compress(plain.replace(",", "\t").encode()), "t.tsv.gz")),
+        read(put(tmp_path, plain.encode("utf-16"))),
+        read(put(tmp_path, plain.encode("utf-32")), Format(encoding="utf-32")),
+        read(put(tmp_path, plain.encode("cp1252"))),
+        read(put(tmp_path, plain.replace(",", "|"))),
+        read(put(tmp_path, plain.replace(",", "#")), Format(delimiter="#")),
+        read(put(tmp_path, "a;b;c\n1;2;é\n3,5;4;y\n"), german),
+        read(put(tmp_path, "a|b|c\n1|2|é\n3,5|4|y\n"), german),
+        read(str(tmp_path / "t.feather")),
+    ]
+    for table in tables:
+        assert table.names == ["a", "b", "c"]
+        np.testing.assert_array_equal(table.matrix(["a", "b"]), [[1, 2], [3.5, 4]])
+        assert table.columns["c"][0] == "é"
+    bare = read(put(tmp_path, "1;2\n3,5;4\n"), Format(decimal_comma=True, header=False))
+    assert (bare.names, bare.named) == (["x1", "x2"], False)
+    np.testing.assert_array_equal(bare.matrix(bare.names), [[1, 2], [3.5, 4]])
+
+
+def test_mistakes_in_the_format_of_a_text(command, tmp_path, data, monkeypatch):
+    latin = put(tmp_path, "a,b\n1,é\n".encode("latin-1"), "latin.csv")
+    numbers = put(tmp_path, "a;b\n1,5;2\n3,5;4\n", "comma.csv")
+    for words, match in [
+        ((data, "--delimiter", "::"), "--delimiter '::': it must be one character"),
+        ((data, "--delimiter", "é"), "must be an ASCII character"),
+        ((data, "--delimiter", ",", "--decimal-comma"), "the comma cannot be the delimiter too"),
+        ((data, "--encoding", "klingon"), "no such encoding; such as utf-8, latin-1"),
+        ((latin, "--encoding", "ascii"), "not readable as ascii"),
+        ((put(tmp_path, b"\x1f\x8bno", "t.csv.gz"),), "not readable as a gzip file"),
+        ((put(tmp_path, b"no table", "t.feather"),), "not a readable feather file"),
+        ((put(tmp_path, b"no table", "t.npy"), "--no-header"), "and --encoding are for .csv and .tsv"),
+        ((numbers,), "has numbers with commas, such as '1,5'; give --decimal-comma"),
+        ((put(tmp_path, "1,2\n3,4\n"),), "it must name the columns, or give --no-header"),
+    ]:  # fmt: skip
+        code, out, err = command("fit", *words)
+        assert (code, out) == (2, ""), words
+        assert re.search(match, err), err
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    err = command("fit", put(tmp_path, b"a book", "t.xlsx"))[2]
+    assert "Excel files need fastexcel: pip install fastexcel" in err
+
+
+def test_names_in_advice_are_quoted_for_a_shell(tmp_path):
+    table = read(put(tmp_path, 'a,"b, or c",d e\n,1,2\n3,4,5\n'))
+    with pytest.raises(UserError, match=re.escape("""--columns '"b, or c",d e'""")):
+        table.matrix(table.names)
+
+
+def test_predict_beside_the_columns_of_the_table(command, model, data, tmp_path):
+    text = pathlib.Path(data).read_text().replace(",", ";").replace(".", ",")
+    path = put(tmp_path, text.encode("utf-16"), "german.csv")
+    out = tmp_path / "labelled.csv"
+    words = ("--keep", "--decimal-comma", "--out", out)
+    assert command("predict", model, path, *words) == (0, "", "")
+    labels = polars.read_csv(io.StringIO(command("predict", model, data)[1]))
+    before, after = text.splitlines(), out.read_text("utf-16").splitlines()
+    assert after[0] == before[0] + ";label;responsibility;log_density"
+    for old, new, row in zip(before[1:], after[1:], labels.iter_rows(), strict=True):
+        assert new.startswith(f"{old};{row[0]};{str(row[1]).replace('.', ',')};")
+    other = tmp_path / "labelled.parquet"
+    assert command("predict", model, data, "--keep", "--out", other)[0] == 0
+    assert polars.read_parquet(other).equals(polars.read_csv(data).hstack(labels))
+    again = command("predict", model, other, "--keep", "--out", tmp_path / "twice.csv")
+    assert again[0] == 2
+    assert "it has a column called 'label' itself; leave --keep out" in again[2]
+
+
+def test_impute_writes_a_text_as_it_was(command, tilted, tmp_path):
+    path, out = put(tmp_path, "0,5;1\n;20\n8,25;\n"), tmp_path / "filled.csv"
+    words = ("--decimal-comma", "--no-header", "--columns", "x1,x2", "--out", out)
+    assert command("impute", tilted, path, *words)[0] == 0
+    lines = out.read_text().splitlines()
+    filled = filled_by(load(tilted), np.array([[0.5, 1], [np.nan, 20], [8.25, np.nan]]))
+    first, last = (repr(float(v)).replace(".", ",") for v in (filled[1, 0], filled[2, 1]))
+    assert lines == ["0,5;1", f"{first};20", f"8,25;{last}"]
+
+
+# --- Results ---------------------------------------------------------------------------------------------
+
+
+def test_json_is_what_the_tables_say(command, data, tmp_path):
+    path = tmp_path / "m.npz"
+    code, out, _ = command("fit", data, *QUICK, "--json", "--out", path)
+    found, tables = json.loads(out), command("fit", data, *QUICK)[1]
+    assert code == 0
+    assert (found["columns"], found["n_rows"], found["criterion"]) == (["width", "height"], 120, "bic")
+    assert [fit["n_components"] for fit in found["fits"]] == [1, 2, 3]
+    for fit in found["fits"]:
+        assert f"{fit['log_likelihood']:.4f}" in tables
+        assert f"{fit['bic']:.1f}" in tables
+    best, params = found["best"], load(path)
+    assert best["bic"] == min(fit["bic"] for fit in found["fits"])
+    np.testing.assert_allclose(best["weights"], params.weights, rtol=1e-6)
+    np.testing.assert_allclose(best["means"], params.means, rtol=1e-6)
+    assert np.shape(best["covariances"]) == (2, 2, 2)
+    # The largest component comes first, in files and in tables.
+    np.testing.assert_allclose(best["weights"], [2 / 3, 1 / 3], atol=0.01)
+
+
+def test_json_of_fits_that_failed_is_json(command, data, monkeypatch):
+    failed = fitting.Cell("full", 1, 3, math.nan, {"bic": math.nan}, "NONFINITE", None)
+    monkeypatch.setattr(fitting, "fit_structure", lambda *_: [failed])
+    code, out, _ = command("fit", data, "--json")
+    found = json.loads(out)
+    assert (code, found["best"], found["fits"][0]["bic"]) == (1, None, None)
+
+
+def test_one_column_fits_what_differs_once(command, data, monkeypatch):
+    fitted = []
+
+    def fit_structure(X, weight, name, sizes, options):
+        fitted.append(name)
+        return [fitting.Cell(name, 1, 2, math.nan, {"bic": math.nan}, "NONFINITE", None)]
+
+    monkeypatch.setattr(fitting, "fit_structure", fit_structure)
+    words = ("--covariance", "diag,tied,full,EVV,full-equal,student_t(full)")
+    err = command("fit", data, "--columns", "width", *words)[2]
+    assert fitted == ["diag", "tied", "full-equal", "student_t(full)"]
+    assert f"one of {', '.join(fitted)}, and not fitted again: full, EVV" in err
+    command("fit", data, *words)
+    assert len(fitted) == 4 + 6
+
+
+def test_a_mistyped_option_does_not_wait_for_jax(process):
+    code = (
+        "import sys\nfrom jaxgmm.cli import _run\n"
+        "code, message = _run(['fit', 'x.csv', '--componets', '3'])\n"
+        "assert code == 2 and '--components' in message\n"
+        "sys.stdout.write(' '.join({'jax', 'polars', 'rich'} & set(sys.modules)))"
+    )
+    assert process(code=code).stdout == ""

@@ -293,3 +293,50 @@ def test_nothing_traced_compiles_anew(double):
         )
         sizes.add(ascend._cache_size())
     assert len(sizes) == 1
+
+
+_observed = quick_jit(
+    lambda resp, rows, prior, name: jaxgmm.fit_variational(
+        resp, rows, prior=prior, covariance_type=name, tol=0.0, max_iter=60
+    ),
+    static_argnames="name",
+)
+
+
+def test_the_bound_of_rows_with_gaps_is_just_below_their_evidence(double):
+    """Of one Gaussian with independent features, each feature's entries have an evidence of their own."""
+    seen = np.random.default_rng(0).random((N, D)) > 0.3
+    rows = jaxgmm.Data(jnp.where(seen, X, 0), jnp.ones(N), jnp.asarray(seen), jnp.zeros((N, D)))
+    prior = variational_prior(rows, 1, "diag")
+    evidence = sum(
+        predictive(
+            X[seen[:, j], j : j + 1],
+            "diag",
+            Numbers(prior.mean[j : j + 1], prior.mean_precision, prior.dof, prior.covariance[j : j + 1]),
+        )
+        for j in range(D)
+    )
+    found = _observed(np.ones((N, 1)), rows, prior, "diag")
+    # Less by what the factorised posterior does not know: how a missing entry depends on the parameters.
+    assert evidence - 0.02 * (~seen).sum() < found.bound < evidence
+    noisy = dataclasses.replace(rows, noise=jnp.ones((N, D)))
+    history = np.asarray(_observed(np.ones((N, 1)), noisy, prior, "diag").history[:60])
+    assert np.diff(history).min() > -1e-8
+
+
+def test_the_bound_rises_with_gaps_noise_and_labels(double):
+    draw = np.random.default_rng(0)
+    x = np.where(draw.random((N, D)) < 0.3, np.nan, X)
+    known = np.where(draw.random(N) < 0.2, LABELS, -1)
+    rows = jaxgmm.observe(x, missing="nan", noise=draw.uniform(0, 0.1, (N, D)), labels=known)
+    found = _observed(np.eye(K)[LABELS], rows, variational_prior(rows, K), "full")
+    assert np.diff(np.asarray(found.history[:60])).min() > -1e-8
+    resp = jaxgmm.responsibilities(found.posterior.to_params(), rows)
+    assert (np.asarray(resp).argmax(1) == LABELS).mean() > 0.8
+    assert (np.asarray(resp)[known >= 0, known[known >= 0]] == 1).all()
+
+
+def test_rows_in_groups_are_refused():
+    rows = jaxgmm.observe(X, groups=np.arange(N) // 2)
+    with pytest.raises(ValueError, match="rows in groups are not for fit_variational"):
+        jaxgmm.fit_variational(RESP, rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import sys
@@ -11,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 import click
 import numpy as np
 
+from jaxgmm._defaults import FOLDS, MAX_ITER, REG_COVAR, SEARCH_BUDGET
 from jaxgmm._version import __version__
+from jaxgmm.cli import filling
 from jaxgmm.cli import options as texts
 from jaxgmm.cli.columns import choose, match
 from jaxgmm.cli.options import LEFT_OUT, finite, integers, name_list, spell
-from jaxgmm.cli.tables import WRITABLE, Table, UserError, check_target, read, write, write_frame
-from jaxgmm.components import get_model
-from jaxgmm.em import MAX_ITER, REG_COVAR
-from jaxgmm.selection._grid import BUDGET, FOLDS, STRUCTURES, UNIVARIATE
+from jaxgmm.cli.reading import Format, read
+from jaxgmm.cli.tables import WRITABLE, Table, UserError, check_target, write, write_frame
 
 if TYPE_CHECKING:
     from jaxgmm.mixture import GMMParams
@@ -53,6 +54,24 @@ def real(name: str, **settings: Any) -> Decorator:
 def named(name: str, **settings: Any) -> Decorator:
     """An option that is a list of names."""
     return option(name, metavar="NAMES", callback=name_list, **settings)
+
+
+def tabular(command: Callable[..., int]) -> Callable[..., int]:
+    """The options that say how a text is a table; the command takes them together, as `form`."""
+
+    @click.option("--delimiter", metavar="CHAR", help=texts.OPTIONS["delimiter"])
+    @click.option("--decimal-comma", is_flag=True, help="1,5 is one and a half.")
+    @click.option("--no-header", is_flag=True, help=texts.OPTIONS["no_header"])
+    @click.option("--encoding", metavar="NAME", help=texts.OPTIONS["encoding"])
+    @functools.wraps(command)
+    def known(
+        *arguments: Any, delimiter: str | None, decimal_comma: bool, no_header: bool, encoding: str | None,
+        **rest: Any,
+    ) -> int:  # fmt: skip
+        delimiter = "\t" if delimiter == "\\t" else delimiter
+        return command(*arguments, form=Format(delimiter, decimal_comma, not no_header, encoding), **rest)
+
+    return known
 
 
 _OUT = file("--out", help="Where to write: .csv, .parquet or .npy.  [default: CSV to stdout]")
@@ -91,7 +110,7 @@ def cli(context: click.Context) -> None:
 @option(
     "--missing", type=click.Choice(["error", "fit", "drop"]), default="error", help=texts.OPTIONS["missing"]
 )
-@whole("--budget", 1, default=BUDGET, help=texts.OPTIONS["budget"])
+@whole("--budget", 1, default=SEARCH_BUDGET, help=texts.OPTIONS["budget"])
 @whole("--n-init", 1, help="So many plain restarts for each fit, in place of the tournament.")
 @option("--seed", type=texts.SEED, default=0, help="Seed of the starts; same seed, same result.")
 @real("--tol", help=texts.OPTIONS["tol"])
@@ -100,6 +119,8 @@ def cli(context: click.Context) -> None:
 @option("--float64/--float32", default=True, help="Precision of the fit; float32 data are centred first.")
 @file("--plot", help="Draw the criterion and the best mixture: .png, .pdf or .svg.")
 @file("--out", metavar="MODEL.npz", help="Save the best mixture.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON in place of tables.")
+@tabular
 def fit(
     data: str,
     components: tuple[int, ...],
@@ -109,9 +130,13 @@ def fit(
     missing: str,
     plot: str | None,
     out: str | None,
+    as_json: bool,
+    form: Format,
     **options: Any,
 ) -> int:
-    """Fit mixtures to DATA (.csv, .tsv, .parquet, .npy) and keep the best.
+    """Fit mixtures to DATA (.csv, .tsv, either with .gz, .parquet, .feather, .xlsx, .npy) and keep the best.
+
+    DATA may be - for CSV from stdin.
 
     Every covariance structure is fitted with every number of components K. The first table has one row per
     fit, the best marked with *:
@@ -132,7 +157,8 @@ def fit(
                    is sound
 
     The second table has the best mixture: each component's weight, and the mean and standard deviation of
-    each column within it. Components are numbered from 0, as in the picture and in `jaxgmm predict`.
+    each column within it. Components are numbered from 0, the largest first, in the picture and in `jaxgmm
+    predict` too.
 
     Without --columns, columns that are not numeric are left out, and so is a first column that only numbers
     the rows. The columns of an .npy array are called x1, x2, and so on.
@@ -153,16 +179,17 @@ def fit(
     criterion, folds = options["criterion"], options["folds"]
     if criterion in LEFT_OUT and options["n_init"] is not None:
         raise UserError(f"--criterion {criterion} needs the tournament: leave --n-init out")
-    _check_structures(covariance)
+    structures = _structures(covariance)
     check_target(plot, "--plot", (".png", ".pdf", ".svg"), {"the data": data})
     check_target(out, "--out", (".npz",), {"the data": data})
     if plot is not None and importlib.util.find_spec("matplotlib") is None:
         raise ModuleNotFoundError(name="matplotlib")
-    table = read(data)
+    table = read(data, form)
     names, notes = choose(table, columns, weights)
     X = table.matrix(names, gaps=missing != "error", hint="use --missing fit")
-    if covariance == ("all",):
-        covariance = UNIVARIATE if len(names) == 1 else STRUCTURES
+    if len(names) == 1:
+        structures, same = _distinct_in_one(structures)
+        notes.extend(same)
     sample_weight = None if weights is None else table.weights(weights)
     X, sample_weight, left_out = _without_gaps(table, names, X, sample_weight, missing)
     notes.extend(left_out)
@@ -196,7 +223,7 @@ def fit(
             f"fitting {name}, K = {spell(components)}",
             lambda name=name: fitting.fit_structure(X, sample_weight, name, components, options),
         )
-        for name in covariance
+        for name in structures
     ]
     try:
         cells = [cell for part in fitting.run_steps(steps) for cell in part]
@@ -204,19 +231,19 @@ def fit(
         raise UserError(str(error)) from None
     best = fitting.best_cell(cells, criterion)
 
-    screen = report.console()
-    report.print_criteria(screen, cells, best, criterion, "row" if weights is None else "unit of weight")
+    if as_json:
+        report.print_json(cells, best, criterion, names, len(X))
+    else:
+        screen = report.console()
+        unit = "row" if weights is None else "unit of weight"
+        report.print_criteria(screen, cells, best, criterion, unit)
+        if best is not None:
+            incomplete = f"{_count_gaps(gaps)}; fitted to the others." if gaps.any() else ""
+            report.print_best(screen, best, criterion, names, len(X), incomplete)
     if best is None:
         remedies = "try fewer components, --covariance diag, or a larger --reg-covar"
         _say(f"every fit failed ({cells[0].status}): {remedies}")
         return 1
-    size = f"{len(X)} rows, {len(names)} column{'s' * (len(names) > 1)}"
-    name = f"{best.covariance_type}, K = {best.n_components}"
-    screen.print(f"\nBest by {criterion.upper()}: {name}  ({size})")
-    if gaps.any():
-        screen.print(f"{_count_gaps(gaps)}; fitted to the others.")
-    screen.print()
-    report.print_mixture(screen, best, names)
     if out is not None:
         from jaxgmm.io import save
 
@@ -243,8 +270,18 @@ def fit(
 @option(
     "--missing", type=click.Choice(["error", "fit"]), default="error", help=texts.OPTIONS["missing in rows"]
 )
+@click.option("--keep", is_flag=True, help="Write the columns of DATA too, before the others.")
 @_OUT
-def predict(model: str, data: str, columns: tuple[str, ...] | None, missing: str, out: str | None) -> int:
+@tabular
+def predict(
+    model: str,
+    data: str,
+    columns: tuple[str, ...] | None,
+    missing: str,
+    keep: bool,
+    out: str | None,
+    form: Format,
+) -> int:
     """Label the rows of DATA with the components of MODEL.
 
     Writes one row per row of data:
@@ -261,12 +298,17 @@ def predict(model: str, data: str, columns: tuple[str, ...] | None, missing: str
     \b
     Example:
       jaxgmm predict model.npz faithful.csv --out labels.csv
-      jaxgmm predict model.npz gaps.csv --missing fit --out labels.csv
+      jaxgmm predict model.npz gaps.csv --missing fit --keep --out labelled.csv
     """  # noqa: D301 - click reads \b, which keeps the lines below it as they are
     check_target(out, "--out", WRITABLE, {"the model": model, "the data": data})
     params, known = _load(model)
-    table = read(data)
+    table = read(data, form, keep_text=keep)
     names = match(table, model, known, params.n_features, columns)
+    added = ("label", "responsibility", "log_density")
+    if keep and (taken := [name for name in added if name in table.names]):
+        raise UserError(f"{data}: it has a column called {taken[0]!r} itself; leave --keep out")
+    if keep:
+        filling.check_format(table, names, out)
     X = table.matrix(names, gaps=missing != "error", hint="use --missing fit")
 
     import jaxgmm
@@ -280,7 +322,11 @@ def predict(model: str, data: str, columns: tuple[str, ...] | None, missing: str
             raise UserError(f"{model}: {error}") from None
         parts.append((resp.argmax(1), resp.max(1), log_density))
     label, responsibility, log_density = (np.concatenate(part) for part in zip(*parts, strict=True))
-    write(out, {"label": label, "responsibility": responsibility, "log_density": log_density})
+    found = {"label": label, "responsibility": responsibility, "log_density": log_density}
+    if keep:
+        write_frame(out, filling.beside(table, found, out), table)
+    else:
+        write(out, found)
     return 0
 
 
@@ -291,8 +337,15 @@ def predict(model: str, data: str, columns: tuple[str, ...] | None, missing: str
 @whole("--draws", 1, help="Fill in so many random draws, in place of the means.")
 @option("--seed", type=texts.SEED, default=0, help="Seed of the draws; same seed, same values.")
 @_OUT
+@tabular
 def impute(
-    model: str, data: str, columns: tuple[str, ...] | None, draws: int | None, seed: int, out: str | None
+    model: str,
+    data: str,
+    columns: tuple[str, ...] | None,
+    draws: int | None,
+    seed: int,
+    out: str | None,
+    form: Format,
 ) -> int:
     """Fill in the missing values of DATA by MODEL.
 
@@ -311,7 +364,7 @@ def impute(
     """  # noqa: D301 - click reads \b, which keeps the lines below it as they are
     check_target(out, "--out", WRITABLE, {"the model": model, "the data": data})
     params, known = _load(model)
-    table = read(data)
+    table = read(data, form, keep_text=True)
     names = match(table, model, known, params.n_features, columns)
     X = table.matrix(names, gaps=True)
     if draws is not None and "draw" in table.names:
@@ -320,7 +373,6 @@ def impute(
     import jax
 
     import jaxgmm
-    from jaxgmm.cli import filling
 
     filling.check_format(table, names, out)
     key = jax.random.key(seed)
@@ -329,7 +381,7 @@ def impute(
         copies = [np.asarray(jaxgmm.impute(params, X, k)) for k in keys]
     except ValueError as error:
         raise UserError(f"{model}: {error}") from None
-    write_frame(out, *filling.fill(table, names, copies, out, draw=draws is not None))
+    write_frame(out, filling.fill(table, names, copies, out, draw=draws is not None), table)
     gaps = np.isnan(X)
     _say(f"{data}: {_count_gaps(gaps)}; filled in" if gaps.any() else f"{data}: no value is missing")
     return 0
@@ -392,13 +444,37 @@ def _count_gaps(gaps: Array) -> str:
     return f"{values}, in {rows} of {len(gaps)} rows"
 
 
-def _check_structures(names: Sequence[str]) -> None:
-    """Raise for a name that is none of a structure; `all` alone stands for several."""
-    for name in () if tuple(names) == ("all",) else names:
+def _distinct_in_one(names: Sequence[str]) -> tuple[tuple[str, ...], list[str]]:
+    """The structures that differ where there is one feature, and what to tell about the others.
+
+    There a covariance is a variance: that of each component, or one for all.
+    """
+    from jaxgmm.components import get_model
+    from jaxgmm.components.covariance.registry import STRUCTURES
+
+    first: dict[Any, str] = {}
+    for name in names:
+        model = get_model(name)
+        plain = model.component.is_gaussian and model.covariance in STRUCTURES.values()
+        first.setdefault((model.weights, model.covariance.n_parameters(2, 1)) if plain else name, name)
+    kept = tuple(first.values())
+    rest = [name for name in names if name not in kept]
+    same = f"the same with one column as one of {', '.join(kept)}, and not fitted again: {', '.join(rest)}"
+    return kept, [same] if rest else []
+
+
+def _structures(names: Sequence[str]) -> tuple[str, ...]:
+    """The names of structures, or an error for one that is none; `all` alone stands for mclust's."""
+    from jaxgmm.components import get_model
+    from jaxgmm.selection import STRUCTURES
+
+    names = STRUCTURES if tuple(names) == ("all",) else tuple(names)
+    for name in names:
         try:
             get_model(name)
         except ValueError as error:
             raise UserError(f"--covariance: {error}") from None
+    return names
 
 
 def _load(model: str) -> tuple[GMMParams, list[str] | None]:

@@ -57,12 +57,9 @@ def fit_structure(
     # What float32 would lose at a large offset is taken off in float64, and given back to the means below.
     dtype = np.float64 if options["float64"] else np.float32
     offset = np.zeros(X.shape[1]) if options["float64"] else np.nanmean(X, 0)
-    weight = None if sample_weight is None else jax.device_put(sample_weight.astype(dtype))
-    x: Any = jax.device_put((X - offset).astype(dtype))
-    given = weight
-    if np.isnan(X).any():
-        x, given = jaxgmm.observe(x, sample_weight=weight, missing="nan"), None
-    data = (jax.random.key(options["seed"]), x, tuple(sizes), given)
+    weight = None if sample_weight is None else sample_weight.astype(dtype)
+    seen = jaxgmm.observe((X - offset).astype(dtype), sample_weight=weight, missing="nan")
+    data = (jax.random.key(options["seed"]), seen, tuple(sizes))
     settings = {name: options[name] for name in ("tol", "max_iter", "reg_covar")}
     settings["prior"] = None if options["prior"] == "none" else options["prior"]
     if options["n_init"] is None:
@@ -81,9 +78,9 @@ def fit_structure(
         one = jax.tree.map(lambda a, i=i: np.asarray(a)[i], results)
         status = jaxgmm.Status(int(one.status))
         failed = status not in (jaxgmm.Status.CONVERGED, jaxgmm.Status.MAX_ITER)
-        row = evaluate(one.params, x, weight) if rows is None else rows[i]
+        row = evaluate(one.params, seen) if rows is None else rows[i]
         names = [name for name in (*CRITERIA, *LEFT_OUT) if name in row]
-        params = active(one.params)
+        params = _largest_first(active(one.params))
         cells.append(
             Cell(
                 covariance_type=covariance_type,
@@ -97,6 +94,16 @@ def fit_structure(
             )
         )
     return cells
+
+
+def _largest_first(params: Any) -> Any:
+    """The mixture with its components by falling weight; a background stays the last."""
+    from jaxgmm.mixture import take
+
+    weights = np.array(params.log_weights)
+    if params.model.name.startswith("background"):
+        weights[-1] = -np.inf
+    return take(params, np.argsort(-weights, kind="stable"))
 
 
 def best_cell(cells: Sequence[Cell], criterion: str) -> Cell | None:

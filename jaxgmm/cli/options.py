@@ -20,6 +20,9 @@ OPTIONS = {
     "criterion": "What decides which fit is best; smaller is better. cv: minus the mean log-likelihood of "
     "rows left out, each fold in its turn; heldout: of one fold.",
     "prior": "default: Fraley and Raftery's weak one, under which components on few rows do not collapse.",
+    "delimiter": "Between the fields of a text: one character, or \\t.  [default: as its first line shows]",
+    "no_header": "The first line of the text is a row; the columns are called x1, x2, ...",
+    "encoding": "Of the text.  [default: UTF-8, or UTF-16 by its mark, or else Latin-1]",
     "columns": "The columns to fit, joined by commas.  [default: all numeric ones]",
     "columns of the model": "The columns that play the model's, in its order.  [default: by name]",
     "missing": "What to do with missing values: error refuses them; fit takes them for missing at random and "

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from rich import box
@@ -55,6 +57,42 @@ def print_criteria(out: Console, cells: Sequence[Cell], best: Cell | None, crite
         out.print(f"{STATUS['MAX_ITER']}: ended at the limit on steps before it had converged.")
     if criterion in LEFT_OUT:
         out.print(f"{criterion.upper()}: minus the mean log-likelihood per {unit} {LEFT_OUT[criterion]}.")
+
+
+def print_best(
+    out: Console, best: Cell, criterion: str, columns: Sequence[str], n_rows: int, incomplete: str
+) -> None:
+    """Which fit is best, and its mixture; `incomplete` says what the rows lack."""
+    size = f"{n_rows} rows, {len(columns)} column{'s' * (len(columns) > 1)}"
+    name = f"{best.covariance_type}, K = {best.n_components}"
+    out.print(f"\nBest by {criterion.upper()}: {name}  ({size})")
+    if incomplete:
+        out.print(incomplete)
+    out.print()
+    print_mixture(out, best, columns)
+
+
+def print_json(
+    cells: Sequence[Cell], best: Cell | None, criterion: str, columns: Sequence[str], n_rows: int
+) -> None:
+    """The same as one JSON object on stdout; null for what is not a finite number."""
+
+    def numbers(array: Any) -> Any:
+        return np.asarray(array, np.float64).tolist()
+
+    def described(cell: Cell) -> dict[str, Any]:
+        names = ("covariance_type", "n_components", "n_parameters", "log_likelihood", "status", "spurious")
+        row = {name: getattr(cell, name) for name in names} | cell.criteria
+        return {n: None if isinstance(v, float) and not math.isfinite(v) else v for n, v in row.items()}
+
+    found: dict[str, Any] = {"columns": list(columns), "n_rows": n_rows, "criterion": criterion}
+    found["fits"] = [described(cell) for cell in cells]
+    found["best"] = None
+    if best is not None:
+        p = best.params
+        arrays = {"weights": p.weights, "means": p.means, "covariances": p.covariances}
+        found["best"] = described(best) | {name: numbers(a) for name, a in arrays.items()}
+    print(json.dumps(found, indent=2, allow_nan=False, ensure_ascii=False))
 
 
 def print_mixture(out: Console, cell: Cell, columns: Sequence[str]) -> None:

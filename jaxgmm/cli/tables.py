@@ -1,26 +1,20 @@
-"""Table input and output: CSV, Parquet and npy columns, and errors that name the row."""
+"""Tables: columns by name, errors that name the row, and writing as CSV, Parquet or npy."""
 
 from __future__ import annotations
 
-import contextlib
-import csv
 import dataclasses
 import difflib
-import io
 import os
-import pathlib
+import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import click
 import numpy as np
 
-from jaxgmm.io import atomic_write
-
 Array = np.ndarray[Any, Any]
 
-READABLE = (".csv", ".tsv", ".parquet", ".pq", ".npy")
 WRITABLE = (".csv", ".parquet", ".npy")
 
 _MISSING = ("", "na", "n/a", "nan", "null", "none", "?", "-", ".")
@@ -34,11 +28,27 @@ class UserError(click.ClickException):
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """A file's columns by name. `named` is False where the file has no names of its own (npy)."""
+    """A file's columns by name.
+
+    Attributes:
+      path: what messages call it.
+      columns: name -> polars.Series.
+      named: whether the file has names of its own.
+      cells: of a text, where they were asked for, its cells as they are written: a polars frame.
+      encoding: of a text.
+      decimal_comma: whether its numbers have one.
+      header: whether its first line names the columns.
+      delimiter: between its fields.
+    """
 
     path: str
-    columns: dict[str, Any]  # name -> polars.Series
+    columns: dict[str, Any]
     named: bool
+    cells: Any = None
+    encoding: str = "utf-8"
+    decimal_comma: bool = False
+    header: bool = True
+    delimiter: str = ","
 
     @property
     def names(self) -> list[str]:
@@ -49,7 +59,10 @@ class Table:
         """One column as float64 (N,): NaN where a value is missing or is not a number."""
         column = self.columns[name]
         if _is_text(column):
-            column = column.str.strip_chars().cast(float, strict=False)
+            column = column.str.strip_chars()
+            if self.decimal_comma:
+                column = column.str.replace(",", ".", literal=True)
+            column = column.cast(float, strict=False)
         elif not column.dtype.is_numeric():
             return np.full(len(column), np.nan)
         return np.asarray(column.cast(float).fill_null(np.nan).to_numpy(), np.float64)
@@ -117,13 +130,14 @@ class Table:
     def _refuse_commas(self, name: str) -> None:
         """Raise where a column of text is numbers with decimal commas."""
         column = self.columns[name]
-        if not _is_text(column):
+        if not _is_text(column) or self.decimal_comma:
             return
         present = column.filter(_present(column))
         commas = present.str.strip_chars().str.contains(r"^[+-]?\d+(,\d+)+(\.\d*)?$")
         if len(present) and 2 * commas.sum() >= len(present):
             what = f"column {name!r} has numbers with commas, such as {present.filter(commas)[0]!r}"
-            raise UserError(f"{self.path}: {what}; write 1234.5 for them, or choose others with --columns")
+            remedy = "give --decimal-comma for decimal commas, write 1234.5 for others"
+            raise UserError(f"{self.path}: {what}; {remedy}, or choose other columns with --columns")
 
     def _check(self, name: str, names: Sequence[str], gaps: bool, hint: str) -> None:
         bad, missing = ~np.isfinite(self.values(name)), self.gaps(name)
@@ -146,37 +160,23 @@ class Table:
         drop, fill = ("drop the rows", "fill them in") if others else ("drop the row", "fill it in")
         remedy = f"{drop} or {fill}"
         if len(names) > 1:
-            rest = ",".join(n for n in names if np.isfinite(self.values(n)).all())
-            columns = rest if 0 < len(rest) < 40 else "..."
+            rest = for_option(n for n in names if np.isfinite(self.values(n)).all())
+            columns = rest if rest != "''" and len(rest) < 40 else "..."
             remedy = f"{drop}, {fill}, or leave the column out with --columns {columns}"
         if hint and missing[row]:
             remedy = f"{hint}, {remedy}"
         raise UserError(f"{self.path}: column {name!r}, row {row + 1}: {what}{more}; {remedy}")
 
 
-def read(path: str) -> Table:
-    """The table in a file, by its extension."""
-    extension = os.path.splitext(path)[1].lower()
-    if os.path.isdir(path):
-        raise UserError(f"{path}: is a directory")
-    if not os.path.exists(path):
-        raise UserError(f"{path}: no such file")
-    if extension not in READABLE:
-        raise UserError(f"{path}: cannot tell the format; the name must end in {', '.join(READABLE)}")
-    if not os.access(path, os.R_OK):
-        raise UserError(f"{path}: permission denied")
-    if not os.path.getsize(path):
-        raise UserError(f"{path}: the file is empty")
-    if extension == ".npy":
-        return Table(path, _read_npy(path).to_dict(), named=False)
-    frame = _read_frame(path, extension)
-    if not len(frame):
-        raise UserError(f"{path}: no rows of data")
-    names = ["".join(c if c.isprintable() else "?" for c in name.strip()) for name in frame.columns]
-    names = [name or f"column {i + 1}" for i, name in enumerate(names)]
-    if len(set(names)) != len(names):
-        raise UserError(f"{path}: two columns have the same name")
-    return Table(path, dict(zip(names, frame.get_columns(), strict=True)), named=True)
+def for_option(names: Iterable[str]) -> str:
+    """Names as --columns takes them, quoted for a shell where that is needed."""
+    fields = ('"' + name.replace('"', '""') + '"' if {",", '"'} & set(name) else name for name in names)
+    return shlex.quote(",".join(fields))
+
+
+def is_csv(path: str | None) -> bool:
+    """Whether what is written there is CSV; stdout is, for which there is no path."""
+    return path is None or os.path.splitext(path)[1].lower() == ".csv"
 
 
 def write(path: str | None, columns: dict[str, Array]) -> None:
@@ -186,15 +186,24 @@ def write(path: str | None, columns: dict[str, Array]) -> None:
     write_frame(path, polars.DataFrame(columns))
 
 
-def write_frame(path: str | None, frame: Any, encoding: str = "utf-8") -> None:
-    """`write` for a polars frame; the encoding is that of CSV."""
+def write_frame(path: str | None, frame: Any, like: Table | None = None) -> None:
+    """`write` for a polars frame; CSV is written as the text of a table is, where there is one."""
+    text = b""
+    if is_text := is_csv(path):
+        if like is None or like.cells is None:
+            text = frame.write_csv().encode()
+        else:
+            written = frame.write_csv(include_header=like.header, separator=like.delimiter)
+            text = written.encode(like.encoding)
     if path is None:
-        sys.stdout.buffer.write(frame.write_csv().encode(encoding))
+        sys.stdout.buffer.write(text)
         return
+    from jaxgmm.io import atomic_write
+
     extension = os.path.splitext(path)[1].lower()
     with atomic_write(path) as stream:
-        if extension == ".csv":
-            stream.write(frame.write_csv().encode(encoding))
+        if is_text:
+            stream.write(text)
         elif extension == ".parquet":
             frame.write_parquet(stream)
         else:
@@ -225,90 +234,6 @@ def check_target(path: str | None, option: str, extensions: Sequence[str], taken
         raise UserError(f"{option} {path}: the directory {directory} is not writable")
 
 
-def _read_npy(path: str) -> Any:
-    import polars
-
-    with open(path, "rb") as stream:
-        if stream.read(6) != b"\x93NUMPY":
-            raise UserError(f"{path}: not an npy file")
-    try:
-        data = np.load(path, allow_pickle=False)
-    except MemoryError:
-        raise UserError(f"{path}: too large for this machine's memory, or damaged") from None
-    except (ValueError, EOFError, OSError, SyntaxError, RecursionError) as error:
-        reason = "it holds Python objects" if "allow_pickle" in str(error) else "damaged"
-        raise UserError(f"{path}: not readable as an array of numbers: {reason}") from None
-    if data.dtype.kind not in "fiu":
-        raise UserError(f"{path}: the array must hold real numbers, not {data.dtype}")
-    if data.ndim != 2:
-        hint = "; make it one column with X.reshape(-1, 1)" if data.ndim == 1 else ""
-        raise UserError(f"{path}: the array must be 2-D (rows, columns), its shape is {data.shape}{hint}")
-    if 0 in data.shape:
-        raise UserError(f"{path}: the array is empty, its shape is {data.shape}")
-    return polars.DataFrame({f"x{j + 1}": column for j, column in enumerate(data.T.astype(np.float64))})
-
-
-def read_text(path: str) -> tuple[Any, str]:
-    """A CSV file's cells as they are written, a polars frame of text; and the encoding of the file."""
-    data = pathlib.Path(path).read_bytes()
-    encoding = "utf-8"
-    try:
-        data.decode(encoding)
-    except UnicodeDecodeError:
-        encoding = "latin-1"  # which gives every byte back
-        data = data.decode(encoding).encode()
-    return _read_frame(path, os.path.splitext(path)[1].lower(), data), encoding
-
-
-def _read_frame(path: str, extension: str, cells: bytes | None = None) -> Any:
-    """The frame in a file; given the bytes of a CSV file, all its columns as text."""
-    import polars
-
-    text, separator = b"", ","
-    try:
-        if extension in (".parquet", ".pq"):
-            return polars.read_parquet(path)
-        # Without the empty lines at its end, which polars takes for rows.
-        text = (pathlib.Path(path).read_bytes() if cells is None else cells).rstrip(b"\r\n")
-        separator = _separator(path, text, extension)
-        types: dict[str, Any] = {"infer_schema_length": None} if cells is None else {"infer_schema_length": 0}
-        return polars.read_csv(text, separator=separator, encoding="utf8-lossy", **types)
-    except (polars.exceptions.PolarsError, OSError, ValueError) as error:
-        detail = _ragged(text, separator) or str(error).partition("\n")[0]
-        raise UserError(f"{path}: not a readable {extension[1:]} file: {detail}") from None
-
-
-def _separator(path: str, text: bytes, extension: str) -> str:
-    """The field separator that the first line shows; and errors for a first line that is no header."""
-    if not text.strip():
-        raise UserError(f"{path}: the file is empty")
-    if text[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        raise UserError(f"{path}: the text is UTF-16; save it as UTF-8")
-    line = text[: 1 << 20].partition(b"\n")[0].decode("utf-8-sig", "replace").rstrip("\r")
-    if not line.strip():
-        raise UserError(f"{path}: the first line is blank; it must name the columns")
-    separator = "\t" if extension == ".tsv" else max(",;\t", key=line.count)
-    fields = next(csv.reader([line], delimiter=separator), [])
-    if fields and all(_is_number(field) for field in fields):
-        raise UserError(f"{path}: the first line holds numbers; it must name the columns")
-    names = [field.strip() for field in fields]
-    for i, name in enumerate(names):
-        if name and (first := names.index(name)) < i:
-            raise UserError(f"{path}: columns {first + 1} and {i + 1} have the same name, {name!r}")
-    return separator
-
-
-def _ragged(text: bytes, separator: str) -> str | None:
-    """Which row of a CSV file has more fields than the header."""
-    rows = csv.reader(io.StringIO(text.decode(errors="replace"), newline=""), delimiter=separator)
-    with contextlib.suppress(csv.Error):
-        width = len(next(rows, []))
-        for i, row in enumerate(rows):
-            if len(row) > width:
-                return f"row {i + 1} has {len(row)} fields, the header {width}"
-    return None
-
-
 def _is_text(column: Any) -> bool:
     return str(column.dtype) == "String"
 
@@ -318,14 +243,6 @@ def _present(column: Any) -> Any:
     if not _is_text(column):
         return column.is_not_null()
     return ~column.str.strip_chars().str.to_lowercase().is_in(list(_MISSING)).fill_null(True)
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _counts(values: Array) -> bool:

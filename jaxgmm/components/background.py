@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any, cast
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
-from jaxgmm.components.base import Component, Scale, Seen, Shape, Sums, Target
-from jaxgmm.components.covariance.base import Partial
+from jaxgmm.components.base import Columns, Component, Scale, Seen, Shape, Sums, Target
+from jaxgmm.components.covariance.base import Covariance, Partial
 
 
 def _is_last(n_components: int) -> Array:
@@ -48,6 +49,13 @@ def _marginal(c: Component, scale: Scale, seen: Seen) -> tuple[Array, Any]:
 def _outlier(c: Component, scale: Scale, seen: Seen) -> Array:
     last = _is_last(seen.length.shape[0])[:, None]
     return jnp.broadcast_to(last, seen.length.shape).astype(seen.length.dtype)
+
+
+def _part(
+    c: Component, scale: Scale, columns: Columns, covariance: Covariance, scatter: Any, seen: Seen | None
+) -> tuple[Component, Scale]:
+    inner, new = c.options.part(c.options, scale["inner"], columns, covariance, scatter, seen)
+    return background(inner), {"inner": new, "log_density": scale["log_density"][np.asarray(columns)]}
 
 
 def _statistics(c: Component, prepared: Any, latent: Any, resp: Array) -> Sums:
@@ -130,6 +138,7 @@ def background(component: Component) -> Component:
         marginal=_marginal if accepts else None,
         accepts=accepts,
         outlier=_outlier,
+        part=_part if component.part is not None else None,
         options=component,
     )
     own: dict[str, Any] = {

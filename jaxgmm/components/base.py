@@ -12,6 +12,7 @@ from jaxgmm.components.covariance.base import Covariance
 
 Scale = Any  # a component's own pytree of arrays
 Shape = tuple[int, int]  # (K, D)
+Columns = tuple[int, ...]  # of some features, in an order
 
 
 class Sums(NamedTuple):
@@ -108,6 +109,11 @@ class Component(NamedTuple):
       accepts: of "missing", "noise" and "projection", for which of them `marginal` holds.
       outlier: (scale, `Seen`) -> (K, B) the probability that a row of the component is an outlier of it; or,
         where the component knows of none, that a row of it lies nearer to its centre. None: unknown.
+      part: (scale, columns, `Covariance`, its arrays, `Seen` or None) -> (component, scale) of the features
+        `columns` alone, whose scatter matrices the arrays hold. With `Seen`, of one row (B = 1), those of
+        these features given the others: the structure is "full", the arrays hold factors of the Schur
+        complements, and what the row says of the component may multiply them. None: no marginals, no
+        conditionals.
       is_gaussian: whether the exponent is −½ ‖C_k⁻¹ (x − μ_k)‖² and the sums are plain moments, so that the
         quadratic and sparse kernels, priors, and what else is known of Gaussians apply.
       options: hashable settings of the family, such as whether degrees of freedom are fixed.
@@ -132,6 +138,7 @@ class Component(NamedTuple):
     marginal: Callable[[Component, Scale, Seen], tuple[Array, Any]] | None = None
     accepts: tuple[str, ...] = ()
     outlier: Callable[[Component, Scale, Seen], Array] | None = None
+    part: Callable[..., tuple[Component, Scale]] | None = None
     is_gaussian: bool = False
     options: Any = None
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxgmm.components.base import (
+    Columns,
     Component,
     Scale,
     Seen,
@@ -103,7 +104,9 @@ def _log_density(c: Component, prepared: Any, x: Array, on: Array) -> tuple[Arra
 
 def _statistics(c: Component, prepared: Any, latent: Any, resp: Array) -> Sums:
     good, bad = resp * latent.good, resp * (1 - latent.good)
-    sums, wide = moments(c, prepared[0], latent.y, good), moments(c, prepared[0], latent.y, bad)
+    sums = moments(c, prepared[0], latent.y, good)
+    # Each component's own, also where a structure pools them: the inflations are not known yet.
+    wide = moments(_apart(c), prepared[0], latent.y, bad)
     extra = {
         "good": good.sum(1),
         "bad": bad.sum(1),
@@ -113,6 +116,12 @@ def _statistics(c: Component, prepared: Any, latent: Any, resp: Array) -> Sums:
         "entries": (bad * latent.n_observed).sum(1),
     }
     return sums._replace(extra=extra)
+
+
+def _apart(c: Component) -> Component:
+    """The component with second moments that are not pooled."""
+    pools = c.covariance.second_moment == "pooled"
+    return c._replace(covariance=c.covariance._replace(second_moment="matrix")) if pools else c
 
 
 def _maximise(
@@ -134,13 +143,28 @@ def _maximise(
     def together(a: Array, b: Array) -> Array:
         return a + b / inflation.reshape((-1,) + (1,) * (b.ndim - 1))
 
-    second = jax.tree.map(together, sums.second, extra["second"])
+    if c.covariance.second_moment == "pooled":
+        second = sums.second + (extra["second"] / inflation[:, None, None]).sum(0)
+    else:
+        second = jax.tree.map(together, sums.second, extra["second"])
     centre = mean * jnp.sqrt(own / safe)[:, None]
     means, new, length = move(c, means, scale, Target(mean, weight, centre, second), ridge)
     old = scale["good"]
     length = length + jnp.square(good - old) / (old * (1 - old))
     length = length + 0.5 * (1 - old) * jnp.square(jnp.log(inflation / scale["inflation"]))
     return means, {**new, "good": good, "inflation": inflation}, length
+
+
+def _part(
+    c: Component, scale: Scale, columns: Columns, covariance: Covariance, scatter: Any, seen: Seen | None
+) -> tuple[Component, Scale]:
+    new = {**scale, "scatter": scatter}
+    if seen is not None:
+        # Given some entries a row is a good one with another probability; below ½ too, if they lie far out.
+        both = _both(scale, seen.length, seen.n_observed)
+        good, limits = jnp.exp(both.good - both.total)[:, 0], jnp.finfo(seen.length.dtype)
+        new["good"] = jnp.clip(good, float(limits.tiny), 1 - float(limits.epsneg))
+    return contaminated(covariance), new
 
 
 def _start(c: Component, variances: Array) -> Scale:
@@ -199,6 +223,7 @@ _CONTAMINATED = gaussian()._replace(
     marginal=_marginal,
     accepts=("missing", "projection"),
     outlier=_outlier,
+    part=_part,
     is_gaussian=False,
 )
 
@@ -211,15 +236,15 @@ def contaminated(covariance: str | Covariance = "full") -> Component:
     Fits are by ECM.
 
     Args:
-      covariance: the structure of the matrices Σ_k, a name or a `Covariance`; not one in which all
-        components have the same. A component's covariance is (α + (1 − α) η) Σ.
+      covariance: the structure of the matrices Σ_k, a name or a `Covariance`. A component's covariance is
+        (α + (1 − α) η) Σ.
 
     Returns:
       A `Component` whose scale is {"scatter": the structure's arrays, "good": (K,), "inflation": (K,)}; its
       name, such as "contaminated(VVE)", can be passed as covariance_type too.
 
     Raises:
-      ValueError, TypeError: for an unknown structure, or one with a pooled covariance.
+      ValueError, TypeError: for an unknown structure.
 
     Example:
       >>> import jaxgmm, numpy as np
@@ -236,9 +261,4 @@ def contaminated(covariance: str | Covariance = "full") -> Component:
       Parsimonious mixtures of multivariate contaminated normal distributions, Biometrical Journal 58.
     """
     structure = get_covariance(covariance)
-    if structure.second_moment == "pooled":
-        raise ValueError(
-            f"contaminated components need second moments of their own; {structure.name!r} pools them. "
-            "Use 'EVV', 'VVV' or another structure, or student_t"
-        )
     return _CONTAMINATED._replace(name=f"contaminated({structure.name})", covariance=structure)

@@ -10,7 +10,7 @@ import numpy as np
 from jax import Array, lax
 from jax.scipy.special import gammainc
 
-from jaxgmm.components.base import Component, Scale, Seen, Shape, Sums, Target
+from jaxgmm.components.base import Columns, Component, Scale, Seen, Shape, Sums, Target
 from jaxgmm.components.covariance.base import Covariance
 from jaxgmm.components.covariance.registry import get_covariance
 from jaxgmm.kernels.linalg import einsum
@@ -114,6 +114,12 @@ def _outlier(c: Component, scale: Scale, seen: Seen) -> Array:
     return jnp.where(half > 0, gammainc(jnp.maximum(half, 0.5), 0.5 * seen.length), 0)
 
 
+def _part(
+    c: Component, scale: Scale, columns: Columns, covariance: Covariance, scatter: Any, seen: Seen | None
+) -> tuple[Component, Scale]:
+    return gaussian(covariance), scatter
+
+
 def _start(c: Component, variances: Array) -> Scale:
     return c.covariance.from_variances(variances)
 
@@ -147,6 +153,7 @@ _GAUSSIAN = Component(
     marginal=_marginal,
     accepts=("missing", "noise", "projection"),
     outlier=_outlier,
+    part=_part,
     is_gaussian=True,
 )
 

@@ -11,6 +11,7 @@ from jax import Array, lax
 from jax.scipy.special import digamma, gammaln
 
 from jaxgmm.components.base import (
+    Columns,
     Component,
     Scale,
     Seen,
@@ -73,7 +74,9 @@ def _log_density(c: Component, prepared: Any, x: Array, on: Array) -> tuple[Arra
     half, t = distances(about, x)
     # log(1 + t² δ / ν) = 2 log t + log(1/t² + δ/ν), where t² δ may overflow.
     inside = 1 / t[None, :] / t[None, :] + 2 * half / dof
-    logs = jnp.log(jnp.maximum(inside, float(jnp.finfo(x.dtype).tiny))) + 2 * jnp.log(t)[None, :]
+    far = jnp.log(jnp.maximum(inside, float(jnp.finfo(x.dtype).tiny))) + 2 * jnp.log(t)[None, :]
+    # Multiplied by ν + D, the rounding of 1 + δ/ν would be large for many degrees of freedom.
+    logs = jnp.where(t[None, :] == 1, jnp.log1p(2 * half / dof), far)
     return -0.5 * (dof + x.shape[0]) * logs, jnp.zeros_like(t)
 
 
@@ -163,6 +166,18 @@ def _degrees(right: Array) -> Array:
     return jnp.exp(lax.scan(step, lax.stop_gradient(start), None, length=_STEPS)[0])
 
 
+def _part(
+    c: Component, scale: Scale, columns: Columns, covariance: Covariance, scatter: Any, seen: Seen | None
+) -> tuple[Component, Scale]:
+    if seen is None:
+        return student_t(covariance, c.options), {"scatter": scatter, "dof": scale["dof"]}
+    # Given n entries it is a t with ν + n degrees of freedom, and wider the farther they lie from the centre.
+    dof = scale["dof"] + seen.n_observed
+    width = jnp.sqrt((scale["dof"] + seen.length[:, 0]) / dof)
+    options = c.options + seen.n_observed if isinstance(c.options, float) else c.options
+    return student_t(covariance, options), {"scatter": scatter * width[:, None, None], "dof": dof}
+
+
 def _start(c: Component, variances: Array) -> Scale:
     first = c.options if isinstance(c.options, float) else _FIRST
     return {
@@ -213,6 +228,7 @@ _STUDENT_T = gaussian()._replace(
     to_free=_to_free,
     from_free=_from_free,
     marginal=_marginal,
+    part=_part,
     accepts=("missing", "projection"),  # a t with Gaussian noise is no t
     is_gaussian=False,
 )

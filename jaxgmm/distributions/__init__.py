@@ -1,5 +1,6 @@
-"""Mixtures as distributions: marginals, conditionals, regression, divergences, distances."""
+"""Mixtures as distributions: marginals, conditionals, divergences, distances, reduction, modes."""
 
+from jaxgmm.distributions._modes import Modes, Ridgeline, modes, ridgeline
 from jaxgmm.distributions._operations import (
     MonteCarlo,
     Regression,
@@ -10,16 +11,23 @@ from jaxgmm.distributions._operations import (
     marginal,
     regress,
 )
+from jaxgmm.distributions._reduction import Reduction, reduce
 from jaxgmm.distributions._wasserstein import wasserstein
 
 __all__ = [
+    "Modes",
     "MonteCarlo",
+    "Reduction",
     "Regression",
+    "Ridgeline",
     "condition",
     "entropy_bounds",
     "kl_divergence",
     "l2_distance",
     "marginal",
+    "modes",
+    "reduce",
     "regress",
+    "ridgeline",
     "wasserstein",
 ]

@@ -6,10 +6,9 @@ again: in float32 that keeps twice the digits.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,11 +17,14 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from jaxgmm import _validate as validate
+from jaxgmm.components.base import Component, Seen
+from jaxgmm.components.covariance.base import Covariance
 from jaxgmm.components.covariance.diagonal import diag, spherical
 from jaxgmm.components.covariance.full import full
 from jaxgmm.components.covariance.tied import tied
-from jaxgmm.components.gaussian import gaussian
-from jaxgmm.density import check_gaussian, log_prob, sample
+from jaxgmm.components.gaussian import finite_length
+from jaxgmm.components.weights import FREE
+from jaxgmm.density import check_gaussian, check_mixture, log_prob, sample
 from jaxgmm.kernels.blocked_sum import block_rows, map_rows
 from jaxgmm.kernels.linalg import einsum, lower_inverse, triangular_factor
 from jaxgmm.kernels.programs import jit
@@ -78,10 +80,12 @@ def marginal(params: GMMParams, features: Sequence[int] | int) -> GMMParams:
       features: which columns, in the order wanted; static.
 
     Returns:
-      GMMParams of D = len(features): of the same structure for full, tied, diag and spherical, else full.
+      GMMParams of D = len(features): of the same structure for full, tied, diag and spherical, else full. Of
+      t components with their degrees of freedom, of contaminated ones with their shares and inflations.
 
     Raises:
-      ValueError, TypeError: for features that are not different columns.
+      ValueError, TypeError: for features that are not different columns, or components of a family that does
+        not know its marginals.
 
     Example:
       >>> import jaxgmm
@@ -92,7 +96,7 @@ def marginal(params: GMMParams, features: Sequence[int] | int) -> GMMParams:
     References:
       Bishop (2006), equation 2.98.
     """
-    check_gaussian(params, "marginal")
+    _check_part(params, "marginal")
     return _marginal(params, validate.features(features, params.n_features))
 
 
@@ -100,19 +104,37 @@ def marginal(params: GMMParams, features: Sequence[int] | int) -> GMMParams:
 def _marginal(params: GMMParams, features: tuple[int, ...]) -> GMMParams:
     columns = np.asarray(features)
     means = params.means[:, columns]
-    if params.covariance in (spherical, diag):
-        scale = params.scatter if params.covariance == spherical else params.scatter[:, columns]
-        return dataclasses.replace(params, means=means, scale=scale)
-    if params.covariance == tied:
-        scale = triangular_factor(jnp.tril(params.scatter)[columns])
-        return dataclasses.replace(params, means=means, scale=scale)
-    scale = triangular_factor(factors(params)[:, columns])
-    return GMMParams(params.log_weights, means, scale, gaussian(full))
+    structure = params.covariance if params.covariance in (spherical, diag, tied) else full
+    if structure in (spherical, diag):
+        scatter = params.scatter if structure == spherical else params.scatter[:, columns]
+    elif structure == tied:
+        scatter = triangular_factor(jnp.tril(params.scatter)[columns])
+    else:
+        scatter = triangular_factor(factors(params)[:, columns])
+    component, scale = _part(params, features, structure, scatter, None)
+    rule = FREE if structure == full else params.weights_rule
+    return GMMParams(params.log_weights, means, scale, component, rule)
+
+
+def _check_part(params: GMMParams, what: str) -> None:
+    check_mixture(params)
+    if params.component.part is None:
+        name = params.component.name
+        raise ValueError(f"{what} needs components that know their marginals; params have {name!r}")
+
+
+def _part(
+    params: GMMParams, columns: tuple[int, ...], structure: Covariance, scatter: Any, seen: Seen | None
+) -> tuple[Component, Any]:
+    assert params.component.part is not None
+    return params.component.part(params.component, params.scale, columns, structure, scatter, seen)
 
 
 class _Split(NamedTuple):
-    """Means and factors with the observed features first."""
+    """Means and factors with the observed features first, and which the others are."""
 
+    observed: tuple[int, ...]
+    rest: tuple[int, ...]
     mean_o: Array
     mean_r: Array
     c_oo: Array
@@ -122,18 +144,30 @@ class _Split(NamedTuple):
 
 def _split(params: GMMParams, observed: tuple[int, ...]) -> _Split:
     n = len(observed)
-    rest = [j for j in range(params.n_features) if j not in observed]
+    rest = tuple(j for j in range(params.n_features) if j not in observed)
     order = np.asarray([*observed, *rest])
     lower, means = triangular_factor(factors(params)[:, order]), params.means[:, order]
-    return _Split(means[:, :n], means[:, n:], lower[:, :n, :n], lower[:, n:, :n], lower[:, n:, n:])
+    parts = means[:, :n], means[:, n:], lower[:, :n, :n], lower[:, n:, :n], lower[:, n:, n:]
+    return _Split(observed, rest, *parts)
 
 
-def _given(log_weights: Array, s: _Split, values: Array) -> tuple[Array, Array]:
-    """Log-weights (K,) and means (K, D_rest) where the observed features have some values."""
-    gap = values[None, :] - s.mean_o
-    y = einsum("kde,ke->kd", lower_inverse(s.c_oo), gap)
-    posterior = jax.nn.log_softmax(log_weights + _log_density(gap, s.c_oo))
-    return posterior, s.mean_r + einsum("kro,ko->kr", s.c_ro, y)
+def _given(params: GMMParams, s: _Split, values: Array) -> GMMParams:
+    """The mixture of the remaining features where the observed ones have some values."""
+    n, c = len(s.observed), params.component
+    y = einsum("kde,ke->kd", lower_inverse(s.c_oo), values[None, :] - s.mean_o)
+    base = -jnp.log(jnp.diagonal(s.c_oo, axis1=-2, axis2=-1)).sum(-1)
+    seen = Seen(
+        y=jnp.zeros((*params.means.shape, 1), y.dtype),  # which are for the M-step
+        length=finite_length(jnp.square(y).sum(-1))[:, None],
+        base=base[:, None],
+        offset=jnp.full(1, -0.5 * n * np.log(2 * np.pi), y.dtype),
+        observed=jnp.asarray(np.isin(np.arange(params.n_features), s.observed)[:, None]),
+        n_observed=float(n),
+    )
+    assert c.marginal is not None
+    posterior = jax.nn.log_softmax(params.log_weights + c.marginal(c, params.scale, seen)[0][:, 0])
+    component, scale = _part(params, s.rest, full, s.c_rr, seen)
+    return GMMParams(posterior, s.mean_r + einsum("kro,ko->kr", s.c_ro, y), scale, component)
 
 
 def _observed(params: GMMParams, features: Sequence[int] | int) -> tuple[int, ...]:
@@ -149,6 +183,11 @@ def condition(params: GMMParams, features: Sequence[int] | int, values: ArrayLik
     Weights ∝ π_k N(x_o | μ_o, Σ_oo), means μ_r + Σ_ro Σ_oo⁻¹ (x_o − μ_o), covariances the Schur complements
     Σ_rr − Σ_ro Σ_oo⁻¹ Σ_or, which are read off the factor of the reordered Σ without a subtraction.
 
+    Of t components the weights have the t density of D_obs features, and the conditional of a t is a t: with
+    ν + D_obs degrees of freedom, and scatter matrices multiplied by (ν + δ) / (ν + D_obs), where δ is the
+    squared Mahalanobis distance of the values. Of contaminated components the share of good rows becomes the
+    probability that a row with these values is one, also below ½.
+
     Args:
       params: the mixture.
       features: which columns are known; static.
@@ -158,7 +197,8 @@ def condition(params: GMMParams, features: Sequence[int] | int, values: ArrayLik
       GMMParams over the remaining features, in their order; structure full.
 
     Raises:
-      ValueError, TypeError: for features or values that do not fit, or if no feature remains.
+      ValueError, TypeError: for features or values that do not fit, if no feature remains, or for components
+        of a family that does not know its marginals.
 
     Example:
       >>> import jaxgmm
@@ -167,9 +207,10 @@ def condition(params: GMMParams, features: Sequence[int] | int, values: ArrayLik
       [[1.0...]]
 
     References:
-      Bishop (2006), equations 2.81 and 2.82.
+      Bishop (2006), equations 2.81 and 2.82; Ding (2016), On the conditional distribution of the multivariate
+      t distribution, The American Statistician 70.
     """
-    check_gaussian(params, "condition")
+    _check_part(params, "condition")
     observed = _observed(params, features)
     v = validate.floating(values, "values", params.means.dtype)
     if v.shape != (len(observed),):
@@ -181,31 +222,37 @@ def condition(params: GMMParams, features: Sequence[int] | int, values: ArrayLik
 
 @functools.partial(jit, static_argnames="observed")
 def _condition(params: GMMParams, v: Array, observed: tuple[int, ...]) -> GMMParams:
-    s = _split(params, observed)
-    return GMMParams(*_given(params.log_weights, s, v), s.c_rr, gaussian(full))
+    return _given(params, _split(params, observed), v)
 
 
 @functools.partial(jit, static_argnames="observed")
 def _regress(params: GMMParams, x: Array, observed: tuple[int, ...]) -> Regression:
     s = _split(params, observed)
-    within = einsum("kde,kfe->kdf", s.c_rr, s.c_rr)
 
-    def block(b: Array) -> Regression:
-        log_weights, means = jax.vmap(lambda v: _given(params.log_weights, s, v))(b)
-        resp = jnp.exp(log_weights)
-        mean = einsum("nk,nkd->nd", resp, means)
-        gaps = means - mean[:, None, :]
-        between = einsum("nkd,nke->nde", resp[:, :, None] * gaps, gaps)
-        return Regression(mean, einsum("nk,kde->nde", resp, within) + between)
+    def row(values: Array) -> Regression:
+        given = _given(params, s, values)
+        resp = given.weights
+        mean = einsum("k,kd->d", resp, given.means)
+        gaps = given.means - mean[None, :]
+        between = einsum("kd,ke->de", resp[:, None] * gaps, gaps)
+        # Of Gaussians they are the same in every row, and computed once.
+        within = einsum("kde,kfe->kdf", given.scatter, given.scatter)
+        if (factor := given.component.variance_factor) is not None:
+            # One that is off, with few degrees of freedom, may have none.
+            resp = jnp.where(resp > 0, resp * factor(given.component, given.scale), 0)
+        return Regression(mean, einsum("k,kde->de", resp, within) + between)
 
-    return map_rows(block, x, block_size=block_rows(x.shape[0], *params.means.shape))
+    k, d = params.means.shape
+    held = d if params.component.is_gaussian else d * len(s.rest)
+    return map_rows(jax.vmap(row), x, block_size=block_rows(x.shape[0], k, held))
 
 
 def regress(params: GMMParams, X_observed: ArrayLike, features: Sequence[int] | int) -> Regression:
-    """Gaussian mixture regression: mean and covariance of the other features given some, for every row.
+    """Mixture regression: mean and covariance of the other features given some, for every row.
 
     E[x_r | x_o] = Σ_k r_k m_k with r_k and m_k the weights and means of `condition`, and the covariance
-    Σ_k r_k (S_k + (m_k − m)(m_k − m)ᵀ).
+    Σ_k r_k (S_k + (m_k − m)(m_k − m)ᵀ), with S_k the covariances of `condition`: of t and contaminated
+    components these are wider for values that lie far from the centre.
 
     Args:
       params: the mixture.
@@ -216,7 +263,8 @@ def regress(params: GMMParams, X_observed: ArrayLike, features: Sequence[int] | 
       Regression: mean (N, D_rest) and covariance (N, D_rest, D_rest), of the remaining features in order.
 
     Raises:
-      ValueError, TypeError: for shapes that do not fit.
+      ValueError, TypeError: for shapes that do not fit, components of a family that does not know its
+        marginals, or a uniform background, which has no moments.
 
     Example:
       >>> import jaxgmm
@@ -227,7 +275,9 @@ def regress(params: GMMParams, X_observed: ArrayLike, features: Sequence[int] | 
     References:
       Sung (2004), Gaussian Mixture Regression and Classification, equations 2.3 and 2.5.
     """
-    check_gaussian(params, "regress")
+    _check_part(params, "regress")
+    if isinstance(params.component.options, Component):
+        raise ValueError("a uniform background has no moments; regress on the other components")
     observed = _observed(params, features)
     x = validate.data(X_observed, name="X_observed")
     if x.shape[1] != len(observed):

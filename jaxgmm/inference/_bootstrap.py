@@ -9,14 +9,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
+from jaxgmm import _display as display
 from jaxgmm import _validate as validate
 from jaxgmm.data import Data
-from jaxgmm.density import check_ungrouped, data_of, sample
+from jaxgmm.density import check_drawable, check_ungrouped, data_of, sample_as
 from jaxgmm.em import MAX_ITER, REG_COVAR, run
-from jaxgmm.inference._information import ConfidenceIntervals
+from jaxgmm.inference._information import ConfidenceIntervals, names_of
 from jaxgmm.inference._local_coordinates import entries, without_off
 from jaxgmm.kernels.blocked_sum import block_rows
 from jaxgmm.kernels.exact import rows_of
@@ -30,23 +32,39 @@ _UNLIKE = 1e9  # what it costs to match a component with one that is switched of
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Bootstrap:
+@dataclasses.dataclass(frozen=True, repr=False)
+class Bootstrap(display.Shown):
     """Refitted mixtures, as `bootstrap` gives them; component k of each is the one most like component k.
 
-    A refit that failed is kept, and its status says so; the methods leave it out.
+    A refit that failed is kept, and its status says so; the methods leave it out. Prints as a table of
+    estimates, standard errors and 95 % intervals.
 
     Attributes:
       params: the refitted mixtures, with a leading axis n_replicates.
       log_likelihood: (n_replicates,) mean per unit of weight, of each refit on its own data.
       n_iter: (n_replicates,) int32, EM steps.
       status: (n_replicates,) int32, a `Status` for each.
+      reference: the mixture that was refitted.
+      columns: names of the features, or None; static.
     """
 
     params: GMMParams
     log_likelihood: Array  # (n_replicates,)
     n_iter: Array  # (n_replicates,)
     status: Array  # (n_replicates,)
+    reference: GMMParams
+    columns: tuple[str, ...] | None = dataclasses.field(default=None, metadata={"static": True})
+
+    def _table(self) -> display.Table | None:
+        small = validate.is_concrete(self) and self.status.ndim == 1
+        return self.intervals()._table() if small else None
+
+    def _remarks(self) -> str:
+        status = display.look(self.status)
+        if status is None or status.ndim != 1:
+            return ""
+        n_failed = int((~np.asarray(self.usable)).sum())
+        return f"{len(status)} refits" + (f", {n_failed} failed" if n_failed else "")
 
     @property
     def usable(self) -> Array:
@@ -75,11 +93,17 @@ class Bootstrap:
 
     def intervals(self, level: ArrayLike = 0.95) -> ConfidenceIntervals:
         """Percentile intervals of weights, means and covariances."""
-        tail = (1 - validate.fraction(level, "level", self.log_likelihood.dtype)) / 2
-        ends = jnp.stack([tail, 1 - tail])
-        both = jax.tree.map(lambda a: jnp.nanquantile(a, ends, axis=0), self.values())
-        lower, upper = (jax.tree.map(lambda a, i=i: a[i], both) for i in (0, 1))
-        return ConfidenceIntervals(lower, upper, self.usable.sum() > 1)
+        return _intervals(self, validate.fraction(level, "level", self.log_likelihood.dtype))
+
+
+@jit
+def _intervals(refits: Bootstrap, level: Array) -> ConfidenceIntervals:
+    tail = (1 - level) / 2
+    ends = jnp.stack([tail, 1 - tail])
+    both = jax.tree.map(lambda a: jnp.nanquantile(a, ends, axis=0), refits.values())
+    lower, upper = (jax.tree.map(lambda a, i=i: a[i], both) for i in (0, 1))
+    valid, estimate = refits.usable.sum() > 1, entries(refits.reference)
+    return ConfidenceIntervals(lower, upper, valid, estimate, refits.standard_errors(), level, refits.columns)
 
 
 def divergences(one: GMMParams, other: GMMParams) -> Array:
@@ -142,7 +166,7 @@ def _bootstrap(
     kind: str,
     n_replicates: int,
     batch_size: int,
-) -> Bootstrap:
+) -> tuple[GMMParams, Array, Array, Array]:
     x, w, n_samples = data.x, data.weight, data.x.shape[0]
     rows = block_rows(n_samples, params.n_components, params.n_features, batch_size)
     if not data.is_complete:
@@ -150,7 +174,7 @@ def _bootstrap(
 
     def resampled(key: Array) -> Data:
         if kind == "parametric":
-            return Data(sample(key, params, n_samples)[0])
+            return sample_as(key, params, data)
         if kind == "weighted":
             drawn = jax.random.exponential(key, (n_samples,), x.dtype)
             drawn = drawn / drawn.mean()
@@ -159,11 +183,13 @@ def _bootstrap(
             drawn = jnp.zeros(n_samples, x.dtype).at[picked].add(jnp.ones(n_samples, x.dtype))
         return dataclasses.replace(data, weight=drawn if w is None else w * drawn)
 
-    def replicate(key: Array) -> Bootstrap:
+    def replicate(key: Array) -> tuple[GMMParams, Array, Array, Array]:
         r = run(params, resampled(key), *numbers, block_size=rows, history_size=1)
-        return Bootstrap(match(r.params, params), r.log_likelihood, r.n_iter, r.status)
+        return match(r.params, params), r.log_likelihood, r.n_iter, r.status
 
-    return batched_map(replicate, jax.random.split(key, n_replicates), batch_size)
+    found: tuple[GMMParams, Array, Array, Array]
+    found = batched_map(replicate, jax.random.split(key, n_replicates), batch_size)
+    return found
 
 
 def bootstrap(
@@ -189,12 +215,13 @@ def bootstrap(
     Args:
       key: a JAX PRNG key; same key, same replicates.
       params: the mixture, a fit to X.
-      X: (N, D).
+      X: (N, D), or `Data`.
       sample_weight: (N,) or None for ones. A row is resampled together with its weight.
       n_replicates: number of refits; static.
       kind: "nonparametric" draws N rows with replacement; "weighted" gives the rows weights from N times a
         flat Dirichlet distribution (the Bayesian bootstrap, in which no row is ever left out); "parametric"
-        draws N new samples from the mixture itself.
+        draws N new samples from the mixture itself, and sees them as the rows of `Data` are: with the same
+        missing entries, noise and projections, and the labels of the same rows.
       tol: as in `fit`.
       max_iter: as in `fit`.
       reg_covar: as in `m_step`; the one of the fit.
@@ -203,11 +230,12 @@ def bootstrap(
         (each stops when it has converged), elsewhere 128. Memory grows with it.
 
     Returns:
-      Bootstrap, with a leading axis n_replicates, and with standard errors and percentile intervals as
+      Bootstrap: mixtures with a leading axis n_replicates, with standard errors and percentile intervals as
       methods. A refit that failed says so in its status, and they leave it out.
 
     Raises:
-      ValueError, TypeError: as `fit`, and for an unknown kind, or sample_weight with "parametric".
+      ValueError, TypeError: as `fit`, for an unknown kind, and for sample_weight, log_prior or groups with
+        "parametric".
 
     Example:
       >>> import jax, jaxgmm
@@ -226,11 +254,10 @@ def bootstrap(
     params, data = data_of(params, X, sample_weight)
     check_ungrouped(data, "bootstrap")
     x = data.x
-    if kind == "parametric" and data.weight is not None:
-        raise ValueError("sample_weight must be None for kind='parametric', which draws its own samples")
-    if kind == "parametric" and not data.is_plain:
-        raise ValueError("kind='parametric' draws complete samples; for such rows use 'nonparametric'")
+    if kind == "parametric":
+        check_drawable(data, "kind='parametric'")
     n = validate.count(n_replicates, "n_replicates", 1)
     numbers = validate.iteration(tol, max_iter, reg_covar, accelerate, x.dtype, x.shape[0])
     options = {"kind": kind, "n_replicates": n, "batch_size": lanes_at_once(batch_size, n)}
-    return _bootstrap(validate.key(key), params, data.by_row(), numbers, **options)
+    found = _bootstrap(validate.key(key), params, data.by_row(), numbers, **options)
+    return Bootstrap(*found, params, names_of(X))

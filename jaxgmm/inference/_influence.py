@@ -14,13 +14,14 @@ from jax.typing import ArrayLike
 
 from jaxgmm import _validate as validate
 from jaxgmm.data import Data
-from jaxgmm.density import inputs, joint, posterior
+from jaxgmm.density import check_gaussian, data_of, joint, posterior
 from jaxgmm.inference._information import checked, examine
 from jaxgmm.inference._local_coordinates import Inverse, Local, entries, jacobian, scores, tangent_rows
+from jaxgmm.kernels import observed
 from jaxgmm.kernels.blocked_sum import block_rows, map_rows
-from jaxgmm.kernels.linalg import PRECISION
+from jaxgmm.kernels.linalg import PRECISION, einsum
 from jaxgmm.kernels.programs import jit
-from jaxgmm.mixture import GMMParams, translate
+from jaxgmm.mixture import GMMParams, log_normaliser, translate
 
 # Of conjugate gradients for (H − w h)⁻¹, in which h mixes as many directions as components share x.
 _ROUNDS = 6
@@ -86,7 +87,7 @@ def influence(
 
     Args:
       params: the mixture, a fit to X.
-      X: (N, D).
+      X: (N, D), or `Data`.
       sample_weight: (N,) or None for ones.
       function: GMMParams -> pytree of real arrays; None for weights, means and covariances. A function of few
         numbers costs less time and memory than all of the parameters do. Pass the same function object again
@@ -116,28 +117,63 @@ def influence(
     return checked(_influence, params, X, sample_weight, function=function or entries)
 
 
-def _steps(local: Local, inverse: Inverse, w: Array, b: Array) -> tuple[Array, Array, Array]:
-    """For rows b (B, D) less the shift: log p(x), leverage w s H⁻¹ s (B,) and the moves of t (B, P).
+def _one(row: Data) -> Data:
+    """A single row (D,) as a block of one."""
+    block: Data = jax.tree.map(lambda a: a[None], row)
+    return block
+
+
+def _hidden(params: GMMParams, row: Data) -> tuple[Array, Array, Array]:
+    """An E-step's resp (K,), means (K, D) and covariances (K, D, D) of z for one incomplete row."""
+    one = _one(row)
+    colour, residuals = observed.factors(params), observed.residuals_of(params.means, one)
+    found = observed.regress(colour, one.view, residuals[:, :, None])
+    mean = params.means + einsum("kde,ke->kd", colour, found.y[:, :, 0, 0])
+    spread = einsum("kde,kef,kgf->kdg", colour, found.spread[:, :, :, 0], colour)
+    return jax.nn.softmax(joint(params, one)[0][:, 0]), mean, spread
+
+
+def _complete(params: GMMParams, resp: Array, mean: Array, spread: Array) -> Array:
+    """() Σ_k r_k E[log π_k N(z | μ_k, Σ_k)], the expected log-likelihood of a complete row."""
+    whiten = params.covariance.whitener(params.scatter)
+    y = whiten((mean - params.means)[:, :, None])[:, :, 0]
+    around = jnp.trace(whiten(whiten(spread).swapaxes(1, 2)), axis1=1, axis2=2)
+    log_weights = jnp.where(params.log_weights > -jnp.inf, params.log_weights, 0)
+    each = log_weights + log_normaliser(params) - 0.5 * (jnp.square(y).sum(1) + around)
+    return (resp * each).sum()
+
+
+def _steps(local: Local, inverse: Inverse, w: Array, rows: Data) -> tuple[Array, Array, Array]:
+    """For B rows less the shift: log p(x), leverage w s H⁻¹ s (B,) and the moves of t (B, P).
 
     A Newton step towards the fixed point of EM without the row, −(H − w h)⁻¹ w s, in the moments that an
-    M-step reads: for one component it is exact. There h is the information of a labelled observation, which
-    is I in t, less what the row's label would add, the covariance of the components' scores under its
+    M-step reads: for one component it is exact. There h is the information of a labelled complete
+    observation, which is I in t, less what the row does not say of these moments: the derivative of their
+    expectation given the row, which for complete rows is the covariance of the components' scores under its
     responsibilities.
     """
-    values, s = scores(local, Data(b))
-    origin = jnp.zeros(local.free.size, b.dtype)
+    values, s = scores(local, rows)
+    origin = jnp.zeros(local.free.size, s.dtype)
 
-    def joined(t: Array, row: Array) -> Array:
-        return joint(local.at(t), row[None, :])[0][:, 0]
+    def joined(t: Array, row: Data) -> Array:
+        return joint(local.at(t), _one(row))[0][:, 0]
 
-    def held(row: Array, move: Array) -> Array:
+    def held(row: Data, move: Array) -> Array:
+        if not rows.is_complete:
+            said, turned = jax.jvp(lambda t: _hidden(local.at(t), row), (origin,), (move,))
+
+            def change(t: Array) -> Array:
+                """Of the expected log-likelihood of the complete row at t, as what is said of it turns."""
+                return jax.jvp(lambda *said: _complete(local.at(t), *said), said, turned)[1]
+
+            return move - jax.grad(change)(origin)
         pull = jax.vjp(lambda t: joined(t, row), origin)[1]
         turned = jax.jvp(lambda t: jax.nn.softmax(joined(t, row)), (origin,), (move,))[1]
         return move - pull(turned)[0]
 
     # In the coordinates y = Lᵀ t, with H = L Lᵀ, most directions have the eigenvalue 1, or nearly.
     def operator(y: Array) -> Array:
-        bent = jax.vmap(held)(b, inverse.other_half(y.T).T)
+        bent = jax.vmap(held)(rows, inverse.other_half(y.T).T)
         return y - w[:, None] * inverse.half(bent.T).T
 
     def improve(_: int, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
@@ -181,28 +217,28 @@ def _straight(local: Local, move: Array) -> Array:
 
 @jit
 def _leave_one_out(params: GMMParams, data: Data, *, rows: Array | None) -> tuple[LeaveOneOut, Array, Array]:
-    x, w = data.x, data.weight
     local, _, inverse = examine(params, data)
-    ones = jnp.ones(x.shape[0], x.dtype) if w is None else w
+    ones = jnp.ones(data.x.shape[0], data.x.dtype) if data.weight is None else data.weight
 
-    def block(wb: Array, b: Array) -> tuple[Array, Array]:
-        b = b - local.shift[None, :]
+    def block(wb: Array, b: Data) -> tuple[Array, Array]:
+        b = b.less(local.shift)
         _, leverage, moves = _steps(local, inverse, wb, b)
-        values = jax.vmap(lambda t, row: posterior(local.at(t), row[None, :])[1][0])(moves, b)
+        values = jax.vmap(lambda t, row: posterior(local.at(t), _one(row))[1][0])(moves, b)
         return values, leverage
 
     size = tangent_rows(local, data, params.n_components)
-    values, leverage = map_rows(block, ones, x, block_size=size)
+    values, leverage = map_rows(block, ones, data.rows, block_size=size)
     chosen = None
     if rows is not None:
-        moves = _steps(local, inverse, ones[rows], x[rows] - local.shift[None, :])[2]
+        some: Data = jax.tree.map(lambda a: a[rows], data.rows)
+        moves = _steps(local, inverse, ones[rows], some.less(local.shift))[2]
         chosen = jax.vmap(lambda t: translate(local.at(t), local.shift))(moves)
     return LeaveOneOut(values, leverage, chosen, inverse.valid), inverse.valid, inverse.distance
 
 
 def leave_one_out(
     params: GMMParams,
-    X: ArrayLike,
+    X: ArrayLike | Data,
     sample_weight: ArrayLike | None = None,
     *,
     rows: Sequence[int] | ArrayLike | None = None,
@@ -210,13 +246,14 @@ def leave_one_out(
     """Leave-one-out cross-validation without refitting: each fit without one sample by one Newton step.
 
     θ̂₋ᵢ ≈ θ̂ − (H − w_i h_i)⁻¹ w_i s_i, with s_i the gradient of log p(x_i) and h_i the information of a
-    labelled observation less what x_i's own label would add. The step is one of Newton's for the fixed point
-    of EM without the sample, and it is taken in the moments that an M-step reads, so that for one component
-    it is exact. `log_prob.sum()` estimates what the fit would say of N new samples.
+    labelled, complete observation less what x_i's own label and its missing entries would add. The step is
+    one of Newton's for the fixed point of EM without the sample, and it is taken in the moments that an
+    M-step reads, so that for one component and complete rows it is exact. `log_prob.sum()` estimates what the
+    fit would say of N new samples.
 
     Args:
       params: the mixture, a fit to X.
-      X: (N, D).
+      X: (N, D), or `Data`; for rows with gaps, noise or projections the components must be Gaussian.
       sample_weight: (N,) or None for ones; leaving a sample out takes all of its weight.
       rows: row indices (M,) whose leave-one-out parameters are wanted too, or None.
 
@@ -242,6 +279,8 @@ def leave_one_out(
       Rad & Maleki (2020), A scalable estimate of the out-of-sample prediction error via
       approximate leave-one-out cross-validation.
     """
-    params, x = inputs(params, X)
-    chosen = None if rows is None else validate.rows(rows, x.shape[0])
-    return checked(_leave_one_out, params, x, sample_weight, rows=chosen)
+    params, data = data_of(params, X, sample_weight)
+    if not data.is_complete:
+        check_gaussian(params, "leave_one_out of incomplete or noisy rows")
+    chosen = None if rows is None else validate.rows(rows, data.x.shape[0])
+    return checked(_leave_one_out, params, data, None, rows=chosen)

@@ -13,6 +13,7 @@ from jax import Array
 from jax.scipy.special import ndtri
 from jax.typing import ArrayLike
 
+from jaxgmm import _display as display
 from jaxgmm import _validate as validate
 from jaxgmm.data import Data
 from jaxgmm.density import check_ungrouped, data_of
@@ -56,36 +57,85 @@ class Information:
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class StandardErrors(Entries):
+@dataclasses.dataclass(frozen=True, repr=False)
+class StandardErrors(display.Shown, Entries):
     """Standard errors of a mixture's entries, as `standard_errors` gives them.
+
+    Prints as a table of weights, means and variances.
 
     Attributes:
       weights: (K,); 0 where the structure holds them equal.
       means: (K, D).
       covariances: (K, D, D), dense; 0 where the structure holds an entry fixed.
+      estimate: `Entries`, the mixture's own.
       distance: () how far the likelihood's optimum is, in standard errors; see `Information`.
       valid: () bool: the information is positive definite. Where it is not, the errors are NaN.
+      columns: names of the features, or None; static.
     """
 
+    estimate: Entries
     distance: Array  # ()
     valid: Array  # ()  bool
+    columns: tuple[str, ...] | None = dataclasses.field(default=None, metadata={"static": True})
+
+    def _table(self) -> display.Table | None:
+        columns = {"estimate": parts(self.estimate), "std. error": parts(self)}
+        return display.parameter_table(columns, self.columns)
+
+    def _remarks(self) -> str:
+        distance = display.look(self.distance)
+        one = distance is not None and distance.ndim == 0
+        return f"{distance:.2g} standard errors from the maximum" if one else ""
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class ConfidenceIntervals:
+@dataclasses.dataclass(frozen=True, repr=False)
+class ConfidenceIntervals(display.Shown):
     """Confidence intervals of a mixture's entries, as `confidence_intervals` gives them.
+
+    Prints as a table of weights, means and variances.
 
     Attributes:
       lower: `Entries`, the lower ends: weights (K,), means (K, D), covariances (K, D, D).
       upper: `Entries`, the upper ends.
       valid: () bool, as in `StandardErrors`; where it is False the ends are NaN.
+      estimate: `Entries`, the mixture's own.
+      errors: `Entries`, the standard errors.
+      level: () the probability that each interval should cover.
+      columns: names of the features, or None; static.
     """
 
     lower: Entries
     upper: Entries
     valid: Array  # ()  bool
+    estimate: Entries
+    errors: Entries
+    level: Array  # ()
+    columns: tuple[str, ...] | None = dataclasses.field(default=None, metadata={"static": True})
+
+    def _table(self) -> display.Table | None:
+        level = display.look(self.level)
+        if level is None or level.ndim:
+            return None
+        tail = 50 * (1 - float(level))
+        ends = {f"{tail:.3g} %": parts(self.lower), f"{100 - tail:.4g} %": parts(self.upper)}
+        columns = {"estimate": parts(self.estimate), "std. error": parts(self.errors)}
+        return display.parameter_table(columns | ends, self.columns)
+
+    def _remarks(self) -> str:
+        level = display.look(self.level)
+        return "" if level is None or level.ndim else f"{100 * float(level):.3g} %"
+
+
+def parts(e: Entries) -> tuple[Array, Array, Array]:
+    """Weights, means and covariances."""
+    return e.weights, e.means, e.covariances
+
+
+def names_of(X: Any) -> tuple[str, ...] | None:
+    """The columns' names of a data frame."""
+    columns = getattr(X, "columns", None)
+    return None if columns is None else tuple(map(str, columns))
 
 
 def examine(params: GMMParams, data: Data) -> tuple[Local, Curvature, Inverse]:
@@ -189,7 +239,9 @@ def _standard_errors(params: GMMParams, data: Data) -> tuple[Any, Array, Array]:
     errors = {}
     for kind, variance in variances.items():
         e = coordinates.without_off(params, unravel(coordinates.root(variance)))
-        errors[kind] = StandardErrors(e.weights, e.means, e.covariances, inverse.distance, inverse.valid)
+        errors[kind] = StandardErrors(
+            e.weights, e.means, e.covariances, entries(params), inverse.distance, inverse.valid
+        )
     return errors, inverse.valid, inverse.distance
 
 
@@ -228,7 +280,8 @@ def standard_errors(
       of misspecified models, theorem 3.2.
     """
     kind = validate.choice(kind, "kind", KINDS)
-    return checked(_standard_errors, params, X, sample_weight)[kind]
+    found: StandardErrors = checked(_standard_errors, params, X, sample_weight)[kind]
+    return dataclasses.replace(found, columns=names_of(X))
 
 
 @jit
@@ -298,7 +351,8 @@ def confidence_intervals(
     kind = validate.choice(kind, "kind", KINDS)
     level = validate.fraction(level, "level", None)
     errors = checked(_standard_errors, params, X, sample_weight)[kind]
-    return ConfidenceIntervals(*_around(params, errors, level), errors.valid)
+    ends = _around(params, errors, level)
+    return ConfidenceIntervals(*ends, errors.valid, errors.estimate, errors, level, names_of(X))
 
 
 def _takeuchi(params: GMMParams, data: Data) -> tuple[Array, Array, Array]:

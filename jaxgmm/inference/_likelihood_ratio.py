@@ -8,16 +8,19 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
+from jaxgmm import _display as display
 from jaxgmm import _validate as validate
 from jaxgmm.components.registry import ModelLike, get_model
-from jaxgmm.density import sample
+from jaxgmm.data import Data
+from jaxgmm.density import check_drawable, check_labels, get_data, sample_as
 from jaxgmm.em import DEFAULT_OPTIONS, MAX_ITER, REG_COVAR, EMOptions
 from jaxgmm.inference._bootstrap import batched_map, lanes_at_once
 from jaxgmm.init._starts import Init, check_init
-from jaxgmm.kernels.blocked_sum import block_rows
+from jaxgmm.kernels.exact import rows_of
 from jaxgmm.kernels.programs import jit, work_of_fits
 from jaxgmm.result import FitResult
 from jaxgmm.selection._criteria import failed
@@ -25,7 +28,7 @@ from jaxgmm.selection._restarts import fit_components
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class LikelihoodRatio:
     """A bootstrapped likelihood ratio test, as `bootstrap_likelihood_ratio` gives it.
 
@@ -42,6 +45,17 @@ class LikelihoodRatio:
     null: Array  # (n_replicates,)
     results: FitResult
 
+    def __repr__(self) -> str:
+        """One line: the hypotheses, the statistic and its p-value."""
+        log_weights, null = display.look(self.results.params.log_weights), display.look(self.null)
+        statistic, p_value = display.look(self.statistic), display.look(self.p_value)
+        if log_weights is None or null is None or statistic is None or p_value is None or statistic.ndim:
+            return "LikelihoodRatio()"
+        n, n_failed = (log_weights[0] > -np.inf).sum(), int(np.isnan(null).sum())
+        drawn = f"{len(null)} replicates" + (f", of which {n_failed} failed" if n_failed else "")
+        against = f"K = {n} against {n + 1}"
+        return f"LikelihoodRatio({against}: statistic {statistic:.4g}, p = {p_value:.3g}, by {drawn})"
+
 
 def _statistic(results: FitResult, n_samples: int) -> Array:
     """2 (log L₁ − log L₀), no less than 0, for the true optima are nested; NaN after a failure."""
@@ -50,27 +64,27 @@ def _statistic(results: FitResult, n_samples: int) -> Array:
 
 
 def _work(
-    key: Array, x: Array, *_: Any, sizes: tuple[int, ...], n_init: int, n_replicates: int, **__: Any
+    key: Array, data: Data, *_: Any, sizes: tuple[int, ...], n_init: int, n_replicates: int, **__: Any
 ) -> float:
-    return work_of_fits(len(x), max(sizes), x.shape[1], 2 * n_init * n_replicates)
+    return work_of_fits(len(data.x), max(sizes), data.n_features, 2 * n_init * n_replicates)
 
 
 @functools.partial(
     jit, static_argnames=("sizes", "model", "n_init", "init", "n_replicates", "batch_size"), work=_work
 )
 def _test(
-    key: Array, x: Array, numbers: dict[str, Any], *, n_replicates: int, batch_size: int, **static: Any
+    key: Array, data: Data, numbers: dict[str, Any], *, n_replicates: int, batch_size: int, **static: Any
 ) -> LikelihoodRatio:
-    n_samples, key_fit, key_null = x.shape[0], *jax.random.split(key)
-    results = _fits(key_fit, x, numbers, DEFAULT_OPTIONS, **static)
+    x, n_samples, key_fit, key_null = data.x, data.x.shape[0], *jax.random.split(key)
+    results = _fits(key_fit, data, numbers, DEFAULT_OPTIONS, **static)
     null_params = jax.tree.map(lambda a: a[0], results.params)
     n_lanes = 2 * static["n_init"] * batch_size
-    rows = block_rows(n_samples, null_params.n_components, null_params.n_features, n_lanes)
+    rows = rows_of(data, null_params.component, null_params.n_components, n_lanes)
     options = EMOptions(block_size=rows, history_size=1)
 
     def replicate(key: Array) -> Array:
         key_data, key_fit = jax.random.split(key)
-        drawn, _ = sample(key_data, null_params, n_samples)
+        drawn = sample_as(key_data, null_params, data)
         return _statistic(_fits(key_fit, drawn, numbers, options, **static), n_samples)
 
     null = batched_map(replicate, jax.random.split(key_null, n_replicates), batch_size)
@@ -83,7 +97,7 @@ def _test(
 
 def _fits(
     key: Array,
-    x: Array,
+    data: Data,
     numbers: dict[str, Any],
     options: EMOptions,
     *,
@@ -91,12 +105,12 @@ def _fits(
     model: Any,
     **starts: Any,
 ) -> FitResult:
-    return fit_components(key, x, sizes, covariance_type=model, options=options, **numbers, **starts)
+    return fit_components(key, data, sizes, covariance_type=model, options=options, **numbers, **starts)
 
 
 def bootstrap_likelihood_ratio(
     key: Array,
-    X: ArrayLike,
+    X: ArrayLike | Data,
     n_components: int,
     *,
     covariance_type: ModelLike = "full",
@@ -118,7 +132,8 @@ def bootstrap_likelihood_ratio(
 
     Args:
       key: a JAX PRNG key.
-      X: (N, D).
+      X: (N, D), or `Data`: what is drawn then has the same missing entries, the same noise, and the labels of
+        the same rows. Without sample_weight, log_prior, groups or projections.
       n_components: K of the null hypothesis; static.
       covariance_type: a name, a `Covariance`, a `Component` or a `Model`.
       n_replicates: data sets drawn; static. The smallest possible p-value is 1 / (n_replicates + 1).
@@ -149,8 +164,11 @@ def bootstrap_likelihood_ratio(
       McLachlan (1987), On bootstrapping the likelihood ratio test statistic for the number of components in a
       normal mixture, Applied Statistics 36.
     """
-    x = validate.data(X)
+    data = get_data(X)
+    check_drawable(data, "bootstrap_likelihood_ratio")
+    x = data.x
     n = validate.n_components(n_components, x.shape[0] - 1)
+    check_labels(data, n)
     n_replicates = validate.count(n_replicates, "n_replicates", 1)
     numbers = {
         "tol": validate.tolerance(tol, x.shape[0], x.dtype),
@@ -158,7 +176,7 @@ def bootstrap_likelihood_ratio(
         "reg_covar": validate.not_negative(reg_covar, "reg_covar", x.dtype),
     }
     return _test(
-        validate.key(key), x, numbers, sizes=(n, n + 1), model=get_model(covariance_type),
+        validate.key(key), data.by_row(), numbers, sizes=(n, n + 1), model=get_model(covariance_type),
         init=check_init(init), n_init=validate.count(n_init, "n_init", 1), n_replicates=n_replicates,
         batch_size=lanes_at_once(batch_size, n_replicates),
     )  # fmt: skip

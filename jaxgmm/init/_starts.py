@@ -256,10 +256,13 @@ def nearest(params: GMMParams, r: Array, exponent: Array, y: Array) -> Array:
     return least(jnp.where(on, -exponent, jnp.inf))
 
 
-def metric(covariance: Covariance, f: Context) -> Array:
-    """(D,) the features' standard deviations as the structure has them: one for all where it is isotropic."""
-    one = covariance.from_variances(f.variance[None, :])
-    return jnp.sqrt(covariance.diagonal(one, (1, f.variance.shape[0]))[0])
+def metric(covariance: Covariance, variance: Any) -> Any:
+    """(D,) the features' standard deviations as the structure has them: one for all where it is isotropic.
+
+    From the data's variances (D,), of NumPy on the host or of JAX.
+    """
+    xp = np if validate.is_concrete(variance) else jnp
+    return xp.sqrt(xp.full_like(variance, variance.mean()) if covariance.is_isotropic else variance)
 
 
 def _usable(data: Data, f: Context) -> tuple[Array, Array]:
@@ -357,9 +360,13 @@ def start(
         shifted = x - f.shift[None, :]
         places = _labelled(distinct_rows(key, shifted, w, n_components), data, shifted, w)
     elif init == "hierarchical":
-        resp, places = ward(n_active, data, f, metric(model.covariance, f), n_components=n_components)
+        resp, places = ward(
+            n_active, data, f, metric(model.covariance, f.variance), n_components=n_components
+        )
     else:
-        places = seeds(key, data, f, metric(model.covariance, f), n_components=n_components, init=init)
+        places = seeds(
+            key, data, f, metric(model.covariance, f.variance), n_components=n_components, init=init
+        )
     params = reference(model, places, f, n_active)
     if init != "random_points":
         whole = functools.partial(nearest, params)

@@ -10,6 +10,8 @@ try:
     from jaxgmm.plot.classes import plot_ellipses as plot_ellipses
     from jaxgmm.plot.criteria import plot_criteria as plot_criteria
     from jaxgmm.plot.history import plot_history as plot_history
+    from jaxgmm.plot.merging import plot_merging as plot_merging
+    from jaxgmm.plot.merging import plot_ridgeline as plot_ridgeline
     from jaxgmm.plot.panels import plot_density as plot_density
     from jaxgmm.plot.panels import plot_fit as plot_fit
     from jaxgmm.plot.panels import plot_pairs as plot_pairs

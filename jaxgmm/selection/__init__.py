@@ -1,7 +1,9 @@
-"""Model selection: restarts, numbers of components, criteria, and the choice among structures."""
+"""Model selection: restarts, numbers of components, criteria, the choice among structures, and clusters."""
 
 from jaxgmm.selection._criteria import aic, best, bic, check, icl, n_parameters
 from jaxgmm.selection._grid import STRUCTURES, Selection, select
+from jaxgmm.selection._merging import Merging, merge_components
+from jaxgmm.selection._mml import DescriptionFit, fit_mml
 from jaxgmm.selection._restarts import fit_components, fit_restarts
 from jaxgmm.selection._search import BestFit, fit_best
 from jaxgmm.selection._spurious import Spurious
@@ -10,6 +12,8 @@ from jaxgmm.selection._trim_curve import TrimCurve, trim_curve
 __all__ = [
     "STRUCTURES",
     "BestFit",
+    "DescriptionFit",
+    "Merging",
     "Selection",
     "Spurious",
     "TrimCurve",
@@ -19,8 +23,10 @@ __all__ = [
     "check",
     "fit_best",
     "fit_components",
+    "fit_mml",
     "fit_restarts",
     "icl",
+    "merge_components",
     "n_parameters",
     "select",
     "trim_curve",

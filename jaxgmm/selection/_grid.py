@@ -14,6 +14,7 @@ from jax.typing import ArrayLike
 
 from jaxgmm import _units as units
 from jaxgmm import _validate as validate
+from jaxgmm._defaults import FOLDS, MAX_ITER, REG_COVAR, SEARCH_BUDGET
 from jaxgmm._display import Table, as_html
 from jaxgmm.components.covariance.registry import ALIASES
 from jaxgmm.components.covariance.registry import STRUCTURES as RECORDS
@@ -21,7 +22,6 @@ from jaxgmm.components.registry import ModelLike, get_model
 from jaxgmm.components.weights import Model
 from jaxgmm.data import Data
 from jaxgmm.density import check_ungrouped, get_data
-from jaxgmm.em import MAX_ITER, REG_COVAR
 from jaxgmm.init._starts import Init
 from jaxgmm.mixture import GMMParams, active
 from jaxgmm.priors import Prior
@@ -32,8 +32,6 @@ from jaxgmm.selection._search import BestFit, Tournament
 from jaxgmm.selection._spurious import MAX_RATIO, describe
 from jaxgmm.solvers.squarem import Status
 
-BUDGET = 1000
-FOLDS = 5
 _SMALL = 1 << 20  # N · D · K up to which most of the time goes into compiling
 STRUCTURES = (
     *("EII", "VII", "EEI", "VEI", "EVI", "VVI", "EEE"),
@@ -270,7 +268,7 @@ def select(
     *,
     covariance_types: Sequence[ModelLike] | None = None,
     criterion: str = "bic",
-    budget: int = BUDGET,
+    budget: int = SEARCH_BUDGET,
     init: Init = "kmeans++",
     tol: ArrayLike | None = None,
     max_iter: int = MAX_ITER,

@@ -190,7 +190,6 @@ def key_data(key: Array, number: ArrayLike | None, *, half: int | None, shape: t
     return jax.random.key_data(jax.random.split(key, shape))
 
 
-metric = jit(starts.metric, static_argnames="covariance")
 seed = program(1, "n_components", "init")(starts.seeds)
 start = program(2, "model", "n_components", "block_size", "init")(starts.start)
 

@@ -27,7 +27,7 @@ from jaxgmm.components.weights import Model
 from jaxgmm.data import Data
 from jaxgmm.density import check_sizes, get_data
 from jaxgmm.em import DEFAULT_OPTIONS, MAX_ITER, REG_COVAR, EMOptions, check_options
-from jaxgmm.init._starts import WIDEN, Init, check_init, check_prior
+from jaxgmm.init._starts import WIDEN, Init, check_init, check_prior, metric
 from jaxgmm.kernels.blocked_sum import block_rows
 from jaxgmm.kernels.exact import rows_of
 from jaxgmm.kernels.observed import in_tiles
@@ -144,7 +144,8 @@ class Tournament:
         if not data.is_complete:
             self.block_size = rows_of(self.settings.data, model.component, k, n_fits)
         self.history_size = history_size
-        self.unit = programs.metric(covariance=model.covariance, f=self.frozen.context)
+        variance = self.frozen.context.variance
+        self.unit = metric(model.covariance, arrays(variance).asarray(variance))
         self.n_steps: Any = np.zeros(len(sizes), np.int32)
         self.with_ward = x.shape[0] * k <= _WARD and data.is_complete
         self.active = np.repeat(self.sizes, _WIDTH)  # of the mixtures of one program

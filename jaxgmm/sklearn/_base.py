@@ -93,7 +93,7 @@ class BaseMixture(DensityMixin, BaseEstimator):
     def fit_predict(self, X: Any, y: Any = None, sample_weight: Any = None) -> Host:
         """Fit as `fit` does, and label the same data, (n_samples,); equal to fit(X).predict(X)."""
         data = self._fit(X, sample_weight)
-        return self._evaluated(data)[0].argmax(1)
+        return self._shares(data).argmax(1)
 
     def _fit(self, X: Any, sample_weight: Any) -> Host:
         checks.check_parameters(self, self._constraints)
@@ -241,6 +241,10 @@ class BaseMixture(DensityMixin, BaseEstimator):
         resp, log_prob = in_blocks(lambda x: posterior_of(params, data_of(x)), X, offset, dtype, _EVALUATED)
         return resp, log_prob
 
+    def _shares(self, X: Host) -> Host:
+        """What `predict_proba` gives of validated data: the responsibilities (N, K)."""
+        return self._evaluated(X)[0]
+
     def _is_wide(self, means: Host) -> bool:
         """Whether float32 residuals from the means (K, D) have digits left at the scale of the components."""
         factors = np.asarray(self.precisions_cholesky_, np.float64)
@@ -276,11 +280,11 @@ class BaseMixture(DensityMixin, BaseEstimator):
 
     def predict(self, X: Any) -> Host:
         """The label of each sample, (n_samples,): the component of the largest responsibility."""
-        return self._evaluated(self._new(X))[0].argmax(1)
+        return self._shares(self._new(X)).argmax(1)
 
     def predict_proba(self, X: Any) -> Host:
         """Responsibilities, (n_samples, n_components); rows sum to 1."""
-        return self._evaluated(self._new(X))[0]
+        return self._shares(self._new(X))
 
     def sample(self, n_samples: int = 1) -> tuple[Host, Host]:
         """Draw from the fitted mixture, component by component.

@@ -10,6 +10,7 @@ from scipy.special import betaln
 from sklearn.utils.validation import check_is_fitted
 
 from jaxgmm.components.weights import Model
+from jaxgmm.data import Data
 from jaxgmm.kernels.programs import jit
 from jaxgmm.mixture import GMMParams
 from jaxgmm.sklearn import _checks as checks
@@ -178,7 +179,7 @@ class BayesianGaussianMixture(BaseMixture):
     def _begin(self, rows: Rows, X: Host, random_state: Any, given: Any) -> VariationalPosterior:
         resp = init.responsibilities(self.init_params, X, rows.sample_weight, self.n_components, random_state)
         return start(
-            padded(resp, rows.x.dtype), rows.x, rows.weight, self._prior(rows),
+            padded(resp, rows.x.dtype), Data(rows.x, rows.weight), self._prior(rows),
             np.asarray(self.reg_covar, rows.x.dtype), structure=structure_of(self.covariance_type),
             block_size=rows.block_size(self.n_components),
         )  # fmt: skip
@@ -199,7 +200,7 @@ class BayesianGaussianMixture(BaseMixture):
     def _advance(self, state: VariationalPosterior, rows: Rows, bound: float, limit: int) -> Climb:
         before, tol, ridge = device((bound, self.tol, self.reg_covar), rows.x.dtype)
         fit = ascend(
-            state, rows.x, rows.weight, before, tol, np.int32(limit), ridge, self._prior(rows),
+            state, Data(rows.x, rows.weight), before, tol, np.int32(limit), ridge, self._prior(rows),
             block_size=rows.block_size(self.n_components), history_size=CHUNK,
         )  # fmt: skip
         converged, sound = int(fit.status) == Status.CONVERGED, int(fit.status) != Status.NONFINITE

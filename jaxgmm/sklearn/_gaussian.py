@@ -16,8 +16,9 @@ from jaxgmm.components.registry import ModelLike, get_model
 from jaxgmm.components.weights import Model
 from jaxgmm.data import MISSING
 from jaxgmm.density import check_gaussian
-from jaxgmm.kernels.programs import jit
+from jaxgmm.kernels.programs import in_float64, jit
 from jaxgmm.mixture import GMMParams
+from jaxgmm.selection._merging import METHODS, merge
 from jaxgmm.selection._search import fit_best
 from jaxgmm.sklearn import _checks as checks
 from jaxgmm.sklearn import _conversion as conversion
@@ -71,6 +72,10 @@ class GaussianMixture(BaseMixture):
         `jaxgmm.fit` on `jaxgmm.observe(X, missing="nan")`. A row may have no observed entry. Where there are
         missing entries, the starts are the library's own (scikit-learn's k-means takes none), drawn from
         random_state.
+      merge: None, or how components are merged into clusters after the fit: "entropy", "overlap" or "modes",
+        as in `jaxgmm.selection.merge_components`, which also chooses how many clusters there are. `predict`
+        and `fit_predict` then give the labels of clusters, and `predict_proba` their probabilities,
+        (n_samples, n_clusters). All else is of the mixture, which stays as it is.
 
     Attributes:
       weights_: (n_components,).
@@ -83,6 +88,7 @@ class GaussianMixture(BaseMixture):
       n_iter_: its EM steps.
       lower_bound_: its last bound, the mean log-likelihood before the last M-step.
       lower_bounds_: the bounds of all its steps.
+      merging_: with `merge`, the `jaxgmm.selection.Merging`: labels for every number of clusters, n_clusters.
       n_features_in_: number of features.
       feature_names_in_: names of the features, where the data had any.
 
@@ -120,6 +126,7 @@ class GaussianMixture(BaseMixture):
         "covariance_type": _STRUCTURE,
         "prior": _PRIOR,
         "missing": checks.option(*MISSING),
+        "merge": checks.either(checks.option(*METHODS), (lambda v: v is None, "None")),
     }
 
     def __init__(
@@ -141,6 +148,7 @@ class GaussianMixture(BaseMixture):
         verbose_interval: int = 10,
         prior: priors.Prior | str | None = None,
         missing: str = "error",
+        merge: str | None = None,
     ) -> None:
         checks.set_parameters(**locals())
 
@@ -151,6 +159,25 @@ class GaussianMixture(BaseMixture):
         tags = super().__sklearn_tags__()
         tags.input_tags.allow_nan = self._takes_gaps()
         return tags
+
+    def _fit_data(self, data: Host, weight: Host | None, random_state: Any) -> None:
+        super()._fit_data(data, weight, random_state)
+        self.__dict__.pop("merging_", None)
+        if self.merge is None:
+            return
+        resp = self._evaluated(data)[0]
+        with in_float64():
+            params = self._params(np.dtype(np.float64), np.zeros(data.shape[1]))
+            given = conversion.device((resp, weight), np.float64)
+            self.merging_ = jax.tree.map(np.asarray, merge(params, *given, by=self.merge))
+
+    def _shares(self, X: Host) -> Host:
+        resp = super()._shares(X)
+        merging = getattr(self, "merging_", None)
+        if merging is None:
+            return resp
+        each = np.arange(int(merging.n_clusters))
+        return resp @ (merging.labels_of()[:, None] == each).astype(resp.dtype)
 
     def _given(self, X: Host, sample_weight: Host | None) -> Any:
         """Weights, means and precisions to start from, each None where it is not given."""
@@ -304,7 +331,7 @@ class GaussianMixture(BaseMixture):
         Args:
           params: one mixture.
           **parameters: of the estimator, such as random_state; n_components and covariance_type are the
-            mixture's own.
+            mixture's own. With `merge`, components are merged by the next `fit`, for that needs data.
 
         Raises:
           ValueError, TypeError: if params is not one mixture.

@@ -19,12 +19,13 @@ from jaxgmm.components.gaussian import gaussian
 from jaxgmm.components.registry import ModelLike
 from jaxgmm.components.weights import Model
 from jaxgmm.data import Data, centring, location_and_variance
+from jaxgmm.density import check_labels, check_ungrouped, get_data
 from jaxgmm.em import reference_params
 from jaxgmm.kernels import exact
 from jaxgmm.kernels.base import Statistics
-from jaxgmm.kernels.blocked_sum import block_rows
 from jaxgmm.kernels.linalg import epsilon
 from jaxgmm.kernels.manual_axes import varying_like
+from jaxgmm.kernels.observed import in_tiles
 from jaxgmm.kernels.programs import jit
 from jaxgmm.priors import conjugate
 from jaxgmm.solvers.squarem import Status
@@ -106,8 +107,7 @@ def maximise(
 @functools.partial(jit, static_argnames=("structure", "block_size"))
 def start(
     r: Array,
-    x: Array,
-    w: Array,
+    data: Data,
     prior: VariationalPrior,
     reg_covar: Array,
     *,
@@ -115,8 +115,8 @@ def start(
     block_size: int,
 ) -> VariationalPosterior:
     """The posterior of given responsibilities (N, K); rows of zeros count for nothing."""
-    location, variance = location_and_variance(x, w)
-    means = jnp.broadcast_to(location, (r.shape[1], x.shape[1]))
+    location, variance = _location(data)
+    means = jnp.broadcast_to(location, (r.shape[1], location.shape[0]))
     about = reference_params(Model(gaussian(structure)), means, jnp.where(variance > 0, variance, 1))
     q = dataclasses.replace(
         model.without_data(prior, structure, r.shape[1]), means=about.means, scale=about.scale
@@ -124,18 +124,17 @@ def start(
 
     def again(_: int, q: VariationalPosterior) -> VariationalPosterior:
         params = dataclasses.replace(about, means=q.means, scale=q.scale)
-        new = maximise(q, exact.sums(params, Data(x, w), block_size=block_size, resp=r), prior, reg_covar)
-        return varying_like(new, r, x, w)
+        new = maximise(q, exact.sums(params, data, block_size=block_size, resp=r), prior, reg_covar)
+        return varying_like(new, r, data)
 
     # Twice: the second pass measures about the first one's result, where nothing cancels.
-    return lax.fori_loop(0, 2, again, varying_like(q, r, x, w))
+    return lax.fori_loop(0, 2, again, varying_like(q, r, data))
 
 
 @functools.partial(jit, static_argnames=("block_size", "history_size"))
 def ascend(
     q: VariationalPosterior,
-    x: Array,
-    w: Array,
+    data: Data,
     bound: Array,
     tol: Array,
     limit: Array,
@@ -152,7 +151,7 @@ def ascend(
 
     def iterate(fit: VariationalFit) -> VariationalFit:
         params = expected(fit.posterior, reg_covar)
-        moments = exact.sums(params, Data(x, w), block_size=block_size)
+        moments = exact.sums(params, data, block_size=block_size)
         image = maximise(fit.posterior, moments, prior, reg_covar)
         value = evidence_bound(params, moments, image, prior)
         finite = jnp.stack([jnp.isfinite(a).all() for a in jax.tree.leaves((image, value))]).all()
@@ -165,24 +164,30 @@ def ascend(
             status=jnp.where(finite, ended, Status.NONFINITE).astype(jnp.int32),
             history=fit.history.at[fit.n_iter].set(value, mode="drop"),
         )
-        return varying_like(after, q, x, w)
+        return varying_like(after, q, data)
 
-    none = jnp.full(history_size, -jnp.inf, x.dtype)
+    none = jnp.full(history_size, -jnp.inf, data.x.dtype)
     begun = VariationalFit(q, bound, jnp.zeros((), jnp.int32), jnp.full((), Status.MAX_ITER, jnp.int32), none)
-    return lax.while_loop(going, iterate, varying_like(begun, x, w))
+    return lax.while_loop(going, iterate, varying_like(begun, data))
+
+
+def _location(data: Data) -> tuple[Array, Array]:
+    """Mean (D,) and variance (D,) of the features; 0 and 1 where they are seen through projections."""
+    if data.view.projection is not None:
+        return jnp.zeros(data.n_features, data.x.dtype), jnp.ones(data.n_features, data.x.dtype)
+    return location_and_variance(data.x, data.weight, observed=data.view.observed)
 
 
 @jit
-def _centred(x: Array, w: Array) -> tuple[Array, Array]:
+def _centred(data: Data) -> tuple[Data, Array]:
     """The data less a shift (D,): their mean, where it is far enough from 0 for that to keep digits."""
-    mean, variance = location_and_variance(x, w)
-    shift = centring(mean, variance)
-    return x - shift[None, :], shift
+    shift = centring(*_location(data))
+    return data.less(shift), shift
 
 
 def fit_variational(
     resp: ArrayLike,
-    X: ArrayLike,
+    X: ArrayLike | Data,
     sample_weight: ArrayLike | None = None,
     *,
     prior: VariationalPrior | None = None,
@@ -199,7 +204,8 @@ def fit_variational(
 
     Args:
       resp: (N, K), rows summing to 1, such as jax.nn.one_hot(labels, K); where to start.
-      X: (N, D).
+      X: (N, D), or `Data`. What is missing, or hidden by noise or projections, is a part of the posterior:
+        given the labels, each row has a normal distribution of its own, with the precision E[Λ_k].
       sample_weight: (N,) or None for ones.
       prior: a `VariationalPrior`, or None for `variational_prior`'s.
       covariance_type: "full", "tied", "diag" or "spherical".
@@ -226,26 +232,34 @@ def fit_variational(
     References:
       Bishop (2006), §10.2; Blei & Jordan (2006), Variational inference for Dirichlet process mixtures.
     """
-    x = validate.data(X)
-    r = validate.responsibilities(resp, x)
-    w = validate.weight(sample_weight, x)
-    w = jnp.ones(x.shape[0], x.dtype) if w is None else w
+    data = get_data(X, sample_weight)
+    check_ungrouped(data, "fit_variational")
+    x = data.x
+    r = validate.responsibilities(resp, x, data.weight)
+    check_labels(data, r.shape[1])
     structure = model.structure_of(covariance_type)
     if prior is None:
-        prior = model.variational_prior(x, r.shape[1], structure, w)
-    checked = model.check(prior, structure, x.shape[1], x.dtype)
+        prior = model.variational_prior(data, r.shape[1], structure)
+    checked = model.check(prior, structure, data.n_features, x.dtype)
     reg = validate.not_negative(reg_covar, "reg_covar", x.dtype)
-    rows = block_rows(x.shape[0], r.shape[1], x.shape[1])
+    if data.weight is None:
+        data = dataclasses.replace(data, weight=jnp.ones(x.shape[0], x.dtype))
     # Means are not rounded at a large offset: the fit is about the mean of the data.
-    centred, shift = _centred(x, w)
+    centred, shift = _centred(data.by_row())
     about = dataclasses.replace(checked, mean=checked.mean - shift)
-    q = start(r, centred, w, about, reg, structure=structure, block_size=rows)
+    component, k = gaussian(structure), r.shape[1]
+    q = start(r, centred, about, reg, structure=structure, block_size=exact.rows_of(centred, component, k))
     known = (
         jnp.asarray(-np.inf, x.dtype),
         validate.not_negative(tol, "tol", x.dtype),
         validate.step_limit(max_iter),
     )
     size = validate.count(history_size, "history_size", 0)
-    fit = ascend(q, centred, w, *known, reg, about, block_size=rows, history_size=size)
+    if not data.is_complete:
+        centred = in_tiles(
+            dataclasses.replace(centred, pattern=data.pattern, patterns=data.patterns), structure
+        )
+    rows = exact.rows_of(centred, component, k)
+    fit = ascend(q, centred, *known, reg, about, block_size=rows, history_size=size)
     moved = dataclasses.replace(fit.posterior, means=fit.posterior.means + shift[None, :])
     return dataclasses.replace(fit, posterior=moved)

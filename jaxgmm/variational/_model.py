@@ -20,7 +20,8 @@ from jaxgmm.components.covariance.tied import tied
 from jaxgmm.components.gaussian import gaussian
 from jaxgmm.components.registry import ModelLike, get_model
 from jaxgmm.components.weights import Model
-from jaxgmm.data import location_and_variance, scatter
+from jaxgmm.data import Data, covariance_of, total_weight
+from jaxgmm.density import get_data
 from jaxgmm.kernels.programs import jit
 from jaxgmm.mixture import GMMParams
 from jaxgmm.priors import factor_of, part
@@ -121,17 +122,17 @@ def structure_of(covariance_type: ModelLike) -> Covariance:
 
 
 @functools.partial(jit, static_argnames="structure")
-def _moments(x: Array, w: Array, *, structure: Covariance) -> tuple[Array, Array]:
+def _moments(data: Data, *, structure: Covariance) -> tuple[Array, Array]:
     """Weighted mean (D,), and the covariance over Σ w − 1 in the shape that the structure's prior has it."""
-    mean, variance = location_and_variance(x, w)
-    total, products = scatter(x, w, mean)
-    spread = products if structure in (full, tied) else variance * total
-    spread = spread / jnp.where(total > 1, total - 1, total)
+    mean, variance, covariance = covariance_of(data)
+    total = total_weight(data)
+    spread = covariance if structure in (full, tied) else variance
+    spread = spread * total / jnp.where(total > 1, total - 1, total)
     return mean, spread.mean() if structure == spherical else spread
 
 
 def variational_prior(
-    X: ArrayLike,
+    X: ArrayLike | Data,
     n_components: int,
     covariance_type: ModelLike = "full",
     sample_weight: ArrayLike | None = None,
@@ -142,7 +143,7 @@ def variational_prior(
     """scikit-learn's default numbers for data: m the mean of X, S its covariance, β = 1, ν = D, γ = 1/K.
 
     Args:
-      X: (N, D).
+      X: (N, D), or `Data`: by what is observed, noise included; with projections 0 and I.
       n_components: K.
       covariance_type: "full", "tied", "diag" or "spherical".
       sample_weight: (N,) or None for ones.
@@ -158,17 +159,16 @@ def variational_prior(
       >>> prior.mean.tolist(), float(prior.covariance), float(prior.concentration)
       ([1.0], 2.0, 0.25)
     """
-    x = validate.data(X)
+    data = get_data(X, sample_weight)
     structure = structure_of(covariance_type)
     k = validate.n_components(n_components)
     fields = {f.name for f in dataclasses.fields(VariationalPrior)} - {"stick_breaking", "last_stick_free"}
     if set(overrides) - fields:
         raise TypeError(f"variational_prior takes {sorted(fields)}; got {sorted(set(overrides) - fields)}")
-    w = validate.weight(sample_weight, x)
-    w = jnp.ones(x.shape[0], x.dtype) if w is None else w
-    mean, scale = _moments(x, w, structure=structure)
-    prior = VariationalPrior(mean, 1.0, float(x.shape[1]), scale, 1 / k, stick_breaking)
-    return check(dataclasses.replace(prior, **overrides), structure, x.shape[1], x.dtype)
+    d, dtype = data.n_features, data.x.dtype
+    mean, scale = _moments(dataclasses.replace(data, pattern=None, patterns=None), structure=structure)
+    prior = VariationalPrior(mean, 1.0, float(d), scale, 1 / k, stick_breaking)
+    return check(dataclasses.replace(prior, **overrides), structure, d, dtype)
 
 
 def check(prior: VariationalPrior, structure: Covariance, n_features: int, dtype: Any) -> VariationalPrior:

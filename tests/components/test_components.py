@@ -65,17 +65,16 @@ def test_a_t_density_is_scipys_and_a_gaussian_one_in_the_limit(double):
     params = start("student_t(full)")
     factors = np.array(params.scale["scatter"])
     factors[:, 1, 0] = 0.3
-    for x, dof in ((HEAVY, [1.5, 4.0, 60.0]), (X, [1e9] * K)):
+    for x, dof in ((HEAVY, [1.5, 4.0, 60.0]), (X, [1e13] * K)):
         scale = {"scatter": factors, "dof": np.array(dof)}
         ours = np.asarray(jaxgmm.component_log_prob(dataclasses.replace(params, scale=scale), x))
         for k in range(K):
             cov = factors[k] @ factors[k].T
-            if dof[k] == 1e9:
+            if dof[k] == 1e13:
                 theirs = stats.multivariate_normal.logpdf(x, params.means[k], cov)
             else:
                 theirs = stats.multivariate_t(params.means[k], cov, df=dof[k]).logpdf(x)
-            tolerance = 1e-6 if dof[k] == 1e9 else 1e-12
-            np.testing.assert_allclose(ours[:, k], theirs, rtol=1e-12, atol=tolerance)
+            np.testing.assert_allclose(ours[:, k], theirs, rtol=1e-12, atol=1e-8 if dof[k] == 1e13 else 1e-12)
 
 
 def test_a_t_density_is_finite_far_away_and_keeps_its_tail():
@@ -199,7 +198,7 @@ def test_a_step_of_a_t_mixture_never_lowers_its_likelihood(double):
         if name.endswith("3)"):
             begin = dataclasses.replace(begin, scale={**begin.scale, "dof": np.full(K, 3.0)})
         params[name], history = jax.tree.map(np.asarray, climb(begin))
-        assert (np.diff(history) >= -1e-12 * np.abs(history[0])).all()
+        assert (np.diff(history) >= -1e-13 * np.abs(history[0])).all()
         assert history[-1] > history[0] + 1
         last[name] = history[-1]
     own, common, fixed = (params[name] for name in names[:3])
@@ -212,11 +211,18 @@ def test_a_step_of_a_t_mixture_never_lowers_its_likelihood(double):
 
 
 @pytest.mark.parametrize(
-    "name", ["contaminated(full)", "contaminated(diag)", "contaminated(VVE)", "contaminated(EVV)"]
+    "name",
+    [
+        "contaminated(full)",
+        "contaminated(tied)",
+        "contaminated(diag)",
+        "contaminated(VVE)",
+        "contaminated(EVV)",
+    ],
 )
 def test_a_step_of_a_contaminated_mixture_never_lowers_its_likelihood(name, double):
     params, history = jax.tree.map(np.asarray, climb(start(name)))
-    assert (np.diff(history) >= -1e-12 * np.abs(history[0])).all()
+    assert (np.diff(history) >= -1e-13 * np.abs(history[0])).all()
     assert history[-1] > history[0] + 1
     assert (params.scale["good"] >= 0.5).all()
     assert (params.scale["inflation"] > 1).all()
@@ -363,7 +369,6 @@ def key():
         (lambda: student_t("full", "many"), "dof must be None"),
         (lambda: student_t("full", -1.0), "dof must be None"),
         (lambda: get_model("student_t(WWW)"), "must be one of"),
-        (lambda: get_model("contaminated(tied)"), "pools them"),
         (lambda: get_model(3), "covariance_type must be a name"),
         (lambda: jaxgmm.fit(of_t(), X, prior=jaxgmm.Prior(dof=5.0, scale=1.0)), "prior must be"),
         (lambda: jaxgmm.fit(of_t(), X, options=EMOptions(kernel="quadratic")), "no quadratic kernel"),
@@ -383,7 +388,8 @@ def key():
             ),
             "estimators have Gaussian",
         ),
-        (lambda: jaxgmm.distributions.marginal(of_t(), [0]), "needs Gaussian components"),
+        (lambda: jaxgmm.distributions.entropy_bounds(of_t()), "needs Gaussian components"),
+        (lambda: jaxgmm.distributions.regress(with_background(), X[:, :1], [0]), "has no moments"),
         (lambda: jaxgmm.fit_stream(of_t(), [X], incremental=True), "second moments"),
         (lambda: jaxgmm.fit_variational(RESP, X, covariance_type="student_t(full)"), "for a variational"),
         (

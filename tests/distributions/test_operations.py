@@ -11,6 +11,7 @@ import pytest
 from scipy import integrate, linalg, optimize, stats
 
 import jaxgmm
+from jaxgmm.components import get_model
 from jaxgmm.distributions._wasserstein import squared_bures
 from jaxgmm.kernels.programs import jit
 from tests.closed import CLOSED, build, dense
@@ -71,6 +72,67 @@ def test_conditionals_give_the_joint_and_the_moments_of_regression(double):
         np.testing.assert_allclose(got.mean[i], mean, rtol=1e-10)
         second = np.einsum("k,kde->de", w, cov + mu[:, :, None] * mu[:, None, :])
         np.testing.assert_allclose(got.covariance[i], second - np.outer(mean, mean), rtol=1e-9, atol=1e-12)
+
+
+OWN = {"dof": [3.5, 6.0, 40.0], "good": [0.6, 0.9, 0.97], "inflation": [3.0, 20.0, 8.0]}
+
+
+def of_family(name, dof=OWN["dof"]):
+    """A mixture of components that are not Gaussian, and what its components have of their own."""
+    p, model = mixture("tied" if "tied" in name else "full"), get_model(name)
+    own = (
+        {"dof": np.asarray(dof)} if "student_t" in name else {k: np.array(OWN[k]) for k in OWN if k != "dof"}
+    )
+    scale = {"scatter": p.scale, **own}
+    if "background" in name:
+        scale = {"inner": scale, "log_density": np.array([-1.0, -2.0, -1.5, -0.5])}
+    return jaxgmm.GMMParams(p.log_weights, p.means, scale, *model)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["student_t(full)", "student_t(full, 5)", "contaminated(tied)", "background(student_t(full, common))"],
+)
+def test_marginals_and_conditionals_of_other_families_give_the_joint_and_its_moments(name, double):
+    fixed = {"student_t(full, 5)": [5.0] * K, "background(student_t(full, common))": [4.0] * K}
+    p, x, observed = of_family(name, fixed.get(name, OWN["dof"])), 2 * RNG.normal(size=(3, D)), [3, 0, 1]
+    grid = np.sinh(np.linspace(-9, 9, 2001))  # of feature 2, whose tails are heavy
+    step = np.cosh(np.linspace(-9, 9, 2001)) * 18 / 2000
+    m = jaxgmm.distributions.marginal(p, observed)
+    one = jaxgmm.distributions.condition(p, observed, x[0, observed])
+    assert one.model.name == name.replace("tied", "full").replace("5", "8")  # 5 degrees of freedom and 3
+    if "common" in name:
+        np.testing.assert_allclose(one.scale["inner"]["dof"], 7)
+    rest = jaxgmm.log_prob(one, grid[:, None])
+    rows = np.repeat(x[:1], len(grid), 0)
+    rows[:, 2] = grid
+    joint = np.asarray(jaxgmm.log_prob(p, rows))
+    alone = np.asarray(jaxgmm.log_prob(m, x[:, observed]))
+    np.testing.assert_allclose(joint, alone[0] + np.asarray(rest), rtol=1e-11, atol=1e-11)
+    if "background" in name:  # which has a density of its own along every feature
+        return
+    mass = np.exp(joint) * step
+    np.testing.assert_allclose(alone[0], np.log(mass.sum()), rtol=1e-7, atol=1e-7)
+    got = jaxgmm.distributions.regress(p, x[:, observed], observed)
+    mean = mass @ grid / mass.sum()
+    np.testing.assert_allclose(got.mean[0, 0], mean, rtol=1e-7)
+    np.testing.assert_allclose(got.covariance[0, 0, 0], mass @ (grid - mean) ** 2 / mass.sum(), rtol=1e-6)
+
+
+def test_a_marginal_of_t_components_is_scipys_and_in_the_limit_all_is_gaussian(double):
+    p, x = of_family("student_t(full)"), RNG.normal(size=(4, D))
+    m = jaxgmm.distributions.marginal(p, [2, 0])
+    cov = p.scale["scatter"] @ p.scale["scatter"].transpose(0, 2, 1)
+    two = np.ix_([2, 0], [2, 0])
+    theirs = [stats.multivariate_t(p.means[k, [2, 0]], cov[k][two], OWN["dof"][k]) for k in range(K)]
+    parts = [t.pdf(x[:, :2]) for t in theirs]
+    np.testing.assert_allclose(
+        jaxgmm.log_prob(m, x[:, :2]), np.log(np.exp(p.log_weights) @ parts), rtol=1e-12
+    )
+    limit, plain = of_family("student_t(full)", [1e13] * K), mixture()
+    of_t, gaussian = (jaxgmm.distributions.condition(a, [1], [0.3]) for a in (limit, plain))
+    for field in ("log_weights", "means", "covariances"):
+        np.testing.assert_allclose(getattr(of_t, field), getattr(gaussian, field), rtol=1e-8, atol=1e-8)
 
 
 def test_conditioning_in_float32_keeps_small_variances():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -59,6 +60,18 @@ def test_standard_errors_are_those_of_400_refits(double):
         ratio = flat(jaxgmm.inference.standard_errors(params, x, ONES, kind=kind)) / refitted
         assert np.median(np.abs(ratio - 1)) < 0.1
         assert np.abs(np.median(ratio) - 1) < 0.1
+
+
+def test_refits_print_as_a_table(double):
+    r = refits()
+    text, intervals = str(r), r.intervals()
+    assert text.startswith(f"Bootstrap({REPLICATES} refits)\ncomponent ")
+    assert re.search(r"std. error +2.5 % +97.5 %\n", text)
+    ends = intervals.errors.weights[1], intervals.lower.weights[1], intervals.upper.weights[1]
+    digits = [re.escape(f"{float(a):.3f}"[:4]) for a in (r.reference.weights[1], *ends)]
+    assert re.search(r"\n1  weight +" + r"\d* +".join(digits), text), text
+    assert "2.5 %</th>" in r._repr_html_()
+    assert re.match(r"ConfidenceIntervals\(95 %\)\ncomponent", str(intervals))
 
 
 def test_values_and_intervals_are_numpys_and_a_refit_that_fails_is_left_out(double):
@@ -166,3 +179,5 @@ def test_the_likelihood_ratio_tells_two_groups_from_one():
         reached = (np.asarray(test.null) >= float(test.statistic)).sum()
         np.testing.assert_allclose(test.p_value, (1 + reached) / 20, rtol=1e-6)
         assert (test.p_value > 0.1) == (n_groups == 1)
+        said = f"K = 1 against 2: statistic {test.statistic:.4g}, p = {test.p_value:.3g}, by 19 replicates"
+        assert repr(test) == f"LikelihoodRatio({said})"

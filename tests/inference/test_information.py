@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas
 import pytest
 from jax.flatten_util import ravel_pytree
 
@@ -240,3 +241,25 @@ def test_what_does_not_fit_is_refused(double):
     mine = params.covariance._replace(name="mine", to_unconstrained=None)
     with pytest.raises(ValueError, match="'mine' has no free coordinates"):
         standard_errors(dataclasses.replace(params, component=jaxgmm.components.gaussian(mine)), X)
+
+
+def test_errors_and_intervals_print_with_the_names_of_a_data_frame(double):
+    params, frame = optimum(), pandas.DataFrame(X, columns=["a", "b c", "d"])
+    errors, intervals = standard_errors(params, frame, WEIGHT), confidence_intervals(params, frame, WEIGHT)
+    assert errors.columns == intervals.columns == ("a", "b c", "d")
+    shown = []
+    for record, wanted in [(errors, (errors,)), (intervals, (errors, intervals.lower, intervals.upper))]:
+        lines = str(record).splitlines()
+        assert lines[0] == repr(record)
+        assert len(lines) == 3 + K * (1 + 2 * D) + 1
+        row = next(
+            line.removeprefix("1  mean b c").split() for line in lines if line.startswith("1  mean b c")
+        )
+        numbers = [float(a.means[1, 1]) for a in (errors.estimate, *wanted)]
+        # Three digits of the standard error.
+        np.testing.assert_allclose([float(text) for text in row], numbers, atol=0.006 * numbers[1])
+        assert "<td" in record._repr_html_()
+    assert jax.tree.map(lambda a: a, errors).columns == errors.columns
+    # Nothing is looked at where it is traced.
+    jax.eval_shape(lambda e: shown.append(str(e)) or e, errors)
+    assert shown == ["StandardErrors()"]

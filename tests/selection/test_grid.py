@@ -46,6 +46,19 @@ def test_it_finds_the_structure_and_the_number():
     ]
 
 
+def test_gaussian_and_t_components_are_compared_in_one_table():
+    rng, x = np.random.default_rng(2), X.copy()
+    x[:20] += 3 * rng.standard_t(2, (20, 2)).astype(np.float32)
+    names = ("spherical", "student_t(spherical)")
+    choice = jaxgmm.select(jax.random.key(0), x, SIZES, covariance_types=names, budget=150)
+    assert choice.best_row["covariance_type"] == "student_t(spherical)"
+    assert choice.best_row["n_components"] == 3
+    for row in choice.table:
+        one = choice.result(row["covariance_type"], row["n_components"]).params
+        assert row["n_parameters"] == jaxgmm.n_parameters(one)
+        np.testing.assert_allclose(row["bic"], jaxgmm.bic(one, x), rtol=1e-5)
+
+
 def test_the_criteria_are_those_of_the_fitted_mixtures():
     choice = chosen()
     for i, k in enumerate(SIZES):

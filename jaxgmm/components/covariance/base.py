@@ -143,6 +143,11 @@ class Covariance(NamedTuple):
         """Short, for the record's functions say nothing to a reader."""
         return f"Covariance({self.name!r})"
 
+    @property
+    def is_isotropic(self) -> bool:
+        """Whether every Σ_k is a multiple of I: what `from_covariance` takes has no axis of features."""
+        return 3 not in self.covariance_shape(2, 3)
+
     def moments(self, scale: Scale, y: Array, resp: Array) -> Any:
         """`second_moment` of whitened residuals y (K, D, B) with weights resp (K, B)."""
         if callable(self.second_moment):

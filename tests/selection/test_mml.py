@@ -1,0 +1,86 @@
+"""The number of components of the shortest description."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxgmm
+from jaxgmm.selection import fit_mml
+from jaxgmm.selection._mml import _Charge
+from tests.quick import quick_jit
+from tests.selection.test_grid import X  # three clusters
+
+N, D = X.shape
+MOST = 8
+search = quick_jit(
+    lambda key, x, w: fit_mml(key, x, MOST, w, covariance_type="spherical", init="kmeans++", tol=1e-4)
+)
+
+
+def length(params, log_likelihood, n, each):
+    """Equation 15 of Figueiredo & Jain (2002), without the rounding of parameters."""
+    weights = np.exp(np.asarray(params.log_weights, float))
+    weights = weights[weights > 0]
+    k = len(weights)
+    return each / 2 * np.log(n * weights).sum() + k / 2 * np.log(n) - n * log_likelihood
+
+
+def test_it_finds_the_number_and_its_length_is_the_formulas():
+    found = search(jax.random.key(0), X, jnp.ones(N))
+    assert int(found.n_components) == 3
+    assert found.status == jaxgmm.Status.CONVERGED
+    params = jaxgmm.mixture.active(found.params)
+    assert params.n_components == 3
+    np.testing.assert_allclose(jaxgmm.score(params, X), found.log_likelihood, rtol=1e-6)
+    each = D + 1  # a mean and a variance
+    np.testing.assert_allclose(found.length, length(params, float(found.log_likelihood), N, each), rtol=1e-6)
+    np.testing.assert_allclose(found.objective, -found.length / N, rtol=1e-6)
+    lengths = np.asarray(found.lengths)
+    assert lengths.shape == (MOST,)
+    assert lengths.argmin() == 2
+    assert np.isfinite(lengths[:3]).all()  # from three on the weakest is removed
+    assert lengths[2] == found.length
+    # The fixed point: π_k ∝ n_k − T/2, and the means and variances of the M-step.
+    resp = np.asarray(jaxgmm.responsibilities(params, X))
+    left = resp.sum(0) - each / 2
+    np.testing.assert_allclose(params.weights, left / left.sum(), atol=1e-4)
+    step = jaxgmm.em_step(params, X)[0]
+    np.testing.assert_allclose(step.means, params.means, atol=3e-3)
+    assert "3 components" in repr(found)
+    half = _Charge(each, 0).half_bic(found.params.log_weights, N * found.log_likelihood, jnp.float32(N))
+    np.testing.assert_allclose(2 * half, jaxgmm.bic(params, X), rtol=1e-6)
+
+
+def test_counts_are_repeated_rows_and_batches_are_loops():
+    keys = jax.random.split(jax.random.key(1), 2)
+    batch = quick_jit(jax.vmap(search, in_axes=(0, None, None)))(keys, X, jnp.full(N, 2.0))
+    for i in range(2):
+        one = search(keys[i], X, jnp.full(N, 2.0))
+        assert one.n_components == batch.n_components[i]
+        np.testing.assert_allclose(one.length, batch.length[i], rtol=1e-5)
+        np.testing.assert_allclose(
+            one.length, length(one.params, float(one.log_likelihood), 2 * N, D + 1), rtol=1e-6
+        )
+    assert jaxgmm.best(batch).length == batch.length.min()
+    sparse = search(jax.random.key(0), X, jnp.where(jnp.arange(N) < 6, 1.0, 0.0))
+    assert int(sparse.n_components) >= 1
+    assert np.isfinite(sparse.params.means).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_components": N + 1}, "max_components must not exceed"),
+        ({"min_components": 9}, "min_components must lie between"),
+        ({"criterion": "aic"}, "criterion must be one of"),
+        ({"covariance_type": "full-equal"}, "weights that are free"),
+        ({"covariance_type": "background(full)"}, "no component to remove"),
+    ],
+)
+def test_bad_arguments(options, message):
+    with pytest.raises(ValueError, match=message):
+        fit_mml(jax.random.key(0), X, **{"max_components": MOST, **options})
+    data = jaxgmm.observe(X, groups=np.arange(N) // 2)
+    with pytest.raises(ValueError, match="groups"):
+        fit_mml(jax.random.key(0), data, MOST)
