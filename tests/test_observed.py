@@ -404,6 +404,7 @@ def _select(rows, name):
 
 ENTRY_POINTS = {
     "fit": lambda rows, start, name: jaxgmm.fit(start, rows, max_iter=3),
+    "fit, trimmed": lambda rows, start, name: jaxgmm.fit(start, rows, trim=0.1, max_iter=3),
     "step": lambda rows, start, name: jaxgmm.em.step(jaxgmm.em.init(start, rows), rows)[1],
     "fit_restarts": lambda rows, start, name: jaxgmm.fit_restarts(
         jax.random.key(0), rows, K, covariance_type=name, n_init=2, max_iter=3
@@ -463,6 +464,7 @@ COSTLY = (
     *("gradient", "fit_best", "fit_components", "fit_restarts", "fit_restarts from starts"),
     *("influence", "information", "bootstrap", "convergence_rate", "leave_one_out"),
     "fit_variational",
+    *("influence", "information", "bootstrap", "convergence_rate", "leave_one_out", "fit, trimmed"),
 )
 REFUSALS = (
     "no density for rows with",

@@ -1,5 +1,6 @@
 """Pictures: what is drawn is what the mixture says."""
 
+import dataclasses
 import importlib
 import sys
 
@@ -22,6 +23,7 @@ from jaxgmm.plot import (
     plot_merging,
     plot_pairs,
     plot_ridgeline,
+    plot_trim_curve,
     plot_uncertainty,
 )
 from jaxgmm.plot.picture import Picture
@@ -277,6 +279,21 @@ def test_failed_fits_leave_a_gap():
     assert len(axes.lines) == 2
     with pytest.raises(ValueError, match="no finite bic"):
         plot_criteria(rows({"full": [np.nan]}), ax=axes)
+
+
+def test_trim_curves_are_the_totals_over_the_share():
+    total = np.array([[-9.0, -4.0, -2.0], [-5.0, np.nan, -1.0]])
+    curve = jaxgmm.selection.TrimCurve((1, 2), (0.2, 0.0, 0.1), total, np.full(3, 8.0), None)
+    figure, axes = canvas()
+    assert plot_trim_curve(curve, ax=axes) is axes
+    one, two_ = axes.lines
+    np.testing.assert_array_equal(one.get_xydata(), [[0, -4], [0.1, -2], [0.2, -9]])
+    assert np.isnan(two_.get_ydata()).tolist() == [True, False, False]
+    assert texts(axes) == ["K = 2", "K = 1"] or texts(axes) == ["K = 1", "K = 2"]
+    assert axes.get_xlabel() == "trimmed share α"
+    ink(figure)
+    with pytest.raises(ValueError, match="every fit of the curve has failed"):
+        plot_trim_curve(dataclasses.replace(curve, total=total * np.nan), ax=axes)
 
 
 def test_any_range_of_criteria_draws():

@@ -81,26 +81,25 @@ def kept_shares(values: Array, weight: Array | None, trim: Array) -> Array:
     keys = ordered(values)
     bits = keys.dtype.itemsize * 8
 
-    def within(w: Array, keys: Array, level: Array, equal: bool) -> Array:
-        zero = jnp.zeros((), w.dtype)
-
-        def block(w: Array, keys: Array) -> Array:
-            return jnp.where(keys == level if equal else keys < level, w, zero).sum()
-
-        found: Array = sum_rows(block, w, keys, block_size=_BLOCK)
-        return found
-
     w = jnp.ones_like(values) if weight is None else weight
     fixed, wanted = lax.stop_gradient((w, trim))
+    zero = jnp.zeros((), w.dtype)
+
+    def below_level(w: Array, keys: Array, level: Array) -> Array:
+        return jnp.where(keys < level, w, zero).sum()
 
     def bisect(i: Array, level: Array) -> Array:
         """The largest level with less than that weight below it, a bit at a time."""
         trial = level | (jnp.ones((), keys.dtype) << (bits - 1 - i).astype(keys.dtype))
-        return varying_like(jnp.where(within(fixed, keys, trial, False) < wanted, trial, level), keys, wanted)
+        below = sum_rows(lambda w, k: below_level(w, k, trial), fixed, keys, block_size=_BLOCK)
+        return varying_like(jnp.where(below < wanted, trial, level), keys, wanted)
 
     start = varying_like(jnp.zeros((), keys.dtype), keys, wanted)
     level = lax.fori_loop(jnp.int32(0), jnp.int32(bits), bisect, start)
-    below, at = within(w, keys, level, False), within(w, keys, level, True)
+    below, at = sum_rows(
+        lambda w, k: (below_level(w, k, level), jnp.where(k == level, w, zero).sum()),
+        w, keys, block_size=_BLOCK,
+    )  # fmt: skip
     part = (trim - below) / jnp.where(at > 0, at, 1)
     part = part + lax.stop_gradient(jnp.clip(part, 0, 1) - part)  # it leaves this range by rounding only
     return jnp.where(keys == level, 1 - part, (keys > level).astype(w.dtype))

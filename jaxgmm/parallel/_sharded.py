@@ -77,7 +77,12 @@ def _cores() -> Mesh:
 
 
 def _over_cores(
-    params: GMMParams, data: Data, numbers: Numbers, prior: Prior | None, trim: Array | None, **static: Any
+    params: GMMParams,
+    data: Data,
+    numbers: Numbers,
+    prior: Prior | None,
+    trim: Array | None = None,
+    **static: Any,
 ) -> FitResult | None:
     """The fit divided over the cores of a CPU, if it is large; None where it had better not be."""
     x = data.x

@@ -45,6 +45,8 @@ class GaussianMixtureOutliers(OutlierMixin, BaseEstimator):
       contamination: the share of the training rows that are to be called outliers, in (0, 0.5], as in
         `sklearn.covariance.EllipticEnvelope`; or "auto" for rows that are more probably outliers than not
         ("contaminated", "background"), or farther out than 99 % of their cluster.
+      trim: the share of the rows that the fit leaves out, those of lowest density, in [0, 1), as in
+        `jaxgmm.fit`; None for none. With `method="gaussian"` the clusters are then those of the other rows.
       n_init: random starts, of which the best is kept.
       reg_covar: ridge, as in `jaxgmm.fit`.
       max_iter: EM steps.
@@ -67,7 +69,7 @@ class GaussianMixtureOutliers(OutlierMixin, BaseEstimator):
 
     References:
       Punzo & McNicholas (2016), Parsimonious mixtures of multivariate contaminated normal distributions;
-      Banfield & Raftery (1993); Peel & McLachlan (2000).
+      Banfield & Raftery (1993); Peel & McLachlan (2000); García-Escudero et al. (2008) for trimming.
     """
 
     _constraints: ClassVar = {
@@ -75,6 +77,10 @@ class GaussianMixtureOutliers(OutlierMixin, BaseEstimator):
         "method": checks.option(*METHODS),
         "contamination": checks.either(
             checks.option("auto"), (lambda v: isinstance(v, float) and 0 < v <= 0.5, "a float in (0, 0.5]")
+        ),
+        "trim": (
+            lambda v: v is None or (isinstance(v, float) and 0 <= v < 1),
+            "a float in [0, 1) or None",
         ),
         "n_init": checks.integer(1),
         "reg_covar": checks.number(),
@@ -88,6 +94,7 @@ class GaussianMixtureOutliers(OutlierMixin, BaseEstimator):
         method: str = "contaminated",
         covariance_type: str = "full",
         contamination: float | str = 0.1,
+        trim: float | None = None,
         n_init: int = 5,
         reg_covar: float = 1e-6,
         max_iter: int = 1000,
@@ -140,7 +147,8 @@ class GaussianMixtureOutliers(OutlierMixin, BaseEstimator):
         return self
 
     def _fitted(self, key: Any, data: Host, weight: Host | None, model: ModelLike) -> FitResult:
-        options: dict[str, Any] = {"reg_covar": self.reg_covar, "max_iter": self.max_iter, "tol": _TOL}
+        options: dict[str, Any] = {"reg_covar": self.reg_covar, "max_iter": self.max_iter}
+        options |= {"tol": _TOL, "trim": self.trim}
         result = best(
             fit_restarts(
                 key, data, self.n_components, weight, covariance_type=model, n_init=self.n_init, **options

@@ -36,6 +36,9 @@ def four_devices(begin, out):
         a.tolist() for a in natural(sharded_fit(w, tol=0.0, max_iter=3, accelerate=False).params)
     ]
 
+    trimmed = jaxgmm.fit_sharded(first, x, w, mesh=mesh, trim=0.1, tol=0.0, max_iter=3, accelerate=False)
+    result["trimmed"] = [a.tolist() for a in natural(trimmed.params)]
+
     # Every row counts once, however few there are.
     result["sums"] = {}
     for n in (1, 5, 7, 12, 199):
@@ -98,6 +101,15 @@ def test_over_devices_it_takes_the_steps_of_em(double, devices):
     for _ in range(3):
         params, _ = jaxgmm.em_step(params, X, w, prior=PRIOR)
     for a, b in zip(natural(params), devices["steps"], strict=True):
+        np.testing.assert_allclose(b, a, rtol=1e-12, atol=1e-12)
+
+
+def test_over_devices_the_rows_of_lowest_density_are_those_of_all(double, devices):
+    params, w = start("float64"), WEIGHT.copy()
+    w[-1] = 0.0
+    for _ in range(3):
+        params, _ = jaxgmm.em_step(params, X, w, trim=0.1)
+    for a, b in zip(natural(params), devices["trimmed"], strict=True):
         np.testing.assert_allclose(b, a, rtol=1e-12, atol=1e-12)
 
 

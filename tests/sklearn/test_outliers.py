@@ -30,6 +30,16 @@ def test_rows_away_from_both_clusters_are_found(method):
     np.testing.assert_allclose(score, direct, atol=1e-5)
 
 
+def test_a_trimmed_fit_is_that_of_the_other_rows():
+    options = {"method": "gaussian", "covariance_type": "full-ratio(50)", "contamination": "auto"}
+    detector = GaussianMixtureOutliers(2, trim=20 / 320, random_state=0, **options).fit(X)
+    found = detector.predict(X) == -1
+    assert found[BAD].sum() >= 19
+    assert found[~BAD].sum() <= 6  # of 300 rows three lie beyond 99 %
+    widths = np.linalg.eigvalsh(np.asarray(detector.params_.covariances)) ** 0.5
+    assert widths.max() < 0.6
+
+
 def test_contamination_is_the_share_that_is_found():
     for share in (0.05, 0.2):
         detector = GaussianMixtureOutliers(2, method="student_t", contamination=share, random_state=0)
@@ -49,6 +59,7 @@ def test_a_weight_of_zero_leaves_a_row_out():
         ({"method": "trimmed"}, "method"),
         ({"contamination": 0.7}, "contamination"),
         ({"n_components": 0}, "n_components"),
+        ({"trim": 1.0}, "trim"),
         ({"covariance_type": "WWW"}, "must be one of"),
         ({"covariance_type": "tied"}, "pools them"),
         ({"n_components": 400}, "n_samples >= n_components"),
