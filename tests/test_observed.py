@@ -463,8 +463,7 @@ PAIRS = (
 COSTLY = (
     *("gradient", "fit_best", "fit_components", "fit_restarts", "fit_restarts from starts"),
     *("influence", "information", "bootstrap", "convergence_rate", "leave_one_out"),
-    "fit_variational",
-    *("influence", "information", "bootstrap", "convergence_rate", "leave_one_out", "fit, trimmed"),
+    *("fit_variational", "fit, trimmed"),
 )
 REFUSALS = (
     "no density for rows with",

@@ -500,6 +500,8 @@ def test_many_structures_have_a_legend_that_tells_them_apart():
     # From the top, as the lines end.
     assert [text.get_text() for text in axes.get_legend().get_texts()] == names[::-1]
     assert plot_criteria(rows[:18], ax=Figure().add_subplot()).get_legend() is None
+
+
 def merging_of(entropies, merged, n_clusters):
     """A record of which only what is drawn matters."""
     k = len(entropies)

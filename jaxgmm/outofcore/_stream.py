@@ -118,16 +118,13 @@ def fit_stream(
     if not isinstance(incremental, bool | np.bool_):
         raise TypeError(f"incremental must be True or False; got {incremental!r}")
     gaps = validate.choice(missing, "missing", MISSING) == "nan"
-    if gaps:
-        check_component(component, "missing")
-    whitened = gaps or trim is not None
+    known = check_known(data, component, params.n_components, gaps)
+    whitened = known or trim is not None
     kernel = quadratic.not_quadratic(options.kernel).name if whitened else options.kernel
     if trim is not None:
         validate.below_one(trim, "trim", kind)
         if incremental:
             raise ValueError("trim is not for incremental=True, which takes a step after a part of the rows")
-    known = check_known(data, component, params.n_components, gaps)
-    kernel = quadratic.not_quadratic(options.kernel).name if known else options.kernel
     if incremental:
         change_of_reference.check(component, "incremental=True")
     # Of a source of unknown length it cannot be known beforehand whether the quadratic kernel will pay.

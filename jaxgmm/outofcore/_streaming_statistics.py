@@ -16,9 +16,8 @@ from jax import Array
 from jaxgmm import _validate as validate
 from jaxgmm.components.base import Component
 from jaxgmm.data import Context, Data
-from jaxgmm.kernels import quadratic, trimmed
 from jaxgmm.density import check_component
-from jaxgmm.kernels import quadratic
+from jaxgmm.kernels import quadratic, trimmed
 from jaxgmm.kernels.base import Kernel, Statistics
 from jaxgmm.kernels.exact import WHITENED
 from jaxgmm.kernels.kept_share import ordered
