@@ -1,5 +1,6 @@
 """Mixtures as distributions: marginals, conditionals, regression, divergences, distances."""
 
+from jaxgmm.distributions._directions import Directions, directions, project
 from jaxgmm.distributions._operations import (
     MonteCarlo,
     Regression,
@@ -13,13 +14,16 @@ from jaxgmm.distributions._operations import (
 from jaxgmm.distributions._wasserstein import wasserstein
 
 __all__ = [
+    "Directions",
     "MonteCarlo",
     "Regression",
     "condition",
+    "directions",
     "entropy_bounds",
     "kl_divergence",
     "l2_distance",
     "marginal",
+    "project",
     "regress",
     "wasserstein",
 ]

@@ -1,5 +1,6 @@
 """Model selection: restarts, numbers of components, criteria, and the choice among structures."""
 
+from jaxgmm.selection._classes import ClassError, class_error
 from jaxgmm.selection._criteria import aic, best, bic, check, icl, n_parameters
 from jaxgmm.selection._grid import STRUCTURES, Selection, select
 from jaxgmm.selection._mml import DescriptionFit, fit_mml
@@ -10,6 +11,7 @@ from jaxgmm.selection._spurious import Spurious
 __all__ = [
     "STRUCTURES",
     "BestFit",
+    "ClassError",
     "DescriptionFit",
     "Selection",
     "Spurious",
@@ -17,6 +19,7 @@ __all__ = [
     "best",
     "bic",
     "check",
+    "class_error",
     "fit_best",
     "fit_components",
     "fit_mml",
