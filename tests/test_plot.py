@@ -17,6 +17,7 @@ from jaxgmm.plot import (
     plot_classification,
     plot_criteria,
     plot_density,
+    plot_directions,
     plot_ellipses,
     plot_fit,
     plot_history,
@@ -25,6 +26,7 @@ from jaxgmm.plot import (
     plot_ridgeline,
     plot_trim_curve,
     plot_uncertainty,
+    plot_uncertainty_profile,
 )
 from jaxgmm.plot.picture import Picture
 
@@ -426,6 +428,60 @@ def test_uncertainty_sorts_the_points_by_it():
     assert axes.get_xlabel() == "x1"
     with pytest.raises(ValueError, match="features must be two of the 3"):
         plot_uncertainty(params, np.array(sure), features=(0, 3), ax=axes)
+
+
+def test_the_profile_sorts_the_uncertainties_and_marks_the_errors():
+    params = two([-2.0], [2.0])
+    x = np.array([[-3.0], [0.5], [2.5], [-0.2], [1.0]])
+    odds = np.exp(-4 * np.abs(x[:, 0]))
+    wanted = odds / (1 + odds)
+    _, axes = canvas()
+    truth = ["a", "a", "b", "b", "b"]  # rows 1 and 3 are on the other side
+    assert plot_uncertainty_profile(params, x, truth, ax=axes) is axes
+    order = np.argsort(wanted)
+    curve = next(line for line in axes.lines if len(line.get_xdata()) == len(x))
+    np.testing.assert_allclose(curve.get_ydata(), wanted[order], atol=1e-6)
+    marks = axes.collections[-1].get_offsets()
+    np.testing.assert_allclose(marks, [[4, wanted[1]], [5, wanted[3]]], rtol=1e-4)
+    assert [t.get_text() for t in axes.get_legend().get_texts()] == ["misclassified: 2 of 5 (40.0 %)"]
+    assert plot_uncertainty_profile(params, x, ax=canvas()[1]).get_legend() is None
+    with pytest.raises(ValueError, match=r"truth must have shape \(5,\)"):
+        plot_uncertainty_profile(params, x, truth[:4], ax=axes)
+
+
+def test_directions_are_drawn_with_the_labels_of_all_features():
+    params = mixture(4)
+    x = draw(params, 60)
+    _, axes = canvas()
+    assert plot_directions(params, x, ax=axes, columns=["a", "b", "c", "d"]) is axes
+    found = jaxgmm.distributions.directions(params, 2)
+    v = np.asarray(found.directions)
+    centres = np.array([e.get_center() for e in ellipses(axes)])[::2]
+    means = np.asarray(params.means) @ v
+    np.testing.assert_allclose(np.abs(centres), np.abs(means), rtol=1e-3, atol=1e-3)
+    sign = np.sign((centres * means).sum(0))
+    labels = densities(params, x).argmax(1)
+    groups = [c.get_offsets() for c in axes.collections if len(c.get_offsets())][-3:]
+    for k, group in enumerate(groups):
+        np.testing.assert_allclose(np.sort(group, 0), np.sort((x @ v * sign)[labels == k], 0), atol=1e-4)
+    text = axes.get_xlabel()
+    assert text.startswith("direction 1: ")
+    assert "% of the eigenvalues\n" in text
+    assert text.endswith(" …")
+    x[0, 0] = np.nan
+    with pytest.raises(ValueError, match="complete rows"):
+        plot_directions(params, jaxgmm.observe(x, missing="nan"), ax=axes)
+    with pytest.raises(ValueError, match="at least 2 features"):
+        plot_directions(two([0.0], [1.0]))
+
+
+def test_a_rug_marks_the_samples_by_component():
+    params = two([-2.0], [2.0])
+    x = np.array([[-3.0], [2.5], [1.0]])
+    _, axes = canvas()
+    plot_density(params, x, ax=axes)
+    rug = [c for c in axes.collections if type(c).__name__ == "LineCollection"]
+    assert [[s[0][0] for s in c.get_segments()] for c in rug] == [[-3.0], [2.5, 1.0]]
 
 
 def test_classification_draws_each_sample_with_its_component():

@@ -1,5 +1,6 @@
 """Mixtures as distributions: marginals, conditionals, divergences, distances, reduction, modes."""
 
+from jaxgmm.distributions._directions import Directions, directions, project
 from jaxgmm.distributions._modes import Modes, Ridgeline, modes, ridgeline
 from jaxgmm.distributions._operations import (
     MonteCarlo,
@@ -15,17 +16,20 @@ from jaxgmm.distributions._reduction import Reduction, reduce
 from jaxgmm.distributions._wasserstein import wasserstein
 
 __all__ = [
+    "Directions",
     "Modes",
     "MonteCarlo",
     "Reduction",
     "Regression",
     "Ridgeline",
     "condition",
+    "directions",
     "entropy_bounds",
     "kl_divergence",
     "l2_distance",
     "marginal",
     "modes",
+    "project",
     "reduce",
     "regress",
     "ridgeline",

@@ -96,7 +96,7 @@ def marginal(params: GMMParams, features: Sequence[int] | int) -> GMMParams:
     References:
       Bishop (2006), equation 2.98.
     """
-    _check_part(params, "marginal")
+    check_part(params, "marginal")
     return _marginal(params, validate.features(features, params.n_features))
 
 
@@ -111,21 +111,23 @@ def _marginal(params: GMMParams, features: tuple[int, ...]) -> GMMParams:
         scatter = triangular_factor(jnp.tril(params.scatter)[columns])
     else:
         scatter = triangular_factor(factors(params)[:, columns])
-    component, scale = _part(params, features, structure, scatter, None)
+    component, scale = part(params, features, structure, scatter, None)
     rule = FREE if structure == full else params.weights_rule
     return GMMParams(params.log_weights, means, scale, component, rule)
 
 
-def _check_part(params: GMMParams, what: str) -> None:
+def check_part(params: GMMParams, what: str) -> None:
+    """Raise unless it is one mixture of components that know their marginals, which `what` needs."""
     check_mixture(params)
     if params.component.part is None:
         name = params.component.name
         raise ValueError(f"{what} needs components that know their marginals; params have {name!r}")
 
 
-def _part(
+def part(
     params: GMMParams, columns: tuple[int, ...], structure: Covariance, scatter: Any, seen: Seen | None
 ) -> tuple[Component, Any]:
+    """`Component.part` of a mixture's components."""
     assert params.component.part is not None
     return params.component.part(params.component, params.scale, columns, structure, scatter, seen)
 
@@ -166,7 +168,7 @@ def _given(params: GMMParams, s: _Split, values: Array) -> GMMParams:
     )
     assert c.marginal is not None
     posterior = jax.nn.log_softmax(params.log_weights + c.marginal(c, params.scale, seen)[0][:, 0])
-    component, scale = _part(params, s.rest, full, s.c_rr, seen)
+    component, scale = part(params, s.rest, full, s.c_rr, seen)
     return GMMParams(posterior, s.mean_r + einsum("kro,ko->kr", s.c_ro, y), scale, component)
 
 
@@ -210,7 +212,7 @@ def condition(params: GMMParams, features: Sequence[int] | int, values: ArrayLik
       Bishop (2006), equations 2.81 and 2.82; Ding (2016), On the conditional distribution of the multivariate
       t distribution, The American Statistician 70.
     """
-    _check_part(params, "condition")
+    check_part(params, "condition")
     observed = _observed(params, features)
     v = validate.floating(values, "values", params.means.dtype)
     if v.shape != (len(observed),):
@@ -275,7 +277,7 @@ def regress(params: GMMParams, X_observed: ArrayLike, features: Sequence[int] | 
     References:
       Sung (2004), Gaussian Mixture Regression and Classification, equations 2.3 and 2.5.
     """
-    _check_part(params, "regress")
+    check_part(params, "regress")
     if isinstance(params.component.options, Component):
         raise ValueError("a uniform background has no moments; regress on the other components")
     observed = _observed(params, features)

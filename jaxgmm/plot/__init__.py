@@ -9,6 +9,7 @@ try:
     from jaxgmm.plot.classes import plot_classification as plot_classification
     from jaxgmm.plot.classes import plot_ellipses as plot_ellipses
     from jaxgmm.plot.criteria import plot_criteria as plot_criteria
+    from jaxgmm.plot.directions import plot_directions as plot_directions
     from jaxgmm.plot.history import plot_history as plot_history
     from jaxgmm.plot.merging import plot_merging as plot_merging
     from jaxgmm.plot.merging import plot_ridgeline as plot_ridgeline
@@ -17,6 +18,7 @@ try:
     from jaxgmm.plot.panels import plot_pairs as plot_pairs
     from jaxgmm.plot.trimming import plot_trim_curve as plot_trim_curve
     from jaxgmm.plot.uncertainty import plot_uncertainty as plot_uncertainty
+    from jaxgmm.plot.uncertainty import plot_uncertainty_profile as plot_uncertainty_profile
 except ImportError as error:
     if (error.name or "").partition(".")[0] != "matplotlib":
         raise

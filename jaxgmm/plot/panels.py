@@ -27,10 +27,11 @@ def plot_density(
 ) -> Axes:
     """Draw a mixture in one or two dimensions.
 
-    In one dimension: a histogram of ``X``, the density, and each component's share π_k N(x | μ_k, σ_k²). In
-    two: the regions that hold 50, 80 and 95 % of the density, the points in the colour of their likeliest
-    component, and each component's ellipses at one and two standard deviations. Components are numbered as in
-    ``params``; switched-off ones are not drawn.
+    In one dimension: a histogram of ``X``, the density, each component's share π_k N(x | μ_k, σ_k²), and a
+    rug, a mark for each of at most 500 samples in the colour of its likeliest component. In two: the regions
+    that hold 50, 80 and 95 % of the density, the points in the colour of their likeliest component, and each
+    component's ellipses at one and two standard deviations. Components are numbered as in ``params``;
+    switched-off ones are not drawn.
 
     Args:
       params: one mixture with D = 1 or 2.
@@ -58,6 +59,7 @@ def plot_density(
     axes = new_axes(ax)
     if picture.n_features == 1:
         picture.draw_marginal(axes, 0)
+        picture.draw_rug(axes, 0)
     else:
         picture.draw_pair(axes, 0, 1)
     add_legend(axes, picture.key(), 2, title=picture.note())

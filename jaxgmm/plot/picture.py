@@ -21,6 +21,7 @@ from jaxgmm.plot.style import GREYS, HALO, PALETTE, STYLES, label, tidy
 Array = np.ndarray[Any, Any]
 
 MASS = (0.95, 0.8, 0.5)
+MOST_MARKS = 500  # of a rug: more are a band
 
 
 class Picture:
@@ -143,6 +144,17 @@ class Picture:
         axes.set_ylim(0, axes.get_ylim()[1])
         label(axes, self.columns[j], "density")
         tidy(axes)
+
+    def draw_rug(self, axes: Axes, j: int) -> None:
+        """A mark for each sample's value of feature j at the foot of the axes, coloured by its component."""
+        if self.X is None:
+            return
+        mine, labels = self.points[:MOST_MARKS, j], self.labels[:MOST_MARKS]
+        alpha = float(np.clip(100 / len(mine), 0.25, 0.8))
+        for k in range(len(self.weights)):
+            values = mine[(labels == k) & ~np.isnan(mine)]
+            place: dict[str, Any] = {"transform": axes.get_xaxis_transform(), "zorder": 4}
+            axes.vlines(values, 0, 0.04, color=self.colour(k), lw=0.8, alpha=alpha, **place)
 
     def draw_pair(self, axes: Axes, i: int, j: int) -> None:
         """The density, the points and the components' ellipses, of feature i across and feature j up."""

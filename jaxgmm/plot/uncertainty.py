@@ -1,16 +1,19 @@
-"""Uncertainty pictures: samples whose component is in doubt."""
+"""Uncertainty pictures: samples whose component is in doubt, where they lie and how many they are."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
+from jaxgmm.data import Data
 from jaxgmm.mixture import GMMParams
 from jaxgmm.plot.picture import Picture
-from jaxgmm.plot.style import add_legend, new_axes
+from jaxgmm.plot.style import PALETTE, add_legend, label, new_axes, tidy
+from jaxgmm.selection import class_error
 
 # The classes of uncertainty, with the area of their marks in points squared and their grey.
 _CLASSES = ((0.05, 4, "#c2c2c2"), (0.2, 14, "#8a8a8a"), (1.0, 34, "black"))
@@ -62,4 +65,56 @@ def plot_uncertainty(
         low = high
     picture.finish_pair(axes, i, j)
     add_legend(axes, handles, 3, title="uncertainty of the label", handlelength=1)
+    return axes
+
+
+def plot_uncertainty_profile(params: GMMParams, X: Any, truth: Any = None, *, ax: Axes | None = None) -> Axes:
+    """Draw how unsure the mixture is of each sample's component, from the surest sample to the least sure.
+
+    The uncertainty is 1 − max_k r_k. Where the classes are known, a line marks each sample that is
+    misclassified, by `class_error`: where the uncertainty tells of errors, the marks stand to the right.
+
+    Args:
+      params: one mixture, of any D.
+      X: (N, D), or `Data`.
+      truth: (N,) the classes, as numbers or words; or None.
+      ax: where to draw; None makes a figure.
+
+    Returns:
+      The axes.
+
+    Raises:
+      ValueError: the shapes do not fit.
+
+    Example:
+      >>> import jax, jaxgmm
+      >>> from jaxgmm.plot import plot_uncertainty_profile
+      >>> params = jaxgmm.make_params([0.5, 0.5], [[0.0], [3.0]], [1.0, 1.0], "spherical")
+      >>> X, labels = jaxgmm.sample(jax.random.key(0), params, 50)
+      >>> ax = plot_uncertainty_profile(params, X, labels)
+    """
+    rows = np.shape(X.x if isinstance(X, Data) else X)[:1]
+    picture = Picture(params, X, None, None, max(rows, default=0))
+    n, order = picture.n_samples, np.argsort(picture.unsure, kind="stable")
+    unsure, rank = picture.unsure[order], np.arange(1, picture.n_samples + 1)
+    axes = new_axes(ax)
+    axes.fill_between(rank, unsure, color="#dadada", lw=0, step="mid")
+    axes.plot(rank, unsure, color="black", lw=1.2, drawstyle="steps-mid")
+    if truth is not None:
+        if np.shape(truth) != (n,):
+            raise ValueError(
+                f"truth must have shape ({n},), one class for each sample; got {np.shape(truth)}"
+            )
+        wrong = np.zeros(n, bool)
+        wrong[class_error(picture.labels, truth).misclassified] = True
+        at = np.flatnonzero(wrong[order])
+        axes.vlines(rank[at], 0, unsure[at], color=PALETTE[1], lw=0.8)
+        axes.scatter(rank[at], unsure[at], 9, PALETTE[1], lw=0, zorder=3, clip_on=False)
+        text = f"misclassified: {len(at):,} of {n:,} ({100 * len(at) / n:.1f} %)"
+        handle = Line2D([], [], color=PALETTE[1], marker="o", ms=3, lw=0.8, label=text)
+        add_legend(axes, [handle], 1)
+    axes.set_xlim(0.5, n + 0.5)
+    axes.set_ylim(0, max(1.05 * float(unsure[-1]), 0.05))
+    label(axes, "samples, in order of uncertainty", "uncertainty of the label")
+    tidy(axes)
     return axes

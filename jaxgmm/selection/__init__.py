@@ -1,5 +1,6 @@
 """Model selection: restarts, numbers of components, criteria, the choice among structures, and clusters."""
 
+from jaxgmm.selection._classes import ClassError, class_error
 from jaxgmm.selection._criteria import aic, best, bic, check, icl, n_parameters
 from jaxgmm.selection._grid import STRUCTURES, Selection, select
 from jaxgmm.selection._merging import Merging, merge_components
@@ -12,6 +13,7 @@ from jaxgmm.selection._trim_curve import TrimCurve, trim_curve
 __all__ = [
     "STRUCTURES",
     "BestFit",
+    "ClassError",
     "DescriptionFit",
     "Merging",
     "Selection",
@@ -21,6 +23,7 @@ __all__ = [
     "best",
     "bic",
     "check",
+    "class_error",
     "fit_best",
     "fit_components",
     "fit_mml",
