@@ -16,7 +16,7 @@ from jaxgmm import _display as display
 from jaxgmm import _validate as validate
 from jaxgmm.components.registry import ModelLike, get_model
 from jaxgmm.data import Data
-from jaxgmm.density import check_drawable, check_labels, get_data, sample_as
+from jaxgmm.density import check_drawable, check_sizes, get_data, sample_as
 from jaxgmm.em import DEFAULT_OPTIONS, MAX_ITER, REG_COVAR, EMOptions
 from jaxgmm.inference._bootstrap import batched_map, lanes_at_once
 from jaxgmm.init._starts import Init, check_init
@@ -168,7 +168,7 @@ def bootstrap_likelihood_ratio(
     check_drawable(data, "bootstrap_likelihood_ratio")
     x = data.x
     n = validate.n_components(n_components, x.shape[0] - 1)
-    check_labels(data, n)
+    check_sizes(data, (n,))
     n_replicates = validate.count(n_replicates, "n_replicates", 1)
     numbers = {
         "tol": validate.tolerance(tol, x.shape[0], x.dtype),

@@ -205,6 +205,7 @@ class _Array(NamedTuple):
     weight: np.ndarray | None
     known: Mapping[str, np.ndarray]
     of_data: bool = False
+    gaps: bool = False
 
 
 class Arrays:
@@ -240,7 +241,7 @@ class Arrays:
         self.n_features = self._selection.n_features(self._n_columns)
         if "projection" in self.known:
             self.n_features = self.known["projection"][-1]
-        self.wide, self.of_data = is_wide(first.x.dtype), first.of_data
+        self.wide, self.of_data, self.gaps = is_wide(first.x.dtype), first.of_data, first.gaps
 
     def describe(self) -> dict[str, Any]:
         """Numbers alone: the summary of the data tells them from others."""
@@ -304,7 +305,9 @@ def _of_data(data: Data, where: str) -> _Array:
         x = np.where(np.asarray(data.observed), x, np.asarray(np.nan, x.dtype))
     fields = {name: getattr(data, name) for name in KNOWN}
     known = {name: np.asarray(a) for name, a in fields.items() if a is not None}
-    return _Array(x, None if data.weight is None else np.asarray(data.weight), known, True)
+    return _Array(
+        x, None if data.weight is None else np.asarray(data.weight), known, True, data.observed is not None
+    )
 
 
 def identity(path: str) -> dict[str, Any]:

@@ -262,6 +262,10 @@ def fit_stepwise(
       Cappé & Moulines (2009).
     """
     passes = validate.count(n_passes, "n_passes", 1)
+    if passes == 1 and isinstance(source, Iterator):
+        source = once(source)
+    data = open_source(source, columns, weight_column)
+    refuse_known(data, "stepwise EM")
     if not isinstance(params, StepwiseState):
         state = stepwise_init(params, reg_covar=reg_covar, prior=prior)
     elif prior is not None:
@@ -270,10 +274,6 @@ def fit_stepwise(
         state = params
     dtype, shape = np.dtype(state.relative.means.dtype), state.relative.means.shape
     schedule = _schedule(decay, delay, dtype)
-    if passes == 1 and isinstance(source, Iterator):
-        source = once(source)
-    data = open_source(source, columns, weight_column)
-    refuse_known(data, "stepwise EM")
     rows = rows_of(data, shape[1], dtype, chunk_size)
     if chunk_size is None and data.n_samples is not None:
         rows = min(rows, max(512, data.n_samples // 200))

@@ -80,8 +80,11 @@ def check_known(source: Source, component: Component, n_components: int, missing
 
 def refuse_known(source: Source, what: str) -> None:
     """Raise where a source gives more than rows and weights, of which `what` knows nothing."""
-    if known := known_of(source):
-        words = " and ".join(KNOWN[name] for name in known)
+    given = [KNOWN[name] for name in known_of(source)]
+    if isinstance(source, Arrays) and source.gaps:
+        given.insert(0, "missing entries")
+    if given:
+        words = " and ".join(given)
         raise ValueError(f"rows with {words} are not for {what}; use fit_stream")
 
 

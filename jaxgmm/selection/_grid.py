@@ -21,7 +21,7 @@ from jaxgmm.components.covariance.registry import STRUCTURES as RECORDS
 from jaxgmm.components.registry import ModelLike, get_model
 from jaxgmm.components.weights import Model
 from jaxgmm.data import Data
-from jaxgmm.density import check_ungrouped, get_data
+from jaxgmm.density import check_accepts, check_sizes, check_ungrouped, get_data
 from jaxgmm.init._starts import Init
 from jaxgmm.mixture import GMMParams, active
 from jaxgmm.priors import Prior
@@ -340,6 +340,9 @@ def select(
     if n_components is None:
         n_components = range(1, min(9, n_samples) + 1)
     sizes = validate.sizes(n_components, n_samples)
+    check_sizes(data, sizes)
+    for model in models.values():
+        check_accepts(data, model.component)
     budget = validate.count(budget, "budget", 1)
     folds = validate.count(n_folds, "n_folds", 2)
     key = validate.key(key)

@@ -25,7 +25,7 @@ from jaxgmm import _validate as validate
 from jaxgmm.components.registry import ModelLike, get_model
 from jaxgmm.components.weights import Model
 from jaxgmm.data import Data
-from jaxgmm.density import check_sizes, get_data
+from jaxgmm.density import check_accepts, check_sizes, get_data
 from jaxgmm.em import DEFAULT_OPTIONS, MAX_ITER, REG_COVAR, EMOptions, check_options
 from jaxgmm.init._starts import WIDEN, Init, check_init, check_prior, metric
 from jaxgmm.kernels.blocked_sum import block_rows
@@ -399,6 +399,8 @@ def fit_best(
     check_options(options).only("fit_best", "history_size")
     data = get_data(X, sample_weight)
     n = validate.n_components(n_components, data.x.shape[0])
+    check_sizes(data, (n,))
+    check_accepts(data, model.component)
     budget = validate.count(budget, "budget", 1)
     settings, unit = programs.settings_of(
         data, None, tol, max_iter, reg_covar, accelerate, max_ratio, (model,),

@@ -112,7 +112,7 @@ def test_what_does_not_go_in_a_stream_is_refused(double):
         (lambda: jaxgmm.fit_stream(student, jaxgmm.observe(X, noise=1.0)), "no density for rows with noise"),
         (
             lambda: jaxgmm.outofcore.fit_stepwise(start("float64"), rows),
-            "rows with noise and labels are not for stepwise EM",
+            "rows with missing entries and noise and labels are not for stepwise EM",
         ),
     ):
         with pytest.raises((ValueError, TypeError), match=words):
