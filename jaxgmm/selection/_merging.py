@@ -29,9 +29,10 @@ from jaxgmm.mixture import GMMParams
 
 METHODS = ("entropy", "overlap", "modes")
 ELBOWS = ("ratio", "lines")
-# Nats per row: falls of the entropy below the first are nothing, one of the second is what two components of
-# one cluster have at least. Two Gaussians 6.8 and 4.9 standard deviations apart have as much.
-_NOTHING, _SOMETHING = 0.001, 0.02
+# Nats per row: falls of the entropy below the first are nothing, and mergers that are not made count as the
+# second. Two Gaussians of one width have as much 7.2 and 4.9 standard deviations apart.
+_NOTHING, _SOMETHING = 0.0005, 0.02
+_CLEAR = 2.0  # the least ratio of two falls that is an elbow
 
 
 @functools.partial(
@@ -166,13 +167,14 @@ def _largest_ratio(entropies: Array, there: Array, total: Array) -> Array:
     """() int32 the number of clusters from which on mergers remove least, compared with those before.
 
     Largest (fall before + τ) / (fall after + τ) from two clusters on, with τ the fall that counts as nothing.
+    Where no ratio is clear, all components.
     """
     fall = jnp.where(there[1:] & there[:-1], jnp.diff(jnp.where(there, entropies, 0)), 0)
     before = jnp.where(jnp.append(there[2:], False), jnp.append(fall[1:], 0), _SOMETHING * total)
     nothing = _NOTHING * total
     ratio = jnp.where(there[1:] & there[:-1], (before + nothing) / (fall + nothing), 0)
     last = jnp.max(jnp.where(there, jnp.arange(1, len(there) + 1, dtype=jnp.int32), 0))
-    return jnp.where((ratio > 0).any(), jnp.argmax(ratio).astype(jnp.int32) + 2, last)
+    return jnp.where((ratio >= _CLEAR).any(), jnp.argmax(ratio).astype(jnp.int32) + 2, last)
 
 
 def _break(x: Array, y: Array, there: Array) -> Array:
@@ -325,8 +327,9 @@ def merge_components(
       sample_weight: (N,) or None for ones.
       by: "entropy", "overlap" or "modes".
       elbow: of "entropy", where the number of clusters is. "ratio": where the entropy falls most in the last
-        merger before, compared with the first one after; falls below 0.001 nats per row count as that, and
-        mergers that are not made as 0.02. It lies between 2 and K, which is where nothing overlaps.
+        merger before, compared with the first one after; falls below 0.0005 nats per row count as that, and
+        mergers that are not made as 0.02. It lies between 2 and K. It is K where nothing overlaps, and where
+        no fall is twice the next: then there is no elbow, and nothing is merged.
         "lines": where two lines break that are fitted by least squares to the entropies over the cumulated
         numbers of rows merged, as the paper proposes. It lies between 2 and K − 1, and often too high where
         clusters are chains of components: smaller pieces overlap more, which bends the upper line. From

@@ -215,17 +215,18 @@ def test_elbows():
     assert found.tolist() == [
         lines(a[: k + 1].astype(float), b[: k + 1]) for k, a, b in zip(n, x, y, strict=True)
     ]
-    # 1000 rows: 1 nat is nothing, 20 are something.
+    # 1000 rows: 0.5 nats are nothing, 20 are something.
     ends = np.array([
         [0, 0.1, 0.2, 50, 120, 200],  # three clusters, of two components each
         [0, 3, 30, 60, 90, 130],  # two, that touch
         [0, 0, 0, 0, 0, 0.5],  # six that are apart
         [0, 40, np.inf, np.inf, np.inf, np.inf],  # one or two: two
         [0, *[np.inf] * 5],
+        [0, 50, 108, np.inf, np.inf, np.inf],  # no elbow
         [np.inf, 30, 31, 32, 80, 130],  # a background, and three
     ], np.float32)  # fmt: skip
     chosen = quick_jit(jax.vmap(_largest_ratio, (0, 0, None)))(ends, np.isfinite(ends), np.float32(1000))
-    assert chosen.tolist() == [3, 2, 6, 2, 1, 4]
+    assert chosen.tolist() == [3, 2, 6, 2, 1, 3, 4]
 
 
 def test_it_traces_and_refuses_by_name():
