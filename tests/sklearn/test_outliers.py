@@ -61,7 +61,6 @@ def test_a_weight_of_zero_leaves_a_row_out():
         ({"n_components": 0}, "n_components"),
         ({"trim": 1.0}, "trim"),
         ({"covariance_type": "WWW"}, "must be one of"),
-        ({"covariance_type": "tied"}, "pools them"),
         ({"n_components": 400}, "n_samples >= n_components"),
     ],
 )
