@@ -18,9 +18,10 @@ from sklearn.utils.validation import check_is_fitted
 
 from jaxgmm import priors
 from jaxgmm.components.registry import ModelLike, fixed_weights
-from jaxgmm.data import MISSING, Data
+from jaxgmm.data import MISSING, Data, observe
 from jaxgmm.kernels.programs import in_float64
 from jaxgmm.mixture import GMMParams
+from jaxgmm.selection import select
 from jaxgmm.sklearn import _checks as checks
 from jaxgmm.sklearn import _init as init
 from jaxgmm.sklearn._conversion import CollapsedError, gaussian_model, log, to_device
@@ -28,6 +29,7 @@ from jaxgmm.sklearn._data import Host, Rows, check_observed, check_weight, compu
 from jaxgmm.sklearn._gaussian import GaussianMixture, shared_options
 
 _MODELS = ("MclustDA", "EDDA")
+_MOST = 5  # components of a class that "auto" tries, as mclust
 
 
 class GaussianMixtureClassifier(ClassifierMixin, BaseEstimator):
@@ -42,9 +44,10 @@ class GaussianMixtureClassifier(ClassifierMixin, BaseEstimator):
     Args:
       model_type: "MclustDA" or "EDDA".
       n_components: of every class, an int, or a list with one for each class, in the order of `classes_`.
-        EDDA has one each.
+        EDDA has one each. "auto", for MclustDA: for each class the number from 1 to 5 of smallest BIC, as
+        mclust does it, by `jaxgmm.select`.
       covariance_type: a name or a `jaxgmm.components.Covariance`; for MclustDA also a list, one for each
-        class.
+        class. With n_components="auto" also "auto": for each class that of mclust's fourteen of smallest BIC.
       tol: as in `GaussianMixture`, and so on down to `random_state`.
       reg_covar: added to the variances.
       max_iter: EM steps.
@@ -64,6 +67,7 @@ class GaussianMixtureClassifier(ClassifierMixin, BaseEstimator):
       classes_: the labels, without `unlabelled`.
       class_prior_: (n_classes,) probabilities; of a semi-supervised fit those that EM finds.
       estimators_: for MclustDA a fitted `GaussianMixture` for each class.
+      selections_: for n_components="auto" the `jaxgmm.Selection` of each class, which prints its table.
       mixture_: for EDDA one `GaussianMixture`, whose components are the classes.
       n_iter_: the most EM steps that a class took; 1 for EDDA with all labels and entries, which needs no
         more.
@@ -178,7 +182,39 @@ class GaussianMixtureClassifier(ClassifierMixin, BaseEstimator):
             raise ValueError(f"{name} must be one, or one for each of the {n} classes; got {value!r}")
         return list(value)
 
+    def _choose(self, data: Host, codes: Host, weight: Host | None) -> None:
+        """The number of components and the structure of each class, by BIC."""
+        types = self._of_each(self.covariance_type, "covariance_type")
+        random_state = check_random_state(self.random_state)
+        self.estimators_, self.selections_ = [], []
+        for code, kind in enumerate(types):
+            own = codes == code
+            key = jax.random.key(random_state.randint(2**31 - 1))
+            n = min(_MOST, int(own.sum()))
+            kinds = None if isinstance(kind, str) and kind == "auto" else (kind,)
+            with in_float64():
+                rows = observe(
+                    data[own], sample_weight=None if weight is None else weight[own], missing="nan"
+                )
+                choice = select(
+                    key, rows, range(1, n + 1), covariance_types=kinds, reg_covar=self.reg_covar,
+                    prior=self.prior,
+                )  # fmt: skip
+                if choice.best is None:
+                    which = f"every fit of class {self.classes_.tolist()[code]!r} failed"
+                    raise ValueError(f"{which}:\n{choice}")
+                mixture = GaussianMixture.from_params(choice.best.params, **shared_options(self))
+            mixture.n_iter_ = int(choice.best.n_iter)
+            self.estimators_.append(mixture)
+            self.selections_.append(choice)
+        self.n_iter_ = max(mixture.n_iter_ for mixture in self.estimators_)
+
     def _fit_each(self, data: Host, codes: Host, weight: Host | None) -> None:
+        if isinstance(self.n_components, str):
+            if self.n_components != "auto":
+                raise ValueError(f"n_components must be 'auto' or whole numbers; got {self.n_components!r}")
+            self._choose(data, codes, weight)
+            return
         sizes = self._of_each(self.n_components, "n_components")
         types = self._of_each(self.covariance_type, "covariance_type")
         self.estimators_ = []
