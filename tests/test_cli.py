@@ -159,7 +159,7 @@ def asked(monkeypatch):
     """What the library's search is asked for; rows that are left out choose one component."""
     calls = []
 
-    def select(key, x, sizes, weight, *, covariance_types, **options):
+    def select(key, x, sizes, *, covariance_types, **options):
         calls.append(options)
         (name,) = covariance_types
         results = jaxgmm.fit_components(key, x, sizes, covariance_type=name, n_init=2)
@@ -501,16 +501,16 @@ def test_complete_rows_are_fitted_alike_whatever_is_missing(command, data):
 def test_float32_gaps_are_centred_at_what_is_there(command, gapped, tmp_path, monkeypatch):
     seen = []
 
-    def refuse(key, data, sizes, weight, **_):
-        seen.append((data, weight))
+    def refuse(key, data, sizes, **_):
+        seen.append(data)
         raise ValueError("seen")
 
     monkeypatch.setattr(jaxgmm, "fit_components", refuse)
     far = gapped + 1e7
     np.save(tmp_path / "far.npy", far)
     assert command("fit", tmp_path / "far.npy", *QUICK, "--float32", "--missing", "fit")[0] == 2
-    ((data, weight),) = seen
-    assert weight is None
+    (data,) = seen
+    assert data.weight is None
     assert data.x.dtype == np.float32
     there = np.isfinite(far)
     np.testing.assert_array_equal(data.observed, there)
@@ -520,7 +520,7 @@ def test_float32_gaps_are_centred_at_what_is_there(command, gapped, tmp_path, mo
 def test_weights_go_with_the_gaps(command, gapped, tmp_path, monkeypatch):
     seen = []
 
-    def refuse(key, data, sizes, weight, **_):
+    def refuse(key, data, sizes, **_):
         seen.append(data)
         raise ValueError("seen")
 
@@ -531,7 +531,7 @@ def test_weights_go_with_the_gaps(command, gapped, tmp_path, monkeypatch):
     command("fit", tmp_path / "w.csv", *QUICK, "--weights", "n", "--missing", "fit")
     command("fit", tmp_path / "w.csv", *QUICK, "--weights", "n", "--missing", "drop")
     np.testing.assert_array_equal(seen[0].weight, weights)
-    np.testing.assert_array_equal(seen[1], gapped[np.isfinite(gapped).all(1)])
+    np.testing.assert_array_equal(seen[1].x, gapped[np.isfinite(gapped).all(1)])
 
 
 def test_rows_with_gaps_are_dropped(command, gaps, gapped, tmp_path):

@@ -27,9 +27,16 @@ def begin(name="full", dtype="float64", offset=0.0):
     return dataclasses.replace(start, means=start.means + np.asarray(offset, dtype))
 
 
-@pytest.mark.parametrize("name", ["full", "diag", "VVE", "tied"])
 @pytest.mark.parametrize(
-    "what", [{"means": [0, 2]}, {"covariances": True}, {"means": True, "weights": True}], ids=str
+    ("name", "what"),
+    [
+        ("full", {"means": [0, 2]}),
+        ("VVE", {"means": [0, 2]}),
+        ("tied", {"covariances": True}),
+        ("full", {"covariances": True}),
+        ("diag", {"means": True, "weights": True}),
+    ],
+    ids=str,
 )
 def test_what_is_held_stays_to_the_last_bit_and_the_rest_is_stationary(name, what, double):
     start = hold(begin(name, offset=OFFSET), **what)
