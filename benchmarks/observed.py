@@ -49,11 +49,11 @@ def alternately(runs: dict[str, tuple[Callable[[int], Any], int]], repeats: int)
     return least
 
 
-def ours(start: Any, data: Any) -> Callable[[int], Any]:
+def ours(start: Any, data: Any, trim: float | None = None) -> Callable[[int], Any]:
     options = jaxgmm.EMOptions(kernel="whitened")
 
     def run(n: int) -> Any:
-        result = jaxgmm.fit(start, data, tol=0.0, max_iter=n, accelerate=False, options=options)
+        result = jaxgmm.fit(start, data, tol=0.0, max_iter=n, accelerate=False, trim=trim, options=options)
         return jax.block_until_ready(result)
 
     return run

@@ -155,16 +155,6 @@ def scores(repeats: int) -> list[list[Any]]:
     return rows
 
 
-def ours(start: Any, X: Any, trim: float | None) -> Callable[[int], Any]:
-    options = jaxgmm.EMOptions(kernel="whitened")
-
-    def run(n: int) -> Any:
-        result = jaxgmm.fit(start, X, tol=0.0, max_iter=n, accelerate=False, trim=trim, options=options)
-        return jax.block_until_ready(result)
-
-    return run
-
-
 def tgmm_run(X: Any, means: Any, kind: str) -> Callable[[int], Any] | None:
     try:
         import torch
@@ -201,11 +191,11 @@ def steps(repeats: int) -> list[list[Any]]:
         start = np.ones(shape) if structure == "diag" else np.broadcast_to(np.eye(d), shape)
         gaussian = make(start, structure)
         runs: dict[str, Any] = {
-            "gaussian": (ours(gaussian, X, None), 100),
-            "student_t": (ours(make(start, f"student_t({structure})"), X, None), 100),
-            "contaminated": (ours(make(start, f"contaminated({structure})"), X, None), 100),
-            "background": (ours(jaxgmm.mixture.with_background(gaussian, X), X, None), 100),
-            "trim=0.1": (ours(gaussian, X, 0.1), 30),
+            "gaussian": (observed.ours(gaussian, X, None), 100),
+            "student_t": (observed.ours(make(start, f"student_t({structure})"), X, None), 100),
+            "contaminated": (observed.ours(make(start, f"contaminated({structure})"), X, None), 100),
+            "background": (observed.ours(jaxgmm.mixture.with_background(gaussian, X), X, None), 100),
+            "trim=0.1": (observed.ours(gaussian, X, 0.1), 30),
         }
         peer = tgmm_run(X, means, kind)
         if peer is not None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from jaxgmm._version import __version__
+
 if TYPE_CHECKING:
     from jaxgmm import interchange, plot, sklearn
     from jaxgmm._public import *
@@ -79,9 +81,8 @@ def __getattr__(name: str) -> Any:
     if name in _INTERFACES:
         return importlib.import_module(f"{__name__}.{name}")
     if name in __all__:
-        public = importlib.import_module(f"{__name__}._public")
-        globals().update({known: getattr(public, known) for known in public.__all__})
-        return globals()[name]
+        value = globals()[name] = getattr(importlib.import_module(f"{__name__}._public"), name)
+        return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -36,7 +36,7 @@ class Table(NamedTuple):
 
 
 def look(a: Any) -> Array | None:
-    """An array's numbers where they can be had at once: not of a traced, deleted, remote or large one."""
+    """An array's values as NumPy's; None for an array that is traced, deleted, on other hosts, or large."""
     if isinstance(a, jax.core.Tracer) or not isinstance(a, jax.Array | np.ndarray | np.generic):
         return None
     if a.size > _SHOWN or not np.issubdtype(a.dtype, np.number):
@@ -95,7 +95,7 @@ def mixture_table(
 def parameter_table(
     parts: Mapping[str, Sequence[Any]], columns: Sequence[str] | None, most: int = 60
 ) -> Table | None:
-    """A row for each weight, mean and variance of a mixture; None where the numbers cannot be had at once.
+    """A row for each weight, mean and variance of a mixture; None where `look` finds no values.
 
     Args:
       parts: for each column of the table its heading, and weights (K,), means (K, D) and covariances
@@ -128,19 +128,15 @@ def parameter_table(
 
 
 class Shown:
-    """What prints as a table: one line at a prompt, the table where it is printed, HTML in a notebook."""
+    """A record with a table: `repr` is one line, printed it is the line and the table, in a notebook HTML."""
 
     def _table(self) -> Table | None:
-        """The table, or None where the numbers cannot be had at once."""
-        raise NotImplementedError
+        """The table, or None where `look` finds no values."""
+        return None
 
-    def _remarks(self) -> str:
-        """What the line says beside the name."""
-        return ""
-
-    def __repr__(self) -> str:
-        """One line."""
-        return f"{type(self).__name__}({self._remarks()})"
+    def _caption(self) -> str:
+        """The line above the table in a notebook."""
+        return repr(self)
 
     def __str__(self) -> str:
         """The line and the table."""
@@ -149,7 +145,7 @@ class Shown:
 
     def _repr_html_(self) -> str:
         table = self._table()
-        return f"<pre>{html.escape(repr(self))}</pre>" if table is None else as_html(table, repr(self))
+        return f"<pre>{html.escape(repr(self))}</pre>" if table is None else as_html(table, self._caption())
 
 
 def as_text(table: Table, width: int = _WIDTH) -> str:

@@ -1,112 +1,57 @@
 """The public names of the package but its interfaces; `jaxgmm` imports this when one is first asked for."""
 
-from jaxgmm import (
-    cache,
-    components,
-    distributions,
-    em,
-    gradients,
-    inference,
-    init,
-    mixture,
-    outofcore,
-    parallel,
-    selection,
-    variational,
-)
-from jaxgmm._summary import Summary, summary
-from jaxgmm._version import __version__
-from jaxgmm.data import Data, observe
-from jaxgmm.density import (
-    component_log_prob,
-    impute,
-    log_prob,
-    outliers,
-    predict,
-    responsibilities,
-    sample,
-    score,
-)
-from jaxgmm.em import EMOptions, e_step, elbo, em_step, fit, m_step
-from jaxgmm.gradients import fit_gradient
-from jaxgmm.io import load, save
-from jaxgmm.kernels.base import Statistics
-from jaxgmm.mixture import GMMParams, make_params
-from jaxgmm.outofcore import fit_stream
-from jaxgmm.parallel._sharded import fit_sharded
-from jaxgmm.priors import Prior, default_prior, log_prior
-from jaxgmm.result import FitResult
-from jaxgmm.selection import (
-    Selection,
-    aic,
-    best,
-    bic,
-    check,
-    fit_best,
-    fit_components,
-    fit_restarts,
-    icl,
-    n_parameters,
-    select,
-)
-from jaxgmm.solvers.squarem import Status
-from jaxgmm.variational import fit_variational
-
-__all__ = [
-    "Data",
-    "EMOptions",
-    "FitResult",
-    "GMMParams",
-    "Prior",
-    "Selection",
-    "Statistics",
-    "Status",
-    "Summary",
-    "__version__",
-    "aic",
-    "best",
-    "bic",
-    "cache",
-    "check",
-    "component_log_prob",
-    "components",
-    "default_prior",
-    "distributions",
-    "e_step",
-    "elbo",
-    "em",
-    "em_step",
-    "fit",
-    "fit_best",
-    "fit_components",
-    "fit_gradient",
-    "fit_restarts",
-    "fit_sharded",
-    "fit_stream",
-    "fit_variational",
-    "gradients",
-    "icl",
-    "impute",
-    "inference",
-    "init",
-    "load",
-    "log_prior",
-    "log_prob",
-    "m_step",
-    "make_params",
-    "mixture",
-    "n_parameters",
-    "observe",
-    "outliers",
-    "outofcore",
-    "parallel",
-    "predict",
-    "responsibilities",
-    "sample",
-    "save",
-    "score",
-    "select",
-    "selection",
-    "summary",
-    "variational",
-]
+from jaxgmm import cache as cache
+from jaxgmm import components as components
+from jaxgmm import distributions as distributions
+from jaxgmm import em as em
+from jaxgmm import gradients as gradients
+from jaxgmm import inference as inference
+from jaxgmm import init as init
+from jaxgmm import mixture as mixture
+from jaxgmm import outofcore as outofcore
+from jaxgmm import parallel as parallel
+from jaxgmm import selection as selection
+from jaxgmm import variational as variational
+from jaxgmm._summary import Summary as Summary
+from jaxgmm._summary import summary as summary
+from jaxgmm.data import Data as Data
+from jaxgmm.data import observe as observe
+from jaxgmm.density import component_log_prob as component_log_prob
+from jaxgmm.density import impute as impute
+from jaxgmm.density import log_prob as log_prob
+from jaxgmm.density import outliers as outliers
+from jaxgmm.density import predict as predict
+from jaxgmm.density import responsibilities as responsibilities
+from jaxgmm.density import sample as sample
+from jaxgmm.density import score as score
+from jaxgmm.em import EMOptions as EMOptions
+from jaxgmm.em import e_step as e_step
+from jaxgmm.em import elbo as elbo
+from jaxgmm.em import em_step as em_step
+from jaxgmm.em import fit as fit
+from jaxgmm.em import m_step as m_step
+from jaxgmm.gradients import fit_gradient as fit_gradient
+from jaxgmm.io import load as load
+from jaxgmm.io import save as save
+from jaxgmm.kernels.base import Statistics as Statistics
+from jaxgmm.mixture import GMMParams as GMMParams
+from jaxgmm.mixture import make_params as make_params
+from jaxgmm.outofcore import fit_stream as fit_stream
+from jaxgmm.parallel._sharded import fit_sharded as fit_sharded
+from jaxgmm.priors import Prior as Prior
+from jaxgmm.priors import default_prior as default_prior
+from jaxgmm.priors import log_prior as log_prior
+from jaxgmm.result import FitResult as FitResult
+from jaxgmm.selection import Selection as Selection
+from jaxgmm.selection import aic as aic
+from jaxgmm.selection import best as best
+from jaxgmm.selection import bic as bic
+from jaxgmm.selection import check as check
+from jaxgmm.selection import fit_best as fit_best
+from jaxgmm.selection import fit_components as fit_components
+from jaxgmm.selection import fit_restarts as fit_restarts
+from jaxgmm.selection import icl as icl
+from jaxgmm.selection import n_parameters as n_parameters
+from jaxgmm.selection import select as select
+from jaxgmm.solvers.squarem import Status as Status
+from jaxgmm.variational import fit_variational as fit_variational

@@ -577,7 +577,7 @@ def impute(params: GMMParams, X: ArrayLike | Data, key: Array | None = None) -> 
         key = validate.key(key)
         if not params.component.is_gaussian:
             raise ValueError(f"draws need Gaussian components; params have {params.component.name!r}")
-    elif isinstance(params.component.options, Component):
+    elif params.component.has_background:
         raise ValueError("a uniform background has no conditional means; impute from the other components")
     if data.is_complete:
         return data.x

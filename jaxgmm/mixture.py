@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import html
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,7 +25,7 @@ from jaxgmm.kernels.programs import jit
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class GMMParams:
+class GMMParams(display.Shown):
     """A mixture p(x) = Σ_k π_k f(x | μ_k, θ_k), Gaussian or of another component family: an immutable pytree.
 
     Nothing is checked when one is built, for `vmap` and `jax.tree.map` build these too: `make_params` checks.
@@ -94,18 +93,11 @@ class GMMParams:
         """One line: what kind of mixture it is. Printed, it is a table."""
         return f"GMMParams({kind(self)})"
 
-    def __str__(self) -> str:
-        """Weights and means ± standard deviations, where they can be looked at."""
-        table = components(self)
-        return repr(self) if table is None else f"{self!r}\n{display.as_text(table)}"
+    def _table(self) -> display.Table | None:
+        return components(self)
 
-    def _repr_html_(self) -> str:
-        table = components(self)
-        return (
-            f"<pre>{html.escape(repr(self))}</pre>"
-            if table is None
-            else display.as_html(table, f"Gaussian mixture: {kind(self)}")
-        )
+    def _caption(self) -> str:
+        return f"Gaussian mixture: {kind(self)}"
 
 
 def kind(params: GMMParams) -> str:
@@ -147,7 +139,7 @@ def components(
     counts: np.ndarray[Any, Any] | None = None,
     most: tuple[int, int] = (12, 20),
 ) -> display.Table | None:
-    """The table of one mixture, or None where its numbers cannot be had at once."""
+    """The table of one mixture, or None where `display.look` finds no values."""
     log_weights, means = display.look(params.log_weights), display.look(params.means)
     if log_weights is None or means is None or any(display.look(a) is None for a in jax.tree.leaves(params)):
         return None
@@ -389,7 +381,7 @@ def with_background(params: GMMParams, extent: ArrayLike, weight: float = 0.05) 
     """
     validate.single_mixture(params.log_weights, params.means, params.scale)
     dtype, d, k = params.means.dtype, params.n_features, params.n_components
-    if isinstance(params.component.options, Component):
+    if params.component.has_background:
         raise ValueError(f"params have a background already: {params.component.name!r}")
     if params.weights_rule.holds:
         raise ValueError("means and covariances cannot be held beside a background; use hold(params)")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import html
 from typing import Any
 
 import jax
@@ -17,7 +16,7 @@ from jaxgmm.solvers.squarem import Status
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class FitResult:
+class FitResult(display.Shown):
     """A fitted mixture and how the fit ended; under `vmap` every array has leading batch axes.
 
     Attributes:
@@ -43,16 +42,8 @@ class FitResult:
         """One line: what was fitted and how it ended. Printed, it has the mixture's table."""
         return f"{type(self).__name__}({kind(self.params)}: {', '.join([*ending(self), *self._remarks()])})"
 
-    def __str__(self) -> str:
-        """The line and, of one fit, the mixture."""
-        table = components(self.params)
-        return repr(self) if table is None else f"{self!r}\n{display.as_text(table)}"
-
-    def _repr_html_(self) -> str:
-        table = components(self.params)
-        return (
-            f"<pre>{html.escape(repr(self))}</pre>" if table is None else display.as_html(table, repr(self))
-        )
+    def _table(self) -> display.Table | None:
+        return components(self.params)
 
     def _remarks(self) -> list[str]:
         """What a subclass adds to the line."""

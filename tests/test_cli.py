@@ -1276,6 +1276,8 @@ def test_one_column_fits_what_differs_once(command, data, monkeypatch):
     assert f"one of {', '.join(fitted)}, and not fitted again: full, EVV" in err
     command("fit", data, *words)
     assert len(fitted) == 4 + 6
+    command("fit", data, "--columns", "width", "--covariance", "all")
+    assert fitted[4 + 6 :] == ["E", "V"]
 
 
 def test_a_mistyped_option_does_not_wait_for_jax(process):

@@ -176,6 +176,8 @@ def fit(
       jaxgmm fit faithful.csv --components 1:6 --covariance full,tied
       jaxgmm fit gaps.csv --missing fit --out model.npz
     """  # noqa: D301 - click reads \b, which keeps the lines below it as they are
+    from jaxgmm.selection._grid import UNIVARIATE
+
     criterion, folds = options["criterion"], options["folds"]
     if criterion in LEFT_OUT and options["n_init"] is not None:
         raise UserError(f"--criterion {criterion} needs the tournament: leave --n-init out")
@@ -188,7 +190,7 @@ def fit(
     names, notes = choose(table, columns, weights)
     X = table.matrix(names, gaps=missing != "error", hint="use --missing fit")
     if len(names) == 1:
-        structures, same = _distinct_in_one(structures)
+        structures, same = (UNIVARIATE, []) if covariance == ("all",) else _distinct_in_one(structures)
         notes.extend(same)
     sample_weight = None if weights is None else table.weights(weights)
     X, sample_weight, left_out = _without_gaps(table, names, X, sample_weight, missing)

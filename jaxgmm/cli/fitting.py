@@ -101,7 +101,7 @@ def _largest_first(params: Any) -> Any:
     from jaxgmm.mixture import take
 
     weights = np.array(params.log_weights)
-    if params.model.name.startswith("background"):
+    if params.component.has_background:
         weights[-1] = -np.inf
     return take(params, np.argsort(-weights, kind="stable"))
 

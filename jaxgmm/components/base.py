@@ -142,6 +142,11 @@ class Component(NamedTuple):
     is_gaussian: bool = False
     options: Any = None
 
+    @property
+    def has_background(self) -> bool:
+        """Whether the last component is a uniform background beside components of another family."""
+        return isinstance(self.options, Component)
+
     def __repr__(self) -> str:
         """Short, for the record's functions say nothing to a reader."""
         return f"Component({self.name!r})"

@@ -10,7 +10,6 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jaxgmm import _validate as validate
-from jaxgmm.components.base import Component
 from jaxgmm.components.covariance.full import full
 from jaxgmm.distributions._operations import check_part, factors, part
 from jaxgmm.kernels.linalg import eigh, einsum, lower_inverse, triangular_factor
@@ -35,7 +34,7 @@ class Directions(NamedTuple):
 
 def _check(params: GMMParams, what: str) -> None:
     check_part(params, what)
-    if isinstance(params.component.options, Component):
+    if params.component.has_background:
         raise ValueError(f"{what} cannot take a uniform background; give the other components alone")
 
 

@@ -12,7 +12,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from jaxgmm import _validate as validate
-from jaxgmm.components.base import Component, Seen
+from jaxgmm.components.base import Seen
 from jaxgmm.density import check_mixture, component_log_prob
 from jaxgmm.distributions._operations import factors
 from jaxgmm.kernels.linalg import einsum, epsilon, lower_inverse, safe_cholesky, triangular_factor
@@ -21,20 +21,20 @@ from jaxgmm.mixture import GMMParams
 from jaxgmm.solvers.implicit import Derivative, Evaluation
 from jaxgmm.solvers.squarem import Status, solve
 
-_SAME = 0.1  # two ends of climbs that are nearer than this, in widths of the components there, are one mode
-_ASIDE = 1e-3  # how far beside its mean a climb begins, in widths: a mean may lie on a saddle
+_SAME = 0.1  # two ends of ascents that are nearer than this, in widths of the components there, are one mode
+_ASIDE = 1e-3  # how far beside its mean an ascent begins, in widths: a mean may lie on a saddle
 
 
 class Modes(NamedTuple):
-    """Where the climbs from the components' means end.
+    """Where the ascents from the components' means end.
 
     Attributes:
-      points: (K, D) the mode that each component climbs to.
+      points: (K, D) the mode that the ascent from each component's mean reaches.
       log_prob: (K,) the log density there, in nats.
-      labels: (K,) int32 the number of that mode, from 0, in the order of the first component that climbs to
-        it; −1 for components that are switched off and for a uniform background.
+      labels: (K,) int32 the number of that mode, from 0, in the order of the first component that reaches it;
+        −1 for components that are switched off and for a uniform background.
       n_modes: () int32 how many different modes there are.
-      converged: (K,) whether the climb came to its end within max_iter steps.
+      converged: (K,) whether the ascent converged within max_iter steps.
     """
 
     points: Array
@@ -45,18 +45,18 @@ class Modes(NamedTuple):
 
 
 class _Mixture(NamedTuple):
-    """What a climb needs, with the components' precisions Wᵀ W."""
+    """What an ascent needs, with the components' precisions Wᵀ W."""
 
     params: GMMParams
     inverse: Array  # (K, D, D) W = C⁻¹
-    mean: Array  # (D,) of the component that climbs
+    mean: Array  # (D,) of the component that the ascent begins at
     lower: Array  # (D, D) its factor C
 
 
 def has_place(params: GMMParams) -> Array:
     """(K,) which components are on and have a place: all but a uniform background, which is the last."""
     on = params.log_weights > -jnp.inf
-    return on.at[-1].set(False) if isinstance(params.component.options, Component) else on
+    return on.at[-1].set(False) if params.component.has_background else on
 
 
 def _joint(params: GMMParams, length: Array) -> Array:
@@ -70,7 +70,7 @@ def _joint(params: GMMParams, length: Array) -> Array:
 
 
 def _shares(params: GMMParams, y: Array) -> tuple[Array, Array]:
-    """log p (), and how much each component pulls (K,), of sum 1, at whitened residuals y (K, D).
+    """log p (), and the weights of the components in the step (K,), of sum 1, at whitened residuals y (K, D).
 
     ∇ log p = −Σ_k r_k u_k Σ_k⁻¹ (x − μ_k), with u = 1 for Gaussians and −2 ∂ log f_k / ∂δ_k for any component
     whose density falls with the squared distance δ_k.
@@ -83,7 +83,7 @@ def _shares(params: GMMParams, y: Array) -> tuple[Array, Array]:
 
 
 def _evaluate(z: Array, m: _Mixture) -> Evaluation:
-    """One step from x = μ + C z, in the coordinates of the component that climbs."""
+    """One step from x = μ + C z, in the coordinates of the component it begins at."""
     params, eps = m.params, epsilon(z.dtype)
     gaps = params.means - m.mean[None, :]
     y = einsum("kde,ke->kd", m.inverse, einsum("de,e->d", m.lower, z)[None, :] - gaps)
@@ -111,12 +111,12 @@ def _modes(params: GMMParams, tol: Array, max_iter: Array) -> Modes:
     inverse = lower_inverse(lower)
     start = jnp.full((d,), float(_ASIDE / d**0.5), params.means.dtype)
 
-    def climb(mean: Array, own: Array) -> tuple[Array, Array, Array]:
+    def ascend(mean: Array, own: Array) -> tuple[Array, Array, Array]:
         found = solve(
             _evaluate,
             start,
             _Mixture(params, inverse, mean, own),
-            chart=None,  # an extrapolation could reach another mode's slope
+            chart=None,  # an extrapolation could lead to another mode
             tol=tol,
             max_iter=max_iter,
             accelerate=jnp.asarray(False),
@@ -126,7 +126,7 @@ def _modes(params: GMMParams, tol: Array, max_iter: Array) -> Modes:
         point = mean + einsum("de,e->d", own, found.point)
         return point, found.report, found.status == Status.CONVERGED
 
-    points, log_prob, converged = jax.vmap(climb)(params.means, lower)
+    points, log_prob, converged = jax.vmap(ascend)(params.means, lower)
     place = has_place(params)
     labels, n_modes = _numbered(*lax.stop_gradient((params, inverse, points)))
     return Modes(points, log_prob, labels, n_modes, converged & place)
@@ -153,21 +153,21 @@ def _numbered(params: GMMParams, inverse: Array, points: Array) -> tuple[Array, 
 
 
 def modes(params: GMMParams, *, tol: ArrayLike = 1e-4, max_iter: int = 10_000) -> Modes:
-    """The modes of the density: every component's mean climbs to the top of its hill.
+    """The modes of the density, by an ascent from the mean of every component.
 
-    x ← (Σ_k r_k Σ_k⁻¹)⁻¹ Σ_k r_k Σ_k⁻¹ μ_k, with r_k the responsibilities at x, from all means at once. Each
-    step raises the density. Components of other families, whose density falls with the Mahalanobis distance,
-    have their own weight u_k of a point beside r_k: (ν + D)/(ν + δ_k) for a t. A uniform background has no
-    mode of its own. Components that climb to one mode make one cluster. A Gaussian mixture can have more
-    modes than components; those that no mean climbs to are not found.
+    x ← (Σ_k r_k Σ_k⁻¹)⁻¹ Σ_k r_k Σ_k⁻¹ μ_k, with r_k the responsibilities at x; the ascents are one batch.
+    Each step raises the density. Components of other families, whose density falls with the Mahalanobis
+    distance, have their own weight u_k of a point beside r_k: (ν + D)/(ν + δ_k) for a t. A uniform background
+    has no mode of its own. Components whose ascents reach one mode make one cluster. A Gaussian mixture can
+    have more modes than components; those that no ascent reaches are not found.
 
     Works under `jit` and `vmap`. Points and log densities have derivatives, by the implicit function theorem;
-    NaN where a climb has not converged.
+    NaN where an ascent has not converged.
 
     Args:
       params: the mixture.
-      tol: when a climb ends: its estimated distance to the mode, in widths of the components there.
-      max_iter: how many steps it may take. Where two modes are about to become one, climbs are slow.
+      tol: when an ascent ends: its estimated distance to the mode, in widths of the components there.
+      max_iter: how many steps it may take. Where two modes are about to become one, ascents are slow.
 
     Returns:
       `Modes`. Points that are within a tenth of a width of one another count as one.
@@ -283,7 +283,7 @@ def ridgeline(params: GMMParams, i: int | Array, j: int | Array, *, n_points: in
     n = validate.count(n_points, "n_points", 3)
     if validate.is_concrete(i, j):
         first, second = validate.count(i, "i", 0), validate.count(j, "j", 0)
-        last = params.n_components - isinstance(params.component.options, Component)
+        last = params.n_components - params.component.has_background
         if first == second or max(first, second) >= last:
             raise ValueError(f"i and j must be two components of 0 to {last - 1}; got {first} and {second}")
         pair = jax.device_put(np.asarray([first, second], np.int32))

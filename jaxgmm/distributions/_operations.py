@@ -278,7 +278,7 @@ def regress(params: GMMParams, X_observed: ArrayLike, features: Sequence[int] | 
       Sung (2004), Gaussian Mixture Regression and Classification, equations 2.3 and 2.5.
     """
     check_part(params, "regress")
-    if isinstance(params.component.options, Component):
+    if params.component.has_background:
         raise ValueError("a uniform background has no moments; regress on the other components")
     observed = _observed(params, features)
     x = validate.data(X_observed, name="X_observed")

@@ -59,12 +59,13 @@ class Bootstrap(display.Shown):
         small = validate.is_concrete(self) and self.status.ndim == 1
         return self.intervals()._table() if small else None
 
-    def _remarks(self) -> str:
+    def __repr__(self) -> str:
+        """One line: how many refits, and how many of them failed. Printed, it is a table."""
         status = display.look(self.status)
         if status is None or status.ndim != 1:
-            return ""
+            return "Bootstrap()"
         n_failed = int((~np.asarray(self.usable)).sum())
-        return f"{len(status)} refits" + (f", {n_failed} failed" if n_failed else "")
+        return f"Bootstrap({len(status)} refits{f', {n_failed} failed' if n_failed else ''})"
 
     @property
     def usable(self) -> Array:

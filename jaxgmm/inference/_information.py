@@ -82,10 +82,11 @@ class StandardErrors(display.Shown, Entries):
         columns = {"estimate": parts(self.estimate), "std. error": parts(self)}
         return display.parameter_table(columns, self.columns)
 
-    def _remarks(self) -> str:
+    def __repr__(self) -> str:
+        """One line: how far the maximum is. Printed, it is a table."""
         distance = display.look(self.distance)
         one = distance is not None and distance.ndim == 0
-        return f"{distance:.2g} standard errors from the maximum" if one else ""
+        return f"StandardErrors({f'{distance:.2g} standard errors from the maximum' if one else ''})"
 
 
 @jax.tree_util.register_dataclass
@@ -122,9 +123,10 @@ class ConfidenceIntervals(display.Shown):
         columns = {"estimate": parts(self.estimate), "std. error": parts(self.errors)}
         return display.parameter_table(columns | ends, self.columns)
 
-    def _remarks(self) -> str:
+    def __repr__(self) -> str:
+        """One line: the level. Printed, it is a table."""
         level = display.look(self.level)
-        return "" if level is None or level.ndim else f"{100 * float(level):.3g} %"
+        return f"ConfidenceIntervals({'' if level is None or level.ndim else f'{100 * float(level):.3g} %'})"
 
 
 def parts(e: Entries) -> tuple[Array, Array, Array]:

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
-from jaxgmm.plot.style import HALO, MARKERS, PALETTE, SMALL, STYLES, label, new_axes, tidy
+from jaxgmm.plot.style import HALO, PALETTE, SMALL, label, line_look, new_axes, tidy
 
 # A difference above ten is very strong evidence (Kass & Raftery 1995, section 3.2, for BIC).
 _LINEAR = 10.0
@@ -52,7 +52,6 @@ def plot_criteria(
     if wide:
         # Linear where fits compete, logarithmic where not: a bad structure must not flatten the others.
         axes.set_yscale("symlog", linthresh=_LINEAR, linscale=1)
-    ends: list[tuple[float, str, str]] = []
     lines: list[Line2D] = []
     for i, name in enumerate(dict.fromkeys(str(row["covariance_type"]) for row in finite)):
         own = [row for row in table if row["covariance_type"] == name]
@@ -60,11 +59,7 @@ def plot_criteria(
         k = np.array([row["n_components"] for row in rows], int)
         y = np.array([row[criterion] for row in rows], float) - lowest
         y[~np.isfinite(y)] = np.nan
-        colour, style = PALETTE[i % len(PALETTE)], STYLES[i // len(PALETTE) % len(STYLES)]
-        look: dict[str, Any] = {"color": colour, "marker": MARKERS[i % len(MARKERS)], "ms": 4, "lw": 1.2}
-        (line,) = axes.plot(k, y, style, label=name, clip_on=False, **look)
-        ends.append((float(y[np.isfinite(y)][-1]), name, colour))
-        lines.append(line)
+        lines += axes.plot(k, y, label=name, **line_look(i))
     axes.plot(int(best["n_components"]), 0, "o", ms=10, mfc="none", mec="black", mew=1.2, clip_on=False)
     axes.margins(x=0.05)
     # Smaller is better, so below the best there is nothing but the room that its label takes, in points.
@@ -83,14 +78,7 @@ def plot_criteria(
     label(axes, "number of components K", f"{criterion.upper()} above the best{scale}")
     tidy(axes)
     _mark(axes, int(best["n_components"]), f"best: {best['covariance_type']}, K = {best['n_components']}")
-    if len(ends) <= len(PALETTE):
-        label_ends(axes, ends)
-    else:
-        # Colours come twice: their names need the markers and dashes beside them, in the order of the ends.
-        order = sorted(range(len(ends)), key=lambda i: -ends[i][0])
-        place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1, 1), "borderaxespad": 0}
-        place |= {"fontsize": SMALL, "frameon": False, "handlelength": 2.6, "labelspacing": 0.25}
-        axes.legend(handles=[lines[i] for i in order], **place)
+    name_lines(axes, lines)
     return axes
 
 
@@ -103,7 +91,24 @@ def _mark(axes: Axes, k: int, text: str) -> None:
     axes.annotate(text, (k, 0), xytext=place, textcoords="offset points", **font)
 
 
-def label_ends(axes: Axes, ends: list[tuple[float, str, str]]) -> None:
+def name_lines(axes: Axes, lines: Sequence[Line2D]) -> None:
+    """Write the names of lines at their right-hand ends; where colours come twice, in a legend."""
+
+    def end(line: Line2D) -> float:
+        y = np.asarray(line.get_ydata(), float)
+        return float(y[np.isfinite(y)][-1])
+
+    # In the order of the ends; one without any number is not there.
+    lines = sorted((line for line in lines if np.isfinite(line.get_ydata()).any()), key=end, reverse=True)
+    if len(lines) <= len(PALETTE):
+        _label_ends(axes, [(end(line), str(line.get_label()), str(line.get_color())) for line in lines])
+        return
+    place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1, 1), "borderaxespad": 0}
+    place |= {"fontsize": SMALL, "frameon": False, "handlelength": 2.6, "labelspacing": 0.25}
+    axes.legend(handles=list(lines), **place)
+
+
+def _label_ends(axes: Axes, ends: list[tuple[float, str, str]]) -> None:
     """Write each line's name at its right-hand end, moved up or down until no two overlap."""
     gap = 1.25 * SMALL * axes.figure.dpi / 72 / axes.get_window_extent().height
     ends = sorted(ends)

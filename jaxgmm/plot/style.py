@@ -34,6 +34,13 @@ def new_axes(axes: Axes | None, height: float = 3.2) -> Axes:
     return new_figure((3.5, height)).add_subplot() if axes is None else axes
 
 
+def line_look(i: int) -> dict[str, Any]:
+    """Colour, dashes and marker of the i-th line of a picture; of the first two dozen no two are alike."""
+    n = len(PALETTE)
+    look = {"color": PALETTE[i % n], "ls": STYLES[i // n % len(STYLES)], "marker": MARKERS[i % len(MARKERS)]}
+    return {**look, "ms": 4, "lw": 1.2, "clip_on": False}
+
+
 def label(axes: Axes, x: str, y: str) -> None:
     """The axes' labels; a `$` in a column's name is no mathematics."""
     axes.set_xlabel(x, fontsize=TEXT, parse_math=False)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 
-from jaxgmm.plot.criteria import label_ends
-from jaxgmm.plot.style import MARKERS, PALETTE, STYLES, label, new_axes, tidy
+from jaxgmm.plot.criteria import name_lines
+from jaxgmm.plot.style import label, line_look, new_axes, tidy
 from jaxgmm.selection import TrimCurve
 
 
@@ -39,18 +40,15 @@ def plot_trim_curve(curve: TrimCurve, *, ax: Axes | None = None) -> Axes:
     """
     if not np.isfinite(curve.total).any():
         raise ValueError("plot_trim_curve: every fit of the curve has failed")
-    axes, ends = new_axes(ax, 3.0), []
+    axes = new_axes(ax, 3.0)
     order = np.argsort(curve.trims)
     x = np.asarray(curve.trims)[order]
+    lines: list[Line2D] = []
     for i, (k, row) in enumerate(zip(curve.n_components, curve.total, strict=True)):
-        y = row[order]
-        colour, style = PALETTE[i % len(PALETTE)], STYLES[i // len(PALETTE) % len(STYLES)]
-        axes.plot(x, y, style, color=colour, marker=MARKERS[i % len(MARKERS)], ms=4, lw=1.2, clip_on=False)
-        if np.isfinite(y).any():
-            ends.append((float(y[np.isfinite(y)][-1]), f"K = {k}", colour))
+        lines += axes.plot(x, row[order], label=f"K = {k}", **line_look(i))
     axes.set_xticks(x)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     label(axes, "trimmed share α", "trimmed log-likelihood (nats)")
     tidy(axes)
-    label_ends(axes, ends)
+    name_lines(axes, lines)
     return axes

@@ -1,4 +1,4 @@
-"""Clusters out of components: components merged in turn, until one cluster is left.
+"""Clusters out of components: pairs of components merged one after the other, until one cluster is left.
 
 What is merged are labels. The mixture, and with it the density, stays as it is: a cluster is a mixture of its
 components, and its responsibility for a row is the sum of theirs.
@@ -18,7 +18,6 @@ from jax.scipy.special import entr
 from jax.typing import ArrayLike
 
 from jaxgmm import _validate as validate
-from jaxgmm.components.base import Component
 from jaxgmm.data import Data
 from jaxgmm.density import check_ungrouped, data_of, responsibilities
 from jaxgmm.distributions._modes import modes
@@ -313,7 +312,7 @@ def merge_components(
       the entropies, see `elbow`.
     - "overlap" merges the two of which rows are most often taken for the other's: the larger of
       Σ_n r_ni [row n is taken for j's] / Σ_n r_ni and the same of (j, i), until it is below `threshold`.
-    - "modes" merges first the components whose means climb to one mode of the density (see
+    - "modes" merges first the components whose means lead to one mode of the density (see
       `jaxgmm.distributions.modes`). The number of clusters is that of the modes. Among these, and after them,
       pairs are chosen as by "entropy".
 
@@ -326,10 +325,11 @@ def merge_components(
       X: (N, D), or `Data`.
       sample_weight: (N,) or None for ones.
       by: "entropy", "overlap" or "modes".
-      elbow: of "entropy", where the number of clusters is. "ratio": where the entropy falls most in the last
-        merger before, compared with the first one after; falls below 0.0005 nats per row count as that, and
-        mergers that are not made as 0.02. It lies between 2 and K. It is K where nothing overlaps, and where
-        no fall is twice the next: then there is no elbow, and nothing is merged.
+      elbow: of "entropy", the rule for the number of clusters. "ratio": the number c at which the fall of the
+        entropy by the merger to c clusters is largest relative to that by the merger to c − 1; a fall below
+        0.0005 nats per row counts as that, and a merger that is not made as 0.02. It lies between 2 and K.
+        It is K where nothing overlaps, and where no fall is twice the next: then there is no elbow, and
+        nothing is merged.
         "lines": where two lines break that are fitted by least squares to the entropies over the cumulated
         numbers of rows merged, as the paper proposes. It lies between 2 and K − 1, and often too high where
         clusters are chains of components: smaller pieces overlap more, which bends the upper line. From
@@ -390,5 +390,5 @@ def merge(
         limit,
         by=by,
         elbow=elbow,
-        has_background=isinstance(params.component.options, Component),
+        has_background=params.component.has_background,
     )

@@ -15,7 +15,6 @@ from jax.typing import ArrayLike
 from jaxgmm import _coordinates as coordinates
 from jaxgmm import _units as units
 from jaxgmm import _validate as validate
-from jaxgmm.components.base import Component
 from jaxgmm.components.registry import ModelLike, get_model
 from jaxgmm.components.weights import FREE, Model
 from jaxgmm.data import Data, summarise
@@ -229,11 +228,11 @@ def fit_mml(
     L = T/2 Σ_k log(n π_k) + K/2 log n − log p(X)
 
     is smallest, sums over the K components that are on. Parameters that the structure shares among components
-    cost ½ log n each. Left out is what the paper adds for the rounding of the parameters, ½ (1 − log 12) for
-    each: by it a component of fewer than 12 samples would make the description of its parameters shorter, and
-    several such were kept in most fits. Unlike there all components are updated at once, and of several that
-    would die in a step only the weakest does. One program, whatever K turns out to be; it goes through `jit`
-    and `vmap`.
+    cost ½ log n each. The paper adds ½ (1 − log 12) for each parameter, for its rounding. That is left out:
+    with it, a component of fewer than 12 samples shortens the description, and most fits kept some. Two more
+    things differ from the paper: a step updates all components and not one, and if several would die in a
+    step, only the one with the fewest samples does. One program serves every K; it goes through `jit` and
+    `vmap`.
 
     Args:
       key: a JAX PRNG key, for the start.
@@ -282,7 +281,7 @@ def fit_mml(
         raise ValueError(f"min_components must lie between 1 and max_components = {k}; got {min_components}")
     if model.weights != FREE:
         raise ValueError(f"fit_mml needs weights that are free; covariance_type is {model.name!r}")
-    if isinstance(model.component.options, Component):
+    if model.component.has_background:
         raise ValueError("fit_mml cannot have a background, which is no component to remove")
     scale_like(model.component, k, data.n_features)
     check_accepts(data, model.component, k)

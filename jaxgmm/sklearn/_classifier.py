@@ -203,7 +203,8 @@ class GaussianMixtureClassifier(ClassifierMixin, BaseEstimator):
                 if choice.best is None:
                     which = f"every fit of class {self.classes_.tolist()[code]!r} failed"
                     raise ValueError(f"{which}:\n{choice}")
-                mixture = GaussianMixture.from_params(choice.best.params, **shared_options(self))
+                options = shared_options(self) | {"missing": self.missing}
+                mixture = GaussianMixture.from_params(choice.best.params, **options)
             mixture.n_iter_ = int(choice.best.n_iter)
             self.estimators_.append(mixture)
             self.selections_.append(choice)
