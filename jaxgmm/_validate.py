@@ -35,6 +35,12 @@ def _now(function: Callable[..., Any], *values: Any) -> Any:
 def floating(value: ArrayLike, name: str, wanted: Any = None) -> Array:
     """Any real array as float32 or, where JAX allows it, float64; or in the dtype `wanted`."""
     value = replicated(value) if isinstance(value, Array) else host_array(value, name)
+    if not all(isinstance(n, int) for n in value.shape):  # of `jax.export`
+        raise ValueError(
+            f"{name} must not have a symbolic size, for how rows are divided into blocks depends on it; got "
+            f"shape {value.shape}. Export a fixed size, with rows of sample_weight 0 to fill it; or, of a "
+            "density, one row under a vmap: vmap(lambda row: log_prob(params, row[None])[0])"
+        )
     dtype = value.dtype
     if jnp.issubdtype(dtype, jnp.complexfloating) or jnp.issubdtype(dtype, jax.dtypes.extended):
         raise TypeError(f"{name} must hold real numbers; got dtype {dtype}")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -381,9 +382,10 @@ class EMOptions:
       block_size: rows per block; None chooses from the shapes.
       history_size: how many entries `FitResult.history` has.
       unconverged_gradient: what becomes of a derivative that cannot be trusted, because the fit has not
-        converged or its linear solve left a residual: "nan" makes it NaN, "warn" leaves it as it is and
-        issues a RuntimeWarning when it is computed, "ignore" leaves it. A fit that does not enter what is
-        differentiated spoils nothing.
+        converged or its linear solve left a residual. "nan" makes it NaN, and outside `jit` the fit that has
+        not converged issues a RuntimeWarning. "warn" leaves it as it is and issues a RuntimeWarning when it
+        is computed, also inside `jit`; JAX does not keep such a program on disk, nor export it. "ignore"
+        leaves it. A fit that does not enter what is differentiated has no effect on the rest.
       kernel: how the sums over samples are computed. "whitened": about each component, right to rounding.
         "quadratic": by one matrix product about the data's mean, several times faster; its rounding grows
         with the squared distance of the components in units of their widths, and ends a fit early there.
@@ -734,10 +736,33 @@ def fit(
             units.rescale(params, 1 / unit), Data(units.divide(x, unit), w), tol_, limit,
             units.ridge_in_units(reg, unit), plain, None, amount, **static
         )  # fmt: skip
-        return units.multiply_back(result, unit)
+        return warn_of_nan(units.multiply_back(result, unit), options)
     whole = divided is None or not is_concrete(params, data, numbers, checked, amount)
     found = None if whole or divided is None else divided(params, data, numbers, checked, amount, **static)
-    return _fit(params, data, *numbers, checked, amount, **static) if found is None else found
+    if found is not None:
+        return found
+    return warn_of_nan(_fit(params, data, *numbers, checked, amount, **static), options)
+
+
+def warn_of_nan(result: FitResult, options: EMOptions) -> FitResult:
+    """The result, with a warning if its derivatives will be NaN.
+
+    Derivatives are under way where the parameters are traced and the status is not. Under `jit` both are. A
+    callback would see them there, but JAX neither keeps nor exports a program that has one.
+    """
+    if options.unconverged_gradient != "nan" or isinstance(result.status, jax.core.Tracer):
+        return result
+    if not isinstance(result.params.means, jax.core.Tracer):
+        return result
+    failed = [Status(code).name for code in np.unique(result.status) if code != Status.CONVERGED]
+    if failed:
+        warnings.warn(
+            f"the fit ended with status {', '.join(failed)}, so that its derivatives are NaN: they hold only "
+            "at a fixed point. Raise max_iter, or see EMOptions.unconverged_gradient and fit_unrolled.",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+    return result
 
 
 @jax.tree_util.register_dataclass

@@ -11,12 +11,14 @@ import functools
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import jaxgmm
 from jaxgmm.components import STRUCTURES as RECORDS
 from tests.conftest import overlapping, start_from, x64
+from tests.quick import quick_jit
 
 N, D, K = 200, 3, 3  # the shape of nearly every test
 STRUCTURES = tuple(RECORDS)
@@ -48,6 +50,14 @@ def fitted(name: str = "full", precision: str = "float32") -> Fitted:
         x = X.astype(precision)
         start = start_from(X, LABELS, name, precision)
         return Fitted(x, start, jax.block_until_ready(jaxgmm.fit(start, x)))
+
+
+@quick_jit
+def largest_slope(params, rows, sample_weight=None):
+    """The largest derivative of the likelihood by the free coordinates, 0 at its maximum."""
+    theta = jaxgmm.gradients.unconstrained(params)
+    slope = jax.grad(jaxgmm.gradients.negative_log_likelihood)(theta, params, rows, sample_weight)
+    return jnp.stack([jnp.abs(a).max(initial=0) for a in jax.tree.leaves(slope)]).max()
 
 
 # For a property of structures: all of them in one precision, and one in the other.

@@ -9,6 +9,7 @@ import pathlib
 import traceback
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -180,6 +181,24 @@ def test_shapes_are_checked_under_jit_and_vmap():
 
 # Two of the fits are left out: tracing them takes longer than all the others.
 TRACED = {n: f for n, f in OF_X.items() if n not in ("fit_restarts", "fit_components")}
+
+
+def test_a_symbolic_size_is_refused_and_one_row_under_vmap_is_exported():
+    params = jaxgmm.make_params([0.5, 0.5], MEANS, [1.0, 1.0], QUICK)
+    rows = jax.ShapeDtypeStruct(jax.export.symbolic_shape("n, 2"), np.float32)
+    calls = (
+        lambda x: jaxgmm.fit(params, x),
+        lambda x: jaxgmm.e_step(params, x),
+        lambda x: jaxgmm.fit_restarts(key(), x, 2),
+        lambda x: jaxgmm.log_prob(params, jaxgmm.observe(x)),
+    )
+    for call in calls:
+        with pytest.raises(ValueError, match=r"X must not have a symbolic size.*shape \(n, 2\)"):
+            jax.export.export(jax.jit(call))(rows)
+    one_by_one = jax.jit(jax.vmap(lambda row: jaxgmm.log_prob(params, row[None])[0]))
+    exported = jax.export.export(one_by_one)(rows)
+    x = WHOLE.astype(np.float32)
+    np.testing.assert_allclose(exported.call(x), jaxgmm.log_prob(params, x), rtol=1e-5)
 
 
 def test_values_that_cannot_be_seen_do_not_break_tracing():

@@ -65,7 +65,7 @@ def fit_structure(
     if options["n_init"] is None:
         choice = jaxgmm.select(
             *data, covariance_types=(covariance_type,), criterion=options["criterion"],
-            n_folds=options["folds"], budget=options["budget"], **settings,
+            n_folds=options["folds"], budget=options["budget"], progress=False, **settings,
         )  # fmt: skip
         results: Any = choice.results[covariance_type]
         rows: Any = choice.table

@@ -19,7 +19,7 @@ from jaxgmm import em, priors
 from jaxgmm._batch import concurrency
 from jaxgmm.data import Data
 from jaxgmm.density import check_accepts, check_mixture, check_ungrouped, data_of, get_data
-from jaxgmm.em import DEFAULT_OPTIONS, MAX_ITER, REG_COVAR, EMOptions, check_options
+from jaxgmm.em import DEFAULT_OPTIONS, MAX_ITER, REG_COVAR, EMOptions, check_options, warn_of_nan
 from jaxgmm.kernels import kept_share, quadratic
 from jaxgmm.kernels.exact import rows_for, rows_of
 from jaxgmm.kernels.programs import is_concrete
@@ -247,7 +247,7 @@ def fit_sharded(
     checked = None if prior is None else priors.check(prior, params.model, shape, x.dtype)
     kernels = quadratic.choose_for(data, options.kernel, params.component, shape[0], n_fits, trim is not None)
     how = How(mesh, axis, restarts_axis, block, options.history_size, options.unconverged_gradient, kernels)
-    return fit_divided(params, data, numbers, checked, amount, how)
+    return warn_of_nan(fit_divided(params, data, numbers, checked, amount, how), options)
 
 
 def _starts(

@@ -28,6 +28,7 @@ from jaxgmm.priors import Prior
 from jaxgmm.result import FitResult
 from jaxgmm.selection._criteria import REMEDIES
 from jaxgmm.selection._programs import alike, certainty, refit, settings_of
+from jaxgmm.selection._progress import progress_line
 from jaxgmm.selection._search import BestFit, Tournament
 from jaxgmm.selection._spurious import MAX_RATIO, describe
 from jaxgmm.solvers.squarem import Status
@@ -277,7 +278,7 @@ def select(
     trim: float | None = None,
     max_ratio: float | None = MAX_RATIO,
     n_folds: int = FOLDS,
-    progress: Callable[[str], object] | None = None,
+    progress: bool | Callable[[str], object] | None = None,
 ) -> Selection:
     """Fit every covariance structure with every number of components, and choose.
 
@@ -306,8 +307,9 @@ def select(
         components at one share; for the share itself see `trim_curve`. Not with "cv" or "heldout".
       max_ratio: as in `fit_best`. Spurious cells are marked, and do not win while there is another.
       n_folds: number of folds of "cv"; for "heldout" the fold is one part in n_folds.
-      progress: called with the name of each structure before it is waited for. For few data, two are under
-        way at a time.
+      progress: None for a line on a terminal (on stderr) or in a notebook, False for none, or a function that
+        is called with the name of each structure before it is waited for. For few data, two are under way at
+        a time.
 
     Returns:
       A `Selection`.
@@ -368,12 +370,18 @@ def select(
                 row[criterion] = log_unit - value if np.isfinite(row["bic"]) else np.nan
         return found if unit is None else units.multiply_back(found, unit), rows
 
+    line = progress_line("select", len(models)) if progress in (None, True) else None
+    told = progress if callable(progress) else line
     table: list[Row] = []
     results: dict[str, BestFit] = {}
     small = n_samples * n_features * max(sizes) <= _SMALL
-    for name, (found, rows) in side_by_side(one, models, progress, at_once=2 if small else 1):
-        results[name] = jax.device_put(found)
-        table += rows
+    try:
+        for name, (found, rows) in side_by_side(one, models, told, at_once=2 if small else 1):
+            results[name] = jax.device_put(found)
+            table += rows
+    finally:
+        if line is not None:
+            line.end()
     top = _best_row(table, criterion)
     best = None if top is None else _cell(results[top["covariance_type"]], sizes.index(top["n_components"]))
     return Selection(criterion, tuple(table), results, sizes, best, top)

@@ -198,7 +198,7 @@ class GaussianMixtureClassifier(ClassifierMixin, BaseEstimator):
                 )
                 choice = select(
                     key, rows, range(1, n + 1), covariance_types=kinds, reg_covar=self.reg_covar,
-                    prior=self.prior,
+                    prior=self.prior, progress=False,
                 )  # fmt: skip
                 if choice.best is None:
                     which = f"every fit of class {self.classes_.tolist()[code]!r} failed"

@@ -2,7 +2,11 @@
 
 import dataclasses
 import functools
+import io
+import re
+import sys
 import threading
+import types
 
 import jax
 import numpy as np
@@ -12,6 +16,7 @@ from scipy.special import logsumexp
 import jaxgmm
 from jaxgmm import Status
 from jaxgmm.selection._grid import assign, side_by_side
+from jaxgmm.selection._progress import progress_line
 from tests.quick import quick_jit
 
 N = 200
@@ -181,6 +186,46 @@ def test_progress_is_told_of_each_structure_and_cells_are_found_by_any_name():
     assert choice.result("VII", 2).log_likelihood == choice.result("spherical", 2).log_likelihood
     with pytest.raises(KeyError, match="no cell"):
         choice.result("full", 3)
+
+
+def test_a_terminal_has_a_line_of_progress_which_is_removed(monkeypatch):
+    terminal = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    assert progress_line("select", 4) is None
+    monkeypatch.setattr(terminal, "isatty", lambda: True, raising=False)
+    line = progress_line("select", 4)
+    for name in ("EII", "VII"):
+        line(name)
+    line.end()
+    first, second, empty, last = terminal.getvalue().split("\r")[1:]
+    assert re.fullmatch("select ·{20} 0 of 4, 0 s: EII", first)
+    assert re.fullmatch("select ━{5}·{15} 1 of 4, 0 s: VII", second)
+    assert empty == " " * len(second)
+    assert last == ""
+
+
+def test_a_notebook_has_a_line_of_progress_which_ends_with_the_time(monkeypatch):
+    shown = []
+
+    class Handle:
+        def update(self, content, raw):
+            shown.append(content["text/plain"])
+
+    def display(content, raw, display_id):
+        shown.append(content["text/plain"])
+        return Handle()
+
+    shell = type("ZMQInteractiveShell", (), {})()
+    page = types.SimpleNamespace(get_ipython=lambda: shell)
+    monkeypatch.setitem(sys.modules, "IPython", page)
+    monkeypatch.setitem(sys.modules, "IPython.display", types.SimpleNamespace(display=display))
+    line = progress_line("select", 2)
+    for name in ("EII", "VII"):
+        line(name)
+    line.end()
+    assert len(shown) == 3
+    assert re.fullmatch("select ━{10}·{10} 1 of 2, 0 s: VII", shown[1])
+    assert re.fullmatch(r"select: 2 of 2 in 0\.\d s", shown[2])
 
 
 def test_one_feature_has_the_structures_e_and_v(monkeypatch):

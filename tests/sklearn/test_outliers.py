@@ -7,7 +7,7 @@ from sklearn.metrics import f1_score
 import jaxgmm
 from jaxgmm.sklearn import GaussianMixtureOutliers
 from jaxgmm.sklearn._outliers import METHODS
-from tests.sklearn.test_checks import failures
+from tests.sklearn.test_checks import SHARED, failures
 
 RNG = np.random.default_rng(0)
 CLUSTERS = np.concatenate([RNG.normal(-3, 0.5, (150, 2)), RNG.normal(3, 0.5, (150, 2))])
@@ -73,4 +73,4 @@ def test_what_cannot_be_fitted_is_refused(parameters, words):
 def test_scikit_learns_checks_pass():
     # Of the interface; the smallest programs will do, for every check has data of another shape.
     small = {"method": "gaussian", "covariance_type": "spherical", "n_init": 1, "max_iter": 50}
-    assert failures(GaussianMixtureOutliers(random_state=0, **small)) == {}
+    assert failures(GaussianMixtureOutliers(random_state=0, **small), SHARED) == {}

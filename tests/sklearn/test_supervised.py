@@ -164,4 +164,4 @@ def test_the_number_of_components_of_each_class_is_chosen_by_bic():
     gaps = np.where(np.arange(4) == 1, np.nan, row[:5])
     assert_array_equal(model.predict(gaps), y[:5])  # what tells the classes apart is the first feature
     with pytest.raises(ValueError, match="n_components must be 'auto' or whole numbers; got 'all'"):
-        GaussianMixtureClassifier(n_components="all").fit(ROW, y)
+        GaussianMixtureClassifier(n_components="all").fit(row, y)
