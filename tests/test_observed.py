@@ -142,7 +142,7 @@ def test_a_students_marginal_is_a_students(double):
 
 @every_structure
 def test_a_fit_ends_where_the_observed_likelihood_is_stationary(name, double):
-    """With gaps, noise, labels and weights; densities are SciPy's, and no plain step lowers the likelihood."""
+    """With gaps, noise, labels and weights; densities are SciPy's; no plain step lowers the likelihood."""
     rows = seen(EVERYTHING)
     plain = quick_fit(begin(name), rows, tol=0.0, max_iter=12, accelerate=False, reg_covar=0.0)
     history = np.asarray(plain.history[:12])
