@@ -16,9 +16,17 @@ author = "The jaxgmm authors"
 copyright = "the jaxgmm authors"  # noqa: A001
 version = release = __version__
 
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "sphinx.ext.napoleon"]
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.mathjax",
+    "sphinx.ext.napoleon",
+]
 html_theme = "furo"
 html_title = f"jaxgmm {__version__}"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 exclude_patterns = ["notebooks/data"]
 
 # Notebooks and pages are executed by the tests; here they are shown as they are stored.
@@ -28,6 +36,10 @@ myst_heading_anchors = 3
 
 # Docstrings quote code in single backticks.
 default_role = "code"
+# Types in docstrings are words; every other reference has to be found.
+nitpicky = True
+nitpick_ignore_regex = [("py:class", ".*")]
+autosummary_generate = False  # the tables are of entries on the same page
 autodoc_typehints = "none"
 autodoc_member_order = "bysource"
 autodoc_class_signature = "mixed"

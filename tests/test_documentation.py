@@ -1,12 +1,14 @@
-"""The README and the pages of the site: every Python block runs and prints what the page says."""
+"""The README and the pages of the site: what their Python blocks name and print, their links and pictures."""
 
 import ast
 import contextlib
+import fnmatch
 import importlib
 import inspect
 import io
 import pathlib
 import re
+import urllib.parse
 
 import jax
 import pytest
@@ -14,10 +16,14 @@ import pytest
 from tests.test_package import PUBLIC
 
 ROOT = pathlib.Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCS = ROOT / "docs"
+SITE = sorted([*DOCS.glob("*.md"), *(DOCS / "api").glob("*.md")])
+PAGES = [ROOT / "README.md", *SITE]
 # The blocks of the others compile for one to two minutes: searches, restarts and gradients, which are tested
 # as functions. What they print is checked by running them before a release.
 EXECUTED = {"from_scikit_learn", "incomplete"}
+# A source distribution has the pages but neither notebooks nor pictures.
+CLONE = (ROOT / "notebooks" / "01_quickstart.ipynb").exists()
 
 # A block, and the text block right below it, if there is one: what it prints.
 _BLOCK = re.compile(r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```\n)?", re.MULTILINE | re.DOTALL)
@@ -105,23 +111,122 @@ def test_texts_agree_up_to_rounding_and_no_further():
     assert not same("ICL 2.0", "BIC 2.0")
 
 
+_FENCE = re.compile(r"^(`{3,}|~{3,}).*?^\1`*\s*$", re.MULTILINE | re.DOTALL)
+_COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
+# ![alt](target), [text](target); a picture may itself be the text of a link.
+_IMAGE = re.compile(r"!\[([^\]]*)\]\(([^)\s]+)\)")
+_LINK = re.compile(r"(?<!!)\[(?:!\[[^\]]*\]\([^)]*\)|[^\[\]]|\[[^\]]*\])*\]\(([^)\s]+)\)")
+
+
+def prose(page):
+    """A page without its blocks of code; directives keep what stands in them."""
+    text = page.read_text()
+    text = re.sub(r"^```\{container\}[^\n]*\n(.*?)^```\s*$", r"\1", text, flags=re.MULTILINE | re.DOTALL)
+    return _COMMENT.sub("", re.sub(r"`[^`\n]+`", "", _FENCE.sub("", text)))
+
+
+def anchors(page):
+    """The anchors of a page's headings, as myst_heading_anchors and GitHub make them."""
+    found = set()
+    for heading in re.findall(r"^#{1,3} +(.+?) *$", _FENCE.sub("", page.read_text()), re.MULTILINE):
+        plain = re.sub(r"[`*]|\[([^\]]*)\]\([^)]*\)", r"\1", heading).lower()
+        found.add(re.sub(r"[^\w\- ]", "", plain).replace(" ", "-"))
+    return found
+
+
+def found_at(page, target):
+    """The file that a relative link of a page leads to."""
+    file = (page.parent / target).resolve()
+    if file.is_relative_to(DOCS / "notebooks"):  # the site has the notebooks beside its pages
+        file = ROOT / file.relative_to(DOCS)
+    return file if file.exists() else None
+
+
+def listed(text):
+    """The entries of all toctrees of a page."""
+    blocks = re.findall(r"^```\{toctree\}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    return [line.strip() for block in blocks for line in block.splitlines() if line and line[0] != ":"]
+
+
 def test_the_reference_has_every_export():
-    reference = (ROOT / "docs" / "api.md").read_text()
-    listed = re.findall(r"^\.\. auto(?:class|function):: (?:[\w.]+\.)?(\w+)$", reference, re.MULTILINE)
-    assert not {name for name, value in PUBLIC.items() if callable(value)} - set(listed)
-    assert len(listed) == len(set(listed))
+    if not (DOCS / "api").exists():
+        pytest.skip("this source distribution has no reference")
+    entries = []
+    for page in sorted((DOCS / "api").glob("*.md")):
+        place, tables, here = "", [], []
+        for line in page.read_text().splitlines():
+            if m := re.match(r"\.\. currentmodule:: (\S+)", line):
+                place = m[1]
+            elif m := re.match(r"\.\. auto(?:class|function):: (\S+)", line):
+                here.append(f"{place}.{m[1]}")
+            elif m := re.match(r"   (\w+)$", line):
+                tables.append(f"{place}.{m[1]}")
+        assert tables == here, f"{page.name}: the summary table and the details have different entries"
+        entries += here
+    assert len(entries) == len(set(entries))
+    names = {entry.rpartition(".")[2] for entry in entries}
+    assert not {name for name, value in PUBLIC.items() if callable(value)} - names
+    for module in ("cache", "em", "interchange", "mixture", "plot", "sklearn"):
+        public = importlib.import_module(f"jaxgmm.{module}")
+        for entry in entries:
+            if entry.startswith(f"{public.__name__}."):
+                assert hasattr(public, entry.rpartition(".")[2]), entry
+        if module in ("cache", "interchange", "plot", "sklearn"):
+            own = getattr(public, "__all__", None) or [
+                name
+                for name, value in vars(public).items()
+                if name[0] != "_" and getattr(value, "__module__", "").startswith(public.__name__ + ".")
+            ]
+            assert not set(own) - names, module
 
 
-def test_every_page_is_in_the_table_of_contents():
-    index = (ROOT / "docs" / "index.md").read_text()
-    for page in PAGES[1:]:
-        assert page.stem == "index" or re.search(rf"^{page.stem}$", index, re.MULTILINE), page
+def test_the_reference_of_the_command_line_has_every_option():
+    commands = pytest.importorskip("jaxgmm.cli.commands").cli.commands
+    page = DOCS / "api" / "command_line.md"
+    if not page.exists():
+        pytest.skip("this source distribution has no reference")
+    sections = re.compile(r"^## jaxgmm (\w+)\n(.*?)(?=^## |\Z)", re.MULTILINE | re.DOTALL)
+    parts = dict(sections.findall(page.read_text()))
+    assert set(parts) == set(commands)
+    for name, command in commands.items():
+        described = set(re.findall(r"(?<!\S)--?[a-z][\w-]*", parts[name].partition("Options:")[2]))
+        options = {o for p in command.params for o in (*p.opts, *p.secondary_opts) if o[0] == "-"}
+        assert options <= described, name
 
 
-def test_links_between_pages_lead_somewhere():
-    if not (ROOT / "notebooks" / "01_quickstart.ipynb").exists():
-        pytest.skip("no clone: a source distribution has no notebooks to link to")
-    for page in PAGES:
-        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
-            # The site has the notebooks beside its pages.
-            assert any((base / target).exists() for base in (page.parent, ROOT)), f"{page.name}: {target}"
+def test_every_page_is_in_the_table_of_contents_once():
+    entries = listed((DOCS / "index.md").read_text())
+    if (DOCS / "api").exists():
+        entries += [f"api/{name}" for name in listed((DOCS / "api" / "index.md").read_text())]
+    pages = [page.relative_to(DOCS).with_suffix("").as_posix() for page in SITE]
+    found = [page for page in pages for entry in entries if fnmatch.fnmatch(page, entry)]
+    assert sorted(found) == sorted(set(pages) - {"index"})
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_links_lead_somewhere(page):
+    if not CLONE:
+        pytest.skip("no clone: a source distribution has no notebooks and pictures to link to")
+    for target in _LINK.findall(prose(page)):
+        if re.match(r"\w+:", target):
+            # Nothing is fetched: an address must only be one.
+            address = urllib.parse.urlsplit(target)
+            assert address.scheme == "https", target
+            assert re.fullmatch(r"[\w-]+(\.[\w-]+)+", address.netloc), target
+            continue
+        path, _, anchor = target.partition("#")
+        file = found_at(page, path) if path else page
+        assert file is not None, target
+        if anchor:
+            assert anchor in anchors(file), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_pictures_exist_are_small_and_say_what_they_show(page):
+    if not CLONE:
+        pytest.skip("no clone: a source distribution has no pictures")
+    for alt, target in _IMAGE.findall(prose(page)):
+        file = found_at(page, target)
+        assert file is not None, target
+        assert len(alt.split()) >= 3, f"{target}: {alt!r} does not say what the picture shows"
+        assert file.stat().st_size < 200_000, target
