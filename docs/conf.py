@@ -24,6 +24,7 @@ extensions = [
     "sphinx.ext.napoleon",
 ]
 html_theme = "furo"
+pygments_style, pygments_dark_style = "default", "github-dark"
 html_title = f"jaxgmm {__version__}"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
@@ -44,6 +45,8 @@ autodoc_typehints = "none"
 autodoc_member_order = "bysource"
 autodoc_class_signature = "mixed"
 napoleon_numpy_docstring = False
+napoleon_use_ivar = True  # the attributes of a record as one list, without their types
+napoleon_attr_annotations = False
 napoleon_custom_sections = [
     ("Example", "notes_style"),
     ("References", "notes_style"),
