@@ -21,7 +21,7 @@ SITE = sorted([*DOCS.glob("*.md"), *(DOCS / "api").glob("*.md")])
 PAGES = [ROOT / "README.md", *SITE]
 # The blocks of the others compile for one to two minutes: searches, restarts and gradients, which are tested
 # as functions. What they print is checked by running them before a release.
-EXECUTED = {"from_scikit_learn", "incomplete"}
+EXECUTED = {"from_scikit_learn", "incomplete", "install"}
 # A source distribution has the pages but neither notebooks nor pictures.
 CLONE = (ROOT / "notebooks" / "01_quickstart.ipynb").exists()
 
