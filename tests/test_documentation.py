@@ -6,6 +6,7 @@ import fnmatch
 import importlib
 import inspect
 import io
+import json
 import pathlib
 import re
 import urllib.parse
@@ -22,6 +23,9 @@ PAGES = [ROOT / "README.md", *SITE]
 # The blocks of the others compile for one to two minutes: searches, restarts and gradients, which are tested
 # as functions. What they print is checked by running them before a release.
 EXECUTED = {"from_scikit_learn", "incomplete", "install"}
+STEP = "One EM step, one core of a 16-core machine"
+OUTLIERS = "Clusters among 10 % uniform outliers"
+RESTARTS = "50 restarts, 50 plain EM steps each"
 # A source distribution has the pages but neither notebooks nor pictures.
 CLONE = (ROOT / "notebooks" / "01_quickstart.ipynb").exists()
 
@@ -230,3 +234,26 @@ def test_pictures_exist_are_small_and_say_what_they_show(page):
         assert file is not None, target
         assert len(alt.split()) >= 3, f"{target}: {alt!r} does not say what the picture shows"
         assert file.stat().st_size < 200_000, target
+
+
+@pytest.mark.parametrize(
+    ("title", "row", "column", "words"),
+    [
+        (STEP, [100000, 16, 16, "full"], "scikit-learn / jaxgmm", "{} times"),
+        (STEP, [100000, 16, 16, "full"], "gmmx / jaxgmm", "{} times"),
+        ("Many fits: restarts, 2-core machine", [RESTARTS, "scikit-learn"], "library / jaxgmm", "{} times"),
+        ("Many fits, 16-core machine", ["50 restarts"], "scikit-learn / jaxgmm", "{} times"),
+        ("Coverage of 95 % intervals with 30 % of the entries missing", ["means"], "mean, %", "{} %"),
+        (OUTLIERS, ["contaminated(full)"], "D=2, mean", "index of {}"),
+        (OUTLIERS, ["full"], "D=2, mean", "give {}"),
+        (OUTLIERS, ["scikit-learn GaussianMixture"], "D=2, mean", "{} in scikit-learn"),
+    ],
+)
+def test_the_figures_of_the_front_page_are_those_that_were_measured(title, row, column, words):
+    if not CLONE:
+        pytest.skip("no clone: a source distribution has no benchmarks")
+    tables = json.loads((ROOT / "benchmarks" / "results.json").read_text())
+    (table,) = (t for t in tables if t["title"] == title)
+    (found,) = (r for r in table["rows"] if r[: len(row)] == row)
+    text = " ".join((DOCS / "index.md").read_text().split())
+    assert words.format(found[table["columns"].index(column)]) in text
