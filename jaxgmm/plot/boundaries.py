@@ -84,7 +84,7 @@ def _of_mixture(picture: Picture, features: tuple[int, int], axes: Axes) -> Axes
     handles = []
     for k, number in enumerate(numbers):
         mine = picture.points[picture.labels == k]
-        handles.append(_draw_samples(axes, mine[:, [i, j]], number, str(number)))
+        handles.append(_draw_samples(axes, mine[:, [i, j]], int(number), str(number)))
         mean = picture.means[k]
         if x[0] < mean[i] < x[-1] and y[0] < mean[j] < y[-1]:
             picture.number(axes, k, mean[i], mean[j])
