@@ -69,6 +69,7 @@ def plot_boundaries(
         return _of_mixture(picture, picture.two("plot_boundaries", features), new_axes(ax))
     if not (hasattr(model, "predict_proba") and hasattr(model, "classes_")):
         hint = "; pass result.params" if isinstance(getattr(model, "params", None), GMMParams) else ""
+        hint = "; fit it first" if hasattr(model, "fit") else hint
         raise TypeError(
             "model must be GMMParams, or a fitted classifier with predict_proba and classes_; got "
             f"{type(model).__name__}{hint}"
