@@ -9,17 +9,19 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from matplotlib.patches import Ellipse
-from scipy.stats import multivariate_normal
+from scipy.stats import multivariate_normal, norm
 
 import jaxgmm
 from jaxgmm.components import gaussian, get_covariance
 from jaxgmm.plot import (
+    plot_boundaries,
     plot_classification,
     plot_criteria,
     plot_density,
     plot_directions,
     plot_ellipses,
     plot_fit,
+    plot_fit_check,
     plot_history,
     plot_merging,
     plot_pairs,
@@ -602,3 +604,134 @@ def test_plot_ridgeline_draws_the_density_by_length_and_the_valley():
     plot_ridgeline(line._replace(depth=0.0, valley=np.nan), ax=axes)
     assert len(axes.get_lines()) == 1
     assert axes.get_legend().get_texts()[0].get_text() == "no valley"
+
+
+def rug(axes):
+    """The values that are marked, a list for each component."""
+    marks = [c for c in axes.collections if type(c).__name__ == "LineCollection"]
+    return [[segment[0][0] for segment in c.get_segments()] for c in marks]
+
+
+def test_one_feature_is_classified_in_a_row_of_marks_for_each_component():
+    params, x = two([-2.0], [2.0]), np.array([[-3.0], [2.5], [1.0]])
+    _, axes = canvas()
+    assert plot_classification(params, x, ax=axes, columns=["height"]) is axes
+    assert rug(axes) == [[-3.0], [2.5, 1.0]]
+    assert [t.get_text() for t in axes.get_yticklabels()] == ["0", "1"]
+    assert [t.get_text() for t in axes.get_legend().get_texts()] == ["0: 1", "1: 2"]
+    for line, foot, mean in zip(axes.lines, (1, 0), (-2, 2), strict=True):
+        peak = line.get_ydata().argmax()
+        assert line.get_ydata()[peak] == pytest.approx(foot + 0.6)
+        assert line.get_xdata()[peak] == pytest.approx(mean)
+    assert axes.get_xlabel() == "height"
+
+
+def test_the_uncertainty_in_one_feature_is_a_curve():
+    params, x = two([-2.0], [2.0]), np.array([[-3.0], [2.5], [1.0]])
+    _, axes = canvas()
+    assert plot_uncertainty(params, x, ax=axes) is axes
+    left, right = axes.lines
+    grid = left.get_xdata()
+    wanted = 1 / (1 + np.exp(4 * np.abs(grid)))
+    np.testing.assert_allclose(np.fmax(left.get_ydata(), right.get_ydata()), wanted, rtol=1e-6)
+    assert np.isnan(left.get_ydata()[grid > 0.1]).all()
+    assert rug(axes) == [[-3.0], [2.5, 1.0]]
+
+
+def test_the_fit_check_is_the_distribution_functions_and_the_quantiles():
+    params, x = two([-2.0], [2.0]), np.array([[1.0], [-3.0], [2.5], [1.0]])
+    data = jaxgmm.observe(np.append(x, [[np.nan]], axis=0), missing="nan")
+    for given, weight in ((x, None), (data, None), (x[:3], [2, 1, 1])):
+        figure = Figure(layout="constrained")
+        assert plot_fit_check(params, given, figure=figure, sample_weight=weight) is figure
+        left, right = figure.axes
+        empirical, mixture = left.lines
+        np.testing.assert_allclose(empirical.get_xydata()[1:-1], [[-3, 0.25], [1, 0.75], [2.5, 1]])
+        at = mixture.get_xdata()[:, None]
+        np.testing.assert_allclose(mixture.get_ydata(), norm.cdf(at - [-2, 2]).mean(1), atol=1e-6)
+        # The largest distance is at −3 or 1, from above or below.
+        f = norm.cdf(np.array([[-3.0], [1], [2.5]]) - [-2, 2]).mean(1)
+        distance = np.abs(np.stack([f - [0.25, 0.75, 1], f - [0, 0.25, 0.75]])).max()
+        assert left.get_legend().get_texts()[1].get_text() == f"mixture; largest distance {distance:.3f}"
+        points = np.asarray(right.collections[0].get_offsets())
+        middle = [0.125, 0.5, 0.875] if weight else [0.125, 0.375, 0.625, 0.875]
+        np.testing.assert_allclose(points[:, 1], [-3, 1, 2.5] if weight else [-3, 1, 1, 2.5])
+        np.testing.assert_allclose(norm.cdf(points[:, :1] - [-2, 2]).mean(1), middle, atol=1e-5)
+    with pytest.raises(ValueError, match=r"one feature, got 2; choose one by .*marginal"):
+        plot_fit_check(mixture_of([1, 0, 0], np.zeros((3, 2)), np.stack([np.eye(2)] * 3)), np.zeros((3, 2)))
+    with pytest.raises(ValueError, match="needs samples"):
+        plot_fit_check(params, None)
+
+
+def lines_of(axes):
+    """The vertices of all boundaries that are drawn."""
+    drawn = [c for c in axes.collections if type(c).__name__ == "QuadContourSet" and not c.filled]
+    return np.concatenate([path.vertices for c in drawn for path in c.get_paths()])
+
+
+def test_boundaries_of_a_mixture_are_where_two_components_are_as_likely():
+    params = two([-4.0, 7.0, 0.0], [4.0, 7.0, 2.0])
+    x = np.array([[-4.0, 7.0, 2.0], [-1.0, 8.0, -5.0], [4.0, 6.0, 3.0]])
+    _, axes = canvas()
+    assert plot_boundaries(params, x, features=(0, 2), ax=axes) is axes
+    across, up = lines_of(axes).T
+    np.testing.assert_allclose(8 * across + 2 * (up - 1), 0, atol=1e-4)  # through (0, 1)
+    assert [t.get_text() for t in axes.get_legend().get_texts()] == ["0: 2", "1: 1"]
+    assert texts(axes) == ["0", "1"]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("x1", "x3")
+    one = mixture_of([1, 0, 0], np.zeros((3, 2)), np.stack([np.eye(2)] * 3))
+    plot_boundaries(one, x[:, :2], ax=canvas()[1])
+    for model, y, match in (
+        (params, [0, 1, 1], "y is for a classifier"),
+        (two([0.0], [1.0]), None, "two of"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            plot_boundaries(model, x if model is params else x[:, :1], y)
+    with pytest.raises(TypeError, match="predict_proba and classes_; got ndarray"):
+        plot_boundaries(x, x)
+
+
+class Votes:
+    """A classifier that has three votes for three classes, and equal ones in between."""
+
+    classes_ = np.array(["left", "middle", "right"])
+    n_features_in_ = 2
+    feature_names_in_ = np.array(["height", "width"])
+
+    def predict_proba(self, X):
+        steps = np.stack([X[:, 0] < 1, np.abs(X[:, 0]) < 2, X[:, 0] > 1], 1) * 1.0
+        return steps / steps.sum(1, keepdims=True)
+
+
+def test_boundaries_of_a_classifier_leave_no_place_without_a_class():
+    x = np.array([[-5.0, 0.0], [0.0, 1.0], [5.0, 2.0], [5.0, 1.0]])
+    figure, axes = canvas()
+    plot_boundaries(Votes(), x, ["left", "middle", "left", "?"], ax=axes)
+    # Where two have equal votes the first has the place: left to 1, then middle to 2, then right.
+    assert {round(float(v)) for v in lines_of(axes)[:, 0]} == {1, 2}
+    entries = [t.get_text() for t in axes.get_legend().get_texts()]
+    assert entries == ["left: 2", "middle: 1", "right: 0", "no class: 1"]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("height", "width")
+    axes.collections[-1].remove()
+    frame = axes.get_window_extent()
+    pixels = ink(figure)[::-1][int(frame.y0) + 3 : int(frame.y1) - 3, int(frame.x0) + 3 : int(frame.x1) - 3]
+    assert (pixels.min(2) < 250).mean() > 0.99
+    assert [c.get_offsets().tolist() for c in axes.collections[-1:]] == [[]]
+    predicted = plot_boundaries(Votes(), x, ax=canvas()[1])
+    assert [t.get_text() for t in predicted.get_legend().get_texts()] == ["left: 2", "middle: 0", "right: 2"]
+    with pytest.raises(ValueError, match=r"classifier of 2 features; got one of 2 and X of shape \(4, 1\)"):
+        plot_boundaries(Votes(), x[:, :1])
+    with pytest.raises(ValueError, match=r"y must have shape \(4,\)"):
+        plot_boundaries(Votes(), x, ["left"])
+
+
+def test_the_names_of_lines_stay_on_the_page():
+    params, names = mixture(3), [f"student_t(structure {i})" for i in range(8)]
+    for some in (names, names[:2]):
+        figure = plot_fit(params, None, rows({name: [900.0, 512.0] for name in some}), figure=Figure())
+        ink(figure)
+        corner = figure.axes[-1]
+        assert corner.get_tightbbox().x1 < figure.bbox.x1
+        assert corner.get_position().width > 0.15
+        label = corner.yaxis.label.get_window_extent()
+        assert label.height < 1.2 * corner.get_window_extent().height

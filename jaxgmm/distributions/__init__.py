@@ -1,4 +1,4 @@
-"""Mixtures as distributions: marginals, conditionals, divergences, distances, reduction, modes."""
+"""Mixtures as distributions: marginals, conditionals, divergences, distances, reduction, modes, quantiles."""
 
 from jaxgmm.distributions._directions import Directions, directions, project
 from jaxgmm.distributions._modes import Modes, Ridgeline, modes, ridgeline
@@ -13,6 +13,7 @@ from jaxgmm.distributions._operations import (
     regress,
 )
 from jaxgmm.distributions._reduction import Reduction, reduce
+from jaxgmm.distributions._univariate import cdf, quantile
 from jaxgmm.distributions._wasserstein import wasserstein
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "Reduction",
     "Regression",
     "Ridgeline",
+    "cdf",
     "condition",
     "directions",
     "entropy_bounds",
@@ -30,6 +32,7 @@ __all__ = [
     "marginal",
     "modes",
     "project",
+    "quantile",
     "reduce",
     "regress",
     "ridgeline",

@@ -6,10 +6,12 @@ number, lines a marker.
 """
 
 try:
+    from jaxgmm.plot.boundaries import plot_boundaries as plot_boundaries
     from jaxgmm.plot.classes import plot_classification as plot_classification
     from jaxgmm.plot.classes import plot_ellipses as plot_ellipses
     from jaxgmm.plot.criteria import plot_criteria as plot_criteria
     from jaxgmm.plot.directions import plot_directions as plot_directions
+    from jaxgmm.plot.fit_check import plot_fit_check as plot_fit_check
     from jaxgmm.plot.history import plot_history as plot_history
     from jaxgmm.plot.merging import plot_merging as plot_merging
     from jaxgmm.plot.merging import plot_ridgeline as plot_ridgeline

@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 
 from jaxgmm.mixture import GMMParams
 from jaxgmm.plot.picture import Picture
-from jaxgmm.plot.style import MARKERS, add_legend, label, new_axes
+from jaxgmm.plot.style import MARKERS, add_legend, label, new_axes, tidy
 
 
 def plot_classification(
@@ -24,12 +24,16 @@ def plot_classification(
     sample_weight: Any = None,
     max_points: int = 5000,
 ) -> Axes:
-    """Draw the samples in the colour and shape of their likeliest component, with the components' ellipses.
+    """Draw the samples by their likeliest component: in two features, or in a row of marks for each.
+
+    With D ≥ 2 the samples have the colour and shape of their component, and the components' ellipses are
+    drawn. With D = 1 every component has a row: its share π_k N(x | μ_k, σ_k²) of the density, all on one
+    scale, and below it a mark for each of its samples, of at most 500 in all.
 
     Args:
-      params: one mixture with D ≥ 2.
+      params: one mixture.
       X: (N, D), or `Data`, of which the rows that have both features are drawn.
-      features: the two features to draw; the classification is that of all D.
+      features: with D ≥ 2, the two features to draw; the classification is that of all D.
       ax: where to draw; None makes a figure.
       columns: names of the D features.
       sample_weight: (N,); samples without weight are not drawn.
@@ -39,7 +43,7 @@ def plot_classification(
       The axes.
 
     Raises:
-      ValueError: D is 1, `features` are not two of the D, or the shapes do not fit.
+      ValueError: `features` are not two of the D, or the shapes do not fit.
 
     Example:
       >>> import jax, jaxgmm
@@ -48,6 +52,8 @@ def plot_classification(
       >>> ax = plot_classification(params, jaxgmm.sample(jax.random.key(0), params, 50)[0])
     """
     picture = Picture(params, X, columns, sample_weight, max_points)
+    if picture.n_features == 1:
+        return _rows(picture, new_axes(ax))
     i, j = picture.two("plot_classification", features)
     axes, handles = new_axes(ax), []
     for k, number in enumerate(picture.numbers):
@@ -58,6 +64,30 @@ def plot_classification(
         handles.append(Line2D([], [], color=colour, marker=marker, lw=0, ms=3.5, label=share))
     picture.finish_pair(axes, i, j)
     add_legend(axes, handles, 4, title="component: samples drawn", columnspacing=1, handlelength=1)
+    return axes
+
+
+def _rows(picture: Picture, axes: Axes) -> Axes:
+    """A row for each component, the first at the top: its share of the density, and its samples below it."""
+    grid, log_shares = picture.log_shares(0)
+    shares = np.exp(log_shares)
+    scale, n, handles = 0.6 / shares.max(), len(picture.numbers), []
+    for k, number in enumerate(picture.numbers):
+        foot, colour = n - 1 - k, picture.colour(k)
+        curve = foot + scale * shares[:, k]
+        axes.fill_between(grid, foot, curve, color=colour, alpha=0.3, lw=0)
+        axes.plot(grid, curve, picture.style(k), color=colour, lw=1)
+        axes.vlines(
+            picture.marks(0, k), foot - 0.25, foot - 0.04, color=colour, lw=0.8, alpha=picture.faint()
+        )
+        text = f"{number}: {np.count_nonzero(picture.labels == k):,}"
+        handles.append(Line2D([], [], color=colour, ls=picture.style(k), lw=1.2, label=text))
+    axes.set_yticks(range(n - 1, -1, -1), [str(number) for number in picture.numbers])
+    axes.set_xlim(*picture.limits(0))
+    axes.set_ylim(-0.35, n - 0.3)
+    label(axes, picture.columns[0], "component")
+    tidy(axes)
+    add_legend(axes, handles, 4, title="component: samples drawn", columnspacing=1)
     return axes
 
 

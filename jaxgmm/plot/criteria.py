@@ -14,7 +14,6 @@ from jaxgmm.plot.style import HALO, PALETTE, SMALL, label, line_look, new_axes, 
 
 # A difference above ten is very strong evidence (Kass & Raftery 1995, section 3.2, for BIC).
 _LINEAR = 10.0
-_TALL = 130  # points that the axes must have for the long label
 
 
 def plot_criteria(
@@ -74,12 +73,20 @@ def plot_criteria(
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.spines["left"].set_bounds(0, axes.get_ylim()[1])
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    scale = f" (log above {_LINEAR:g})" if wide and box.height * points > _TALL else ""
-    label(axes, "number of components K", f"{criterion.upper()} above the best{scale}")
+    _label_height(axes, criterion.upper(), f" (log above {_LINEAR:g})" if wide else "")
     tidy(axes)
     _mark(axes, int(best["n_components"]), f"best: {best['covariance_type']}, K = {best['n_components']}")
     name_lines(axes, lines)
     return axes
+
+
+def _label_height(axes: Axes, criterion: str, scale: str) -> None:
+    """Label the axes, with the longest words that their height, or a tenth more, has room for."""
+    room = 1.1 * axes.get_window_extent().height
+    for words in (f"{criterion} above the best{scale}", f"{criterion} above the best", f"{criterion} − best"):
+        label(axes, "number of components K", words)
+        if axes.yaxis.label.get_window_extent().height <= room:
+            break
 
 
 def _mark(axes: Axes, k: int, text: str) -> None:

@@ -142,6 +142,9 @@ def plot_fit(
         canvas, corner = _triangle(picture, figure, 8, corner=choice)
         if corner is not None:
             plot_criteria(table, criterion=criterion, ax=corner)
+            if _keep_within(corner):
+                corner.clear()
+                plot_criteria(table, criterion=criterion, ax=corner)
         return canvas
     canvas = new_figure((7.2, 3.4) if choice else (3.6, 3.4), figure)
     panels = canvas.subplots(1, 1 + choice, squeeze=False)[0]
@@ -194,3 +197,13 @@ def _triangle(
     space = grid[:free, free:].get_position(canvas)
     width, height = min(space.width - 1.2 / side, 3.4 / side), min(space.height - 0.3 / side, 2.6 / side)
     return canvas, canvas.add_axes((space.x1 - width - 0.55 / side, space.y1 - height, width, height))
+
+
+def _keep_within(axes: Axes) -> bool:
+    """Make the axes in the corner narrower where names of their lines are beyond the page; whether it did."""
+    canvas, place, drawn = axes.figure, axes.get_position(), axes.get_tightbbox()
+    width = float(canvas.bbox.width)
+    beyond = 0.0 if drawn is None else float(drawn.x1) / width - (1 - 0.08 * canvas.dpi / width)
+    if beyond > 0:
+        axes.set_position((place.x0, place.y0, place.width - beyond, place.height))
+    return beyond > 0

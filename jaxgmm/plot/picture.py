@@ -101,7 +101,7 @@ class Picture:
     def limits(self, j: int) -> tuple[float, float]:
         """The range of feature j on the axes: the data and most ellipses, or the means ± 3 deviations."""
         sd = np.sqrt(self.covariances[:, j, j])
-        values, _ = self._observed(j)
+        values, _ = self.observed(j)
         if not len(values):
             low, high = (self.means[:, j] - 3 * sd).min(), (self.means[:, j] + 3 * sd).max()
         else:
@@ -112,15 +112,15 @@ class Picture:
         margin = 0.04 * (high - low) or 1.0
         return float(low - margin), float(high + margin)
 
-    def _observed(self, j: int) -> tuple[Array, Array]:
+    def observed(self, j: int) -> tuple[Array, Array]:
         """The values of feature j that are there, and the weights of their rows."""
         if self.X is None:
             return np.empty(0), np.empty(0)
         there = ~np.isnan(self.X[:, j])
         return self.X[there, j], self.weight[there]
 
-    def draw_marginal(self, axes: Axes, j: int, numbered: bool = True) -> None:
-        """The histogram, the density and each component's share of it, of one feature."""
+    def log_shares(self, j: int) -> tuple[Array, Array]:
+        """A grid (G,) of feature j, and the log of each component's share of the density there (G, K)."""
         low, high = self.limits(j)
         means, sd = self.means[:, j], np.sqrt(self.covariances[:, j, j])
         # An even grid would step over a narrow component.
@@ -128,8 +128,16 @@ class Picture:
             [np.linspace(low, high, 401), (means + sd * np.linspace(-4, 4, 81)[:, None]).ravel()]
         )
         grid = np.unique(grid[(grid >= low) & (grid <= high)])
-        shares = self.weights / sd * np.exp(-0.5 * ((grid[:, None] - means) / sd) ** 2) / np.sqrt(2 * np.pi)
-        values, weight = self._observed(j)
+        z = (grid[:, None] - means) / sd
+        return grid, np.log(self.weights) - np.log(sd) - 0.5 * z**2 - 0.5 * np.log(2 * np.pi)
+
+    def draw_marginal(self, axes: Axes, j: int, numbered: bool = True) -> None:
+        """The histogram, the density and each component's share of it, of one feature."""
+        low, high = self.limits(j)
+        grid, log_shares = self.log_shares(j)
+        shares = np.exp(log_shares)
+        means, sd = self.means[:, j], np.sqrt(self.covariances[:, j, j])
+        values, weight = self.observed(j)
         if len(values):
             edges = np.histogram_bin_edges(values, bins=_n_bins(values))
             heights, _ = np.histogram(values, edges, weights=weight, density=True)
@@ -149,12 +157,18 @@ class Picture:
         """A mark for each sample's value of feature j at the foot of the axes, coloured by its component."""
         if self.X is None:
             return
-        mine, labels = self.points[:MOST_MARKS, j], self.labels[:MOST_MARKS]
-        alpha = float(np.clip(100 / len(mine), 0.25, 0.8))
         for k in range(len(self.weights)):
-            values = mine[(labels == k) & ~np.isnan(mine)]
             place: dict[str, Any] = {"transform": axes.get_xaxis_transform(), "zorder": 4}
-            axes.vlines(values, 0, 0.04, color=self.colour(k), lw=0.8, alpha=alpha, **place)
+            axes.vlines(self.marks(j, k), 0, 0.04, color=self.colour(k), lw=0.8, alpha=self.faint(), **place)
+
+    def marks(self, j: int, k: int) -> Array:
+        """Values of feature j of the samples of the k-th component, of no more than a rug can show."""
+        mine = self.points[:MOST_MARKS, j][self.labels[:MOST_MARKS] == k]
+        return mine[~np.isnan(mine)]
+
+    def faint(self) -> float:
+        """The opacity of a rug's marks: the more, the fainter."""
+        return float(np.clip(100 / min(len(self.points), MOST_MARKS), 0.25, 0.8))
 
     def draw_pair(self, axes: Axes, i: int, j: int) -> None:
         """The density, the points and the components' ellipses, of feature i across and feature j up."""
@@ -194,7 +208,11 @@ class Picture:
 
     def pair_density(self, i: int, j: int, x: Array, y: Array) -> Array:
         """The marginal density of features i and j."""
-        total = np.zeros(np.broadcast_shapes(x.shape, y.shape))
+        return np.asarray(np.exp(self.pair_log_shares(i, j, x, y)).sum(0))
+
+    def pair_log_shares(self, i: int, j: int, x: Array, y: Array) -> Array:
+        """The log of each component's share of the marginal density of features i and j, along axis 0."""
+        shares = []
         for weight, mean, covariance in zip(self.weights, self.means, self.covariances, strict=True):
             sd_x = np.sqrt(covariance[i, i])
             slope = covariance[i, j] / covariance[i, i]
@@ -202,8 +220,8 @@ class Picture:
             sd_y = np.sqrt(max(covariance[j, j] - slope * covariance[i, j], 1e-12 * covariance[j, j]))
             u = (x - mean[i]) / sd_x
             v = (y - mean[j] - slope * (x - mean[i])) / sd_y
-            total += weight * np.exp(-0.5 * (u**2 + v**2)) / (2 * np.pi * sd_x * sd_y)
-        return total
+            shares.append(np.log(weight / (2 * np.pi * sd_x * sd_y)) - 0.5 * (u**2 + v**2))
+        return np.stack(shares)
 
     def number(self, axes: Axes, k: int, x: float, y: float) -> None:
         """Write its number."""

@@ -31,12 +31,14 @@ def plot_uncertainty(
 ) -> Axes:
     """Draw the samples by how unsure the mixture is of their component: 1 − max_k r_k.
 
-    Larger and darker is more uncertain; the ellipses are the components' at one and two standard deviations.
+    With D ≥ 2 larger and darker is more uncertain; the ellipses are the components' at one and two standard
+    deviations. With D = 1 it is a curve over x, in the colour of the likeliest component, with a mark at its
+    foot for each of at most 500 samples.
 
     Args:
-      params: one mixture with D ≥ 2.
+      params: one mixture.
       X: (N, D), or `Data`, of which the rows that have both features are drawn.
-      features: the two features to draw; the uncertainty is that of all D.
+      features: with D ≥ 2, the two features to draw; the uncertainty is that of all D.
       ax: where to draw; None makes a figure.
       columns: names of the D features.
       sample_weight: (N,); samples without weight are not drawn.
@@ -46,7 +48,7 @@ def plot_uncertainty(
       The axes.
 
     Raises:
-      ValueError: D is 1, `features` are not two of the D, or the shapes do not fit.
+      ValueError: `features` are not two of the D, or the shapes do not fit.
 
     Example:
       >>> import jax, jaxgmm
@@ -55,6 +57,8 @@ def plot_uncertainty(
       >>> ax = plot_uncertainty(params, jaxgmm.sample(jax.random.key(0), params, 50)[0])
     """
     picture = Picture(params, X, columns, sample_weight, max_points)
+    if picture.n_features == 1:
+        return _curve(picture, new_axes(ax))
     i, j = picture.two("plot_uncertainty", features)
     axes, low, handles = new_axes(ax), -1.0, []
     for high, size, grey in _CLASSES:
@@ -65,6 +69,29 @@ def plot_uncertainty(
         low = high
     picture.finish_pair(axes, i, j)
     add_legend(axes, handles, 3, title="uncertainty of the label", handlelength=1)
+    return axes
+
+
+def _curve(picture: Picture, axes: Axes) -> Axes:
+    """The uncertainty over the only feature, with a rug of the samples."""
+    grid, log_share = picture.log_shares(0)
+    share = np.exp(log_share - log_share.max(1, keepdims=True))
+    likeliest, unsure = share.argmax(1), 1 - 1 / share.sum(1)
+    handles = []
+    for k, number in enumerate(picture.numbers):
+        colour = picture.colour(k)
+        # A piece of the curve reaches to the first point of the next one.
+        own = likeliest == k
+        reach = own | np.append(False, own[:-1])
+        axes.fill_between(grid, unsure, where=reach.tolist(), color=colour, alpha=0.3, lw=0)
+        axes.plot(grid, np.where(reach, unsure, np.nan), picture.style(k), color=colour, lw=1.2)
+        handles.append(Line2D([], [], color=colour, ls=picture.style(k), lw=1.2, label=str(number)))
+    axes.set_xlim(*picture.limits(0))
+    axes.set_ylim(0, max(1.05 * float(unsure.max()), 0.05))
+    picture.draw_rug(axes, 0)
+    label(axes, picture.columns[0], "uncertainty of the label")
+    tidy(axes)
+    add_legend(axes, handles, 6, title="likeliest component", columnspacing=1)
     return axes
 
 

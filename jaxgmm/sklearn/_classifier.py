@@ -24,6 +24,7 @@ from jaxgmm.mixture import GMMParams
 from jaxgmm.selection import select
 from jaxgmm.sklearn import _checks as checks
 from jaxgmm.sklearn import _init as init
+from jaxgmm.sklearn._classifier_summary import ClassifierSummary, of_predictions
 from jaxgmm.sklearn._conversion import CollapsedError, gaussian_model, log, to_device
 from jaxgmm.sklearn._data import Host, Rows, check_observed, check_weight, compute_dtype, fits_float32, load
 from jaxgmm.sklearn._gaussian import GaussianMixture, shared_options
@@ -318,3 +319,50 @@ class GaussianMixtureClassifier(ClassifierMixin, BaseEstimator):
     def predict_proba(self, X: Any) -> Host:
         """Posterior probabilities of the classes, (n_samples, n_classes)."""
         return np.exp(self.predict_log_proba(X))
+
+    def summary(self, X: Any, y: Any) -> ClassifierSummary:
+        """The structure of each class, the confusion matrix, the error rate and the Brier score on (X, y).
+
+        Args:
+          X: array-like or data frame (n_samples, n_features).
+          y: labels (n_samples,); samples that are `unlabelled` are left out.
+
+        Returns:
+          A `ClassifierSummary`, which prints as two tables.
+
+        Raises:
+          ValueError: for labels that are not those of `classes_`, or of another number than X has samples.
+
+        Example:
+          >>> import numpy as np
+          >>> from jaxgmm.sklearn import GaussianMixtureClassifier
+          >>> X, y = np.array([[0.0], [1.0], [3.0], [2.0], [5.0], [8.0]]), np.array(list("aaabbb"))
+          >>> print(GaussianMixtureClassifier("EDDA").fit(X, y).summary(X, y))
+          ClassifierSummary(EDDA, 2 classes: error rate 0.1667, Brier score 0.1434)
+          class  samples  structure  components
+          ─────────────────────────────────────
+          a            3       full           1
+          b            3       full           1
+          <BLANKLINE>
+          class  as a  as b
+          ─────────────────
+          a         3     0
+          b         1     2
+          1 of 6 misclassified
+        """
+        probabilities = self.predict_proba(X)
+        labels = np.asarray(y)
+        if labels.shape != (len(probabilities),):
+            raise ValueError(
+                f"y must have shape ({len(probabilities)},), one label for each sample; got {labels.shape}"
+            )
+        known = self._is_known(labels)
+        if not known.any() or not np.isin(labels[known], self.classes_).all():
+            found = np.unique(labels).tolist()
+            raise ValueError(f"y must have labels of the classes {self.classes_.tolist()}; got {found}")
+        if self.model_type == "EDDA":
+            models = [(self.mixture_.covariance_type, 1)] * len(self.classes_)
+        else:
+            models = [(mixture.covariance_type, int(mixture.n_components)) for mixture in self.estimators_]
+        structures = [(str(getattr(kind, "name", kind)), size) for kind, size in models]
+        return of_predictions(self.model_type, self.classes_, structures, labels[known], probabilities[known])

@@ -48,6 +48,40 @@ def test_mixtures_tell_apart_what_single_gaussians_do_not():
     assert_allclose(np.exp(mixed.predict_log_proba(ROW)), mixed.predict_proba(ROW))
 
 
+def test_the_summary_of_a_classifier_is_that_of_its_predictions():
+    names = np.array(["setosa", "versicolor", "virginica"])
+    model = GaussianMixtureClassifier("EDDA", covariance_type="VEV", reg_covar=0).fit(IRIS, names[SPECIES])
+    found = model.summary(IRIS, names[SPECIES])
+    assert found.error_rate == pytest.approx(0.02)  # of mclust 6.1.3 for the same model
+    predicted, shares = model.predict(IRIS), model.predict_proba(IRIS)
+    brier = np.square(shares - np.eye(3)[SPECIES]).sum() / 300  # as mclust's BrierScore
+    assert found.brier_score == pytest.approx(brier)
+    wanted = [[np.sum((i == SPECIES) & (predicted == name)) for name in names] for i in range(3)]
+    assert_array_equal(found.confusion, wanted)
+    assert (found.covariance_types, found.n_components) == (("VEV",) * 3, (1, 1, 1))
+    line, *table = str(found).splitlines()
+    assert line == f"ClassifierSummary(EDDA, 3 classes: error rate 0.0200, Brier score {brier:.4f})"
+    assert table[2].split() == ["setosa", "50", "VEV", "1"]
+    assert table[-1] == "3 of 150 misclassified"
+    assert found._repr_html_().count("<table>") == 2
+    with pytest.raises(ValueError, match=r"y must have labels of the classes .*; got \['rose'\]"):
+        model.summary(IRIS, ["rose"] * 150)
+    with pytest.raises(ValueError, match=r"shape \(150,\), one label for each sample; got \(3,\)"):
+        model.summary(IRIS, names)
+
+
+def test_the_summary_has_each_class_and_leaves_out_unlabelled_samples():
+    model = GaussianMixtureClassifier(
+        n_components=[1, 3], covariance_type=["tied", "full"], random_state=0, max_iter=0
+    ).fit(ROW, SIDE)
+    found = model.summary(ROW, SIDE)
+    assert (found.covariance_types, found.n_components) == (("tied", "full"), (1, 3))
+    assert found.error_rate == pytest.approx(1 - model.score(ROW, SIDE))
+    y = np.where(np.arange(150) % 3 == 0, -1, SPECIES)
+    partly = GaussianMixtureClassifier("EDDA", unlabelled=-1, max_iter=0).fit(IRIS, y)
+    assert partly.summary(IRIS, y).n_samples.tolist() == np.bincount(y[y >= 0]).tolist()
+
+
 def test_each_class_may_have_its_own_components_structure_and_probability():
     model = GaussianMixtureClassifier(
         n_components=[1, 2], covariance_type=["tied", "full"], class_prior=[0.9, 0.1], random_state=0,
