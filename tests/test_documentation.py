@@ -1,17 +1,17 @@
-"""The README and the pages of the site: what their Python blocks name and print, their links and pictures."""
+"""The README and the pages of the site: what their Python blocks name, their links and pictures.
+
+That the blocks run, and print what the pages say, is tested by docs/test_pages.py.
+"""
 
 import ast
-import contextlib
 import fnmatch
 import importlib
 import inspect
-import io
 import json
 import pathlib
 import re
 import urllib.parse
 
-import jax
 import pytest
 
 from tests.test_package import PUBLIC
@@ -20,9 +20,6 @@ ROOT = pathlib.Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 SITE = sorted([*DOCS.glob("*.md"), *(DOCS / "api").glob("*.md")])
 PAGES = [ROOT / "README.md", *SITE]
-# The blocks of the others compile for one to two minutes: searches, restarts and gradients, which are tested
-# as functions. What they print is checked by running them before a release.
-EXECUTED = {"from_scikit_learn", "incomplete", "install"}
 STEP = "One EM step, one core of a 16-core machine"
 OUTLIERS = "Clusters among 10 % uniform outliers"
 RESTARTS = "50 restarts, 50 plain EM steps each"
@@ -92,20 +89,6 @@ def test_every_block_names_what_there_is_and_gives_it_arguments_that_it_has(page
             parameters = inspect.signature(function).parameters
             if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
                 assert set(keywords) <= set(parameters), f"{page.name}: {name}"
-
-
-@pytest.mark.parametrize("page", [p for p in PAGES if p.stem in EXECUTED], ids=lambda p: p.stem)
-def test_every_block_runs_and_prints_what_the_page_says(page, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    namespace = {"__name__": "__main__"}
-    # A reader has JAX's defaults, not the strict ones of these tests.
-    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
-        for line, code, promised in blocks(page):
-            out = io.StringIO()
-            with contextlib.redirect_stdout(out):
-                exec(compile("\n" * (line - 1) + code, str(page), "exec"), namespace)
-            if promised is not None:
-                assert same(out.getvalue(), promised), f"{page.name}, line {line} prints:\n{out.getvalue()}"
 
 
 def test_texts_agree_up_to_rounding_and_no_further():
