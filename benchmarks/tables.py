@@ -70,14 +70,20 @@ Written by `python benchmarks/tables.py` from `benchmarks/results.json`: change 
 """
 
 
-def machine() -> str:
-    """Processor, vector instructions and number of cores."""
+def processor() -> tuple[str, list[str]]:
+    """Its name, and its vector instructions."""
     file = pathlib.Path("/proc/cpuinfo")
     info = file.read_text() if file.exists() else ""
     name, flags = (re.search(rf"^{field}\s*:\s*(.+)$", info, re.M) for field in ("model name", "flags"))
     known = {"avx2": "AVX2", "avx512f": "AVX-512"}
-    vectors = [known[f] for f in known if flags and f in flags[1].split()]
-    return ", ".join([name[1] if name else "unknown processor", *vectors, f"{os.cpu_count()} cores"])
+    found = [known[f] for f in known if flags and f in flags[1].split()]
+    return name[1] if name else "unknown processor", found
+
+
+def machine() -> str:
+    """Processor, vector instructions and number of cores."""
+    name, vectors = processor()
+    return ", ".join([name, *vectors, f"{os.cpu_count()} cores"])
 
 
 def versions(packages: Iterable[str]) -> dict[str, str]:
