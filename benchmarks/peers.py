@@ -4,8 +4,8 @@
     {"do": "run", "n_iter": n}     -> {"cpu": s, "wall": s}
     {"do": "finish"}               -> {"log_likelihood": float64 mean, "peak_mb": most resident memory}
 
-Every library gets the same float32 data, the same start and a fixed number of iterations. `agreement.py` gives
-the same classes float64 data.
+Every library gets the same float32 data, the same start and a fixed number of iterations. `agreement.py`
+uses these classes too, with float64 data.
 """
 
 from __future__ import annotations
@@ -216,9 +216,10 @@ class Pomegranate:
 
 
 class Tgmm:
-    """tgmm's GaussianMixture in PyTorch, whose test of convergence is switched off."""
+    """tgmm's GaussianMixture in PyTorch; without a tolerance, its test of convergence is switched off."""
 
     reg_covar = 1e-6
+    tol: float | None = None
     options: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, x: np.ndarray, weights: np.ndarray, means: np.ndarray, cov: np.ndarray, kind: str):
@@ -238,9 +239,10 @@ class Tgmm:
             k, d, covariance_type=self.kind, max_iter=n_iter, reg_covar=self.reg_covar, device=self.device,
             **self.start, **self.options,
         )  # fmt: skip
-        # With the least tolerance it would still stop where two likelihoods are equal in float32.
-        self.result._check_convergence = lambda *_: False
-        self.result.fit(self.x)
+        if self.tol is None:
+            # With the least tolerance it would still stop where two likelihoods are equal in float32.
+            self.result._check_convergence = lambda *_: False
+        self.result.fit(self.x, tol=self.tol)
         float(self.result.covariances_.sum())  # waits for a GPU
 
     def answer(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

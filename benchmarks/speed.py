@@ -205,16 +205,16 @@ def main() -> None:
         cores = {1: "one core", 2: "two cores"}.get(args.threads, f"{args.threads} cores")
         clock = "CPU" if args.threads == 1 else "wall"
         names = [f"{LIBRARIES[name]} / jaxgmm" for name in libraries if name != "jaxgmm"]
-        vectors = tables.processor()[1]
+        vectors = tables.processor()[1] or ["unknown vector instructions"]
         tables.add(
             args.json,
-            f"One EM step, {cores} with {vectors[-1] if vectors else 'no vector instructions that are known'}",
+            f"One EM step, {cores} with {vectors[-1]}",
             f"Time of one EM step, each process on {cores}; the ratios of libraries are of {clock} time.",
-            ["N", "D", "K", "covariance", "clusters", "repeats", f"jaxgmm, {clock} ms", *names, "jaxgmm, CPU / bound",
-             "largest difference of mean log-likelihoods"],
+            ["N", "D", "K", "covariance", "clusters", "repeats", f"jaxgmm, {clock} ms", *names,
+             "jaxgmm, CPU / bound", "largest difference of mean log-likelihoods"],
             rows, ("jax", *libraries),
-            ["The distance between the centres of two clusters is about 2.5 √D of their standard deviations, or "
-             "2.5 of them where they overlap."],
+            ["The centres of two clusters are about 2.5 √D of their standard deviations apart, or 2.5 of "
+             "them where they overlap."],
         )  # fmt: skip
 
 
