@@ -6,7 +6,7 @@
 
 packages: scikit-learn, tgmm, pomegranate, gmmx, and extreme deconvolution in NumPy (`observed.py`). Both
 sides take the same number of EM steps from the same start; then the other one takes 1000, and jaxgmm's own
-fit goes on to its end. mclust: the fourteen structures against the results of R's mclust 6.0.0, in tests/data.
+fit goes on to its end. mclust: the fourteen structures against the results of R's mclust 6.0.0 in tests/data.
 published: the vignettes of mclust 6.1.3. Log-likelihoods are of all samples, in nats; SciPy computes those of
 both sides' parameters. Everything is in float64 but gmmx, which takes float32 only. A package that is not
 installed has a row that says so.

@@ -99,10 +99,11 @@ def main() -> None:
         ratios = [f"{names[which]} / jaxgmm" for which in others]
         tables.add(
             given.json, "The scikit-learn estimator beside scikit-learn and tgmm",
-            "Wall time of `jaxgmm.sklearn.GaussianMixture` and of the others with their defaults, on clusters "
-            "three widths apart: the first fit in a process, with compilation, and later fits.",
+            "Wall time of `jaxgmm.sklearn.GaussianMixture` and of the others with their defaults, on "
+            "clusters three widths apart: the first fit in a process, with compilation, and later fits.",
             ["covariance", "N", "D", "K", "N·K·D", "first fit, jaxgmm, s",
-             *(f"first fit, {r}" for r in ratios), "later fits, jaxgmm, s", *(f"later fits, {r}" for r in ratios),
+             *(f"first fit, {r}" for r in ratios), "later fits, jaxgmm, s",
+             *(f"later fits, {r}" for r in ratios),
              *(f"mean log-likelihood of {names[which]} − jaxgmm" for which in others)],
             rows, ("jax", "scikit-learn", "tgmm", "torch"),
         )  # fmt: skip

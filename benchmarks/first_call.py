@@ -235,10 +235,10 @@ def main() -> None:
             "The first call in a process, beyond its imports; the store empty, then full with other data.",
             columns, rows, ("jax", "scikit-learn", "tgmm", "torch"),
             [f"Medians of {given.repeats} processes; of one for {', '.join(LONG)}. NxDxK is an estimator's "
-             'fit; "one row" is milliseconds of score_samples; "restarts" and "best" have 20 starts, "grid" is a '
-             'GridSearchCV of 20 cells and 5 folds; "select" 14 structures and 9 sizes on iris, beside 4 '
-             'and 9 of scikit-learn with n_init=10 and 14 and 9 of tgmm with one start; "command" the first of '
-             "the README, without installing."],
+             'fit, and "one row" milliseconds of score_samples. "restarts" and "best" have 20 starts.',
+             '"grid" is a GridSearchCV of 20 cells and 5 folds; "command" the first of the README, without '
+             'installing; "select" 14 structures and 9 sizes on iris, beside 4 and 9 of scikit-learn with '
+             "n_init=10, and 14 and 9 of tgmm with one start."],
         )  # fmt: skip
 
 

@@ -185,6 +185,6 @@ if __name__ == "__main__":
              *(f"log-likelihood of {who} − jaxgmm, nats per sample" for who in WHO[1:])],
             found, ("jax", "scikit-learn", "tgmm", "torch"),
             ["\"scikit-learn's stop\": the log-likelihood at which scikit-learn stops by default, tol=1e-3. "
-             "\"1e-6 below the best\": 1e-6 nats per sample below the best that jaxgmm or scikit-learn reached "
-             "in 200 steps. By default tgmm stops at a relative change of 1e-4."],
+             "\"1e-6 below the best\": 1e-6 nats per sample below the best that jaxgmm or scikit-learn "
+             "reached in 200 steps. By default tgmm stops at a relative change of 1e-4."],
         )  # fmt: skip
