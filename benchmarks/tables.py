@@ -19,11 +19,13 @@ results.json and FILE hold a list of tables. A table replaces the one of the sam
 A benchmark writes FILE by `add(FILE, title, ...)`, which fills in machine, versions, date and command.
 
 A page quotes a table, or a part of it, between two comments; what stands between them is written by this
-program. All lines but the first and the last of the opening comment may be left out:
+program. All lines but the first and the last of the opening comment may be left out, and a line that is indented
+goes on with the one before:
 
     <!-- results: One EM step, one core of a 2-core machine
     columns: N; covariance; jaxgmm, CPU ms as jaxgmm, ms; scikit-learn / jaxgmm
-    rows: N=10,000; N=100,000 & covariance=full & run=2 as 10⁵ rows
+    rows: N=10,000;
+      N=100,000 & covariance=full & run=2 as 10⁵ rows
     with: facts; notes
     -->
     <!-- end of results -->
@@ -248,7 +250,9 @@ def quoted(text: str, tables: Iterable[dict[str, Any]]) -> str:
 
     def write(match: re.Match[str]) -> str:
         title = match["title"].strip()
-        lines = [line.partition(":") for line in (match["fields"] or "").splitlines() if line.strip()]
+        # An indented line goes on with the one before.
+        text = re.sub(r"\n[ \t]+", " ", match["fields"] or "")
+        lines = [line.partition(":") for line in text.splitlines() if line.strip()]
         try:
             if title not in by_title:
                 raise ValueError("results.json has no such table")

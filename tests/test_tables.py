@@ -28,7 +28,8 @@ PAGE = """Before.
 
 <!-- results: Steps, one core
 columns: N; ours, ms as time, ms; theirs / ours
-rows: kind=full & N=10,000 as many; kind=diag
+rows: kind=full & N=10,000 as many;
+  kind=diag
 with: facts; notes
 -->
 | old |
@@ -45,7 +46,7 @@ def test_every_table_and_quote_is_what_results_json_gives():
 
 def test_a_quote_has_the_columns_and_rows_that_its_comment_asks_for():
     page = tables.quoted(PAGE, [TABLE])
-    assert page.splitlines()[7:15] == [
+    assert page.splitlines()[8:16] == [
         "| N | time, ms | theirs / ours |",
         "| ---: | ---: | ---: |",
         "| many | 0.5 | 2.0 |",
