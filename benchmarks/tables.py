@@ -19,8 +19,8 @@ results.json and FILE hold a list of tables. A table replaces the one of the sam
 A benchmark writes FILE by `add(FILE, title, ...)`, which fills in machine, versions, date and command.
 
 A page quotes a table, or a part of it, between two comments; what stands between them is written by this
-program. All lines but the first and the last of the opening comment may be left out, and a line that is indented
-goes on with the one before:
+program. All lines but the first and the last of the opening comment may be left out, and an indented line
+continues the one before:
 
     <!-- results: One EM step, one core of a 2-core machine
     columns: N; covariance; jaxgmm, CPU ms as jaxgmm, ms; scikit-learn / jaxgmm
