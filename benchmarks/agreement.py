@@ -444,7 +444,7 @@ def packages() -> list[dict[str, Any]]:
             "rows": rows,
             "notes": [
                 f"{STEPS} steps: plain EM of both. To the end: {MOST} steps of the other package, and "
-                "jaxgmm's own fit until it is within 1e-8 σ of its fixed point, or as near as float32 allows.",
+                "jaxgmm's own fit until it is within 1e-8 σ of its fixed point, or to float32's rounding.",
                 "Parameters: the largest difference of a weight, of a mean in its component's σ, of a "
                 "covariance in the product of two σ, and of the logarithm of the degrees of freedom.",
                 f"Higher likelihood: in how many fits, where the difference is above {EQUAL:.0e} nats.",

@@ -231,7 +231,7 @@ def main() -> None:
         print("  ".join("–" if cell is None else str(cell) for cell in row), flush=True)
     if given.json:
         tables.add(
-            given.json, "First call with the program store",
+            given.json, "First call, beside scikit-learn and tgmm",
             "The first call in a process, beyond its imports; the store empty, then full with other data.",
             columns, rows, ("jax", "scikit-learn", "tgmm", "torch"),
             [f"Medians of {given.repeats} processes; of one for {', '.join(LONG)}. NxDxK is an estimator's "

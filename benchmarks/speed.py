@@ -32,10 +32,10 @@ import tables
 
 CASES: dict[str, dict[str, Any]] = {
     "a": {"n": 10_000, "d": 2, "k": 5, "kind": "full", "n_iter": 50},
-    "b": {"n": 100_000, "d": 16, "k": 16, "kind": "full", "n_iter": 10},
-    "c": {"n": 100_000, "d": 16, "k": 16, "kind": "diag", "n_iter": 10},
-    "d": {"n": 100_000, "d": 16, "k": 16, "kind": "tied", "n_iter": 10},
-    "e": {"n": 100_000, "d": 16, "k": 16, "kind": "spherical", "n_iter": 10},
+    "b": {"n": 100_000, "d": 16, "k": 16, "kind": "full", "n_iter": 5},
+    "c": {"n": 100_000, "d": 16, "k": 16, "kind": "diag", "n_iter": 5},
+    "d": {"n": 100_000, "d": 16, "k": 16, "kind": "tied", "n_iter": 5},
+    "e": {"n": 100_000, "d": 16, "k": 16, "kind": "spherical", "n_iter": 5},
     "f": {"n": 1_000_000, "d": 32, "k": 64, "kind": "diag", "n_iter": 1},
     # The first step that is counted is the third: before, responsibilities are not yet near 0 and 1, and the
     # evaluation that ends a fit would differ between the two. The last case has too thin covariances by then.
