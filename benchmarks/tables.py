@@ -169,7 +169,7 @@ def shown(cell: Any) -> str:
         text = f"{number:e}" if 0 < abs(number) < Decimal("0.01") else f"{number:f}"
     else:
         return str(cell)
-    return text.replace("-", "−", 1) if text.startswith("-") else text
+    return text.replace("-", "−")
 
 
 def grid(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
