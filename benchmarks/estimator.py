@@ -3,16 +3,19 @@
     python benchmarks/estimator.py
 
 Both estimators fit the same float32 data with the same random_state, k-means start, tol and covariance type.
+tgmm, where it is installed, has its own k-means start and stopping rule, a relative change of 1e-4.
 "first" is one fit in a new process, without the imports, what JAX compiles included and nothing taken from a
 cache; "then" the median of more fits of that shape, other data each time. Seconds of wall time, ours and
-scikit-learn's in turn, medians of the repeats; a ratio says how many times as long scikit-learn takes.
-The last two columns are the mean likelihoods that were reached.
+scikit-learn's in turn, medians of the repeats; a ratio says how many times as long the other takes. The last
+columns are the mean likelihoods that were reached.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
+import os
 import subprocess
 import sys
 import time
@@ -28,8 +31,11 @@ def measure(which: str, n: int, d: int, k: int, kind: str) -> None:
 
     if which == "jaxgmm":
         from jaxgmm.sklearn import GaussianMixture
-    else:
+    elif which == "sklearn":
         from sklearn.mixture import GaussianMixture
+    else:
+        import torch
+        from tgmm import GaussianMixture
     import warnings
 
     warnings.simplefilter("ignore")
@@ -38,7 +44,11 @@ def measure(which: str, n: int, d: int, k: int, kind: str) -> None:
 
     def once() -> tuple[float, float]:
         x = (means[rng.integers(k, size=n)] + rng.normal(size=(n, d))).astype(np.float32)
-        model = GaussianMixture(k, covariance_type=kind, random_state=0)
+        if which == "tgmm":
+            x, options = torch.from_numpy(x), {"device": "cpu"}
+        else:
+            options = {}
+        model = GaussianMixture(k, covariance_type=kind, random_state=0, **options)
         start = time.perf_counter()
         model.fit(x)
         return time.perf_counter() - start, float(model.score(x))
@@ -52,6 +62,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--kinds", default="full,diag")
+    parser.add_argument("--sizes", type=int, default=len(SIZES), help="how many of them, from the smallest")
     parser.add_argument("--json", metavar="FILE", help="put the table into a file for tables.py")
     parser.add_argument("--measure", nargs=5, help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -59,34 +70,42 @@ def main() -> None:
         which, n, d, k, kind = given.measure
         measure(which, int(n), int(d), int(k), kind)
         return
-    print(" kind       N   D   K     N·K·D          first  ratio              then  ratio          score")
+    others = ["sklearn", *(["tgmm"] if importlib.util.find_spec("tgmm") else [])]
+    print(f"ratios of {', '.join(others)}; log-likelihoods")
     rows: list[list[Any]] = []
     for kind in given.kinds.split(","):
-        for n, d, k in SIZES:
-            found: dict[str, list[list[float]]] = {"jaxgmm": [], "sklearn": []}
+        for n, d, k in SIZES[: given.sizes]:
+            runs: dict[str, list[list[float]]] = {which: [] for which in ("jaxgmm", *others)}
             for _ in range(given.repeats):
-                for which, runs in found.items():
+                for which, found in runs.items():
                     command = [sys.executable, __file__, "--measure", which, str(n), str(d), str(k), kind]
-                    runs.append(json.loads(subprocess.run(command, capture_output=True, check=True).stdout))
+                    environment = os.environ | {"JAXGMM_CACHE": "off"}
+                    done = subprocess.run(command, capture_output=True, check=True, env=environment)
+                    found.append(json.loads(done.stdout))
             # The median of each column over the repeats.
-            (f, t, s), (g, u, v) = (
-                [sorted(c)[len(c) // 2] for c in zip(*runs, strict=True)] for runs in found.values()
-            )
-            measured = [tables.significant(v) for v in (f, g / f, t, u / t)]
-            rows.append([kind, n, d, k, n * k * d, *measured])
-            print(
-                f"{kind:>5} {n:>7} {d:>3} {k:>3} {n * k * d:>9} {f:>6.2f} {g:>7.3f} {g / f:>6.2f}"
-                f" {t:>8.4f} {u:>8.4f} {u / t:>6.2f}  {s:.4f} {v:.4f}",
-                flush=True,
-            )
+            medians = {
+                which: [sorted(c)[len(c) // 2] for c in zip(*r, strict=True)] for which, r in runs.items()
+            }
+            first, later, value = medians["jaxgmm"]
+            row: list[Any] = [kind, n, d, k, n * k * d, tables.significant(first)]
+            row += [tables.significant(medians[which][0] / first) for which in others]
+            row += [tables.significant(later), *(tables.significant(medians[w][1] / later) for w in others)]
+            # 1e-4 of a nat per sample and less is rounding, or where each one stops.
+            row += [tables.significant(medians[which][2] - value, 2) for which in others]
+            rows.append(row)
+            print("  ".join(map(tables.shown, row)), flush=True)
     if given.json:
+        names = {"sklearn": "scikit-learn", "tgmm": "tgmm"}
+        ratios = [f"{names[which]} / jaxgmm" for which in others]
         tables.add(
-            given.json, "The scikit-learn estimator",
-            "Wall time of `jaxgmm.sklearn.GaussianMixture` and of scikit-learn's: the first fit in a "
-            "process, with compilation, and later fits.",
-            ["covariance", "N", "D", "K", "N·K·D", "first fit, jaxgmm, s", "first fit, scikit-learn / jaxgmm",
-             "later fits, jaxgmm, s", "later fits, scikit-learn / jaxgmm"],
-            rows, ("jax", "scikit-learn"),
+            given.json, "The scikit-learn estimator beside scikit-learn and tgmm",
+            "Wall time of `jaxgmm.sklearn.GaussianMixture` and of the others with their defaults, on "
+            "clusters three widths apart: the first fit in a process, with compilation, and later fits.",
+            ["covariance", "N", "D", "K", "N·K·D", "first fit, jaxgmm, s",
+             *(f"first fit, {r}" for r in ratios), "later fits, jaxgmm, s",
+             *(f"later fits, {r}" for r in ratios),
+             *(f"mean log-likelihood of {names[which]} − jaxgmm" for which in others)],
+            rows, ("jax", "scikit-learn", "tgmm", "torch"),
         )  # fmt: skip
 
 

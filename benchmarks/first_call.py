@@ -1,12 +1,14 @@
-"""What the first call in a process costs: with an empty program store, with a full one, and scikit-learn's.
+"""What the first call in a process costs: with an empty program store, with a full one, and for others.
 
     python benchmarks/first_call.py                       # all cases
     python benchmarks/first_call.py --cases fit,select --repeats 5
 
 Each figure is of a process of its own, without its imports. "cold" compiles into an empty folder; "stored" is
-the next process with that folder, and other data of the same shape. scikit-learn's process runs between them.
+the next process with that folder, and other data of the same shape. scikit-learn's process and tgmm's run
+between them.
 For transformations in a user's own `jit` there is no store: "cold" is tracing, lowering and compiling with
-JAX's default options, without running. Medians of the repeats, in seconds of wall time and of CPU time.
+JAX's default options, without running. Medians of the repeats, in seconds of wall time and of CPU time; the
+cases that take long are run once.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from typing import Any
 import tables
 
 ESTIMATORS = [(100, 2, 5), (500, 4, 5), (2000, 8, 8), (12_500, 8, 10), (62_500, 16, 10), (625_000, 16, 10)]
+LONG = ("command", "jit(fit)", "jit(grad(fit))", "grid", "select")
 HERE = os.path.dirname(os.path.abspath(__file__))
 FAITHFUL = os.path.join(HERE, "..", "notebooks", "data", "faithful.csv")
 COMMAND = ["fit", FAITHFUL, "--components", "1:6", "--covariance", "full,tied,diag,spherical"]
@@ -112,6 +115,36 @@ def sklearns(case: str, seed: int) -> Callable[[], Any] | None:
     )
 
 
+def tgmms(case: str, seed: int) -> Callable[[], Any] | None:
+    """tgmm from its own starts, which are k-means too; its select_model tries every structure once."""
+    try:
+        import torch
+        from tgmm import GaussianMixture, select_model
+    except ImportError:
+        return None
+    if case == "select":
+        x = torch.from_numpy(iris(seed))
+        return lambda: select_model(x, range(1, 10), random_state=0, device="cpu")
+    if case in ("restarts", "best"):
+        x = torch.from_numpy(blobs(seed, 500, 3, 4))
+        return lambda: GaussianMixture(4, n_init=20, random_state=0, device="cpu").fit(x)
+    if case == "fit":
+        x = torch.from_numpy(blobs(seed, 300, 2, 3))
+        return lambda: (
+            GaussianMixture(3, covariance_type="diag", random_state=0, device="cpu").fit(x).predict(x)
+        )
+    if case == "one row":
+        x = torch.from_numpy(blobs(seed, 2000, 8, 8))
+        model = GaussianMixture(8, random_state=0, device="cpu").fit(x)
+        model.score_samples(x[:1])
+        return lambda: [model.score_samples(x[:1]) for _ in range(1000)]
+    if not case[0].isdigit():
+        return None
+    n, d, k = (int(part) for part in case.split("x"))
+    x = torch.from_numpy(blobs(seed, n, d, k))
+    return lambda: GaussianMixture(k, random_state=0, device="cpu").fit(x)
+
+
 def estimator(case: str, seed: int, mixture: Any) -> Callable[[], Any]:
     if case == "grid":
         from sklearn.model_selection import GridSearchCV
@@ -131,7 +164,7 @@ def estimator(case: str, seed: int, mixture: Any) -> Callable[[], Any]:
 
 def measure(which: str, case: str, seed: int) -> None:
     warnings.simplefilter("ignore")
-    act = ours(case, seed) if which == "jaxgmm" else sklearns(case, seed)
+    act = {"jaxgmm": ours, "sklearn": sklearns, "tgmm": tgmms}[which](case, seed)
     if act is None:
         print(json.dumps(None))
         return
@@ -177,16 +210,18 @@ def main() -> None:
         measure(given.measure[0], given.measure[1], int(given.measure[2]))
         return
     columns = ["case", "cold, s", "cold, CPU-s", "stored, s", "stored, CPU-s", "scikit-learn, s", "its CPU-s"]
+    columns += ["tgmm, s", "tgmm, CPU-s"]
     print("  ".join(columns))
     rows: list[list[Any]] = []
     for case in given.cases.split(","):
-        runs: list[list[list[float] | None]] = [[], [], []]
-        for repeat in range(given.repeats):
+        cold, stored, sklearn, tgmm = runs = [[], [], [], []]  # type: list[list[list[float] | None]]
+        for repeat in range(1 if case in LONG else given.repeats):
             with tempfile.TemporaryDirectory() as folder:
-                runs[0].append(in_a_process("jaxgmm", case, 2 * repeat, folder))
-                runs[2].append(in_a_process("sklearn", case, 2 * repeat, folder))
+                cold.append(in_a_process("jaxgmm", case, 2 * repeat, folder))
+                sklearn.append(in_a_process("sklearn", case, 2 * repeat, folder))
+                tgmm.append(in_a_process("tgmm", case, 2 * repeat, folder))
                 in_users_jit = case.startswith("jit(")
-                runs[1].append(None if in_users_jit else in_a_process("jaxgmm", case, 2 * repeat + 1, folder))
+                stored.append(None if in_users_jit else in_a_process("jaxgmm", case, 2 * repeat + 1, folder))
         row: list[Any] = [case]
         for of in runs:
             found = [r for r in of if r is not None]
@@ -195,10 +230,16 @@ def main() -> None:
         rows.append(row)
         print("  ".join("–" if cell is None else str(cell) for cell in row), flush=True)
     if given.json:
-        about = "The first call in a process, beyond its imports; the store empty, then full with other data."
         tables.add(
-            given.json, "First call with the program store", about, columns, rows, ("jax", "scikit-learn")
-        )
+            given.json, "First call, beside scikit-learn and tgmm",
+            "The first call in a process, beyond its imports; the store empty, then full with other data.",
+            columns, rows, ("jax", "scikit-learn", "tgmm", "torch"),
+            [f"Medians of {given.repeats} processes; of one for {', '.join(LONG)}. NxDxK is an estimator's "
+             'fit, and "one row" milliseconds of score_samples. "restarts" and "best" have 20 starts.',
+             '"grid" is a GridSearchCV of 20 cells and 5 folds; "command" the first of the README, without '
+             'installing; "select" 14 structures and 9 sizes on iris, beside 4 and 9 of scikit-learn with '
+             "n_init=10, and 14 and 9 of tgmm with one start."],
+        )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Many fits: 50 restarts, and K = 1..15, beside loops over scikit-learn's and gmmx's fits, on one core.
+"""Many fits: 50 restarts, and K = 1..15, beside loops over other libraries' fits, on one core.
 
     python benchmarks/many.py restarts
     python benchmarks/many.py components
@@ -12,6 +12,7 @@ without compilation; the mean of the likelihoods reached, and the best.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import time
 import warnings
@@ -25,7 +26,7 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 import tables  # noqa: E402
-from peers import Gmmx, covariances, data, log_likelihood  # noqa: E402
+from peers import Gmmx, Tgmm, covariances, data, log_likelihood  # noqa: E402
 from sklearn.mixture import GaussianMixture  # noqa: E402
 
 import jaxgmm  # noqa: E402
@@ -90,35 +91,41 @@ def restarts(repeats: int) -> list[list[Any]]:
 
         return run
 
-    def gmmx() -> tuple[float, float]:
-        values = []
-        for m in means:
-            peer = Gmmx(x, weights, m, cov, "full")
-            peer.run(50)
-            mixing, centres, found = peer.answer()
-            values.append(log_likelihood(x, mixing.ravel(), centres.reshape(k, d), found.reshape(k, d, d)))
-        return float(np.mean(values)), float(np.max(values))
+    def loop(library: Any, n_iter: int = 50, tol: float | None = None) -> Run:
+        def run() -> tuple[float, float]:
+            values = []
+            for m in means:
+                peer = library(x, weights, m, cov, "full")
+                peer.tol = tol
+                peer.run(n_iter)
+                mixing, centres, found = peer.answer()
+                found = found.reshape(k, d, d)
+                values.append(log_likelihood(x, mixing.ravel(), centres.reshape(k, d), found))
+            return float(np.mean(values)), float(np.max(values))
+
+        return run
 
     runs = {
         "jaxgmm": ours(tol=0.0, max_iter=50, accelerate=False),
         "scikit-learn": theirs(tol=0.0, max_iter=50),
     }
-    try:
-        gmmx()
-    except ImportError as error:
-        print(f"gmmx left out: {error}")
-    else:
-        runs["gmmx"] = gmmx
+    runs |= {name: loop(library) for name, library in (("tgmm", Tgmm), ("gmmx", Gmmx)) if installed(name)}
     rows = compare("50 restarts, 50 plain EM steps each", runs, repeats)
-    return rows + compare(
-        "50 restarts to convergence",
-        {
-            "jaxgmm": ours(),
-            "scikit-learn, tol=1e-6": theirs(tol=1e-6, max_iter=1000),
-            "scikit-learn, its default, tol=1e-3": theirs(),
-        },
-        repeats,
-    )
+    runs = {
+        "jaxgmm": ours(),
+        "scikit-learn, tol=1e-6": theirs(tol=1e-6, max_iter=1000),
+        "scikit-learn, its default, tol=1e-3": theirs(),
+    }
+    if installed("tgmm"):
+        runs["tgmm, its default, a relative change of 1e-4"] = loop(Tgmm, 1000, 1e-4)
+    return rows + compare("50 restarts to convergence", runs, repeats)
+
+
+def installed(package: str) -> bool:
+    if importlib.util.find_spec(package) is None:
+        print(f"{package} is not installed")
+        return False
+    return True
 
 
 def components(repeats: int) -> list[list[Any]]:
@@ -169,11 +176,12 @@ if __name__ == "__main__":
     warnings.simplefilter("ignore")
     rows = {"restarts": restarts, "components": components}[arguments.what](arguments.repeats)
     if arguments.json:
+        vectors = tables.processor()[1] or ["unknown vector instructions"]
         sizes = {"restarts": "N=2000 D=8 K=8", "components": "N=5000 D=4"}[arguments.what]
         tables.add(
-            arguments.json, f"Many fits: {arguments.what}, {os.cpu_count()}-core machine",
+            arguments.json, f"Many fits: {arguments.what}, one core with {vectors[-1]}",
             f"CPU time of many fits ({sizes}) beside loops over the other libraries' fits, on one core, "
             "without compilation.",
             ["fits", "library", "CPU s", "library / jaxgmm", "mean log-likelihood", "best log-likelihood"],
-            rows, ("jax", "scikit-learn", "gmmx"),
+            rows, ("jax", "scikit-learn", "tgmm", "torch", "gmmx"),
         )  # fmt: skip

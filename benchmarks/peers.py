@@ -4,7 +4,8 @@
     {"do": "run", "n_iter": n}     -> {"cpu": s, "wall": s}
     {"do": "finish"}               -> {"log_likelihood": float64 mean, "peak_mb": most resident memory}
 
-Every library gets the same float32 data, the same start and a fixed number of iterations.
+Every library gets the same float32 data, the same start and a fixed number of iterations. `agreement.py`
+uses these classes too, with float64 data.
 """
 
 from __future__ import annotations
@@ -15,16 +16,21 @@ import resource
 import sys
 import time
 import warnings
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 
 def data(case: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """X (N, D) and a start: weights (K,), means (K, D) and variances (D,), the same for every component."""
+    """X (N, D) and a start: weights (K,), means (K, D) and variances (D,), the same for every component.
+
+    A cluster's standard deviation along an axis is about 0.85. The distance between two centres is 2.1 √D, or
+    2.1 for overlapping clusters.
+    """
     rng = np.random.default_rng(case["seed"])
     n, d, k = case["n"], case["d"], case["k"]
-    centres = 1.5 * rng.normal(size=(k, d))
+    spread = 1.5 / np.sqrt(d) if case.get("clusters") == "overlapping" else 1.5
+    centres = spread * rng.normal(size=(k, d))
     roots = rng.normal(size=(k, d, d)) / np.sqrt(d) * 0.6 + 0.6 * np.eye(d)
     labels = rng.integers(k, size=n)
     x = np.empty((n, d), np.float32)
@@ -42,11 +48,13 @@ def covariances(kind: str, k: int, variances: np.ndarray) -> np.ndarray:
         "tied": dense,
         "diag": np.broadcast_to(variances, (k, len(variances))),
         "spherical": np.full(k, variances.mean(), variances.dtype),
-    }[kind].astype(np.float32)
+    }[kind].astype(variances.dtype)
 
 
 class Jaxgmm:
     """This library, with the kernel that it chooses."""
+
+    reg_covar = 1e-6
 
     def __init__(self, x: np.ndarray, weights: np.ndarray, means: np.ndarray, cov: np.ndarray, kind: str):
         import jax
@@ -61,7 +69,9 @@ class Jaxgmm:
         self.start = jaxgmm.make_params(weights, means, cov, kind)
 
     def run(self, n_iter: int) -> None:
-        self.result = self.jaxgmm.fit(self.start, self.x, tol=0.0, max_iter=n_iter, accelerate=False)
+        self.result = self.jaxgmm.fit(
+            self.start, self.x, tol=0.0, max_iter=n_iter, reg_covar=self.reg_covar, accelerate=False
+        )
         self.jax.block_until_ready(self.result)
 
     def answer(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -72,13 +82,17 @@ class Jaxgmm:
 class Sklearn:
     """scikit-learn's GaussianMixture, warm-started so that no k-means is counted."""
 
+    reg_covar = 1e-6
+
     def __init__(self, x: np.ndarray, weights: np.ndarray, means: np.ndarray, cov: np.ndarray, kind: str):
         from sklearn.mixture import GaussianMixture
         from sklearn.mixture._gaussian_mixture import _compute_precision_cholesky
 
         warnings.simplefilter("ignore")
         self.x, self.start = x, (weights, means, cov, _compute_precision_cholesky(cov, kind))
-        self.model = GaussianMixture(len(weights), covariance_type=kind, tol=0.0, warm_start=True)
+        self.model = GaussianMixture(
+            len(weights), covariance_type=kind, tol=0.0, reg_covar=self.reg_covar, warm_start=True
+        )
 
     def run(self, n_iter: int) -> None:
         m = self.model
@@ -92,6 +106,8 @@ class Sklearn:
 
 class Gmmx:
     """gmmx, another JAX library; it stops by a change of the likelihood, which a tolerance of −1 never is."""
+
+    reg_covar = 1e-6
 
     def __init__(self, x: np.ndarray, weights: np.ndarray, means: np.ndarray, cov: np.ndarray, kind: str):
         import jax
@@ -107,7 +123,7 @@ class Gmmx:
         )  # fmt: skip
 
     def run(self, n_iter: int) -> None:
-        self.result = self.fitter(max_iter=n_iter, tol=-1.0).fit(self.x, self.start)
+        self.result = self.fitter(max_iter=n_iter, tol=-1.0, reg_covar=self.reg_covar).fit(self.x, self.start)
         self.jax.block_until_ready(self.result.gmm)
 
     def answer(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -117,6 +133,8 @@ class Gmmx:
 
 class Torch:
     """EM as one would write it in PyTorch: batched Cholesky factors, their inverses, and products."""
+
+    reg_covar = 1e-6
 
     def __init__(self, x: np.ndarray, weights: np.ndarray, means: np.ndarray, cov: np.ndarray, kind: str):
         import torch
@@ -155,9 +173,9 @@ class Torch:
                     cov = torch.einsum("kn,knd,kne->kde", resp, r, r) / count[:, None, None]
                     if self.kind == "tied":
                         cov = (cov * weights[:, None, None]).sum(0)
-                    cov = cov + 1e-6 * torch.eye(d, device=x.device)
+                    cov = cov + self.reg_covar * torch.eye(d, dtype=x.dtype, device=x.device)
                 else:
-                    cov = resp @ x.square() / count[:, None] - means.square() + 1e-6
+                    cov = resp @ x.square() / count[:, None] - means.square() + self.reg_covar
                     cov = cov if self.kind == "diag" else cov.mean(1)
         self.result = weights, means, cov
         float(cov.sum())  # waits for a GPU
@@ -197,8 +215,44 @@ class Pomegranate:
         )
 
 
+class Tgmm:
+    """tgmm's GaussianMixture in PyTorch; without a tolerance, its test of convergence is switched off."""
+
+    reg_covar = 1e-6
+    tol: float | None = None
+    options: ClassVar[dict[str, Any]] = {}
+
+    def __init__(self, x: np.ndarray, weights: np.ndarray, means: np.ndarray, cov: np.ndarray, kind: str):
+        import torch
+        from tgmm import GaussianMixture
+
+        warnings.simplefilter("ignore")
+        device = os.environ.get("BENCHMARK_TORCH_DEVICE", "cpu")
+        self.x, self.device = torch.from_numpy(x).to(device), device
+        start = (torch.from_numpy(np.array(a)).to(device) for a in (weights, means, cov))
+        self.start = dict(zip(("init_weights", "init_means", "init_covariances"), start, strict=True))
+        self.mixture, self.kind = GaussianMixture, {"tied": "tied_full"}.get(kind, kind)
+
+    def run(self, n_iter: int) -> None:
+        k, d = self.start["init_means"].shape
+        self.result = self.mixture(
+            k, d, covariance_type=self.kind, max_iter=n_iter, reg_covar=self.reg_covar, device=self.device,
+            **self.start, **self.options,
+        )  # fmt: skip
+        if self.tol is None:
+            # With the least tolerance it would still stop where two likelihoods are equal in float32.
+            self.result._check_convergence = lambda *_: False
+        self.result.fit(self.x, tol=self.tol)
+        float(self.result.covariances_.sum())  # waits for a GPU
+
+    def answer(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        r = self.result
+        return r.weights_.cpu().numpy(), r.means_.cpu().numpy(), r.covariances_.cpu().numpy()
+
+
 PEERS = {
-    "jaxgmm": Jaxgmm, "scikit-learn": Sklearn, "gmmx": Gmmx, "torch": Torch, "pomegranate": Pomegranate
+    "jaxgmm": Jaxgmm, "scikit-learn": Sklearn, "tgmm": Tgmm, "gmmx": Gmmx, "torch": Torch,
+    "pomegranate": Pomegranate,
 }  # fmt: skip
 
 

@@ -1,8 +1,8 @@
-"""Writes RESULTS.md, the tables of what was measured, from results.json.
+"""Writes what was measured, results.json, as tables: RESULTS.md, and quotes in README.md and docs/.
 
-    python benchmarks/tables.py               # write RESULTS.md
-    python benchmarks/tables.py --check       # exit status 1 if RESULTS.md is not what would be written
-    python benchmarks/tables.py --add FILE    # put the tables of FILE into results.json, write RESULTS.md
+    python benchmarks/tables.py               # write RESULTS.md and the quotes
+    python benchmarks/tables.py --check       # exit status 1 if one of them is not what would be written
+    python benchmarks/tables.py --add FILE    # put the tables of FILE into results.json, then write
 
 results.json and FILE hold a list of tables. A table replaces the one of the same title. Its fields:
 
@@ -17,6 +17,22 @@ results.json and FILE hold a list of tables. A table replaces the one of the sam
     notes     optional, sentences below the table
 
 A benchmark writes FILE by `add(FILE, title, ...)`, which fills in machine, versions, date and command.
+
+A page quotes a table, or a part of it, between two comments; what stands between them is written by this
+program. All lines but the first and the last of the opening comment may be left out, and an indented line
+continues the one before:
+
+    <!-- results: One EM step, one core of a 2-core machine
+    columns: N; covariance; jaxgmm, CPU ms as jaxgmm, ms; scikit-learn / jaxgmm
+    rows: N=10,000;
+      N=100,000 & covariance=full & run=2 as 10⁵ rows
+    with: facts; notes
+    -->
+    <!-- end of results -->
+
+    columns   in this order, separated by semicolons; "as" gives the heading to show
+    rows      those whose cells, as RESULTS.md shows them, have all these values; "as" replaces the first cell
+    with      below the table: facts (machine, versions, date, command), notes
 """
 
 from __future__ import annotations
@@ -56,14 +72,20 @@ Written by `python benchmarks/tables.py` from `benchmarks/results.json`: change 
 """
 
 
-def machine() -> str:
-    """Processor, vector instructions and number of cores."""
+def processor() -> tuple[str, list[str]]:
+    """Its name, and its vector instructions."""
     file = pathlib.Path("/proc/cpuinfo")
     info = file.read_text() if file.exists() else ""
     name, flags = (re.search(rf"^{field}\s*:\s*(.+)$", info, re.M) for field in ("model name", "flags"))
     known = {"avx2": "AVX2", "avx512f": "AVX-512"}
-    vectors = [known[f] for f in known if flags and f in flags[1].split()]
-    return ", ".join([name[1] if name else "unknown processor", *vectors, f"{os.cpu_count()} cores"])
+    found = [known[f] for f in known if flags and f in flags[1].split()]
+    return name[1] if name else "unknown processor", found
+
+
+def machine() -> str:
+    """Processor, vector instructions and number of cores."""
+    name, vectors = processor()
+    return ", ".join([name, *vectors, f"{os.cpu_count()} cores"])
 
 
 def versions(packages: Iterable[str]) -> dict[str, str]:
@@ -147,41 +169,133 @@ def shown(cell: Any) -> str:
         text = f"{number:e}" if 0 < abs(number) < Decimal("0.01") else f"{number:f}"
     else:
         return str(cell)
-    return text.replace("-", "−", 1) if text.startswith("-") else text
+    return text.replace("-", "−")
+
+
+def grid(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A Markdown table; numbers are aligned to the right."""
+    numbers = [any(not isinstance(row[i], str | None) for row in rows) for i in range(len(columns))]
+    lines = [columns, [" ---: " if right else " --- " for right in numbers], *rows]
+    return "\n".join("| " + " | ".join(shown(cell).strip() for cell in line) + " |" for line in lines)
+
+
+def facts(table: dict[str, Any]) -> str:
+    """Machine, versions, date and command on one line."""
+    used = ", ".join(f"{package} {version}" for package, version in table["versions"].items())
+    command = f"`{table['command']}`" if table["command"] else "no script"
+    return " · ".join((table["machine"], used or "versions not recorded", table["date"], command))
+
+
+def notes(table: dict[str, Any]) -> str:
+    return "\n".join(f"* {note}" for note in table.get("notes", ()))
 
 
 def markdown(table: dict[str, Any]) -> str:
     columns, rows = table["columns"], table["rows"]
     if any(len(row) != len(columns) for row in rows):
         raise ValueError(f"{table['title']}: a row has not as many cells as there are columns")
-    numbers = [any(not isinstance(row[i], str | None) for row in rows) for i in range(len(columns))]
-    lines = [columns, [" ---: " if right else " --- " for right in numbers], *rows]
-    used = ", ".join(f"{package} {version}" for package, version in table["versions"].items())
-    facts = (
-        table["machine"],
-        used or "versions not recorded",
-        table["date"],
-        f"`{table['command']}`" if table["command"] else "no script",
-    )
-    body = ["| " + " | ".join(shown(cell).strip() for cell in line) + " |" for line in lines]
-    notes = [f"* {note}" for note in table.get("notes", ())]
-    parts = [f"## {table['title']}", table["about"], " · ".join(facts), "\n".join(body), "\n".join(notes)]
+    parts = [f"## {table['title']}", table["about"], facts(table), grid(columns, rows), notes(table)]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+_QUOTE = re.compile(
+    r"^<!-- results: (?P<title>[^\n]+?)(?P<fields>\n.*?)??(?:\n| )-->\n"
+    r"(?P<body>.*?)^<!-- end of results -->$",
+    re.MULTILINE | re.DOTALL,
+)
+
+
+def renamed(item: str) -> tuple[str, str | None]:
+    """What stands before " as ", and what after it."""
+    name, _, heading = item.strip().partition(" as ")
+    return name.strip(), heading.strip() or None
+
+
+def quote(table: dict[str, Any], fields: dict[str, str]) -> str:
+    """The part of a table that the fields of a comment ask for."""
+    known = table["columns"]
+
+    def place(column: str) -> int:
+        if column not in known:
+            raise ValueError(f"no column {column!r}; there are: {'; '.join(known)}")
+        return known.index(column)
+
+    asked = [renamed(item) for item in fields.get("columns", "; ".join(known)).split(";")]
+    places = [place(name) for name, _ in asked]
+    rows = []
+    for item in fields["rows"].split(";") if "rows" in fields else [""]:
+        which, label = renamed(item)
+        wanted = [part.partition("=")[::2] for part in which.split("&")] if which else []
+        values = {place(column.strip()): value.strip() for column, value in wanted}
+        found = [row for row in table["rows"] if all(shown(row[i]) == value for i, value in values.items())]
+        if not found:
+            raise ValueError(f"no row has {which}")
+        for row in found:
+            cells = [row[i] for i in places]
+            rows.append([label, *cells[1:]] if label else cells)
+    parts = {"facts": facts, "notes": notes}
+    below = [part.strip() for part in fields.get("with", "").split(";") if part.strip()]
+    if unknown := (set(fields) - {"columns", "rows", "with"}) | (set(below) - set(parts)):
+        raise ValueError(f"{', '.join(sorted(unknown))}: not known here")
+    texts = [
+        grid([heading or name for name, heading in asked], rows),
+        *(parts[part](table) for part in below),
+    ]
+    return "\n\n".join(text for text in texts if text) + "\n"
+
+
+def quoted(text: str, tables: Iterable[dict[str, Any]]) -> str:
+    """A page with its quotes written anew."""
+    by_title = {table["title"]: table for table in tables}
+
+    def write(match: re.Match[str]) -> str:
+        title = match["title"].strip()
+        # An indented line goes on with the one before.
+        text = re.sub(r"\n[ \t]+", " ", match["fields"] or "")
+        lines = [line.partition(":") for line in text.splitlines() if line.strip()]
+        try:
+            if title not in by_title:
+                raise ValueError("results.json has no such table")
+            body = quote(by_title[title], {key.strip(): value.strip() for key, _, value in lines})
+        except ValueError as error:
+            raise ValueError(f"{title!r}: {error}") from error
+        return f"{match[0][: match.start('body') - match.start()]}{body}<!-- end of results -->"
+
+    if text.count("<!-- results: ") != len(_QUOTE.findall(text)) or text.count(
+        "<!-- end of results -->"
+    ) != text.count("<!-- results: "):
+        raise ValueError("a comment 'results:' without its 'end of results', or the other way round")
+    return _QUOTE.sub(write, text)
+
+
+def written() -> dict[pathlib.Path, str]:
+    """What RESULTS.md and every page with quotes should hold."""
+    tables = load(HERE / "results.json")
+    pages = {HERE / "RESULTS.md": "\n".join([PREFACE, *map(markdown, tables)])}
+    for page in (HERE.parent / "README.md", *sorted((HERE.parent / "docs").glob("*.md"))):
+        text = page.read_text()
+        try:
+            new = quoted(text, tables)
+        except ValueError as error:
+            raise ValueError(f"{page.name}: {error}") from error
+        if "<!-- results: " in text:
+            pages[page] = new
+    return pages
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if RESULTS.md differs")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a page differs")
     parser.add_argument("--add", metavar="FILE", action="append", default=[], help="tables to take in")
     given = parser.parse_args()
-    data, page = HERE / "results.json", HERE / "RESULTS.md"
     for file in given.add:
-        merge(data, load(file))
-    text = "\n".join([PREFACE, *map(markdown, load(data))])
-    if not given.check:
+        merge(HERE / "results.json", load(file))
+    stale = {page: text for page, text in written().items() if not page.exists() or page.read_text() != text}
+    if given.check and stale:
+        names = ", ".join(page.name for page in stale)
+        sys.exit(f"not what results.json gives: {names}; run python benchmarks/tables.py")
+    for page, text in stale.items():
         page.write_text(text)
-    elif not page.exists() or page.read_text() != text:
-        sys.exit("RESULTS.md is not what results.json gives: run python benchmarks/tables.py")
 
 
 if __name__ == "__main__":
