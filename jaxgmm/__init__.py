@@ -8,7 +8,23 @@ from typing import TYPE_CHECKING, Any
 from jaxgmm._version import __version__
 
 if TYPE_CHECKING:
-    from jaxgmm import interchange, plot, sklearn
+    from jaxgmm import (
+        cache,
+        components,
+        distributions,
+        em,
+        gradients,
+        inference,
+        init,
+        interchange,
+        mixture,
+        outofcore,
+        parallel,
+        plot,
+        selection,
+        sklearn,
+        variational,
+    )
     from jaxgmm._public import *
 
 __all__ = [
@@ -73,12 +89,28 @@ __all__ = [
     "variational",
 ]
 
-_INTERFACES = ("interchange", "plot", "sklearn")  # each needs an extra
+_NAMESPACES = (
+    "cache",
+    "components",
+    "distributions",
+    "em",
+    "gradients",
+    "inference",
+    "init",
+    "interchange",
+    "mixture",
+    "outofcore",
+    "parallel",
+    "plot",
+    "selection",
+    "sklearn",
+    "variational",
+)
 
 
 def __getattr__(name: str) -> Any:
     # Imported when asked for: a command line with a mistake in it does not wait for JAX.
-    if name in _INTERFACES:
+    if name in _NAMESPACES:
         return importlib.import_module(f"{__name__}.{name}")
     if name in __all__:
         value = globals()[name] = getattr(importlib.import_module(f"{__name__}._public"), name)

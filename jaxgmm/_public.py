@@ -1,17 +1,5 @@
-"""The public names of the package but its interfaces; `jaxgmm` imports this when one is first asked for."""
+"""The public names of the package but its namespaces; `jaxgmm` imports this when one is first asked for."""
 
-from jaxgmm import cache as cache
-from jaxgmm import components as components
-from jaxgmm import distributions as distributions
-from jaxgmm import em as em
-from jaxgmm import gradients as gradients
-from jaxgmm import inference as inference
-from jaxgmm import init as init
-from jaxgmm import mixture as mixture
-from jaxgmm import outofcore as outofcore
-from jaxgmm import parallel as parallel
-from jaxgmm import selection as selection
-from jaxgmm import variational as variational
 from jaxgmm._summary import Summary as Summary
 from jaxgmm._summary import summary as summary
 from jaxgmm.data import Data as Data
