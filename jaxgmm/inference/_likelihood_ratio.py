@@ -29,7 +29,7 @@ from jaxgmm.selection._restarts import fit_components
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, repr=False)
-class LikelihoodRatio:
+class LikelihoodRatio(display.Shown):
     """A bootstrapped likelihood ratio test, as `bootstrap_likelihood_ratio` gives it.
 
     Attributes:
@@ -55,6 +55,17 @@ class LikelihoodRatio:
         drawn = f"{len(null)} replicates" + (f", of which {n_failed} failed" if n_failed else "")
         against = f"K = {n} against {n + 1}"
         return f"LikelihoodRatio({against}: statistic {statistic:.4g}, p = {p_value:.3g}, by {drawn})"
+
+    def _table(self) -> display.Table | None:
+        """The statistic beside quantiles of its distribution with K components."""
+        statistic, p_value = display.look(self.statistic), display.look(self.p_value)
+        null = display.look(self.null)
+        if statistic is None or p_value is None or null is None or statistic.ndim or np.isnan(null).all():
+            return None
+        rows = [("data", f"{statistic:.2f}", f"{p_value:.3g}")]
+        for tail in (0.5, 0.1, 0.05):
+            rows.append(("replicates", f"{np.nanquantile(null, 1 - tail):.2f}", f"{tail:g}"))
+        return display.Table(("", "2 log L₁/L₀", "p"), tuple(rows))
 
 
 def _statistic(results: FitResult, n_samples: int) -> Array:
