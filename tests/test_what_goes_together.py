@@ -123,7 +123,7 @@ CALLS = {
     "held parameters": [lambda kind: jaxgmm.fit(hold(start("full"), means=[0]), rows_of(kind))],
     "`sample_weight`": [weighted],
     "priors": [with_a_prior],
-    "`fit_best`, `select`; `fit_restarts` without starts of your own": [
+    "`fit_best`, `select`; `fit_restarts` without given starts": [
         *map(entry, ("fit_best", "fit_restarts")),
         select,
     ],
@@ -149,7 +149,7 @@ ELSEWHERE = {"derivatives of a fit", "`fit_engine`"}
 
 def table():
     """The rows of the page's table, by their first cells."""
-    section = PAGE.read_text().split("## What goes with what")[1]
+    section = PAGE.read_text().split("## Supported combinations")[1]
     cells = [
         [c.strip() for c in line.strip("|").split("|")] for line in re.findall(r"^\|.*\|$", section, re.M)
     ]
