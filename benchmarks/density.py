@@ -236,8 +236,8 @@ def mean_and_error(x: np.ndarray) -> tuple[float, float]:
     return float(x.mean()), float(x.std(ddof=1) / len(x) ** 0.5)
 
 
-def rounded(x: float, digits: int = 2) -> Decimal:
-    return Decimal(f"{x:.{digits}f}")
+def rounded(x: float) -> Decimal:
+    return Decimal(f"{x:.2f}")
 
 
 def most_chosen(chosen: tuple[str, ...]) -> str:
@@ -294,7 +294,7 @@ def report(done: Done, file: str) -> None:
             against: list[Decimal | None] = [None, None]
             if method != "gaussian" and "gaussian" in complete:
                 difference = np.subtract(scores, complete["gaussian"][0])
-                against = [rounded(x, 3) for x in mean_and_error(difference)]
+                against = [rounded(x) for x in mean_and_error(difference)]
             fits.append([
                 name, title, rounded(mean), rounded(error), *against, rounded(float(np.mean(training))),
                 most_chosen(chosen), *(tables.significant(f(seconds), 2) for f in (statistics.median, max)),
