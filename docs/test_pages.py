@@ -27,8 +27,9 @@ print(json.dumps(printed))
 
 @pytest.fixture(scope="session")
 def programs(tmp_path_factory):
-    """The folder of the programs, one for all workers."""
-    return tmp_path_factory.getbasetemp().parent / "programs"
+    """The folder of the programs of this run, one for all of its workers."""
+    folder = tmp_path_factory.getbasetemp()
+    return (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "programs"
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if blocks(p)], ids=lambda p: p.stem)

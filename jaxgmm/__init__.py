@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from typing import TYPE_CHECKING, Any
 
 from jaxgmm._version import __version__
@@ -89,33 +90,16 @@ __all__ = [
     "variational",
 ]
 
-_NAMESPACES = (
-    "cache",
-    "components",
-    "distributions",
-    "em",
-    "gradients",
-    "inference",
-    "init",
-    "interchange",
-    "mixture",
-    "outofcore",
-    "parallel",
-    "plot",
-    "selection",
-    "sklearn",
-    "variational",
-)
-
 
 def __getattr__(name: str) -> Any:
     # Imported when asked for: a command line with a mistake in it does not wait for JAX.
-    if name in _NAMESPACES:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    # A namespace is a module of its own: `_public` may be waiting for it.
+    if importlib.util.find_spec(f"{__name__}.{name}") is not None:
         return importlib.import_module(f"{__name__}.{name}")
-    if name in __all__:
-        value = globals()[name] = getattr(importlib.import_module(f"{__name__}._public"), name)
-        return value
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(f"{__name__}._public"), name)
+    return value
 
 
 def __dir__() -> list[str]:

@@ -136,8 +136,6 @@ def listed(text):
 
 
 def test_the_reference_has_every_export():
-    if not (DOCS / "api").exists():
-        pytest.skip("this source distribution has no reference")
     entries = []
     for page in sorted((DOCS / "api").glob("*.md")):
         place, tables, here = "", [], []
@@ -170,8 +168,6 @@ def test_the_reference_has_every_export():
 def test_the_reference_of_the_command_line_has_every_option():
     commands = pytest.importorskip("jaxgmm.cli.commands").cli.commands
     page = DOCS / "api" / "command_line.md"
-    if not page.exists():
-        pytest.skip("this source distribution has no reference")
     sections = re.compile(r"^## jaxgmm (\w+)\n(.*?)(?=^## |\Z)", re.MULTILINE | re.DOTALL)
     parts = dict(sections.findall(page.read_text()))
     assert set(parts) == set(commands)

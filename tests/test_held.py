@@ -90,8 +90,6 @@ def test_what_is_held_is_no_parameter_and_has_no_error(double):
     ):
         held = hold(free, **what)
         assert int(jaxgmm.n_parameters(held)) == int(jaxgmm.n_parameters(free)) - n
-        if what == {"covariances": True}:
-            continue
         fitted = quick_fit(held, X, tol=1e-9).params
         errors, information = errors_and_information(fitted, X)
         assert information.shape == (int(jaxgmm.n_parameters(held)),) * 2

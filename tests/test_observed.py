@@ -152,7 +152,7 @@ def test_a_fit_ends_where_the_observed_likelihood_is_stationary(name, double):
     log_prob, slope = density_and_slope(result.params, rows)
     assert slope < 1e-8, slope
     expected = logsumexp(by_scipy(result.params, EVERYTHING), axis=1)
-    assert_allclose(log_prob, expected, rtol=1e-11, atol=1e-11)
+    assert_allclose(log_prob, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_a_background_and_students_with_gaps_end_at_a_stationary_point_too(double):
@@ -215,7 +215,7 @@ def test_infinite_noise_is_a_missing_entry(double):
 def test_rows_by_pattern_and_one_by_one_have_the_same_sums(name, double):
     some = {"X": np.tile(GAPS, (3, 1)), "missing": "nan", "sample_weight": np.tile(WEIGHT, 3)}
     alike = some | {"noise": np.array([0.1, 0.2, 0.3])}
-    for known in (some, alike)[name != "full" :]:
+    for known in (some, alike):
         rows = seen(known)
         tiled = in_tiles(rows, get_model(name).covariance)
         assert rows.pattern is not None
@@ -410,9 +410,9 @@ def test_components_begin_at_their_labelled_rows():
     assert np.abs(np.asarray(fitted.means) - truth).max() < 0.5
 
 
-def _select(rows, name):
+def _select(rows):
     return jaxgmm.select(
-        jax.random.key(0), rows, (K,), covariance_types=(name,), budget=60, criterion="heldout"
+        jax.random.key(0), rows, (K,), covariance_types=("spherical",), budget=60, criterion="heldout"
     ).best
 
 
@@ -432,7 +432,7 @@ ENTRY_POINTS = {
     "fit_best": lambda rows, start, name: jaxgmm.fit_best(
         jax.random.key(0), rows, K, covariance_type=name, budget=60, max_iter=5
     ),
-    "select": lambda rows, start, name: _select(rows, name),
+    "select": lambda rows, start, name: _select(rows),
     "fit_sharded": lambda rows, start, name: jaxgmm.fit_sharded(
         start, rows, mesh=jax.sharding.Mesh(jax.devices(), ("rows",)), max_iter=3
     ),
@@ -477,20 +477,16 @@ PAIRS = (
 # test_what_goes_together.py goes through all pairs up to their first program, and how observations are summed
 # does not depend on who asks.
 QUICK = ("fit", "summary", "m_step")
-# With gaps or noise these are computed elsewhere: derivatives, steps, select, leave_one_out with its
-# influence, standard errors and the bootstrap of a likelihood ratio below; the search, restarts and priors by
-# the estimators of test_missing.py; fit_components by the command line.
+# With gaps or noise these are computed elsewhere: derivatives, steps, leave_one_out, standard errors below;
+# restarts in test_held.py; the search by the estimators of test_missing.py; fit_components by the command
+# line.
 ELSEWHERE = (
     "gradient",
     "step",
-    "select",
     "leave_one_out",
-    "influence",
     "information",
-    "bootstrap",
     "fit_best",
     "fit_restarts",
-    "default_prior",
     "fit_components",
 )
 REFUSALS = (
@@ -524,6 +520,8 @@ def test_every_pair_of_an_observation_and_an_entry_point_works_or_is_refused_by_
             refused.append((name, kind, str(error)))
             continue
         worked += 1
+        if entry == "influence":  # the start is no maximum
+            continue
         for a in jax.tree.leaves(found):
             if isinstance(a, jax.Array) and a.dtype.kind == "f":
                 assert not np.isnan(a).any(), (name, kind)

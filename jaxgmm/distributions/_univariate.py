@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -98,7 +99,7 @@ def _checked(params: GMMParams, values: ArrayLike, name: str, what: str) -> tupl
     if params.n_features > 1:
         raise ValueError(
             f"{what} needs a mixture of one feature; params have {params.n_features}: choose one by "
-            f"jaxgmm.distributions.marginal(params, feature)"
+            "jaxgmm.distributions.marginal(params, feature)"
         )
     x = validate.floating(values, name)
     return cast(params, x.dtype), x
@@ -115,9 +116,7 @@ def _cdf(params: GMMParams, x: Array) -> Array:
     def block(x: Array) -> Array:
         return jnp.where(jnp.isnan(x), jnp.nan, _tail(line, x, jnp.ones_like(x)))
 
-    flat = x.reshape(-1)
-    found: Array = map_rows(block, flat, block_size=block_rows(flat.size, params.n_components, 1))
-    return found.reshape(x.shape)
+    return _in_blocks(block, x, params.n_components)
 
 
 @jit
@@ -129,9 +128,14 @@ def _quantile(params: GMMParams, q: Array) -> Array:
         edge = jnp.where(q == 0, -jnp.inf, jnp.where(q == 1, jnp.inf, jnp.nan)).astype(q.dtype)
         return jnp.where((q > 0) & (q < 1), x, edge)
 
-    flat = q.reshape(-1)
-    found: Array = map_rows(block, flat, block_size=block_rows(flat.size, params.n_components, 1))
-    return found.reshape(q.shape)
+    return _in_blocks(block, q, params.n_components)
+
+
+def _in_blocks(function: Callable[[Array], Array], values: Array, n_components: int) -> Array:
+    """A function of (B,) numbers, of an array of any shape."""
+    flat = values.reshape(-1)
+    found: Array = map_rows(function, flat, block_size=block_rows(flat.size, n_components, 1))
+    return found.reshape(values.shape)
 
 
 def _standardised(line: _Line, x: Array) -> tuple[Array, Array, Array]:

@@ -307,9 +307,9 @@ def select(
         components at one share; for the share itself see `trim_curve`. Not with "cv" or "heldout".
       max_ratio: as in `fit_best`. Spurious cells are marked, and do not win while there is another.
       n_folds: number of folds of "cv"; for "heldout" the fold is one part in n_folds.
-      progress: None for a line on a terminal (on stderr) or in a notebook, False for none, or a function that
-        is called with the name of each structure before it is waited for. For few data, two are under way at
-        a time.
+      progress: None or True for a line on a terminal (on stderr) or in a notebook, False for none, or a
+        function that is called with the name of each structure before it is waited for. For few data, two are
+        computed at a time.
 
     Returns:
       A `Selection`.
@@ -330,6 +330,8 @@ def select(
     if not validate.is_concrete(X, sample_weight):
         raise TypeError("select needs concrete data; inside jit use fit_best or fit_components")
     validate.choice(criterion, "criterion", CRITERIA)
+    if not (progress is None or isinstance(progress, bool) or callable(progress)):
+        raise TypeError(f"progress must be True, False, None or a function; got {progress!r}")
     data = get_data(X, sample_weight)
     n_samples, n_features = data.x.shape[0], data.n_features
     if criterion in ("cv", "heldout"):
@@ -370,7 +372,7 @@ def select(
                 row[criterion] = log_unit - value if np.isfinite(row["bic"]) else np.nan
         return found if unit is None else units.multiply_back(found, unit), rows
 
-    line = progress_line("select", len(models)) if progress in (None, True) else None
+    line = progress_line("select", len(models)) if progress is None or progress is True else None
     told = progress if callable(progress) else line
     table: list[Row] = []
     results: dict[str, BestFit] = {}

@@ -186,6 +186,8 @@ def test_progress_is_told_of_each_structure_and_cells_are_found_by_any_name():
     assert choice.result("VII", 2).log_likelihood == choice.result("spherical", 2).log_likelihood
     with pytest.raises(KeyError, match="no cell"):
         choice.result("full", 3)
+    with pytest.raises(TypeError, match="progress must be True, False, None or a function; got 'yes'"):
+        jaxgmm.select(jax.random.key(0), X, SIZES, progress="yes")
 
 
 def test_a_terminal_has_a_line_of_progress_which_is_removed(monkeypatch):
