@@ -181,6 +181,7 @@ def test_the_likelihood_ratio_tells_two_groups_from_one():
         assert (test.p_value > 0.1) == (n_groups == 1)
         said = f"K = 1 against 2: statistic {test.statistic:.4g}, p = {test.p_value:.3g}, by 19 replicates"
         assert repr(test) == f"LikelihoodRatio({said})"
-        data, median = (line.split() for line in str(test).splitlines()[3:5])
+        data, median, tenth = (line.split() for line in str(test).splitlines()[3:6])
         assert data == ["data", f"{test.statistic:.2f}", f"{test.p_value:.3g}"]
         assert median == ["replicates", f"{np.median(test.null):.2f}", "0.5"]
+        assert tenth == ["replicates", f"{np.quantile(test.null, 0.9):.2f}", "0.1"]

@@ -197,5 +197,6 @@ def test_the_number_of_components_of_each_class_is_chosen_by_bic():
     assert model.score(row, y) > 0.97
     gaps = np.where(np.arange(4) == 1, np.nan, row[:5])
     assert_array_equal(model.predict(gaps), y[:5])  # what tells the classes apart is the first feature
+    assert np.isfinite(model.estimators_[0].score_samples(gaps)).all()
     with pytest.raises(ValueError, match="n_components must be 'auto' or whole numbers; got 'all'"):
         GaussianMixtureClassifier(n_components="all").fit(row, y)
