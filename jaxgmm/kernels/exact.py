@@ -221,7 +221,7 @@ def sums(
         incomplete = _incomplete_block(params, viewer, shift, reassign)
         found, hidden = sum_rows(incomplete, data.weight, *rows, block_size=block_size)
         # The second moments of what is not known of the residuals.
-        rest = observed.part_of(params, viewer.spread(hidden))
+        rest = params.covariance.part_of(params.scatter, viewer.spread(hidden))
         return dataclasses.replace(found, second=jax.tree.map(jnp.add, found.second, rest))
     if not _one_at_a_time(c, k, d):
         prepared = c.prepare(c, params.means, params.scale)

@@ -367,28 +367,6 @@ def in_tiles(data: Data, covariance: Covariance) -> Data:
     return Data(**jax.device_put(leaves), patterns=data.patterns, tile=tile)
 
 
-def part_of(params: GMMParams, spread: Array) -> Any:
-    """The structure's part of second moments, given as matrices (K, D, D) or diagonals (K, D)."""
-    kind, d = params.covariance.second_moment, params.n_features
-    if kind in ("diagonal", "trace"):
-        diagonal = spread if spread.ndim == 2 else jnp.diagonal(spread, axis1=1, axis2=2)
-        return diagonal if kind == "diagonal" else diagonal.sum(1)
-    if kind == "matrix":
-        return spread
-    if kind == "pooled":
-        return spread.sum(0)
-    # A function of whitened residuals, linear in y yᵀ: a symmetric matrix is a sum of such products of unit
-    # vectors and of sums of two of them.
-    i, j = np.triu_indices(d, 1)
-    unit = np.eye(d)
-    columns = jnp.asarray(np.concatenate([unit, unit[:, i] + unit[:, j]], axis=1), spread.dtype)
-    between = spread[:, i, j]
-    alone = 2 * jnp.diagonal(spread, axis1=1, axis2=2) - spread.sum(2)
-    shares = jnp.concatenate([alone, between], axis=1)
-    y = jnp.broadcast_to(columns[None], (spread.shape[0], *columns.shape))
-    return params.covariance.moments(params.scatter, y, shares)
-
-
 def rows_for(data: Data, covariance: Covariance, n_components: int, n_fits: int = 1) -> int:
     """Rows per block: as many as keep what is computed of them in a CPU's cache."""
     n, e, d = data.x.shape[0], data.x.shape[1], data.n_features

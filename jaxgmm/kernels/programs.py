@@ -12,6 +12,7 @@ import contextlib
 import functools
 import importlib
 import inspect
+import threading
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar, cast
 
@@ -33,7 +34,7 @@ SMALL_LEVEL: dict[str, bool | int | str] = {"xla_backend_optimization_level": 0}
 # full (2e6) 1.8 and 0.03 | 1.2 and 0.1. What the first fit saves is used up by some ten later ones.
 SMALL = 1e6
 _ITERATIONS = 100  # of a fit, as a guess
-_PER_NUMBER = 1e3  # multiply–adds for each number of its arguments, where a program predicts nothing
+ITERATED = 1e3  # multiply–adds for each number of the arguments, as a guess, of a program that iterates
 
 
 def in_float64() -> contextlib.AbstractContextManager[None]:
@@ -96,6 +97,7 @@ class _Program(Generic[R]):
         self._name = name if known and _functions.setdefault(name, function) is function else None
         self._whole: dict[tuple[str, bool], Any] = {}  # by platform, and whether the work is small
         self._kept: dict[tuple[store.Call, bool], Any] = {}  # a `store.Program`, or None
+        self._locks: dict[tuple[store.Call, bool], Any] = {}  # of the programs that are being made
 
     def __call__(self, *args: Any, **kwargs: Any) -> R:
         if is_tracing() or not is_concrete(args, kwargs):
@@ -122,11 +124,14 @@ class _Program(Generic[R]):
 
     def _program(self, call: store.Call, leaves: list[Any], key: tuple[str, bool]) -> store.Program | None:
         """The program of a call: loaded, or compiled and kept; None where it cannot be kept."""
-        if (call, key[1]) not in self._kept:
-            entry = store.name_of(self._name, call, options(*key))
-            loaded = entry and store.load(entry)
-            self._kept[call, key[1]] = loaded or (entry and self._compile(entry, call, leaves, key))
-        return self._kept[call, key[1]]
+        this = call, key[1]
+        if this not in self._kept:
+            with self._locks.setdefault(this, threading.Lock()):  # two threads compile it once
+                if this not in self._kept:
+                    entry = store.name_of(self._name, call, options(*key))
+                    loaded = entry and store.load(entry)
+                    self._kept[this] = loaded or (entry and self._compile(entry, call, leaves, key))
+        return self._kept[this]
 
     def _compile(
         self, entry: str | None, call: store.Call, leaves: list[Any], key: tuple[str, bool]
@@ -165,8 +170,16 @@ def _with_options(key: tuple[str, bool], use: Callable[[Any], Any]) -> Any:
             _unknown.update(refused)
 
 
-def _guess(*args: Any, **kwargs: Any) -> float:
-    return _PER_NUMBER * float(sum(np.size(a) for a in jax.tree.leaves((args, kwargs))))
+def work_by_size(per_number: float) -> Callable[..., float]:
+    """So many multiply–adds for each number of the arguments."""
+
+    def work(*args: Any, **kwargs: Any) -> float:
+        return per_number * float(sum(np.size(a) for a in jax.tree.leaves((args, kwargs))))
+
+    return work
+
+
+_guess = work_by_size(ITERATED)
 
 
 def jit(

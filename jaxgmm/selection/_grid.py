@@ -16,8 +16,10 @@ from jaxgmm import _units as units
 from jaxgmm import _validate as validate
 from jaxgmm._defaults import FOLDS, MAX_ITER, REG_COVAR, SEARCH_BUDGET
 from jaxgmm._display import Table, as_html
+from jaxgmm.components.covariance.base import Covariance
 from jaxgmm.components.covariance.registry import ALIASES
 from jaxgmm.components.covariance.registry import STRUCTURES as RECORDS
+from jaxgmm.components.gaussian import gaussian
 from jaxgmm.components.registry import ModelLike, get_model
 from jaxgmm.components.weights import Model
 from jaxgmm.data import Data
@@ -27,7 +29,8 @@ from jaxgmm.mixture import GMMParams, active
 from jaxgmm.priors import Prior
 from jaxgmm.result import FitResult
 from jaxgmm.selection._criteria import REMEDIES
-from jaxgmm.selection._programs import alike, certainty, refit, settings_of
+from jaxgmm.selection._dense import alike, can_be_one_of
+from jaxgmm.selection._programs import DENSE, certainty, refit, settings_of
 from jaxgmm.selection._progress import progress_line
 from jaxgmm.selection._search import BestFit, Tournament
 from jaxgmm.selection._spurious import MAX_RATIO, describe
@@ -180,7 +183,8 @@ def _rows(name: str, tournament: Tournament, found: BestFit, n: float, log_unit:
     on = (np.asarray(p.log_weights) > -np.inf).sum(1)
     rows = []
     for i, size in enumerate(tournament.sizes.tolist()):
-        status, free = Status(int(found.status[i])), int(p.model.n_parameters(int(on[i]), p.n_features))
+        status = Status(int(found.status[i]))
+        free = int(tournament.model.n_parameters(int(on[i]), p.n_features))
         mean = float(found.log_likelihood[i]) - log_unit
         usable = status in (Status.CONVERGED, Status.MAX_ITER) and np.isfinite(mean)
         deviance = -2 * n * mean if usable else np.nan
@@ -361,22 +365,27 @@ def select(
     if settings.context.trim is not None:
         n -= float(settings.context.trim)
 
+    small = n_samples * n_features * max(sizes) <= _SMALL
+    plain = small and prior is None and init in ("kmeans++", "kmeans") and data.is_plain
+    structures = _together(models, n_features) if plain else ()
+
     def one(name: str, model: Model) -> tuple[BestFit, list[Row]]:
         # The same key for every structure: they compete from the same seeds.
-        tournament = Tournament(settings, model, sizes, init, 0, prior)
+        together = structures if model.covariance in structures else ()
+        tournament = Tournament(settings, model, sizes, init, 0, prior, together)
         found = tournament.best(key, budget)
         rows = _rows(name, tournament, found, n, log_unit)
         if criterion in ("cv", "heldout"):
             left_out = held_out(key, tournament, found.params, folds, folds if criterion == "cv" else 1)
             for row, value in zip(rows, left_out, strict=True):
                 row[criterion] = log_unit - value if np.isfinite(row["bic"]) else np.nan
+        found = tournament.own(found)
         return found if unit is None else units.multiply_back(found, unit), rows
 
     line = progress_line("select", len(models)) if progress is None or progress is True else None
     told = progress if callable(progress) else line
     table: list[Row] = []
     results: dict[str, BestFit] = {}
-    small = n_samples * n_features * max(sizes) <= _SMALL
     try:
         for name, (found, rows) in side_by_side(one, models, told, at_once=2 if small else 1):
             results[name] = jax.device_put(found)
@@ -387,6 +396,13 @@ def select(
     top = _best_row(table, criterion)
     best = None if top is None else _cell(results[top["covariance_type"]], sizes.index(top["n_components"]))
     return Selection(criterion, tuple(table), results, sizes, best, top)
+
+
+def _together(models: Mapping[str, Model], n_features: int) -> tuple[Covariance, ...]:
+    """The structures that share one program: of Gaussians of few features with weights that are free."""
+    found = (m.covariance for m in models.values() if m == Model(gaussian(m.covariance)))
+    several = tuple(dict.fromkeys(c for c in found if can_be_one_of(c)))
+    return several if len(several) > 1 and n_features <= DENSE else ()
 
 
 def _models(covariance_types: Sequence[ModelLike]) -> dict[str, Model]:

@@ -19,9 +19,7 @@ from jax.typing import ArrayLike
 
 from jaxgmm import _units as units
 from jaxgmm import _validate as validate
-from jaxgmm.components.covariance.base import Collapse
-from jaxgmm.components.covariance.full import full
-from jaxgmm.components.gaussian import gaussian
+from jaxgmm.components.covariance.base import Collapse, Covariance
 from jaxgmm.components.weights import Model
 from jaxgmm.data import Context, Data, summarise
 from jaxgmm.density import check_accepts, get_data, groups, log_prob, posterior
@@ -32,86 +30,15 @@ from jaxgmm.kernels import exact, kept_share, trimmed
 from jaxgmm.kernels.base import Statistics
 from jaxgmm.kernels.blocked_sum import block_rows, in_range, sum_rows
 from jaxgmm.kernels.linalg import einsum
-from jaxgmm.kernels.programs import jit
+from jaxgmm.kernels.programs import ITERATED, jit, work_by_size
 from jaxgmm.mixture import GMMParams, translate
 from jaxgmm.result import FitResult
+from jaxgmm.selection._dense import Factors, factors
+from jaxgmm.selection._dense import start as start_one_of
 from jaxgmm.selection._spurious import spurious, total_factor
 
 DENSE = 64  # features up to which mixtures of any structure are compared as full ones
 R = TypeVar("R")
-
-
-class Factors(NamedTuple):
-    """The scale of a mixture of any structure, seen as one of full covariances.
-
-    Σ_k = C_k C_kᵀ by factors that are dense, but need not be triangular.
-
-    With the structure's own C⁻¹ beside C nothing is inverted again, and nothing lost of thin covariances.
-    """
-
-    colour: Array  # (K, D, D)  C
-    white: Array  # (K, D, D)  C⁻¹
-    log_det: Array  # (K,)  log |Σ|
-
-
-def _whitener(scale: Factors) -> Callable[[Array], Array]:
-    return lambda residuals: einsum("kde,keb->kdb", scale.white, residuals)
-
-
-def _colour(scale: Factors, y: Array) -> Array:
-    return einsum("kde,keb->kdb", scale.colour, y)
-
-
-def _log_det(scale: Factors, shape: tuple[int, int]) -> Array:
-    return scale.log_det
-
-
-# For E-steps and moments. It has no M-step of its own: that is what structures differ in.
-ALIKE = gaussian(full._replace(name="alike", whitener=_whitener, colour=_colour, log_det=_log_det))
-
-
-def factors(params: GMMParams) -> Factors:
-    """The dense factors of one mixture."""
-    shape = (params.n_components, params.n_features)
-    identity = jnp.eye(shape[1], dtype=params.means.dtype)
-    identity = jnp.broadcast_to(identity[None], (*shape, shape[1]))
-    covariance, scatter = params.covariance, params.scatter
-    return Factors(
-        covariance.colour(scatter, identity),
-        covariance.whitener(scatter)(identity),
-        covariance.log_det(scatter, shape),
-    )
-
-
-def alike(params: GMMParams, scale: Factors | None) -> GMMParams:
-    """A mixture by its dense factors; itself where there are none. Any leading axes."""
-    return params if scale is None else GMMParams(params.log_weights, params.means, scale, ALIKE)
-
-
-def as_seen_by(params: GMMParams, scale: Factors | None, moments: Statistics) -> Statistics:
-    """Statistics about a mixture's means in the metric of `scale`, as the structure of `params` keeps them.
-
-    Of a structure only its `second_moment` is known, which is linear in the responsibilities. So the second
-    moments become 2D samples that have them: with R the correlations, 4R = (I + R)² − (I − R)².
-    """
-    if scale is None:
-        return moments
-    covariance, scatter, n = params.covariance, params.scatter, moments.weight
-    on = n > 0
-    mean_square = moments.second / jnp.where(on, n, 1)[:, None, None]
-    width = jnp.sqrt(jnp.diagonal(mean_square, axis1=-2, axis2=-1))
-    inverse = 1 / jnp.where(width > 0, width, 1)
-    correlation = inverse[:, :, None] * mean_square * inverse[:, None, :]
-    identity = jnp.eye(width.shape[1], dtype=width.dtype)[None]
-    samples = jnp.concatenate([identity + correlation, identity - correlation], axis=2)
-    residuals = einsum("kde,keb->kdb", scale.colour, width[:, :, None] * samples)
-    whiten = covariance.whitener(scatter)
-    sign = jnp.repeat(jnp.asarray([0.25, -0.25], n.dtype), width.shape[1])
-    return dataclasses.replace(
-        moments,
-        first=whiten(einsum("kde,ke->kd", scale.colour, moments.first)[:, :, None])[:, :, 0],
-        second=covariance.moments(scatter, whiten(residuals), n[:, None] * sign[None, :]),
-    )
 
 
 class Settings(NamedTuple):
@@ -167,8 +94,12 @@ def summarise_data(
     return n, summarise(data, reg_covar)._replace(trim=trim), total_factor(data, block_size)
 
 
-def program(n: int, *static: str) -> Callable[[Callable[..., R]], Callable[..., R]]:
-    """Compile a function of one mixture for several: its first n arguments get a leading axis (B,)."""
+def program(n: int, *static: str, passes: float = 30) -> Callable[[Callable[..., R]], Callable[..., R]]:
+    """Compile a function of one mixture for several: its first n arguments get a leading axis (B,).
+
+    `passes` is a guess of the multiply–adds for each number of the arguments. Most programs go through the
+    rows once or not at all, and compiling them is what takes time.
+    """
 
     def compiled(one: Callable[..., R]) -> Callable[..., R]:
         @functools.wraps(one)
@@ -177,7 +108,8 @@ def program(n: int, *static: str) -> Callable[[Callable[..., R]], Callable[..., 
             found: R = jax.vmap(functools.partial(one, **options), axes)(*args)
             return found
 
-        return jit(several, static_argnames=static, name=f"{one.__module__}.{one.__qualname__} of {n}")
+        name = f"{one.__module__}.{one.__qualname__} of {n}"
+        return jit(several, static_argnames=static, work=work_by_size(passes), name=name)
 
     return compiled
 
@@ -200,12 +132,19 @@ def ward(n_active: Array, data: Data, context: Context, unit: Array, *, n_compon
     return starts.ward(n_active, data, context, unit, n_components=n_components)[1]
 
 
-@program(2, "model")
+@program(2, "model", "structures")
 def begin(
-    places: Array, n_active: Array, context: Context, *, model: Model
-) -> tuple[GMMParams, Factors | None]:
-    """A structure's mixture at places (K, D), of components as wide as the data; and its dense factors."""
+    places: Array, n_active: Array, context: Context, which: Array | None, *,
+    model: Model, structures: tuple[Covariance, ...],
+) -> tuple[GMMParams, Factors | None]:  # fmt: skip
+    """A structure's mixture at places (K, D), of components as wide as the data; and its dense factors.
+
+    With `structures`, of the one with the index `which`.
+    """
     params = translate(starts.reference(model, places, context, n_active), context.shift)
+    if which is not None:
+        variances = jnp.broadcast_to(context.variance[None, :], places.shape)
+        params = params.with_scatter(start_one_of(structures, which, variances))
     return params, None if params.n_features > DENSE else factors(params)
 
 
@@ -227,14 +166,16 @@ def _sums(p: GMMParams, s: Settings, block_size: int, reassign: exact.Reassign) 
 def widen(
     p: GMMParams, scale: Factors | None, moments: Statistics, n_active: Array, share: Array, s: Settings
 ) -> GMMParams:
-    """A structure's mixture from moments about `p`, in the metric of `scale`; see `widened`."""
+    """A structure's mixture from moments about `p`, full ones where it has a dense `scale`; see `widened`."""
     prior = prior_for(s.prior, s.data, p.covariance, n_active)
     f = with_prior(s.context, prior, p.model, p.means.shape)
     relative = translate(p, -f.shift)
-    return translate(starts.widened(relative, as_seen_by(p, scale, moments), f, share), f.shift)
+    if scale is not None:
+        moments = dataclasses.replace(moments, second=p.covariance.part_of(p.scatter, moments.second))
+    return translate(starts.widened(relative, moments, f, share), f.shift)
 
 
-@program(2, "block_size", "history_size")
+@program(2, "block_size", "history_size", passes=ITERATED)
 def advance(
     p: GMMParams, n_active: Array, s: Settings, *, block_size: int, history_size: int
 ) -> tuple[FitResult, Factors | None]:
@@ -281,7 +222,7 @@ def certainty(p: GMMParams, data: Data, trim: Array | None, *, block_size: int) 
     return _posterior_sum(p, data, block_size, lambda w, resp: (w * jnp.log(resp.max(1))).sum())
 
 
-@program(2, "block_size")
+@program(2, "block_size", passes=ITERATED)
 def refit(p: GMMParams, size: Array, kept: Array, out: Array, s: Settings, *, block_size: int) -> Array:
     """() Σ out log p(x) over the samples, of a mixture fitted again with weights `kept`; both (N,)."""
     data = dataclasses.replace(s.data, weight=kept)

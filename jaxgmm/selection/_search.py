@@ -22,6 +22,8 @@ from jax.typing import ArrayLike
 from jaxgmm import _display as display
 from jaxgmm import _units as units
 from jaxgmm import _validate as validate
+from jaxgmm.components.covariance.base import Covariance
+from jaxgmm.components.gaussian import gaussian
 from jaxgmm.components.registry import ModelLike, get_model
 from jaxgmm.components.weights import Model
 from jaxgmm.data import Data
@@ -36,6 +38,7 @@ from jaxgmm.priors import Prior
 from jaxgmm.result import FitResult
 from jaxgmm.selection import _programs as programs
 from jaxgmm.selection._criteria import has_failed
+from jaxgmm.selection._dense import alike, one_of, own_params
 from jaxgmm.selection._spurious import MAX_RATIO, describe, total_for
 
 BUDGET = 2000
@@ -119,8 +122,9 @@ class Tournament:
 
     def __init__(
         self, settings: programs.Settings, model: Model, sizes: Sequence[int], init: Init, history_size: int,
-        prior: Prior | str | None = None,
+        prior: Prior | str | None = None, structures: tuple[Covariance, ...] = (),
     ) -> None:  # fmt: skip
+        """With `structures`, among which the model's is, the programs are those of `one_of` them."""
         data, self.n_components = settings.data, max(sizes)
         check_sizes(data, sizes)
         if model.weights.holds:
@@ -130,6 +134,11 @@ class Tournament:
         # Rows with gaps in groups of one pattern, for structures that gain by it.
         settings = settings._replace(data=in_tiles(data, model.covariance))
         self.model, self.init, self.sizes = model, check_init(init), np.asarray(sizes, np.int32)
+        # What its programs know of the model.
+        self.structures, self.which, self.shared = structures, None, model
+        if structures:
+            self.which = np.int32(structures.index(model.covariance))
+            self.shared = Model(gaussian(one_of(structures)))
         self.settings = settings._replace(
             prior=check_prior(prior, model, shape, x.dtype),
             # `stop_gradient` gives Python's numbers another type: there would be a second program.
@@ -164,8 +173,10 @@ class Tournament:
             )
 
         def place(places: Array) -> GMMParams:
-            begin, scale = programs.begin(places, self.active, s.context, model=self.model)
-            moments = programs.partition(programs.alike(begin, scale), s, block_size=self.block_size)
+            begin, scale = programs.begin(
+                places, self.active, s.context, self.which, model=self.shared, structures=self.structures
+            )
+            moments = programs.partition(alike(begin, scale), s, block_size=self.block_size)
             return programs.widen(begin, scale, moments, self.active, WIDEN, s)
 
         places = self._over(lambda k: programs.seed(typed(k), *common, self.unit, **static), keys)
@@ -200,14 +211,14 @@ class Tournament:
         finalists = (field.results.params, field.factors)
         best = jax.tree.map(lambda a: xp.repeat(a[:, 0], _WIDTH, axis=0), finalists)
         # Those of every mixture: as many products again, and one more shape that is not compiled.
-        closeness = programs.overlaps(programs.alike(*best), s.data, block_size=self.block_size)
+        closeness = programs.overlaps(alike(*best), s.data, block_size=self.block_size)
 
         def chunk(inputs: tuple[Array, Array, Array]) -> GMMParams:
             key_data, donors, change = inputs
             keys = jax.random.wrap_key_data(key_data, impl=jax.random.key_impl(key))
             (origin, scale), near = jax.tree.map(lambda a: xp.asarray(a)[donors], (best, closeness))
             drawn = programs.draw_moves(keys, origin.log_weights, near, change, n_features=origin.n_features)
-            moments = programs.rearrange(drawn, programs.alike(origin, scale), s, block_size=self.block_size)
+            moments = programs.rearrange(drawn, alike(origin, scale), s, block_size=self.block_size)
             return programs.widen(origin, scale, moments, self.active, 0.0, s)
 
         # A move is an E-step and an M-step too.
@@ -300,6 +311,12 @@ class Tournament:
             n_steps=self.n_steps,
         )
         return found
+
+    def own(self, found: BestFit) -> BestFit:
+        """What `best` found, as a mixture of the model."""
+        if not self.structures:
+            return found
+        return dataclasses.replace(found, params=own_params(found.params, self.model.covariance))
 
     def _chunks(self, tree: Any) -> Any:
         """Lanes (L, n, ...) as the inputs of programs, (n / _WIDTH, L · _WIDTH, ...)."""

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 import jaxgmm
+from jaxgmm.components.covariance.registry import STRUCTURES
+from jaxgmm.components.gaussian import gaussian
 from jaxgmm.density import posterior
-from jaxgmm.kernels.base import Statistics
-from jaxgmm.selection._programs import alike, as_seen_by, factors
-from tests.conftest import dense, soft_labels
+from jaxgmm.selection._dense import alike, factors, one_of, own_params, start
+from tests.conftest import dense, equations, soft_labels
 from tests.problems import LABELS, D, K, X
 from tests.quick import quick_jit
 
@@ -24,14 +25,13 @@ def views(x, resp, name):
     """The dense factors; moments of residuals (K, D, B) by way of them, and the structure's own."""
     params = jaxgmm.m_step(soft_labels(LABELS, K, np.float32), x, covariance_type=name)
     residuals = x[:60].T[None] - params.means[:, :, None]
-    scale, n = factors(params), resp.sum(1)
+    scale = factors(params)
     white = jnp.einsum("kde,keb->kdb", scale.white, residuals, precision="highest")
     second = jnp.einsum("kb,kdb,keb->kde", resp, white, white, precision="highest")
     first = jnp.einsum("kb,kdb->kd", resp, white, precision="highest")
-    got = as_seen_by(params, scale, Statistics(n, first, second, n.sum(), n.sum()))
     own = params.covariance.whitener(params.scale)(residuals)
     of_own = ((resp[:, None] * own).sum(-1), params.covariance.moments(params.scale, own, resp))
-    return params, scale, (got.first, got.second), of_own
+    return params, scale, (first, params.covariance.part_of(params.scale, second)), of_own
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -67,3 +67,65 @@ def test_thin_covariances_lose_nothing():
     _, _, got, own = jax.tree.map(np.asarray, views(x, np.ones((K, 60), np.float32), name="full"))
     # A residual is rounded by its length, up to 1e4 widths: 6e-4. By way of covariances it was 2e-3 and more.
     np.testing.assert_allclose(got[1], own[1], atol=6e-4 * np.abs(own[1]).max())
+
+
+ALL = tuple(STRUCTURES.values())
+
+
+@functools.partial(quick_jit, static_argnames=("structure", "n_steps"))
+def fitted(means, variances, x, *, structure, n_steps):
+    """Two starts of one structure, accelerated for so many steps."""
+
+    def one(means):
+        scale = structure.from_variances(variances)
+        p = jaxgmm.GMMParams(jnp.full(K, -jnp.log(K), x.dtype), means, scale, gaussian(structure))
+        return jaxgmm.fit(p, x, tol=0, max_iter=n_steps)
+
+    return jax.vmap(one)(means)
+
+
+@functools.partial(quick_jit, static_argnames="n_steps")
+def fitted_as_one_of_all(which, means, variances, x, *, n_steps):
+    """The same, by a program that is told the structure when it runs."""
+    component = gaussian(one_of(ALL))
+
+    def one(means):
+        scale = start(ALL, which, variances)
+        p = jaxgmm.GMMParams(jnp.full(K, -jnp.log(K), x.dtype), means, scale, component)
+        return jaxgmm.fit(p, x, tol=0, max_iter=n_steps)
+
+    return jax.vmap(one)(means)
+
+
+def test_one_of_all_structures_takes_each_ones_steps(double):
+    """Starts, M-steps and extrapolation: nine accelerated steps, among which two are extrapolations."""
+    x = X.astype(double)
+    means = np.stack([x[:K], x[-K:]])
+    variances = np.broadcast_to(x.var(0), (K, D))
+    for i, structure in enumerate(ALL):
+        own = fitted(means, variances, x, structure=structure, n_steps=9)
+        found = fitted_as_one_of_all(np.int32(i), means, variances, x, n_steps=9)
+        params = own_params(jax.tree.map(np.asarray, found.params), structure)
+        assert jax.tree.structure(params) == jax.tree.structure(own.params)
+        for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(own.params), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-7, atol=1e-7, err_msg=structure.name)
+        np.testing.assert_allclose(found.log_likelihood, own.log_likelihood, rtol=1e-10)
+
+
+def test_a_batch_computes_the_branch_of_its_structure_alone():
+    """Batched with the mixtures, the index would turn the choice into a selection from all branches."""
+    x = X.astype("f4")
+    arguments = (np.zeros(2, np.int32), np.stack([x[:K]] * 2), np.ones((2, K, D), np.float32))
+
+    def step(which, means, variances):
+        p = jaxgmm.GMMParams(
+            jnp.full(K, -jnp.log(K), x.dtype), means, start(ALL, which, variances), gaussian(one_of(ALL))
+        )
+        return jaxgmm.em_step(p, x)[0]
+
+    branches = [
+        len(e.params["branches"])
+        for e in equations(jax.make_jaxpr(jax.vmap(step))(*arguments))
+        if e.primitive.name == "cond"
+    ]
+    assert branches.count(len(ALL)) == 2

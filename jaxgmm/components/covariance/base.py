@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from jaxgmm.kernels.linalg import einsum, weighted_squares
@@ -154,6 +155,25 @@ class Covariance(NamedTuple):
             return self.second_moment(scale, y, resp)
         return _MOMENTS[self.second_moment](y, resp)
 
+    def part_of(self, scale: Scale, second: Array) -> Any:
+        """The structure's part of second moments of y, given as matrices (K, D, D) or diagonals (K, D)."""
+        kind, d = self.second_moment, second.shape[-1]
+        if kind in ("diagonal", "trace"):
+            diagonal = second if second.ndim == 2 else jnp.diagonal(second, axis1=1, axis2=2)
+            return diagonal if kind == "diagonal" else diagonal.sum(1)
+        if kind == "matrix":
+            return second
+        if kind == "pooled":
+            return second.sum(0)
+        # A function of whitened residuals, linear in y yᵀ: a symmetric matrix is a sum of such products of
+        # unit vectors and of sums of two of them.
+        i, j = np.triu_indices(d, 1)
+        unit = np.eye(d)
+        columns = jnp.asarray(np.concatenate([unit, unit[:, i] + unit[:, j]], axis=1), second.dtype)
+        alone = 2 * jnp.diagonal(second, axis1=1, axis2=2) - second.sum(2)
+        shares = jnp.concatenate([alone, second[:, i, j]], axis=1)
+        return self.moments(scale, jnp.broadcast_to(columns[None], (second.shape[0], *columns.shape)), shares)
+
 
 def _matrix(y: Array, resp: Array) -> Array:
     return einsum("kdb,keb->kde", y * resp[:, None, :], y)
@@ -175,8 +195,9 @@ _MOMENTS = {"matrix": _matrix, "pooled": _pooled, "diagonal": weighted_squares, 
 @functools.lru_cache
 def is_from_package(covariance: Covariance) -> bool:
     """Whether every function of a record is one of this package: such records are checked by its tests."""
+    package = __package__.partition(".")[0] + "."
     modules = [getattr(field, "__module__", None) or "" for field in covariance if callable(field)]
-    return all(module.startswith(__package__ + ".") for module in modules)
+    return all(module.startswith(package) for module in modules)
 
 
 @functools.lru_cache
