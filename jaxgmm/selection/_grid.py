@@ -286,9 +286,10 @@ def select(
 ) -> Selection:
     """Fit every covariance structure with every number of components, and choose.
 
-    Each structure is one `fit_best` over all numbers of components at once, and compiles once. Mixtures of
-    neighbouring sizes are starts for one another: the smaller with a component split, the larger with two
-    merged. Eager: for concrete data, outside `jit`.
+    Each structure is one `fit_best` over all numbers of components at once. Of few data, mclust's structures
+    share one program, for compiling takes longer than fitting. Mixtures of neighbouring sizes are starts for
+    one another: the smaller with a component split, the larger with two merged. Eager: for concrete data,
+    outside `jit`.
 
     Args:
       key: a JAX PRNG key; same key, same answer.
@@ -368,11 +369,12 @@ def select(
     small = n_samples * n_features * max(sizes) <= _SMALL
     plain = small and prior is None and init in ("kmeans++", "kmeans") and data.is_plain
     structures = _together(models, n_features) if plain else ()
+    seeds: dict[Any, Any] = {}
 
     def one(name: str, model: Model) -> tuple[BestFit, list[Row]]:
         # The same key for every structure: they compete from the same seeds.
         together = structures if model.covariance in structures else ()
-        tournament = Tournament(settings, model, sizes, init, 0, prior, together)
+        tournament = Tournament(settings, model, sizes, init, 0, prior, together, seeds)
         found = tournament.best(key, budget)
         rows = _rows(name, tournament, found, n, log_unit)
         if criterion in ("cv", "heldout"):

@@ -94,11 +94,10 @@ def summarise_data(
     return n, summarise(data, reg_covar)._replace(trim=trim), total_factor(data, block_size)
 
 
-def program(n: int, *static: str, passes: float = 30) -> Callable[[Callable[..., R]], Callable[..., R]]:
+def program(n: int, *static: str, small: bool = False) -> Callable[[Callable[..., R]], Callable[..., R]]:
     """Compile a function of one mixture for several: its first n arguments get a leading axis (B,).
 
-    `passes` is a guess of the multiply–adds for each number of the arguments. Most programs go through the
-    rows once or not at all, and compiling them is what takes time.
+    A `small` one does not go through the rows: compiling it is what takes time.
     """
 
     def compiled(one: Callable[..., R]) -> Callable[..., R]:
@@ -109,7 +108,7 @@ def program(n: int, *static: str, passes: float = 30) -> Callable[[Callable[...,
             return found
 
         name = f"{one.__module__}.{one.__qualname__} of {n}"
-        return jit(several, static_argnames=static, work=work_by_size(passes), name=name)
+        return jit(several, static_argnames=static, work=work_by_size(1 if small else ITERATED), name=name)
 
     return compiled
 
@@ -132,7 +131,7 @@ def ward(n_active: Array, data: Data, context: Context, unit: Array, *, n_compon
     return starts.ward(n_active, data, context, unit, n_components=n_components)[1]
 
 
-@program(2, "model", "structures")
+@program(2, "model", "structures", small=True)
 def begin(
     places: Array, n_active: Array, context: Context, which: Array | None, *,
     model: Model, structures: tuple[Covariance, ...],
@@ -162,7 +161,7 @@ def _sums(p: GMMParams, s: Settings, block_size: int, reassign: exact.Reassign) 
     return exact.sums(relative, rows, shift, block_size=block_size, reassign=reassign)
 
 
-@program(4)
+@program(4, small=True)
 def widen(
     p: GMMParams, scale: Factors | None, moments: Statistics, n_active: Array, share: Array, s: Settings
 ) -> GMMParams:
@@ -175,7 +174,7 @@ def widen(
     return translate(starts.widened(relative, moments, f, share), f.shift)
 
 
-@program(2, "block_size", "history_size", passes=ITERATED)
+@program(2, "block_size", "history_size")
 def advance(
     p: GMMParams, n_active: Array, s: Settings, *, block_size: int, history_size: int
 ) -> tuple[FitResult, Factors | None]:
@@ -188,7 +187,7 @@ def advance(
     return result, None if p.n_features > DENSE else factors(jax.lax.stop_gradient(result.params))
 
 
-@program(3)
+@program(3, small=True)
 def flags_of(log_weights: Array, means: Array, scale: Factors | None, s: Settings) -> Array:
     """`Spurious` flags of a mixture with dense factors; without them, only of its weights."""
     dense, log_det = None, None
@@ -222,7 +221,7 @@ def certainty(p: GMMParams, data: Data, trim: Array | None, *, block_size: int) 
     return _posterior_sum(p, data, block_size, lambda w, resp: (w * jnp.log(resp.max(1))).sum())
 
 
-@program(2, "block_size", passes=ITERATED)
+@program(2, "block_size")
 def refit(p: GMMParams, size: Array, kept: Array, out: Array, s: Settings, *, block_size: int) -> Array:
     """() Σ out log p(x) over the samples, of a mixture fitted again with weights `kept`; both (N,)."""
     data = dataclasses.replace(s.data, weight=kept)
@@ -252,7 +251,7 @@ class Move(NamedTuple):
     possible: Array  # ()  bool: there are as many components as it needs
 
 
-@program(4, "n_features")
+@program(4, "n_features", small=True)
 def draw_moves(key: Array, log_weights: Array, closeness: Array, change: Array, *, n_features: int) -> Move:
     """A pair in proportion to its `overlaps` (K, K), a third by its weight (K,), a direction at random.
 

@@ -123,8 +123,12 @@ class Tournament:
     def __init__(
         self, settings: programs.Settings, model: Model, sizes: Sequence[int], init: Init, history_size: int,
         prior: Prior | str | None = None, structures: tuple[Covariance, ...] = (),
+        seeds: dict[Any, Any] | None = None,
     ) -> None:  # fmt: skip
-        """With `structures`, among which the model's is, the programs are those of `one_of` them."""
+        """With `structures`, among which the model's is, the programs are those of `one_of` them.
+
+        `seeds` is where searches of the same rows find the seeds of one another.
+        """
         data, self.n_components = settings.data, max(sizes)
         check_sizes(data, sizes)
         if model.weights.holds:
@@ -134,6 +138,7 @@ class Tournament:
         # Rows with gaps in groups of one pattern, for structures that gain by it.
         settings = settings._replace(data=in_tiles(data, model.covariance))
         self.model, self.init, self.sizes = model, check_init(init), np.asarray(sizes, np.int32)
+        self.seeds = seeds
         # What its programs know of the model.
         self.structures, self.which, self.shared = structures, None, model
         if structures:
@@ -179,12 +184,21 @@ class Tournament:
             moments = programs.partition(alike(begin, scale), s, block_size=self.block_size)
             return programs.widen(begin, scale, moments, self.active, WIDEN, s)
 
-        places = self._over(lambda k: programs.seed(typed(k), *common, self.unit, **static), keys)
-        if self.with_ward:
+        def seeds() -> Any:
+            places = self._over(lambda k: programs.seed(typed(k), *common, self.unit, **static), keys)
+            if not self.with_ward:
+                return places
             one = programs.ward(self.sizes, *common, self.unit, n_components=self.n_components)
             xp = arrays((places, one))
-            places = xp.concatenate([xp.asarray(one)[:, None], places[:, 1:]], 1)
-        return self._over(place, self._chunks(places))
+            return xp.concatenate([xp.asarray(one)[:, None], places[:, 1:]], 1)
+
+        if self.seeds is None or not s.data.is_complete:
+            return self._over(place, self._chunks(seeds()))
+        # Structures differ in their seeds only by the units of the features.
+        this = tuple(np.asarray(a).tobytes() for a in (keys, self.unit, self.active, self.with_ward))
+        if this not in self.seeds:
+            self.seeds[this] = seeds()
+        return self._over(place, self._chunks(self.seeds[this]))
 
     def advance(self, params: GMMParams, steps: int | None) -> Field:
         """Mixtures (L, n) so many steps further, or to convergence; n is a multiple of the width."""
