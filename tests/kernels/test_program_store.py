@@ -137,6 +137,23 @@ def test_the_environment_names_source_releases_and_processor(monkeypatch):
             assert store._environment.__wrapped__() != digest
 
 
+def test_two_threads_that_ask_for_a_program_compile_it_once(folder, again):
+    fresh, compiled = again
+    function, at_once, found = fresh(), threading.Barrier(2), []
+
+    def ask():
+        at_once.wait()
+        found.append(function(given())["rows"])
+
+    threads = [threading.Thread(target=ask) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert compiled() == 1
+    np.testing.assert_array_equal(*found)
+
+
 def test_records_of_the_users_own_are_not_kept(folder, again):
     fresh, _ = again
     for model in (lambda x: x, custom, jaxgmm.components.gaussian(custom)):
