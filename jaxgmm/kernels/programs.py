@@ -115,7 +115,12 @@ class _Program(Generic[R]):
                     program = self._kept[call, key[1]] = self._compile(None, call, leaves, key)
                     numbers = program.run(*leaves)
                 return cast(R, jax.tree.unflatten(program.tree, numbers))
-        return cast(R, _with_options(key, lambda known: self._as_jit(key, known)(*args, **kwargs)))
+        while True:
+            known = options(*key)
+            try:
+                return cast(R, self._as_jit(key, known)(*args, **kwargs))
+            except RuntimeError as error:
+                _leave_out(known, error)
 
     def _as_jit(self, key: tuple[str, bool], known: Any) -> Any:
         if key not in self._whole or known != self._whole[key][0]:
@@ -146,7 +151,13 @@ class _Program(Generic[R]):
 
         flat.__name__ = self._function.__name__
         lowered = jax.jit(flat).lower(*leaves)
-        compiled = _with_options(key, lambda known: lowered.compile(compiler_options=known))
+        while True:
+            known: Any = options(*key)
+            try:
+                compiled = lowered.compile(compiler_options=known)
+                break
+            except RuntimeError as error:
+                _leave_out(known, error)
         if entry is not None:
             store.save(entry, compiled, tree)
         return store.Program(compiled, tree)
@@ -157,17 +168,12 @@ class _Program(Generic[R]):
         return sum(int(p._cache_size()) for p in programs.values()) + sum(map(bool, self._kept.values()))
 
 
-def _with_options(key: tuple[str, bool], use: Callable[[Any], Any]) -> Any:
-    """Use a platform's options, less those that this release of XLA does not have."""
-    while True:
-        known = options(*key)
-        try:
-            return use(known)
-        except RuntimeError as error:
-            refused = {name for name in known or () if name in str(error)}
-            if not refused or "No such compile option" not in str(error):
-                raise
-            _unknown.update(refused)
+def _leave_out(known: dict[str, Any] | None, error: RuntimeError) -> None:
+    """Give up the options that this release of XLA says it does not have; raise any other error."""
+    refused = {name for name in known or () if name in str(error)}
+    if not refused or "No such compile option" not in str(error):
+        raise error
+    _unknown.update(refused)
 
 
 def work_by_size(per_number: float) -> Callable[..., float]:

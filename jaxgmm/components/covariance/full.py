@@ -6,6 +6,7 @@ or those of determinant 1 and a width, or orthogonal axes and the standard devia
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import jax.numpy as jnp
@@ -51,8 +52,7 @@ def inverses_of(scale: Scale) -> Array:
 
 def whitener(scale: Scale) -> Callable[[Array], Array]:
     """`Covariance.whitener`."""
-    inverse = inverses_of(scale)
-    return lambda residuals: times_each(inverse, residuals)
+    return functools.partial(times_each, inverses_of(scale))
 
 
 def colour(scale: Scale, y: Array) -> Array:
