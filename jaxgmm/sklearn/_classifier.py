@@ -31,6 +31,9 @@ from jaxgmm.sklearn._gaussian import GaussianMixture, shared_options
 
 _MODELS = ("MclustDA", "EDDA")
 _MOST = 5  # components of a class that "auto" tries, as mclust
+# EM steps for each of them. A class has few samples, and what a longer search finds in these is spurious: of
+# iris' three classes it changes only "setosa", whose petals have a dozen distinct values.
+_BUDGET = 200
 
 
 class GaussianMixtureClassifier(ClassifierMixin, BaseEstimator):
@@ -45,11 +48,14 @@ class GaussianMixtureClassifier(ClassifierMixin, BaseEstimator):
     Args:
       model_type: "MclustDA" or "EDDA".
       n_components: of every class, an int, or a list with one for each class, in the order of `classes_`.
-        EDDA has one each. "auto", for MclustDA: for each class the number from 1 to 5 of smallest BIC, as
+        EDDA has one each. None, for MclustDA: for each class the number from 1 to 5 of smallest BIC, as
         mclust does it, by `jaxgmm.select`.
       covariance_type: a name or a `jaxgmm.components.Covariance`; for MclustDA also a list, one for each
-        class. With n_components="auto" also "auto": for each class that of mclust's fourteen of smallest BIC.
-      tol: as in `GaussianMixture`, and so on down to `random_state`.
+        class. None: "full"; but where BIC chooses the number of components, for each class that of mclust's
+        fourteen structures of smallest BIC. The first such fit compiles for some 20 s; fixed numbers of
+        components and a structure, such as n_components=1 and "full", fit in a fraction of a second.
+      tol: as in `GaussianMixture`, and so on down to `random_state`; where BIC chooses, `select` has its own
+        tol, max_iter, n_init and init_params.
       reg_covar: added to the variances.
       max_iter: EM steps.
       n_init: starts for each class, or "auto".
@@ -68,7 +74,7 @@ class GaussianMixtureClassifier(ClassifierMixin, BaseEstimator):
       classes_: the labels, without `unlabelled`.
       class_prior_: (n_classes,) probabilities; of a semi-supervised fit those that EM finds.
       estimators_: for MclustDA a fitted `GaussianMixture` for each class.
-      selections_: for n_components="auto" the `jaxgmm.Selection` of each class, which prints its table.
+      selections_: where BIC chose, the `jaxgmm.Selection` of each class, which prints its table.
       mixture_: for EDDA one `GaussianMixture`, whose components are the classes.
       n_iter_: the most EM steps that a class took; 1 for EDDA with all labels and entries, which needs no
         more.
@@ -103,8 +109,8 @@ class GaussianMixtureClassifier(ClassifierMixin, BaseEstimator):
         self,
         model_type: str = "MclustDA",
         *,
-        n_components: Any = 1,
-        covariance_type: Any = "full",
+        n_components: Any = None,
+        covariance_type: Any = None,
         tol: float = 1e-3,
         reg_covar: float = 1e-6,
         max_iter: int = 100,
@@ -192,14 +198,14 @@ class GaussianMixtureClassifier(ClassifierMixin, BaseEstimator):
             own = codes == code
             key = jax.random.key(random_state.randint(2**31 - 1))
             n = min(_MOST, int(own.sum()))
-            kinds = None if isinstance(kind, str) and kind == "auto" else (kind,)
+            kinds = None if kind is None else (kind,)
             with in_float64():
                 rows = observe(
                     data[own], sample_weight=None if weight is None else weight[own], missing="nan"
                 )
                 choice = select(
-                    key, rows, range(1, n + 1), covariance_types=kinds, reg_covar=self.reg_covar,
-                    prior=self.prior, progress=False,
+                    key, rows, range(1, n + 1), covariance_types=kinds, budget=_BUDGET,
+                    reg_covar=self.reg_covar, prior=self.prior, progress=False,
                 )  # fmt: skip
                 if choice.best is None:
                     which = f"every fit of class {self.classes_.tolist()[code]!r} failed"
@@ -212,13 +218,13 @@ class GaussianMixtureClassifier(ClassifierMixin, BaseEstimator):
         self.n_iter_ = max(mixture.n_iter_ for mixture in self.estimators_)
 
     def _fit_each(self, data: Host, codes: Host, weight: Host | None) -> None:
-        if isinstance(self.n_components, str):
-            if self.n_components != "auto":
-                raise ValueError(f"n_components must be 'auto' or whole numbers; got {self.n_components!r}")
+        if self.n_components is None:
             self._choose(data, codes, weight)
             return
+        if isinstance(self.n_components, str):
+            raise ValueError(f"n_components must be None or whole numbers; got {self.n_components!r}")
         sizes = self._of_each(self.n_components, "n_components")
-        types = self._of_each(self.covariance_type, "covariance_type")
+        types = self._of_each(self._structure, "covariance_type")
         self.estimators_ = []
         random_state = check_random_state(self.random_state)
         for code, (size, kind) in enumerate(zip(sizes, types, strict=True)):
@@ -236,13 +242,18 @@ class GaussianMixtureClassifier(ClassifierMixin, BaseEstimator):
             self.estimators_.append(mixture)
         self.n_iter_ = max(mixture.n_iter_ for mixture in self.estimators_)
 
+    @property
+    def _structure(self) -> Any:
+        """The structure where BIC does not choose it."""
+        return "full" if self.covariance_type is None else self.covariance_type
+
     def _fit_edda(self, data: Host, codes: Host, weight: Host | None) -> None:
         k = len(self.classes_)
-        if np.ndim(self.n_components) > 0 or self.n_components != 1:
+        if np.ndim(self.n_components) > 0 or self.n_components not in (None, 1):
             raise ValueError(f"EDDA has n_components=1 for every class; got {self.n_components!r}")
-        model = gaussian_model(self.covariance_type)
+        model = gaussian_model(self._structure)
         mixture = GaussianMixture(
-            k, covariance_type=self.covariance_type, missing=self.missing, **shared_options(self)
+            k, covariance_type=self._structure, missing=self.missing, **shared_options(self)
         )
         if (codes < 0).any() or np.isnan(data).any():
             self._fit_by_em(mixture, data, codes, weight)
@@ -288,10 +299,10 @@ class GaussianMixtureClassifier(ClassifierMixin, BaseEstimator):
         label[: len(codes)] = codes
         known = Data(rows.x, rows.weight) if rows.known is None else rows.known
         rows = rows._replace(known=dataclasses.replace(known, label=jax.device_put(label)))
-        model, prior, k = gaussian_model(self.covariance_type), mixture._prior(rows), mixture.n_components
+        model, prior, k = gaussian_model(self._structure), mixture._prior(rows), mixture.n_components
         random_state = check_random_state(self.random_state)
         start = init.of_known(self.init_params, rows, model, k, float(self.reg_covar), prior, random_state)
-        kept = model if self.class_prior is None else fixed_weights(self.covariance_type)
+        kept = model if self.class_prior is None else fixed_weights(self._structure)
         params = to_device(log(self.class_prior_), start.means, start.scale, kept, rows.x.dtype)
         trial = mixture._climb(params, -np.inf, rows, time.perf_counter())
         found = trial.state

@@ -56,7 +56,7 @@ def failures(estimator, left_out=()):
     ("estimator", "left_out"),
     [
         (GaussianMixture(covariance_type="spherical", max_iter=0), ()),
-        (GaussianMixtureClassifier(covariance_type="spherical", max_iter=0), N_ITER),
+        (GaussianMixtureClassifier(n_components=1, covariance_type="spherical", max_iter=0), N_ITER),
         (BayesianGaussianMixture(covariance_type="spherical", max_iter=0), SHARED),
         (GaussianMixtureRegressor(max_iter=0), SHARED | N_ITER),
     ],

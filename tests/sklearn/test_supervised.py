@@ -8,6 +8,7 @@ from scipy.stats import multivariate_normal
 from sklearn import datasets
 from sklearn.linear_model import LinearRegression
 
+from jaxgmm import select
 from jaxgmm.sklearn import GaussianMixture, GaussianMixtureClassifier, GaussianMixtureRegressor
 
 IRIS, SPECIES = datasets.load_iris(return_X_y=True)
@@ -40,7 +41,7 @@ def test_edda_is_bayes_rule_with_the_maximum_likelihood_gaussians(name, dtype):
 
 
 def test_mixtures_tell_apart_what_single_gaussians_do_not():
-    plain = GaussianMixtureClassifier(random_state=0, max_iter=0).fit(ROW, SIDE)
+    plain = GaussianMixtureClassifier(n_components=1, random_state=0, max_iter=0).fit(ROW, SIDE)
     mixed = GaussianMixtureClassifier(n_components=3, random_state=0, max_iter=500).fit(ROW, SIDE)
     assert mixed.score(ROW, SIDE) > 0.93 > 0.8 > plain.score(ROW, SIDE)
     assert mixed.classes_.tolist() == ["even", "odd"]
@@ -96,7 +97,7 @@ def test_each_class_may_have_its_own_components_structure_and_probability():
 
 def test_weights_of_the_classifier_are_as_good_as_repetition():
     counts = np.random.default_rng(1).integers(0, 3, size=150)
-    for settings in ({"max_iter": 0}, {"model_type": "EDDA"}):
+    for settings in ({"n_components": 1, "max_iter": 0}, {"model_type": "EDDA"}):
         by_weight = GaussianMixtureClassifier(**settings).fit(IRIS, SPECIES, sample_weight=counts)
         repeated = GaussianMixtureClassifier(**settings).fit(
             np.repeat(IRIS, counts, axis=0), np.repeat(SPECIES, counts)
@@ -112,7 +113,7 @@ def test_weights_of_the_classifier_are_as_good_as_repetition():
         ({"n_components": [1, 2, 3]}, "one for each of the 2 classes"),
         ({"model_type": "EDDA", "n_components": 2}, "n_components=1"),
         ({"n_components": 200}, "class 'even'.*n_samples >= n_components"),
-        ({"class_prior": [0.9, 0.9]}, "normalized"),
+        ({"n_components": 1, "class_prior": [0.9, 0.9]}, "normalized"),
         ({"n_components": 0}, "'n_components' parameter"),
     ],
 )
@@ -164,7 +165,7 @@ def test_masked_entries_are_refused_by_their_place():
     masked, labels = np.ma.masked_array(IRIS, IRIS > 7), np.arange(len(IRIS)) % 3
     place = r"masked array, and entry \(102, 0\) is masked"
     weight = np.ma.masked_array(np.ones(len(IRIS)), np.arange(len(IRIS)) == 7)
-    classifier = GaussianMixtureClassifier(max_iter=0).fit(IRIS, SPECIES)
+    classifier = GaussianMixtureClassifier(n_components=1, max_iter=0).fit(IRIS, SPECIES)
     regressor = GaussianMixtureRegressor(max_iter=0).fit(IRIS[:, :3], IRIS[:, 3])
     for call in (
         lambda: GaussianMixtureClassifier().fit(masked, labels),
@@ -187,9 +188,7 @@ def test_the_number_of_components_of_each_class_is_chosen_by_bic():
     # A hundred of each class: both are searched by one program.
     some = np.flatnonzero((CLUMP >= 4) | (np.arange(300) < 150))
     row, y = ROW[some], np.where(CLUMP[some] < 4, "several", "two")
-    model = GaussianMixtureClassifier(
-        n_components="auto", covariance_type="EII", missing="nan", random_state=0
-    ).fit(row, y)
+    model = GaussianMixtureClassifier(covariance_type="EII", missing="nan", random_state=0).fit(row, y)
     assert [mixture.n_components for mixture in model.estimators_] == [4, 2]
     assert [choice.best_row["n_components"] for choice in model.selections_] == [4, 2]
     for name, mixture, choice in zip(model.classes_, model.estimators_, model.selections_, strict=True):
@@ -198,5 +197,21 @@ def test_the_number_of_components_of_each_class_is_chosen_by_bic():
     gaps = np.where(np.arange(4) == 1, np.nan, row[:5])
     assert_array_equal(model.predict(gaps), y[:5])  # what tells the classes apart is the first feature
     assert np.isfinite(model.estimators_[0].score_samples(gaps)).all()
-    with pytest.raises(ValueError, match="n_components must be 'auto' or whole numbers; got 'all'"):
+    with pytest.raises(ValueError, match="n_components must be None or whole numbers; got 'all'"):
         GaussianMixtureClassifier(n_components="all").fit(row, y)
+
+
+def test_by_default_bic_chooses_among_mclusts_grid_for_each_class(monkeypatch):
+    asked = []
+
+    def small(key, rows, sizes, *, covariance_types, **options):
+        asked.append((list(sizes), covariance_types))
+        return select(key, rows, (1,), covariance_types=("EII",), **options)
+
+    monkeypatch.setattr("jaxgmm.sklearn._classifier.select", small)
+    few = np.flatnonzero(np.arange(150) % 50 < 4)
+    GaussianMixtureClassifier(random_state=0).fit(IRIS[few], SPECIES[few])
+    assert asked == [([1, 2, 3, 4], None)] * 3
+    model = GaussianMixtureClassifier(n_components=1, max_iter=0).fit(IRIS, SPECIES)
+    assert [mixture.covariance_type for mixture in model.estimators_] == ["full"] * 3
+    assert len(asked) == 3
