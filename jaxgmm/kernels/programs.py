@@ -177,10 +177,10 @@ def _leave_out(known: dict[str, Any] | None, error: RuntimeError) -> None:
 
 
 def work_by_size(per_number: float) -> Callable[..., float]:
-    """So many multiply–adds for each number of the arguments."""
+    """So many multiply–adds for each number of the arguments that are given by position."""
 
-    def work(*args: Any, **kwargs: Any) -> float:
-        return per_number * float(sum(np.size(a) for a in jax.tree.leaves((args, kwargs))))
+    def work(*args: Any, **_: Any) -> float:
+        return per_number * float(sum(np.size(a) for a in jax.tree.leaves(args)))
 
     return work
 
