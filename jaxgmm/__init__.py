@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 from typing import TYPE_CHECKING, Any
 
 from jaxgmm._version import __version__
@@ -91,14 +90,55 @@ __all__ = [
 ]
 
 
+# Where the names are that are no namespaces. `_public.py` tells type checkers the same.
+_NAMES = {
+    "_summary": ("Summary", "summary"),
+    "data": ("Data", "observe"),
+    "density": (
+        "component_log_prob",
+        "impute",
+        "log_prob",
+        "outliers",
+        "predict",
+        "responsibilities",
+        "sample",
+        "score",
+    ),
+    "em": ("EMOptions", "e_step", "elbo", "em_step", "fit", "m_step"),
+    "gradients": ("fit_gradient",),
+    "io": ("load", "save"),
+    "kernels.base": ("Statistics",),
+    "mixture": ("GMMParams", "make_params"),
+    "outofcore": ("fit_stream",),
+    "parallel._sharded": ("fit_sharded",),
+    "priors": ("Prior", "default_prior", "log_prior"),
+    "result": ("FitResult",),
+    "selection": (
+        "Selection",
+        "aic",
+        "best",
+        "bic",
+        "check",
+        "fit_best",
+        "fit_components",
+        "fit_restarts",
+        "icl",
+        "n_parameters",
+        "select",
+    ),
+    "solvers.squarem": ("Status",),
+    "variational": ("fit_variational",),
+}
+_HOME = {name: module for module, names in _NAMES.items() for name in names}
+
+
 def __getattr__(name: str) -> Any:
-    # Imported when asked for: a command line with a mistake in it does not wait for JAX.
+    # Imported when asked for: a mistyped option of the command does not wait for JAX, nor a fit for searches.
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    # A namespace is a module of its own: `_public` may be waiting for it.
-    if importlib.util.find_spec(f"{__name__}.{name}") is not None:
+    if name not in _HOME:
         return importlib.import_module(f"{__name__}.{name}")
-    value = globals()[name] = getattr(importlib.import_module(f"{__name__}._public"), name)
+    value = globals()[name] = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
     return value
 
 

@@ -1,4 +1,4 @@
-"""The public names of the package but its namespaces; `jaxgmm` imports this when one is first asked for."""
+"""The public names of the package, less its namespaces, for type checkers: nothing imports this file."""
 
 from jaxgmm._summary import Summary as Summary
 from jaxgmm._summary import summary as summary

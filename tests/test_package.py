@@ -209,6 +209,27 @@ def test_the_public_face_has_what_the_design_promises():
     assert set(dir(jaxgmm)) == set(jaxgmm.__all__)
 
 
+def test_type_checkers_are_told_where_every_public_name_is():
+    told = {
+        (alias.name, node.module)
+        for node in ast.walk(ast.parse((PACKAGE / "_public.py").read_text()))
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert told == {(name, f"jaxgmm.{module}") for name, module in jaxgmm._HOME.items()}
+    spaces = {name for name in jaxgmm.__all__ if inspect.ismodule(getattr(jaxgmm, name))}
+    assert spaces | set(jaxgmm._HOME) | {"__version__"} == set(jaxgmm.__all__)
+
+
+def test_a_fit_imports_no_search_and_no_stream():
+    loaded = run_python(
+        "import json, sys, jaxgmm; jaxgmm.make_params, jaxgmm.fit, jaxgmm.predict; "
+        "print(json.dumps(list(sys.modules)))"
+    )
+    apart = ("selection", "outofcore", "variational", "gradients", "inference", "distributions", "parallel")
+    assert [name for name in loaded if name.startswith(tuple(f"jaxgmm.{a}" for a in apart))] == []
+
+
 def test_every_export_is_documented():
     for name, value in PUBLIC.items():
         if not callable(value):
