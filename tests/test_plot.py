@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import inspect
 import sys
 
 import matplotlib
@@ -379,6 +380,22 @@ def test_bad_arguments(call, match):
         call(mixture(2))
 
 
+def test_a_picture_of_samples_says_so_where_there_are_none():
+    """Every function that takes X and has no default for it; and only these."""
+    taking = [getattr(jaxgmm.plot, name) for name in dir(jaxgmm.plot) if name.startswith("plot_")]
+    parameters = [inspect.signature(function).parameters.get("X") for function in taking]
+    needing = [
+        f for f, X in zip(taking, parameters, strict=True) if X and X.default is inspect.Parameter.empty
+    ]
+    assert len(needing) == 5
+    for function in needing:
+        for n_features in (1, 2):
+            with pytest.raises(ValueError, match=rf"{function.__name__} needs samples: .*got None"):
+                function(mixture(n_features), None)
+    with pytest.raises(ValueError, match="plot_boundaries needs samples"):
+        plot_boundaries(Votes(), None)
+
+
 def matrix_of(params):
     """The same mixture twice, as `vmap` would give it."""
     arrays = (np.stack([a, a]) for a in (params.log_weights, params.means, params.scale))
@@ -659,8 +676,8 @@ def test_the_fit_check_is_the_distribution_functions_and_the_quantiles():
         np.testing.assert_allclose(norm.cdf(points[:, :1] - [-2, 2]).mean(1), middle, atol=1e-5)
     with pytest.raises(ValueError, match=r"one feature, got 2; choose one by .*marginal"):
         plot_fit_check(mixture_of([1, 0, 0], np.zeros((3, 2)), np.stack([np.eye(2)] * 3)), np.zeros((3, 2)))
-    with pytest.raises(ValueError, match="needs samples"):
-        plot_fit_check(params, None)
+    with pytest.raises(ValueError, match="all of X is missing"):
+        plot_fit_check(params, jaxgmm.observe(np.full((3, 1), np.nan), missing="nan"))
 
 
 def lines_of(axes):

@@ -24,6 +24,13 @@ MASS = (0.95, 0.8, 0.5)
 MOST_MARKS = 500  # of a rug: more are a band
 
 
+def needed(X: Any, caller: str) -> Any:
+    """X of a picture that cannot be drawn without samples."""
+    if X is None:
+        raise ValueError(f"{caller} needs samples: X must be an array (N, D) or Data; got None")
+    return X
+
+
 class Picture:
     """What the panels share: the active components on the host in float64, the points, and the colours."""
 
