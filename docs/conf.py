@@ -1,5 +1,6 @@
 """How the site is built: `sphinx-build -W docs OUTPUT`. Nothing is executed and nothing fetched."""
 
+import importlib.util
 import pathlib
 import re
 import shutil
@@ -23,6 +24,9 @@ extensions = [
     "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
 ]
+if importlib.util.find_spec("sphinx-mathjax-offline"):
+    # Puts MathJax into the site, so that formulas are shown without a network; otherwise it is fetched.
+    extensions.append("sphinx-mathjax-offline")
 html_theme = "furo"
 pygments_style, pygments_dark_style = "default", "github-dark"
 html_title = f"jaxgmm {__version__}"

@@ -347,6 +347,15 @@ def test_a_page_has_the_criteria_where_there_was_a_choice(n_features):
     assert (ink(figure) < 200).any()
 
 
+def test_the_names_of_lines_stay_off_the_next_panel():
+    """Also where the figure that is given has no layout of its own."""
+    table = rows({name: [900.0, 512.0] for name in ("VVV", "student_t(full)")})
+    for figure in (Figure(), Figure(layout="constrained")):
+        ink(plot_fit(mixture(2), None, table, figure=figure))
+        left, right = (axes.get_tightbbox() for axes in figure.axes)
+        assert left.x1 < right.x0
+
+
 def test_names_are_text_not_mathematics():
     figure, axes = canvas()
     plot_density(mixture(2), ax=axes, columns=["price $ (a$b)", r"x$\frac$_\q"])
