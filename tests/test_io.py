@@ -224,9 +224,7 @@ def test_a_user_family_with_a_tree_for_a_scale(tmp_path):
 
 def through_export(function, *arguments):
     """What an exported program gives after it was written and read."""
-    pytest.importorskip(
-        "flatbuffers", reason="JAX writes exported programs by flatbuffers"
-    )
+    pytest.importorskip("flatbuffers", reason="JAX writes exported programs by flatbuffers")
     written = export.export(jax.jit(function))(*arguments).serialize()
     return export.deserialize(written).call(*arguments)
 

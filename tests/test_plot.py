@@ -356,6 +356,16 @@ def test_the_names_of_lines_stay_off_the_next_panel():
         assert left.x1 < right.x0
 
 
+def test_numbers_of_components_with_one_mean_stay_apart():
+    params = mixture_of([0.3, 0.3, 0.4], [[0.0], [0.1], [0.0]], np.ones((3, 1, 1)))
+    figure, axes = canvas()
+    plot_density(params, ax=axes)
+    ink(figure)
+    boxes = [text.get_window_extent() for text in axes.texts]
+    assert len(boxes) == 3
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+
+
 def test_names_are_text_not_mathematics():
     figure, axes = canvas()
     plot_density(mixture(2), ax=axes, columns=["price $ (a$b)", r"x$\frac$_\q"])
