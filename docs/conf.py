@@ -36,6 +36,7 @@ exclude_patterns = ["notebooks/data"]
 
 # Notebooks and pages are executed by the tests; here they are shown as they are stored.
 nb_execution_mode = "off"
+nb_merge_streams = True  # what a cell has printed at several moments is one block
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 
