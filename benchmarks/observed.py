@@ -18,12 +18,14 @@ os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
 import argparse
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 import tables
+from peers import never_stop
 
 import jaxgmm
 
@@ -69,11 +71,14 @@ def tgmm_run(X: Any, means: Any, kind: str) -> Callable[[int], Any] | None:
     k, d = means.shape
 
     def run(n: int) -> Any:
-        mixture = GaussianMixture(
-            n_components=k, n_features=d, covariance_type=kind, max_iter=n, tol=1e-30, missing="em",
-            init_means=torch.tensor(means, dtype=torch.float32), reg_covar=1e-6,
-        )  # fmt: skip
-        return mixture.fit(torch.tensor(X))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that it has not converged
+            mixture = GaussianMixture(
+                n_components=k, n_features=d, covariance_type=kind, max_iter=n, missing="em",
+                init_means=torch.tensor(means, dtype=torch.float32), reg_covar=1e-6,
+            )  # fmt: skip
+            never_stop(mixture)
+            return mixture.fit(torch.tensor(X))
 
     return run
 

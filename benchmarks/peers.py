@@ -215,6 +215,14 @@ class Pomegranate:
         )
 
 
+def never_stop(mixture: Any) -> None:
+    """Switch off tgmm's test of convergence.
+
+    It takes no tolerance of 0, and with any other it ends where two likelihoods are equal in float32.
+    """
+    mixture._check_convergence = lambda *_: False
+
+
 class Tgmm:
     """tgmm's GaussianMixture in PyTorch; without a tolerance, its test of convergence is switched off."""
 
@@ -240,8 +248,7 @@ class Tgmm:
             **self.start, **self.options,
         )  # fmt: skip
         if self.tol is None:
-            # With the least tolerance it would still stop where two likelihoods are equal in float32.
-            self.result._check_convergence = lambda *_: False
+            never_stop(self.result)
         self.result.fit(self.x, tol=self.tol)
         float(self.result.covariances_.sum())  # waits for a GPU
 

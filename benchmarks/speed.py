@@ -3,6 +3,7 @@
     python benchmarks/speed.py                        # every case
     python benchmarks/speed.py --clusters separated   # instead of both separated and overlapping clusters
     python benchmarks/speed.py --cases a,b --repeats 5 --threads 1
+    python benchmarks/speed.py --isa avx2             # no AVX-512, as far as the libraries can be told
     python benchmarks/speed.py --json FILE            # and the table of it for tables.py
 
 Same float32 data, same start, the same fixed number of plain EM iterations; one process per library, pinned
@@ -17,6 +18,7 @@ A library that is not installed, or has no such covariances, is left out with th
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import itertools
 import json
 import math
@@ -46,6 +48,41 @@ LIBRARIES = {
     "jaxgmm": "jaxgmm", "scikit-learn": "scikit-learn", "tgmm": "tgmm", "gmmx": "gmmx", "torch": "PyTorch",
     "pomegranate": "pomegranate",
 }  # fmt: skip
+
+# XLA compiles loops for what it is told, but chooses the routines of its matrix products by the processor.
+AVX2 = {
+    "XLA_FLAGS": "--xla_cpu_max_isa=AVX2",
+    "OPENBLAS_CORETYPE": "Haswell",
+    "ATEN_CPU_CAPABILITY": "avx2",
+    "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+    "ONEDNN_MAX_CPU_ISA": "AVX2",
+}
+LIMITED = (
+    "The processor has AVX-512. NumPy, SciPy and PyTorch were limited to AVX2 by their own switches, and so "
+    "was the code that XLA compiles, but not XLA's matrix products, which have none."
+)
+
+
+def limit_to_avx2() -> None:
+    """Set the switches in this process, which has no NumPy yet, and see in another that they are heeded."""
+    names = (
+        "from numpy._core._multiarray_umath import __cpu_dispatch__ as f;"
+        "print(*(name for name in f if name == 'X86_V4' or name.startswith('AVX512')))"
+    )
+    python = [sys.executable, "-c"]
+    above = subprocess.run([*python, names], check=True, capture_output=True, text=True).stdout.strip()
+    flags = f"{os.environ.get('XLA_FLAGS', '')} {AVX2['XLA_FLAGS']}".strip()
+    os.environ.update(AVX2 | {"NPY_DISABLE_CPU_FEATURES": above, "XLA_FLAGS": flags})
+    ask = {
+        "Haswell": "import scipy.linalg, threadpoolctl as t;"
+        "print(*{i['architecture'] for i in t.threadpool_info() if i['internal_api'] == 'openblas'})"
+    }
+    if importlib.util.find_spec("torch"):
+        ask["AVX2"] = "import torch; print(torch.backends.cpu.get_cpu_capability())"
+    for wanted, program in ask.items():
+        found = subprocess.run([*python, program], check=True, capture_output=True, text=True).stdout.strip()
+        if found != wanted:
+            sys.exit(f"a library is not limited to AVX2: it names {found!r} in place of {wanted!r}")
 
 
 class Library:
@@ -188,8 +225,11 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=600, help="begin no repeat of a case after these")
     parser.add_argument("--threads", type=int, default=1, help="cores that each process is pinned to")
+    parser.add_argument("--isa", choices=("avx2",), help="limit the libraries to these vector instructions")
     parser.add_argument("--json", metavar="FILE", help="put the table into a file for tables.py")
     args = parser.parse_args()
+    if args.isa:
+        limit_to_avx2()
     # The rates are those of one core, too; before NumPy starts its threads.
     os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"))
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-args.threads :])
@@ -206,15 +246,16 @@ def main() -> None:
         clock = "CPU" if args.threads == 1 else "wall"
         names = [f"{LIBRARIES[name]} / jaxgmm" for name in libraries if name != "jaxgmm"]
         vectors = tables.processor()[1] or ["unknown vector instructions"]
+        limited = bool(args.isa) and vectors[-1] != "AVX2"
         tables.add(
             args.json,
-            f"One EM step, {cores} with {vectors[-1]}",
+            f"One EM step, {cores} " + ("limited to AVX2" if limited else f"with {vectors[-1]}"),
             f"Time of one EM step, each process on {cores}; the ratios of libraries are of {clock} time.",
             ["N", "D", "K", "covariance", "clusters", "repeats", f"jaxgmm, {clock} ms", *names,
              "jaxgmm, CPU / bound", "largest difference of mean log-likelihoods"],
             rows, ("jax", *libraries),
             ["The centres of two clusters are about 2.5 √D of their standard deviations apart, or 2.5 of "
-             "them where they overlap."],
+             "them where they overlap.", *([LIMITED] if limited else [])],
         )  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """How the site is built: `sphinx-build -W docs OUTPUT`. Nothing is executed and nothing fetched."""
 
+import importlib.util
 import pathlib
 import re
 import shutil
@@ -23,6 +24,9 @@ extensions = [
     "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
 ]
+if importlib.util.find_spec("sphinx-mathjax-offline"):
+    # Puts MathJax into the site, so that formulas are shown without a network; otherwise it is fetched.
+    extensions.append("sphinx-mathjax-offline")
 html_theme = "furo"
 pygments_style, pygments_dark_style = "default", "github-dark"
 html_title = f"jaxgmm {__version__}"
@@ -32,6 +36,7 @@ exclude_patterns = ["notebooks/data"]
 
 # Notebooks and pages are executed by the tests; here they are shown as they are stored.
 nb_execution_mode = "off"
+nb_merge_streams = True  # what a cell has printed at several moments is one block
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 

@@ -1,4 +1,4 @@
-"""Saving and loading: exact round trips, and a reader that no file can fool."""
+"""Saving, loading and exporting: exact round trips, and a reader that no file can fool."""
 
 import contextlib
 import dataclasses
@@ -14,12 +14,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import export
 
 import jaxgmm
 from jaxgmm.components import STRUCTURES as RECORDS
-from jaxgmm.components import gaussian
+from jaxgmm.components import gaussian, get_model
 from jaxgmm.io import atomic_write, load, load_columns, save
 from jaxgmm.io.archive import FORMAT_VERSION
+from jaxgmm.io.exported import model_as_bytes, model_of_bytes
 from tests.conftest import x64
 from tests.problems import K, every_structure_and_precision
 
@@ -215,6 +217,68 @@ def test_a_user_family_with_a_tree_for_a_scale(tmp_path):
     again = load(tmp_path / "m", covariance_type=own)
     assert identical(again, params)
     assert jax.tree.structure(again) == jax.tree.structure(params)
+
+
+# --- exported programs
+
+
+def through_export(function, *arguments):
+    """What an exported program gives after it was written and read."""
+    pytest.importorskip("flatbuffers", reason="JAX writes exported programs by flatbuffers")
+    written = export.export(jax.jit(function))(*arguments).serialize()
+    return export.deserialize(written).call(*arguments)
+
+
+MODELS = [
+    *RECORDS, "factor(1)", "full-ratio(5)", "VVE-equal", "diag-fixed", "student_t(VVE)", "student_t(full, 4)",
+    "contaminated(full)", "background(student_t(full))",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_an_exported_program_has_the_model_by_its_name(name):
+    model = get_model(name)
+    assert model_of_bytes(model_as_bytes(tuple(model))) == model
+    held = model._replace(weights=model.weights._replace(means=(0, 2), covariances=True))
+    assert model_of_bytes(model_as_bytes(tuple(held))) == held
+
+
+def test_exported_programs_take_and_return_mixtures_and_results():
+    params, x = mixture("diag"), np.random.default_rng(0).normal(size=(20, 2)).astype(np.float32)
+    held = jaxgmm.mixture.hold(params, means=[1])
+    heavy = jaxgmm.make_params([1.0], [[0.0, 0.0]], np.ones((1, 2)), "student_t(diag)")
+    for given in (params, held, heavy):
+        again = through_export(lambda p: jaxgmm.mixture.translate(p, jnp.ones(2, jnp.float32)), given)
+        assert identical(again, jaxgmm.mixture.translate(given, np.ones(2, np.float32)))
+    number = jnp.zeros(())
+    result = jaxgmm.FitResult(params, number, number, number, number, jnp.zeros(3))
+    again = through_export(lambda r: r, result)
+    assert isinstance(again, jaxgmm.FitResult)
+    assert identical(again.params, params)
+    data = jaxgmm.observe(
+        np.where(x > 1, np.nan, x), missing="nan", labels=np.arange(20) % 3 - 1, noise=np.ones((20, 2))
+    )
+    prior = jaxgmm.default_prior(x, 3, "diag")
+    for tree in (data, dataclasses.replace(data, tile=4), prior):
+        again = through_export(lambda t: t, tree)
+        assert jax.tree.structure(again) == jax.tree.structure(tree)
+        for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(tree), strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_an_exported_program_refuses_a_user_family_by_name():
+    params = mixture("diag")
+    for own in (
+        RECORDS["diag"]._replace(name="mine"),
+        RECORDS["diag"]._replace(to_covariance=lambda scale, shape: scale),
+    ):
+        component = gaussian(own)
+        with pytest.raises(ValueError, match=r"is not in jaxgmm's table.*take and return arrays"):
+            model_as_bytes((component, params.weights_rule))
+    with pytest.raises(ValueError, match="'mine' is not in jaxgmm's table"):
+        through_export(
+            lambda p: p, dataclasses.replace(params, component=gaussian(own._replace(name="mine")))
+        )
 
 
 # --- writing whole or not at all

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import inspect
 import sys
 
 import matplotlib
@@ -346,6 +347,25 @@ def test_a_page_has_the_criteria_where_there_was_a_choice(n_features):
     assert (ink(figure) < 200).any()
 
 
+def test_the_names_of_lines_stay_off_the_next_panel():
+    """Also where the figure that is given has no layout of its own."""
+    table = rows({name: [900.0, 512.0] for name in ("VVV", "student_t(full)")})
+    for figure in (Figure(), Figure(layout="constrained")):
+        ink(plot_fit(mixture(2), None, table, figure=figure))
+        left, right = (axes.get_tightbbox() for axes in figure.axes)
+        assert left.x1 < right.x0
+
+
+def test_numbers_of_components_with_one_mean_stay_apart():
+    params = mixture_of([0.3, 0.3, 0.4], [[0.0], [0.1], [0.0]], np.ones((3, 1, 1)))
+    figure, axes = canvas()
+    plot_density(params, ax=axes)
+    ink(figure)
+    boxes = [text.get_window_extent() for text in axes.texts]
+    assert len(boxes) == 3
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+
+
 def test_names_are_text_not_mathematics():
     figure, axes = canvas()
     plot_density(mixture(2), ax=axes, columns=["price $ (a$b)", r"x$\frac$_\q"])
@@ -377,6 +397,22 @@ def test_collinear_and_constant_features_draw():
 def test_bad_arguments(call, match):
     with pytest.raises(ValueError, match=match):
         call(mixture(2))
+
+
+def test_a_picture_of_samples_says_so_where_there_are_none():
+    """Every function that takes X and has no default for it; and only these."""
+    taking = [getattr(jaxgmm.plot, name) for name in dir(jaxgmm.plot) if name.startswith("plot_")]
+    parameters = [inspect.signature(function).parameters.get("X") for function in taking]
+    needing = [
+        f for f, X in zip(taking, parameters, strict=True) if X and X.default is inspect.Parameter.empty
+    ]
+    assert len(needing) == 5
+    for function in needing:
+        for n_features in (1, 2):
+            with pytest.raises(ValueError, match=rf"{function.__name__} needs samples: .*got None"):
+                function(mixture(n_features), None)
+    with pytest.raises(ValueError, match="plot_boundaries needs samples"):
+        plot_boundaries(Votes(), None)
 
 
 def matrix_of(params):
@@ -659,8 +695,8 @@ def test_the_fit_check_is_the_distribution_functions_and_the_quantiles():
         np.testing.assert_allclose(norm.cdf(points[:, :1] - [-2, 2]).mean(1), middle, atol=1e-5)
     with pytest.raises(ValueError, match=r"one feature, got 2; choose one by .*marginal"):
         plot_fit_check(mixture_of([1, 0, 0], np.zeros((3, 2)), np.stack([np.eye(2)] * 3)), np.zeros((3, 2)))
-    with pytest.raises(ValueError, match="needs samples"):
-        plot_fit_check(params, None)
+    with pytest.raises(ValueError, match="all of X is missing"):
+        plot_fit_check(params, jaxgmm.observe(np.full((3, 1), np.nan), missing="nan"))
 
 
 def lines_of(axes):

@@ -173,13 +173,18 @@ def _accept(names: set[str]) -> str | None:
     return f"members missing: {sorted(_REQUIRED - names)}, unknown: {sorted(names - allowed)[:8]}"
 
 
+def is_in_table(model: Model) -> bool:
+    """Whether a model's name says all of it: `get_model` finds the same."""
+    try:
+        return get_model(model.name) == model
+    except ValueError:
+        return False
+
+
 def _is_custom(own: Model, given: Record | None) -> bool:
     """Whether ``own`` is outside the table; raises unless the caller has confirmed it by passing it again."""
-    try:
-        if get_model(own.name) == own:
-            return False
-    except ValueError:
-        pass
+    if is_in_table(own):
+        return False
     if given is None:
         said = "a file holds no functions; pass covariance_type=<the record> to save, and again to load"
         raise ValueError(f"save: {own.name!r} is not in jaxgmm's table, and {said}")

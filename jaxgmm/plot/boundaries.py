@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 
 from jaxgmm._host_arrays import host_array
 from jaxgmm.mixture import GMMParams
-from jaxgmm.plot.picture import Array, Picture
+from jaxgmm.plot.picture import Array, Picture, needed
 from jaxgmm.plot.style import GREY, MARKERS, PALETTE, add_legend, label, new_axes, tidy
 
 _GRID = 201
@@ -60,6 +60,7 @@ def plot_boundaries(
       >>> params = jaxgmm.make_params([0.5, 0.5], [[0.0, 0.0], [3.0, 0.0]], [1.0, 1.0], "spherical")
       >>> ax = plot_boundaries(params, jaxgmm.sample(jax.random.key(0), params, 50)[0])
     """
+    X = needed(X, "plot_boundaries")
     if isinstance(model, GMMParams):
         if y is not None:
             raise ValueError(

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from jaxgmm.mixture import GMMParams
-from jaxgmm.plot.picture import Picture
+from jaxgmm.plot.picture import Picture, needed
 from jaxgmm.plot.style import MARKERS, add_legend, label, new_axes, tidy
 
 
@@ -51,7 +51,7 @@ def plot_classification(
       >>> params = jaxgmm.make_params([0.5, 0.5], [[0.0, 0.0], [3.0, 0.0]], [1.0, 1.0], "spherical")
       >>> ax = plot_classification(params, jaxgmm.sample(jax.random.key(0), params, 50)[0])
     """
-    picture = Picture(params, X, columns, sample_weight, max_points)
+    picture = Picture(params, needed(X, "plot_classification"), columns, sample_weight, max_points)
     if picture.n_features == 1:
         return _rows(picture, new_axes(ax))
     i, j = picture.two("plot_classification", features)

@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 
 from jaxgmm.distributions import cdf, quantile
 from jaxgmm.mixture import GMMParams
-from jaxgmm.plot.picture import Array, Picture
+from jaxgmm.plot.picture import Array, Picture, needed
 from jaxgmm.plot.style import GREY, PALETTE, add_legend, label, new_figure, tidy
 
 _MOST_STEPS = 5000  # of a line, and points of a Q–Q plot
@@ -58,7 +58,7 @@ def plot_fit_check(
       Murphy & Raftery (2023), Model-Based Clustering, Classification, and Density Estimation Using mclust in
       R, chapter 5.
     """
-    picture = Picture(params, X, columns, sample_weight, 1)
+    picture = Picture(params, needed(X, "plot_fit_check"), columns, sample_weight, 1)
     if picture.n_features > 1:
         raise ValueError(
             f"plot_fit_check draws mixtures of one feature, got {picture.n_features}; choose one by "
@@ -66,7 +66,7 @@ def plot_fit_check(
         )
     values, weight = picture.observed(0)
     if not len(values):
-        raise ValueError("plot_fit_check needs samples: X is None, or all of it is missing")
+        raise ValueError("plot_fit_check needs samples: all of X is missing")
     order = np.argsort(values, kind="stable")
     values, weight = values[order], weight[order] / weight.sum()
     left, right = new_figure((7.2, 3.4), figure).subplots(1, 2)

@@ -24,6 +24,13 @@ MASS = (0.95, 0.8, 0.5)
 MOST_MARKS = 500  # of a rug: more are a band
 
 
+def needed(X: Any, caller: str) -> Any:
+    """X of a picture that cannot be drawn without samples."""
+    if X is None:
+        raise ValueError(f"{caller} needs samples: X must be an array (N, D) or Data; got None")
+    return X
+
+
 class Picture:
     """What the panels share: the active components on the host in float64, the points, and the colours."""
 
@@ -146,12 +153,27 @@ class Picture:
         for k in range(len(means)):
             axes.fill_between(grid, shares[:, k], color=self.colour(k), alpha=0.3, lw=0)
             axes.plot(grid, shares[:, k], self.style(k), color=self.colour(k), lw=1)
-            if low < means[k] < high and numbered:
-                self.number(axes, k, means[k], 0.5 * self.weights[k] / sd[k] / np.sqrt(2 * np.pi))
         axes.set_xlim(low, high)
         axes.set_ylim(0, axes.get_ylim()[1])
+        if numbered:
+            self.number_curves(axes, means, 0.5 * self.weights / sd / np.sqrt(2 * np.pi))
         label(axes, self.columns[j], "density")
         tidy(axes)
+
+    def number_curves(self, axes: Axes, x: Array, y: Array) -> None:
+        """Write the components' numbers, each moved up until it is on none that is written."""
+        (low, high), top = axes.get_xlim(), axes.get_ylim()[1]
+        # A number is about so wide and high in a panel of the smallest size.
+        width, height = 0.08 * (high - low), 0.12 * top
+        written: list[tuple[float, float]] = []
+        for k in np.argsort(y, kind="stable"):
+            at = float(y[k])
+            for across, up in sorted(written, key=lambda place: place[1]):
+                if abs(x[k] - across) < width and abs(at - up) < height:
+                    at = up + height
+            if low < x[k] < high:
+                written.append((float(x[k]), at))
+                self.number(axes, int(k), float(x[k]), at)
 
     def draw_rug(self, axes: Axes, j: int) -> None:
         """A mark for each sample's value of feature j at the foot of the axes, coloured by its component."""

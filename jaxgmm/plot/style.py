@@ -19,13 +19,15 @@ HALO = [patheffects.withStroke(linewidth=2, foreground="white")]
 
 
 def new_figure(size: tuple[float, float], figure: Figure | None = None) -> Figure:
-    """The figure that was given, in this size, or a new one that a notebook will show."""
+    """The figure that was given, in this size, or a new one that a notebook will show; panels keep apart."""
     if figure is None:
         # Only here: pyplot chooses a window system, which a caller with a figure of their own does not want.
         from matplotlib import pyplot
 
         return pyplot.figure(figsize=size, layout="constrained")
     figure.set_size_inches(size)
+    if figure.get_layout_engine() is None:
+        figure.set_layout_engine("constrained")
     return figure
 
 

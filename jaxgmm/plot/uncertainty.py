@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 
 from jaxgmm.data import Data
 from jaxgmm.mixture import GMMParams
-from jaxgmm.plot.picture import Picture
+from jaxgmm.plot.picture import Picture, needed
 from jaxgmm.plot.style import PALETTE, add_legend, label, new_axes, tidy
 from jaxgmm.selection import class_error
 
@@ -56,7 +56,7 @@ def plot_uncertainty(
       >>> params = jaxgmm.make_params([0.5, 0.5], [[0.0, 0.0], [3.0, 0.0]], [1.0, 1.0], "spherical")
       >>> ax = plot_uncertainty(params, jaxgmm.sample(jax.random.key(0), params, 50)[0])
     """
-    picture = Picture(params, X, columns, sample_weight, max_points)
+    picture = Picture(params, needed(X, "plot_uncertainty"), columns, sample_weight, max_points)
     if picture.n_features == 1:
         return _curve(picture, new_axes(ax))
     i, j = picture.two("plot_uncertainty", features)
@@ -120,6 +120,7 @@ def plot_uncertainty_profile(params: GMMParams, X: Any, truth: Any = None, *, ax
       >>> X, labels = jaxgmm.sample(jax.random.key(0), params, 50)
       >>> ax = plot_uncertainty_profile(params, X, labels)
     """
+    X = needed(X, "plot_uncertainty_profile")
     rows = np.shape(X.x if isinstance(X, Data) else X)[:1]
     picture = Picture(params, X, None, None, max(rows, default=0))
     n, order = picture.n_samples, np.argsort(picture.unsure, kind="stable")
