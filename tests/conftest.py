@@ -22,7 +22,7 @@ import pytest
 import jaxgmm
 from jaxgmm.components import gaussian
 from jaxgmm.kernels.program_store import AVAILABLE
-from tests.quick import compile_in_one_piece, quick_jit
+from tests.quick import compile_quickly, quick_jit
 
 # What one process of a test run has compiled, the others take from it: pytest's workers inherit the folder.
 _KEPT = "JAXGMM_TEST_PROGRAMS"
@@ -53,7 +53,7 @@ EQUIVARIANCE = {
 
 
 def pytest_configure():
-    compile_in_one_piece()  # not on import: a worker that unpickles a test's class imports this in the middle
+    compile_quickly()  # not on import: a worker that unpickles a test's class imports this in the middle
 
 
 @contextlib.contextmanager
@@ -71,9 +71,20 @@ def x64(enabled: bool):
 def _forget_compiled_programs():
     """Thousands of compiled programs use up the memory maps of a process (65,530), and crash it."""
     yield
+    gc.freeze()  # what a module leaves is nearly all in use: to look through it again takes seconds
     maps = pathlib.Path("/proc/self/maps")
     if not maps.exists() or len(maps.read_bytes().splitlines()) > 30_000:
         jax.clear_caches()
+
+
+@contextlib.contextmanager
+def case(*row):
+    """A failure inside says in a note which row of a table it is of."""
+    try:
+        yield
+    except BaseException as error:
+        error.add_note("in the case " + ", ".join(map(repr, row)))
+        raise
 
 
 @pytest.fixture(params=["float32", "float64"], ids=["x32", "x64"])

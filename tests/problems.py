@@ -52,6 +52,16 @@ def fitted(name: str = "full", precision: str = "float32") -> Fitted:
         return Fitted(x, start, jax.block_until_ready(jaxgmm.fit(start, x)))
 
 
+_fit = quick_jit(jaxgmm.fit, static_argnames=("options",))
+
+
+def quick_fit(params, x, sample_weight=None, **options):
+    """`fit` as one program for every tolerance and limit, with acceleration and without."""
+    n = getattr(x, "x", x).shape[0]
+    settings = {"tol": 0.01 / n**0.5, "max_iter": 1000, "reg_covar": 1e-6, "accelerate": True}
+    return _fit(params, x, sample_weight, **settings | options)
+
+
 @quick_jit
 def largest_slope(params, rows, sample_weight=None):
     """The largest derivative of the likelihood by the free coordinates, 0 at its maximum."""

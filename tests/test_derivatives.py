@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import jaxgmm
-from jaxgmm import EMOptions
+from jaxgmm import EMOptions, Status
 from tests.conftest import overlapping
 from tests.quick import quick_jit
 
@@ -129,6 +129,27 @@ def test_rows_without_weight_and_components_that_are_off_have_the_gradient_that_
     assert np.isnan(gradient(start, x, w, reg, prior, np.int32(1))[1]).all()
 
 
+def test_a_derivative_outside_jit_warns_where_it_is_nan(monkeypatch):
+    """Without a callback, for there the status is seen; of a loop that has ended, not to compile it again."""
+    x, start = X.astype("f4"), start_of(X, "spherical", "f4")
+    for limit in (1, 500):
+        ended = jaxgmm.fit(start, x, tol=1e-6, max_iter=limit)
+        assert ended.status == (Status.MAX_ITER if limit == 1 else Status.CONVERGED)
+
+        def loop(params, data, *_, ended=ended, **__):
+            moved = dataclasses.replace(ended.params, means=ended.params.means + 0 * data.x[:2])
+            return dataclasses.replace(ended, params=moved)
+
+        monkeypatch.setattr("jaxgmm.em._fit", loop)
+        slope = jax.grad(lambda x: jaxgmm.fit(start, x).params.means.sum())
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            slope(x)
+        monkeypatch.undo()
+        words = ["the fit ended with status MAX_ITER, so that its derivatives are NaN"] if limit == 1 else []
+        assert [str(w.message).partition(": ")[0] for w in said] == words
+
+
 def late(function, *arguments):
     """Call, and wait for what the program has to say."""
     jax.block_until_ready(function(*arguments))
@@ -156,9 +177,5 @@ def test_a_float32_gradient_is_right_and_warns_where_it_is_asked_to():
     np.testing.assert_allclose(slope.sum(0), 2, rtol=1e-3)
     with pytest.warns(RuntimeWarning, match="has not converged was differentiated"):
         late(f, x, few)
-    # Without a callback, where the status is seen: outside `jit`.
-    with pytest.warns(RuntimeWarning, match="status MAX_ITER, so that its derivatives are NaN"):
-        slope = jax.grad(lambda x: jaxgmm.fit(start, x, tol=1e-6, max_iter=1).params.means.sum())(x)
-    assert np.isnan(slope).all()
     with pytest.raises(ValueError, match="unconverged_gradient must be one of"):
         EMOptions(unconverged_gradient="zero")

@@ -14,6 +14,7 @@ import urllib.parse
 
 import pytest
 
+from tests.conftest import case
 from tests.test_package import PUBLIC
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -79,16 +80,17 @@ def named(code):
             yield found, ".".join([inner.id, *path]), calls.get(id(node), [])
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p)], ids=lambda p: p.stem)
-def test_every_block_names_what_there_is_and_gives_it_arguments_that_it_has(page):
-    text = "import jaxgmm\n" + "\n".join(code for _, code, _ in blocks(page))
-    seen = list(named(text))
-    assert len(seen) > 1
-    for function, name, keywords in seen:
-        if keywords and callable(function):
-            parameters = inspect.signature(function).parameters
-            if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-                assert set(keywords) <= set(parameters), f"{page.name}: {name}"
+def test_every_block_names_what_there_is_and_gives_it_arguments_that_it_has():
+    for page in [p for p in PAGES if blocks(p)]:
+        with case(page):
+            text = "import jaxgmm\n" + "\n".join(code for _, code, _ in blocks(page))
+            seen = list(named(text))
+            assert len(seen) > 1
+            for function, name, keywords in seen:
+                if keywords and callable(function):
+                    parameters = inspect.signature(function).parameters
+                    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+                        assert set(keywords) <= set(parameters), f"{page.name}: {name}"
 
 
 def test_texts_agree_up_to_rounding_and_no_further():
@@ -186,38 +188,39 @@ def test_every_page_is_in_the_table_of_contents_once():
     assert sorted(found) == sorted(set(pages) - {"index"})
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
-def test_links_lead_somewhere(page):
-    if not CLONE:
-        pytest.skip("no clone: a source distribution has no notebooks and pictures to link to")
-    for target in _LINK.findall(prose(page)):
-        if re.match(r"\w+:", target):
-            # Nothing is fetched: an address must only be one.
-            address = urllib.parse.urlsplit(target)
-            assert address.scheme == "https", target
-            assert re.fullmatch(r"[\w-]+(\.[\w-]+)+", address.netloc), target
-            continue
-        path, _, anchor = target.partition("#")
-        file = found_at(page, path) if path else page
-        assert file is not None, target
-        if anchor:
-            assert anchor in anchors(file), target
+def test_links_lead_somewhere():
+    for page in PAGES:
+        with case(page):
+            if not CLONE:
+                pytest.skip("no clone: a source distribution has no notebooks and pictures to link to")
+            for target in _LINK.findall(prose(page)):
+                if re.match(r"\w+:", target):
+                    # Nothing is fetched: an address must only be one.
+                    address = urllib.parse.urlsplit(target)
+                    assert address.scheme == "https", target
+                    assert re.fullmatch(r"[\w-]+(\.[\w-]+)+", address.netloc), target
+                    continue
+                path, _, anchor = target.partition("#")
+                file = found_at(page, path) if path else page
+                assert file is not None, target
+                if anchor:
+                    assert anchor in anchors(file), target
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
-def test_pictures_exist_are_small_and_say_what_they_show(page):
-    if not CLONE:
-        pytest.skip("no clone: a source distribution has no pictures")
-    for alt, target in _IMAGE.findall(prose(page)):
-        file = found_at(page, target)
-        assert file is not None, target
-        assert len(alt.split()) >= 3, f"{target}: {alt!r} does not say what the picture shows"
-        assert file.stat().st_size < 200_000, target
+def test_pictures_exist_are_small_and_say_what_they_show():
+    for page in PAGES:
+        with case(page):
+            if not CLONE:
+                pytest.skip("no clone: a source distribution has no pictures")
+            for alt, target in _IMAGE.findall(prose(page)):
+                file = found_at(page, target)
+                assert file is not None, target
+                assert len(alt.split()) >= 3, f"{target}: {alt!r} does not say what the picture shows"
+                assert file.stat().st_size < 200_000, target
 
 
-@pytest.mark.parametrize(
-    ("title", "row", "column", "words"),
-    [
+def test_the_figures_of_the_front_page_are_those_that_were_measured():
+    for title, row, column, words in [
         (STEP, [100000, 16, 16, "full"], "scikit-learn / jaxgmm", "{} times"),
         (STEP, [100000, 16, 16, "full"], "gmmx / jaxgmm", "{} times"),
         ("Many fits: restarts, 2-core machine", [RESTARTS, "scikit-learn"], "library / jaxgmm", "{} times"),
@@ -226,13 +229,12 @@ def test_pictures_exist_are_small_and_say_what_they_show(page):
         (OUTLIERS, ["contaminated(full)"], "D=2, mean", "index of {}"),
         (OUTLIERS, ["full"], "D=2, mean", "give {}"),
         (OUTLIERS, ["scikit-learn GaussianMixture"], "D=2, mean", "{} in scikit-learn"),
-    ],
-)
-def test_the_figures_of_the_front_page_are_those_that_were_measured(title, row, column, words):
-    if not CLONE:
-        pytest.skip("no clone: a source distribution has no benchmarks")
-    tables = json.loads((ROOT / "benchmarks" / "results.json").read_text())
-    (table,) = (t for t in tables if t["title"] == title)
-    (found,) = (r for r in table["rows"] if r[: len(row)] == row)
-    text = " ".join((DOCS / "index.md").read_text().split())
-    assert words.format(found[table["columns"].index(column)]) in text
+    ]:
+        with case(words):
+            if not CLONE:
+                pytest.skip("no clone: a source distribution has no benchmarks")
+            tables = json.loads((ROOT / "benchmarks" / "results.json").read_text())
+            (table,) = (t for t in tables if t["title"] == title)
+            (found,) = (r for r in table["rows"] if r[: len(row)] == row)
+            text = " ".join((DOCS / "index.md").read_text().split())
+            assert words.format(found[table["columns"].index(column)]) in text

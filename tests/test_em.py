@@ -12,9 +12,10 @@ import jaxgmm
 from jaxgmm import Status
 from jaxgmm.components import gaussian, get_covariance
 from jaxgmm.solvers.squarem import RUNNING
-from tests.conftest import EQUIVARIANCE, dense, on_host, soft_labels, takes_rows
+from tests.conftest import EQUIVARIANCE, case, dense, on_host, soft_labels, takes_rows
 from tests.problems import (
     LABELS,
+    STRUCTURES,
     WEIGHT,
     D,
     K,
@@ -125,31 +126,36 @@ def test_steps_follow_the_transformations_of_their_structure(name):
     np.testing.assert_allclose(next(values) - shift, next(values), atol=1e-5)
 
 
-@every_structure
-def test_weights_are_repetition_and_what_is_off_stays_off(name):
-    params = begin(name)
-    rng = np.random.default_rng(0)
-    counts = rng.multinomial(N, np.full(N, 1 / N))
-    weighted, m_weighted = step(params, X32, counts)
-    repeated, m_repeated = step(params, np.repeat(X32, counts, axis=0), np.ones(N))
-    same(weighted, repeated, 100 * EPS)
-    np.testing.assert_allclose(m_weighted.log_likelihood, m_repeated.log_likelihood, rtol=1e-5)
-    # A row without weight may hold numbers whose squares overflow.
-    huge = np.where(counts[:, None] == 0, np.float32(1e25), X32)
-    same(step(params, huge, counts)[0], weighted, 100 * EPS)
-    # The scale of the weights does not matter.
-    for scale in (2.0**30, 2.0**-60):
-        same(step(params, X32, counts * scale)[0], weighted, 30 * EPS)
-    second = np.arange(K) == 1
-    off = dataclasses.replace(params, log_weights=np.where(second, -np.inf, params.log_weights).astype("f"))
-    # The others are as if the one that is off lay elsewhere.
-    elsewhere = dataclasses.replace(off, means=np.asarray(off.means) + 5 * second.astype("f")[:, None])
-    for _ in range(5):
-        off, elsewhere = step(off)[0], step(elsewhere)[0]
-    assert off.log_weights[1] == -np.inf
-    assert all(np.isfinite(a).all() for a in jax.tree.leaves((off.means, off.scale)))
-    for u, v in zip(dense(off), dense(elsewhere), strict=True):
-        np.testing.assert_array_equal(u[[0, 2]], v[[0, 2]])
+def test_weights_are_repetition_and_what_is_off_stays_off():
+    for name in STRUCTURES:
+        with case(name):
+            params = begin(name)
+            rng = np.random.default_rng(0)
+            counts = rng.multinomial(N, np.full(N, 1 / N))
+            weighted, m_weighted = step(params, X32, counts)
+            repeated, m_repeated = step(params, np.repeat(X32, counts, axis=0), np.ones(N))
+            same(weighted, repeated, 100 * EPS)
+            np.testing.assert_allclose(m_weighted.log_likelihood, m_repeated.log_likelihood, rtol=1e-5)
+            # A row without weight may hold numbers whose squares overflow.
+            huge = np.where(counts[:, None] == 0, np.float32(1e25), X32)
+            same(step(params, huge, counts)[0], weighted, 100 * EPS)
+            # The scale of the weights does not matter.
+            for scale in (2.0**30, 2.0**-60):
+                same(step(params, X32, counts * scale)[0], weighted, 30 * EPS)
+            second = np.arange(K) == 1
+            off = dataclasses.replace(
+                params, log_weights=np.where(second, -np.inf, params.log_weights).astype("f")
+            )
+            # The others are as if the one that is off lay elsewhere.
+            elsewhere = dataclasses.replace(
+                off, means=np.asarray(off.means) + 5 * second.astype("f")[:, None]
+            )
+            for _ in range(5):
+                off, elsewhere = step(off)[0], step(elsewhere)[0]
+            assert off.log_weights[1] == -np.inf
+            assert all(np.isfinite(a).all() for a in jax.tree.leaves((off.means, off.scale)))
+            for u, v in zip(dense(off), dense(elsewhere), strict=True):
+                np.testing.assert_array_equal(u[[0, 2]], v[[0, 2]])
 
 
 # Steps, by hand

@@ -17,7 +17,7 @@ import jaxgmm
 from jaxgmm import interchange
 from jaxgmm.sklearn import GaussianMixture as Ours
 from tests.closed import build
-from tests.conftest import given, overlapping, x64
+from tests.conftest import case, given, overlapping, x64
 from tests.quick import quick_jit
 
 CORE = ["diag", "full", "spherical", "tied"]
@@ -68,22 +68,23 @@ def density(weights, means, covariances, x):
 # scikit-learn
 
 
-@pytest.mark.parametrize("name", [*CORE, "EEV"])
-def test_scikit_learns_estimator_computes_the_same(name, double):
-    params = mixture_of(name)
-    mixture = interchange.to_sklearn(params)
-    assert isinstance(mixture, Theirs)
-    assert mixture.covariance_type == (name if name in CORE else "full")
-    log_density = density(*numbers_of(name), X)
-    assert_allclose(mixture.score_samples(X), log_density, rtol=1e-9)
-    assert mixture.sample(10)[0].shape == (10, 3)
-    if name in CORE:
-        bic = -2 * log_density.sum() + jaxgmm.n_parameters(params) * np.log(len(X))
-        assert_allclose(mixture.bic(X), bic, rtol=1e-9)
-        back = interchange.from_sklearn(mixture)
-        assert back.covariance == params.covariance
-        for a, b in zip(jax.tree.leaves(back), jax.tree.leaves(params), strict=True):
-            assert_allclose(a, b, rtol=1e-10, atol=1e-12)
+def test_scikit_learns_estimator_computes_the_same(double):
+    for name in [*CORE, "EEV"]:
+        with case(name):
+            params = mixture_of(name)
+            mixture = interchange.to_sklearn(params)
+            assert isinstance(mixture, Theirs)
+            assert mixture.covariance_type == (name if name in CORE else "full")
+            log_density = density(*numbers_of(name), X)
+            assert_allclose(mixture.score_samples(X), log_density, rtol=1e-9)
+            assert mixture.sample(10)[0].shape == (10, 3)
+            if name in CORE:
+                bic = -2 * log_density.sum() + jaxgmm.n_parameters(params) * np.log(len(X))
+                assert_allclose(mixture.bic(X), bic, rtol=1e-9)
+                back = interchange.from_sklearn(mixture)
+                assert back.covariance == params.covariance
+                for a, b in zip(jax.tree.leaves(back), jax.tree.leaves(params), strict=True):
+                    assert_allclose(a, b, rtol=1e-10, atol=1e-12)
 
 
 def test_any_fitted_estimator_gives_its_mixture(double):
@@ -113,19 +114,17 @@ def test_what_is_off_is_left_out(double):
     assert interchange.to_mclust(params)["mean"].tolist() == [0.0, 9.0]
 
 
-@pytest.mark.parametrize(
-    ("estimator", "error", "match"),
-    [
+def test_what_is_no_fitted_mixture():
+    for estimator, error, match in [
         (Theirs(2), ValueError, "not fitted"),
         ("full", TypeError, "got str"),
         (Theirs(2).fit(X), ValueError, "precisions_cholesky_"),
-    ],
-)
-def test_what_is_no_fitted_mixture(estimator, error, match):
-    if match == "precisions_cholesky_":
-        estimator.precisions_cholesky_ = np.eye(3)
-    with pytest.raises(error, match=match):
-        interchange.from_sklearn(estimator)
+    ]:
+        with case(error, match):
+            if match == "precisions_cholesky_":
+                estimator.precisions_cholesky_ = np.eye(3)
+            with pytest.raises(error, match=match):
+                interchange.from_sklearn(estimator)
 
 
 # mclust
@@ -145,20 +144,21 @@ def test_mclusts_fits_have_the_likelihood_that_mclust_reports(mclust, double):
     assert_allclose(found.sum(), fit["loglik"], rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_mclusts_parameters_come_back(name, double):
-    sent = interchange.to_mclust(mixture_of(name))
-    variance = sent["variance"]
-    names = {"tied": "EEE", "diag": "VVI", "spherical": "VII"}
-    assert variance["modelName"] == names.get(name, name if len(name) == 3 else "VVV")
-    again = interchange.to_mclust(interchange.from_mclust(sent))
-    weights, means, covariances = numbers_of(name)
-    for mixture in (sent, again):
-        sigma = np.moveaxis(mixture["variance"]["sigma"], 2, 0)
-        for a, b in ((mixture["pro"], weights), (mixture["mean"].T, means), (sigma, covariances)):
-            assert_allclose(a, b, rtol=1e-6, atol=1e-8)
+def test_mclusts_parameters_come_back(double):
+    for name in NAMES:
+        with case(name):
+            sent = interchange.to_mclust(mixture_of(name))
+            variance = sent["variance"]
+            names = {"tied": "EEE", "diag": "VVI", "spherical": "VII"}
+            assert variance["modelName"] == names.get(name, name if len(name) == 3 else "VVV")
+            again = interchange.to_mclust(interchange.from_mclust(sent))
+            weights, means, covariances = numbers_of(name)
+            for mixture in (sent, again):
+                sigma = np.moveaxis(mixture["variance"]["sigma"], 2, 0)
+                for a, b in ((mixture["pro"], weights), (mixture["mean"].T, means), (sigma, covariances)):
+                    assert_allclose(a, b, rtol=1e-6, atol=1e-8)
 
-    check_parts(variance, covariances)
+            check_parts(variance, covariances)
 
 
 def test_an_orientation_that_components_share_is_found():
@@ -213,9 +213,8 @@ def test_mclusts_names_for_one_component(double):
 GOOD = {"pro": [0.5, 0.5], "mean": [[0.0, 1.0]], "variance": {"modelName": "V", "sigmasq": [1.0, 2.0]}}
 
 
-@pytest.mark.parametrize(
-    ("change", "error", "match"),
-    [
+def test_what_mclust_does_not_give():
+    for change, error, match in [
         ({"pro": [0.5, 0.3, 0.2]}, ValueError, "noise component"),
         ({"Vinv": 0.1}, ValueError, "noise component"),
         ({"mean": None}, ValueError, "must have mean"),
@@ -233,11 +232,9 @@ GOOD = {"pro": [0.5, 0.5], "mean": [[0.0, 1.0]], "variance": {"modelName": "V", 
         ),
         ({"variance": {"modelName": "VVW", "sigmasq": 1.0}}, ValueError, "VVW"),
         ({"variance": None}, TypeError, "a mapping"),
-    ],
-)
-def test_what_mclust_does_not_give(change, error, match):
-    with pytest.raises(error, match=match):
-        interchange.from_mclust(GOOD | change)
+    ]:
+        with case(error, match), pytest.raises(error, match=match):
+            interchange.from_mclust(GOOD | change)
 
 
 # NumPyro, TensorFlow Probability, distrax
@@ -323,12 +320,13 @@ def test_what_no_mixture_of_normals_is():
         interchange.from_numpyro(batch)
 
 
-@pytest.mark.parametrize("to", [interchange.to_sklearn, interchange.to_mclust, interchange.to_numpyro])
-def test_what_is_not_one_mixture(to):
-    with pytest.raises(TypeError, match="GMMParams"):
-        to(3)
-    with pytest.raises(ValueError, match="one mixture"):
-        to(jax.tree.map(lambda a: np.stack([a, a]), mixture_of("full")))
+def test_what_is_not_one_mixture():
+    for to in [interchange.to_sklearn, interchange.to_mclust, interchange.to_numpyro]:
+        with case(to):
+            with pytest.raises(TypeError, match="GMMParams"):
+                to(3)
+            with pytest.raises(ValueError, match="one mixture"):
+                to(jax.tree.map(lambda a: np.stack([a, a]), mixture_of("full")))
 
 
 def test_a_library_that_is_missing_is_named(monkeypatch):

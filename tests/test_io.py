@@ -22,7 +22,7 @@ from jaxgmm.components import gaussian, get_model
 from jaxgmm.io import atomic_write, load, load_columns, save
 from jaxgmm.io.archive import FORMAT_VERSION
 from jaxgmm.io.exported import model_as_bytes, model_of_bytes
-from tests.conftest import x64
+from tests.conftest import case, x64
 from tests.problems import K, every_structure_and_precision
 
 
@@ -126,14 +126,15 @@ def test_float64_that_float32_cannot_hold(tmp_path):
         load(tmp_path / "m")
 
 
-@pytest.mark.parametrize("columns", [["a", "b"], ["é 世", "x,y"], ["a\ud800", "b"]])
-def test_columns(tmp_path, columns):
-    if "\ud800" in columns[0]:
-        with pytest.raises(ValueError, match="columns"):
+def test_columns(tmp_path):
+    for columns in [["a", "b"], ["é 世", "x,y"], ["a\ud800", "b"]]:
+        with case(columns):
+            if "\ud800" in columns[0]:
+                with pytest.raises(ValueError, match="columns"):
+                    save(tmp_path / "m", mixture("diag"), columns=columns)
+                return
             save(tmp_path / "m", mixture("diag"), columns=columns)
-        return
-    save(tmp_path / "m", mixture("diag"), columns=columns)
-    assert load_columns(tmp_path / "m") == tuple(columns)
+            assert load_columns(tmp_path / "m") == tuple(columns)
 
 
 def test_bad_columns_are_refused(tmp_path):
@@ -161,15 +162,16 @@ def test_other_objects_are_refused(tmp_path):
         save(tmp_path / "m", result)
 
 
-@pytest.mark.parametrize("field", ["log_weights", "means", "scale"])
-def test_bad_values_are_refused(tmp_path, field):
-    params = mixture("diag")
-    for value in (np.nan, np.inf):
-        spoilt = np.array(getattr(params, field))
-        spoilt.flat[0] = value
-        with pytest.raises(ValueError, match=r"finite|sum to 1"):
-            save(tmp_path / "m", dataclasses.replace(params, **{field: spoilt}))
-    assert os.listdir(tmp_path) == []
+def test_bad_values_are_refused(tmp_path):
+    for field in ["log_weights", "means", "scale"]:
+        with case(field):
+            params = mixture("diag")
+            for value in (np.nan, np.inf):
+                spoilt = np.array(getattr(params, field))
+                spoilt.flat[0] = value
+                with pytest.raises(ValueError, match=r"finite|sum to 1"):
+                    save(tmp_path / "m", dataclasses.replace(params, **{field: spoilt}))
+            assert os.listdir(tmp_path) == []
 
 
 def test_half_precision_is_refused(tmp_path):

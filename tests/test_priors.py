@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import re
 import types
 
@@ -14,7 +15,7 @@ from scipy import stats
 import jaxgmm
 from jaxgmm import Prior, Status
 from jaxgmm.components import gaussian
-from tests.conftest import soft_labels
+from tests.conftest import case, soft_labels
 from tests.problems import LABELS, D, K, N, X
 from tests.quick import quick_jit
 
@@ -110,10 +111,9 @@ def test_mclusts_fits_are_fixed_points(mclust, double, model):
 
 
 @pytest.mark.parametrize("data", ["iris", "faithful"])
-@pytest.mark.parametrize("model", MODELS)
-def test_the_default_prior_is_mclusts(mclust, double, data, model):
+def test_the_default_prior_is_mclusts(mclust, double, data):
     x, n = np.array(mclust[data]["X"]), len(mclust[data]["X"])
-    for k in (2, 3):
+    for model, k in itertools.product(MODELS, (2, 3)):
         theirs = mclust[data]["prior_fits"][f"{model},{k}"]["prior"]
         default = jaxgmm.default_prior(x, k, MODELS[model])
         np.testing.assert_allclose(default.mean, theirs["mean"], rtol=1e-12)
@@ -122,9 +122,8 @@ def test_the_default_prior_is_mclusts(mclust, double, data, model):
         assert (default.strength, default.dof) == (theirs["shrinkage"], theirs["dof"])
 
 
-@pytest.mark.parametrize("k", [2, 3])
 @pytest.mark.parametrize("data", ["iris", "faithful"])
-def test_where_mclust_departs_from_the_paper(mclust, data, k):
+def test_where_mclust_departs_from_the_paper(mclust, data):
     """Its EII forgets the scale; its EEI does not shrink the means, and leaves K out of the divisor.
 
     So the divisors are those that its own parameters imply, all in NumPy: EII is our prior with scale 0, and
@@ -132,7 +131,7 @@ def test_where_mclust_departs_from_the_paper(mclust, data, k):
     """
     x = np.array(mclust[data]["X"])
     n, d = x.shape
-    for model in ("EII", "EEI"):
+    for model, k in itertools.product(("EII", "EEI"), (2, 3)):
         fit = mclust[data]["prior_fits"][f"{model},{k}"]
         weights, means = (np.array(fit["parameters"][p]) for p in ("pro", "mean"))
         variances = np.diagonal(np.array(fit["parameters"]["sigma"])[0])
@@ -399,26 +398,27 @@ def test_the_default_prior_of_each_number_of_components_takes_singularities_away
 # What is refused
 
 
-@pytest.mark.parametrize(("name", "changes", "words"), [
-    ("full", {"mean": [0.0]}, ["prior.mean", "(3,)", "(1,)"]),
-    ("full", {"scale": np.ones((2, 2))}, ["prior.scale", "(3, 3)", "(2, 2)"]),
-    ("diag", {"scale": np.ones((4, 3))}, ["prior.scale", "diag", "(4, 3)"]),
-    ("spherical", {"scale": np.ones(3)}, ["prior.scale", "spherical", "(3,)"]),
-    ("full", {"scale": -np.eye(3)}, ["prior.scale", "negative"]),
-    ("full", {"scale": np.triu(np.ones((3, 3)))}, ["prior.scale", "symmetric"]),
-    ("full", {"scale": np.ones((3, 3)) * 2 - 3 * np.eye(3)}, ["prior.scale", "negative"]),
-    ("full", {"scale": [[1, 2, 0], [2, 1, 0], [0, 0, 1]]}, ["prior.scale", "semi-definite"]),
-    ("full", {"strength": -1.0}, ["prior.strength", "negative"]),
-    ("full", {"dof": np.nan}, ["prior.dof", "finite"]),
-    ("full", {"dof": None}, ["prior.scale", "prior.dof"]),
-    ("full", {"strength": None}, ["prior.mean", "prior.strength"]),
-    ("full", {"weight_concentration": 0.0}, ["prior.weight_concentration", "positive"]),
-    ("full", {"weight_concentration": np.ones(2)}, ["prior.weight_concentration", "(3,)", "(2,)"]),
-])  # fmt: skip
-def test_a_prior_that_does_not_fit_is_refused(name, changes, words):
-    prior = a_prior(name, np.float32, **changes)
-    with pytest.raises(ValueError, match=".*".join(map(re.escape, words))):
-        jaxgmm.m_step(soft_labels(LABELS, K, np.float32), X, covariance_type=name, prior=prior)
+def test_a_prior_that_does_not_fit_is_refused():
+    for name, changes, words in [
+        ("full", {"mean": [0.0]}, ["prior.mean", "(3,)", "(1,)"]),
+        ("full", {"scale": np.ones((2, 2))}, ["prior.scale", "(3, 3)", "(2, 2)"]),
+        ("diag", {"scale": np.ones((4, 3))}, ["prior.scale", "diag", "(4, 3)"]),
+        ("spherical", {"scale": np.ones(3)}, ["prior.scale", "spherical", "(3,)"]),
+        ("full", {"scale": -np.eye(3)}, ["prior.scale", "negative"]),
+        ("full", {"scale": np.triu(np.ones((3, 3)))}, ["prior.scale", "symmetric"]),
+        ("full", {"scale": np.ones((3, 3)) * 2 - 3 * np.eye(3)}, ["prior.scale", "negative"]),
+        ("full", {"scale": [[1, 2, 0], [2, 1, 0], [0, 0, 1]]}, ["prior.scale", "semi-definite"]),
+        ("full", {"strength": -1.0}, ["prior.strength", "negative"]),
+        ("full", {"dof": np.nan}, ["prior.dof", "finite"]),
+        ("full", {"dof": None}, ["prior.scale", "prior.dof"]),
+        ("full", {"strength": None}, ["prior.mean", "prior.strength"]),
+        ("full", {"weight_concentration": 0.0}, ["prior.weight_concentration", "positive"]),
+        ("full", {"weight_concentration": np.ones(2)}, ["prior.weight_concentration", "(3,)", "(2,)"]),
+    ]:
+        with case(words):
+            prior = a_prior(name, np.float32, **changes)
+            with pytest.raises(ValueError, match=".*".join(map(re.escape, words))):
+                jaxgmm.m_step(soft_labels(LABELS, K, np.float32), X, covariance_type=name, prior=prior)
 
 
 def test_what_is_no_prior_is_refused():

@@ -14,6 +14,7 @@ import scipy.stats
 import jaxgmm
 from jaxgmm.selection._search import BestFit
 from jaxgmm.selection._spurious import Spurious
+from tests.conftest import case
 from tests.problems import WEIGHT
 
 X = np.random.default_rng(0).normal(size=(200, 2)).astype(np.float32)
@@ -205,19 +206,16 @@ def test_a_summary_of_a_selection():
     assert str(jaxgmm.summary(failed)) == str(failed)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "error", "match"),
-    [
+def test_what_cannot_be_summed_up():
+    for arguments, error, match in [
         ((3,), TypeError, "GMMParams"),
         ((PARAMS, np.ones((3, 2)), np.ones(4)), ValueError, "sample_weight"),
         ((PARAMS, None, None, ["a"]), TypeError, "positional"),
         ((PARAMS, np.ones((3, 5))), ValueError, "2 features"),
         ((jax.tree.map(lambda a: np.asarray(a)[None], PARAMS),), ValueError, "one mixture"),
-    ],
-)
-def test_what_cannot_be_summed_up(arguments, error, match):
-    with pytest.raises(error, match=match):
-        jaxgmm.summary(*arguments)
+    ]:
+        with case(error, match), pytest.raises(error, match=match):
+            jaxgmm.summary(*arguments)
 
 
 def test_no_summary_inside_jit():

@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from tests.conftest import case
+
 FILE = pathlib.Path(__file__).parents[1] / "benchmarks" / "tables.py"
 if not FILE.exists():
     pytest.skip("no clone: a source distribution has no benchmarks", allow_module_level=True)
@@ -66,17 +68,14 @@ def test_a_quote_without_fields_is_the_whole_table():
     assert page.splitlines()[1:-1] == tables.markdown(TABLE).splitlines()[6:11]
 
 
-@pytest.mark.parametrize(
-    ("old", "new", "message"),
-    [
+def test_a_quote_of_what_is_not_there_is_an_error():
+    for old, new, message in [
         ("Steps, one core", "Steps", "no such table"),
         ("theirs / ours", "theirs", "no column 'theirs'"),
         ("kind=diag", "kind=tied", "no row has kind=tied"),
         ("with: facts", "with: pictures", "pictures: not known"),
         ("rows:", "lines:", "lines: not known"),
         ("<!-- end of results -->", "", "without its 'end of results'"),
-    ],
-)
-def test_a_quote_of_what_is_not_there_is_an_error(old, new, message):
-    with pytest.raises(ValueError, match=message):
-        tables.quoted(PAGE.replace(old, new), [TABLE])
+    ]:
+        with case(message), pytest.raises(ValueError, match=message):
+            tables.quoted(PAGE.replace(old, new), [TABLE])

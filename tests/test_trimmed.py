@@ -12,14 +12,13 @@ import jaxgmm
 from jaxgmm import Status, observe
 from jaxgmm.components import get_model
 from jaxgmm.init._clusters import plusplus
-from jaxgmm.kernels import programs
 from jaxgmm.kernels.blocked_sum import rows_over
 from jaxgmm.kernels.kept_share import kept_shares
 from jaxgmm.kernels.observed import in_tiles
 from jaxgmm.kernels.trimmed import log_densities
 from jaxgmm.mixture import translate
 from jaxgmm.outofcore._streaming_statistics import Passes
-from tests.conftest import DATA, start_from, times_used, x64
+from tests.conftest import DATA, case, start_from, times_used, x64
 from tests.outofcore.streams import CHUNK, gap, parts, start, weighted_parts
 from tests.problems import LABELS, WEIGHT, D, K, N, X
 from tests.quick import quick_jit
@@ -138,15 +137,7 @@ def test_the_densities_of_rows_in_tiles_are_those_of_the_observed_entries(double
 
 
 @pytest.fixture(scope="module")
-def quickly_compiled():
-    """Programs that run once are compiled as small ones are."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(programs, "SMALL", 1e12)
-        yield
-
-
-@pytest.fixture(scope="module")
-def notes(quickly_compiled):
+def notes():
     """The Swiss bank notes, whether they are counterfeit, and fits with both numbers and both shares."""
     table = np.loadtxt(DATA / "swiss_bank_notes.csv", delimiter=",", skiprows=2)
     x, counterfeit = table[:, :6], table[:, 6].astype(int)
@@ -187,7 +178,7 @@ def test_a_batch_of_fits_has_the_share_of_each(notes, double):
         curve.result(3, 0.1)
 
 
-def test_criteria_are_those_of_the_kept_rows(quickly_compiled):
+def test_criteria_are_those_of_the_kept_rows():
     noise = np.concatenate([X, np.random.default_rng(0).uniform(-30, 30, (20, D))]).astype(np.float32)
     chosen = jaxgmm.select(
         KEY, noise, (2,), covariance_types=("spherical",), trim=20 / 220, budget=60, init="random_points"
@@ -257,9 +248,8 @@ def test_seeds_are_not_drawn_among_the_farthest_rows():
 MESH = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("rows",))
 
 
-@pytest.mark.parametrize(
-    ("call", "words"),
-    [
+def test_what_cannot_be_trimmed_is_refused():
+    for call, words in [
         (lambda p, x: jaxgmm.fit(p, x, trim=1.0), "from 0 to below 1"),
         (lambda p, x: jaxgmm.fit(p, x, trim=-0.1), "from 0 to below 1"),
         (lambda p, x: jaxgmm.fit(p, x, trim="0.1"), "must be a number"),
@@ -281,8 +271,6 @@ MESH = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("rows",))
         (lambda p, x: jaxgmm.selection.trim_curve(KEY, x, trims=0.1), "a sequence of shares"),
         (lambda p, x: jaxgmm.selection.trim_curve(KEY, x, trims=(0.1, 1.0)), "from 0 to below 1"),
         (lambda p, x: jax.jit(lambda x: jaxgmm.selection.trim_curve(KEY, x))(x), "needs concrete data"),
-    ],
-)
-def test_what_cannot_be_trimmed_is_refused(call, words):
-    with pytest.raises((ValueError, TypeError), match=words):
-        call(start(), X.astype(np.float32))
+    ]:
+        with case(words), pytest.raises((ValueError, TypeError), match=words):
+            call(start(), X.astype(np.float32))

@@ -18,6 +18,7 @@ import jaxgmm
 from jaxgmm.variational import variational_prior
 from jaxgmm.variational._ascent import ascend
 from jaxgmm.variational._bound import expected
+from tests.conftest import case
 from tests.problems import LABELS, D, K, N, X
 from tests.quick import quick_jit
 
@@ -251,21 +252,19 @@ def test_an_offset_changes_nothing_but_the_means(dtype):
     assert_allclose(np.asarray(far.posterior.means) - dtype.type(1e3), near.posterior.means, atol=100 * tol)
 
 
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
+def test_a_prior_that_does_not_fit_is_named(double):
+    for change, words in [
         ({"dof": 2.0}, "prior.dof must be greater than 2"),
         ({"mean_precision": 0.0}, "prior.mean_precision"),
         ({"concentration": -1.0}, "prior.concentration"),
         ({"mean": np.zeros(2)}, "prior.mean must have shape"),
         ({"covariance": np.zeros((3, 3))}, "positive definite"),
         ({"covariance": np.ones(3)}, r"prior.covariance must have shape \(3, 3\)"),
-    ],
-)
-def test_a_prior_that_does_not_fit_is_named(change, words, double):
-    prior = dataclasses.replace(variational_prior(X, K), **change)
-    with pytest.raises(ValueError, match=words):
-        jaxgmm.fit_variational(RESP, X, prior=prior)
+    ]:
+        with case(change, words):
+            prior = dataclasses.replace(variational_prior(X, K), **change)
+            with pytest.raises(ValueError, match=words):
+                jaxgmm.fit_variational(RESP, X, prior=prior)
 
 
 def test_what_it_has_no_prior_for_is_refused(double):

@@ -162,16 +162,17 @@ def test_what_does_not_fit_is_refused(double):
 
 
 def test_the_likelihood_ratio_tells_two_groups_from_one():
-    """Both by one program, that of the docstring's example: the shapes are the same."""
+    """Also where entries are missing; of complete rows it is in the docstring."""
     run = functools.partial(
         jaxgmm.inference.bootstrap_likelihood_ratio, n_components=1, covariance_type="spherical",
         n_replicates=19, n_init=1, init="random_points",
     )  # fmt: skip
     for n_groups in (1, 2):
-        x = np.random.default_rng(0).normal(size=(100, 1)).astype(np.float32)
-        if n_groups == 2:
-            x[:50] += 6
-        test = run(jax.random.key(1), x)
+        draw = np.random.default_rng(0)
+        x = draw.normal(size=(60, 2)).astype(np.float32)
+        x[:30] += 6 * (n_groups == 2)
+        x[draw.random(x.shape) < 0.3] = np.nan
+        test = run(jax.random.key(1), jaxgmm.observe(x, missing="nan"))
         assert test.null.shape == (19,)
         assert (np.asarray(test.null) >= 0).all()
         gain = 2 * len(x) * (test.results.log_likelihood[1] - test.results.log_likelihood[0])

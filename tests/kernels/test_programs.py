@@ -269,7 +269,8 @@ def test_a_program_called_alone_has_options_and_inside_another_none():
     assert program._cache_size() == 2
 
 
-def test_small_work_is_compiled_with_less_optimisation():
+def test_small_work_is_compiled_with_less_optimisation(monkeypatch):
+    monkeypatch.setattr(programs, "SMALL", 1e6)  # in the tests all of it is
     small, large = programs.options("cpu", small=True), programs.options("cpu")
     assert small == large | programs.SMALL_LEVEL
     program = doubled()

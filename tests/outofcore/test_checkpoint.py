@@ -12,6 +12,7 @@ import pytest
 import jaxgmm
 from jaxgmm import EMOptions
 from jaxgmm.outofcore import Checkpoint
+from tests.conftest import case
 from tests.outofcore.streams import Passes, assert_same_bits, parts, start, stream, streamed
 
 
@@ -66,9 +67,8 @@ def test_a_higher_limit_on_the_steps_goes_on_as_if_it_had_been_the_first(tmp_pat
         assert_same_bits(longer, stream(parts(), max_iter=11))
 
 
-@pytest.mark.parametrize(
-    ("source", "options", "named"),
-    [
+def test_other_data_and_settings_are_refused_by_name(kept, tmp_path):
+    for source, options, named in [
         (parts(), {"tol": 1e-3}, "tol was .* and is"),
         (parts(), {"reg_covar": 1e-3}, "reg_covar was"),
         (parts(), {"options": EMOptions(history_size=9)}, r"history_size was \d+ and is 9"),
@@ -77,16 +77,17 @@ def test_a_higher_limit_on_the_steps_goes_on_as_if_it_had_been_the_first(tmp_pat
         (parts()[:3], {}, "n_samples was 200 and is 150"),
         ([a * np.float32(1.01) for a in parts()], {}, "variance of the data was"),
         (parts(), {"prior": jaxgmm.Prior(mean=np.zeros(3), strength=1.0)}, "prior was None"),
-    ],
-)
-def test_other_data_and_settings_are_refused_by_name(kept, tmp_path, source, options, named):
-    path = tmp_path / "fit.npz"
-    path.write_bytes(kept)
-    if "start" in options:
-        options = {"start": dataclasses.replace(start(), means=start().means + 0.5)}
-    with pytest.raises(ValueError, match=f"fit.npz: a checkpoint of other data or settings: .*{named}"):
-        stream(source, checkpoint=path, **options)
-    assert path.read_bytes() == kept
+    ]:
+        with case(named):
+            path = tmp_path / "fit.npz"
+            path.write_bytes(kept)
+            if "start" in options:
+                options = {"start": dataclasses.replace(start(), means=start().means + 0.5)}
+            with pytest.raises(
+                ValueError, match=f"fit.npz: a checkpoint of other data or settings: .*{named}"
+            ):
+                stream(source, checkpoint=path, **options)
+            assert path.read_bytes() == kept
 
 
 def test_data_that_differ_by_rounding_are_the_same_data(kept, tmp_path):
@@ -208,15 +209,12 @@ def test_a_place_where_nothing_can_be_written_is_refused_before_the_work(tmp_pat
     assert never.passes <= 3  # two surveys
 
 
-@pytest.mark.parametrize(
-    ("arguments", "kind", "said"),
-    [
+def test_arguments_are_checked():
+    for arguments, kind, said in [
         ({"path": 3}, TypeError, "path must be"),
         ({"every_iterations": 0}, ValueError, "every_iterations must be at least 1"),
         ({"every_seconds": 0}, ValueError, "every_seconds must be positive"),
         ({"every_seconds": "5"}, TypeError, "every_seconds must be a number"),
-    ],
-)
-def test_arguments_are_checked(arguments, kind, said):
-    with pytest.raises(kind, match=said):
-        Checkpoint(**{"path": "a", **arguments})
+    ]:
+        with case(arguments), pytest.raises(kind, match=said):
+            Checkpoint(**{"path": "a", **arguments})

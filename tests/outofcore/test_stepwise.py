@@ -13,6 +13,7 @@ from jaxgmm.kernels.base import Statistics
 from jaxgmm.outofcore import fit_stepwise, stepwise_init, stepwise_step
 from jaxgmm.outofcore._change_of_reference import expected, rebase
 from tests.closed import CLOSED, build, dense
+from tests.conftest import case
 from tests.outofcore import streams
 from tests.outofcore.streams import assert_same_bits, gap, start
 from tests.outofcore.test_stream import PRIOR
@@ -191,9 +192,8 @@ def test_a_prior_counts_against_each_row_once(double):
         stepwise_init(start("float64"), prior=dataclasses.replace(PRIOR, mean=np.zeros(4)))
 
 
-@pytest.mark.parametrize(
-    ("wrong", "kind", "said"),
-    [
+def test_arguments_are_checked(double):
+    for wrong, kind, said in [
         ({"decay": 0.5}, ValueError, "decay must be above 0.5"),
         ({"decay": 1.1}, ValueError, "decay must be above 0.5"),
         ({"delay": 0}, ValueError, "delay must be positive"),
@@ -201,11 +201,9 @@ def test_a_prior_counts_against_each_row_once(double):
         ({"columns": [0]}, ValueError, "3 features of params; it has 1"),
         ({"reg_covar": -1}, ValueError, "reg_covar must be"),
         ({"source": iter([X]), "n_passes": 2}, TypeError, "can be read once"),
-    ],
-)
-def test_arguments_are_checked(double, wrong, kind, said):
-    with pytest.raises(kind, match=said):
-        fit_stepwise(**{"params": start("float64"), "source": X, **wrong})
+    ]:
+        with case(wrong), pytest.raises(kind, match=said):
+            fit_stepwise(**{"params": start("float64"), "source": X, **wrong})
 
 
 def test_what_it_cannot_go_on_from_is_refused(double):

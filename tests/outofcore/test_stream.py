@@ -19,7 +19,7 @@ from jaxgmm.outofcore import Checkpoint
 from jaxgmm.outofcore import _progress as progress
 from jaxgmm.outofcore import _streaming_statistics as streaming_statistics
 from tests.closed import dense
-from tests.conftest import x64
+from tests.conftest import case, x64
 from tests.outofcore import streams
 from tests.outofcore.streams import (
     CHUNK,
@@ -128,9 +128,9 @@ KILLED = """
 import os, signal, sys
 import jaxgmm
 from tests.outofcore.streams import Passes, stream
-from tests.quick import compile_in_one_piece
+from tests.quick import compile_quickly
 
-compile_in_one_piece()
+compile_quickly()
 killing = Passes(6, lambda: os.kill(os.getpid(), signal.SIGKILL))
 kept = jaxgmm.outofcore.Checkpoint(sys.argv[1], every_iterations=1)
 stream(killing, start=jaxgmm.load(sys.argv[2]), checkpoint=kept)
@@ -221,9 +221,8 @@ def test_the_number_of_rows_and_of_parts_compiles_nothing():
     assert streaming_statistics._statistics._cache_size() == before
 
 
-@pytest.mark.parametrize(
-    ("wrong", "kind", "said"),
-    [
+def test_arguments_are_checked():
+    for wrong, kind, said in [
         ({"params": 3}, TypeError, "params must be GMMParams"),
         ({"progress": 3}, TypeError, "progress must be"),
         ({"incremental": 3}, TypeError, "incremental must be"),
@@ -235,11 +234,9 @@ def test_the_number_of_rows_and_of_parts_compiles_nothing():
         ({"tol": -1}, ValueError, "tol must be"),
         ({"checkpoint": 3}, TypeError, "checkpoint must be"),
         ({"columns": [0, 1]}, ValueError, "the 3 features of params; it has 2"),
-    ],
-)
-def test_arguments_are_checked(wrong, kind, said):
-    with pytest.raises(kind, match=said):
-        jaxgmm.fit_stream(**{"params": start(), "source": X.astype(np.float32), **wrong})
+    ]:
+        with case(wrong), pytest.raises(kind, match=said):
+            jaxgmm.fit_stream(**{"params": start(), "source": X.astype(np.float32), **wrong})
 
 
 def test_structures_whose_moments_cannot_be_carried_have_no_sweeps():

@@ -16,6 +16,7 @@ import pytest
 import jaxgmm
 from jaxgmm.parallel.engines import DaskEngine, LocalEngine, SparkEngine, fit_engine
 from jaxgmm.parallel.engines import _blocks as blocks
+from tests.conftest import case
 from tests.outofcore.streams import assert_same_bits, gap, parts, start, streamed, weighted_parts
 from tests.outofcore.test_stream import PRIOR
 from tests.parallel import children  # noqa: F401  what the server of forked processes loads
@@ -103,24 +104,21 @@ def test_a_checkpoint_is_taken_up_and_progress_is_told(tmp_path):
         fit_engine(start(), local(), checkpoint=kept, reg_covar=1e-3, **STEPS)
 
 
-@pytest.mark.parametrize(
-    ("spoil", "says"),
-    [
+def test_a_row_that_is_not_sound_is_named():
+    for spoil, says in [
         (lambda x, w: x.__setitem__((7, 1), np.nan), "part 1, row 7: column 1 is nan"),
         (lambda x, w: x.__setitem__((8, 0), -np.inf), "part 1, row 8: column 0 is -inf"),
         (lambda x, w: w.__setitem__(9, -1.0), "part 1, row 9: its weight is -1.0"),
-    ],
-)
-def test_a_row_that_is_not_sound_is_named(spoil, says):
-    xs, ws = [X[:50].copy(), X[50:90].copy()], [WEIGHT[:50].copy(), WEIGHT[50:90].copy()]
-    spoil(xs[1], ws[1])
-    with pytest.raises(ValueError, match=says):
-        fit_engine(start(), LocalEngine(xs, ws))
+    ]:
+        with case(spoil, says):
+            xs, ws = [X[:50].copy(), X[50:90].copy()], [WEIGHT[:50].copy(), WEIGHT[50:90].copy()]
+            spoil(xs[1], ws[1])
+            with pytest.raises(ValueError, match=says):
+                fit_engine(start(), LocalEngine(xs, ws))
 
 
-@pytest.mark.parametrize(
-    ("made", "kind", "says"),
-    [
+def test_what_does_not_fit_is_named():
+    for made, kind, says in [
         (lambda: LocalEngine([X, np.ones((4, 2))]), ValueError, "part 1: it has 2 columns; params have 3"),
         (lambda: LocalEngine([X, np.ones(4)]), ValueError, r"part 1: it has shape \(4,\)"),
         (lambda: LocalEngine([X, np.array([["a", "b", "c"]])]), ValueError, "part 1: it holds <U1, not real"),
@@ -131,11 +129,9 @@ def test_a_row_that_is_not_sound_is_named(spoil, says):
         (lambda: LocalEngine([]), ValueError, "parts must hold"),
         (lambda: LocalEngine([X], [WEIGHT, WEIGHT]), ValueError, "one array for each of the 1 parts"),
         (lambda: [X], TypeError, "engine must have a method map_reduce"),
-    ],
-)
-def test_what_does_not_fit_is_named(made, kind, says):
-    with pytest.raises(kind, match=says):
-        fit_engine(start(), made())
+    ]:
+        with case(says), pytest.raises(kind, match=says):
+            fit_engine(start(), made())
 
 
 def test_faults_count_the_rows_of_a_part_and_survive_the_way_back():

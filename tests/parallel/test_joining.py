@@ -14,15 +14,15 @@ from jaxgmm.parallel.processes import ProcessError, Stopped, fit_distributed, in
 from jaxgmm.parallel.processes import _collectives as collectives
 from jaxgmm.parallel.processes.__main__ import main
 from jaxgmm.parallel.processes._partition import expand, share_out
+from tests.conftest import case
 from tests.outofcore.streams import CHUNK, assert_same_bits, parts, start, stream, streamed
 from tests.problems import X, fitted
 
 STEPS = {"tol": 0.0, "max_iter": 6}
 
 
-@pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
+def test_arguments_that_do_not_fit_say_so():
+    for arguments, says in [
         ({"num_processes": 2}, "come together"),
         ({"num_processes": 2, "process_id": 2, "coordinator_address": "a:1"}, "process_id must be below"),
         ({"num_processes": 2, "process_id": 0}, "coordinator_address must be given"),
@@ -30,11 +30,9 @@ STEPS = {"tol": 0.0, "max_iter": 6}
         ({"coordinator_address": "host:99999"}, '"host:port"'),
         ({"heartbeat": 0}, "heartbeat must be at least 1"),
         ({"initialization": -1}, "initialization must be at least 1"),
-    ],
-)
-def test_arguments_that_do_not_fit_say_so(arguments, says):
-    with pytest.raises(ValueError, match=says):
-        initialize(**arguments)
+    ]:
+        with case(arguments, says), pytest.raises(ValueError, match=says):
+            initialize(**arguments)
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from scipy.stats import multivariate_normal
 
 import jaxgmm
 from jaxgmm import FitResult, Status
+from tests.conftest import case
 from tests.problems import LABELS, STRUCTURES, D, K, N, X
 from tests.quick import quick_jit
 
@@ -71,16 +72,20 @@ def results_of(log_likelihoods, statuses):
     return FitResult(lanes, values, values, index, statuses, history)
 
 
-@pytest.mark.parametrize("name", STRUCTURES)
-def test_n_parameters_counts_weights_means_and_covariances(name):
-    scale = jaxgmm.mixture.scale_like(jaxgmm.components.get_component(name), K, D)
-    scale = jax.tree.map(lambda a: np.ones(a.shape, np.float32), scale)
-    params = jaxgmm.GMMParams(
-        np.zeros(K, np.float32), np.zeros((K, D), np.float32), scale, jaxgmm.components.get_component(name)
-    )
-    got = jaxgmm.n_parameters(params)
-    assert type(got) is int
-    assert got == (K - 1) + K * D + FREE[name]
+def test_n_parameters_counts_weights_means_and_covariances():
+    for name in STRUCTURES:
+        with case(name):
+            scale = jaxgmm.mixture.scale_like(jaxgmm.components.get_component(name), K, D)
+            scale = jax.tree.map(lambda a: np.ones(a.shape, np.float32), scale)
+            params = jaxgmm.GMMParams(
+                np.zeros(K, np.float32),
+                np.zeros((K, D), np.float32),
+                scale,
+                jaxgmm.components.get_component(name),
+            )
+            got = jaxgmm.n_parameters(params)
+            assert type(got) is int
+            assert got == (K - 1) + K * D + FREE[name]
 
 
 def test_a_switched_off_component_has_no_parameters(double):
@@ -150,9 +155,8 @@ def chosen(results, *criterion):
     return int(one.n_iter)
 
 
-@pytest.mark.parametrize(
-    ("log_likelihoods", "statuses", "expected"),
-    [
+def test_best_has_the_highest_likelihood_of_the_lanes_that_did_not_fail():
+    for log_likelihoods, statuses, expected in [
         ([-3, -1, -2], [OK, OK, OK], 1),
         ([-3, -1, -2], [OK, USED_UP, OK], 1),
         ([-3, 99, -2], [OK, BAD, OK], 2),
@@ -160,18 +164,18 @@ def chosen(results, *criterion):
         ([-3, 99, -2], [OK, Status.NONFINITE, OK], 2),
         ([np.nan, -5, np.nan], [Status.NONFINITE, OK, OK], 1),
         ([np.inf, -5, -np.inf], [OK, OK, OK], 1),
-    ],
-)
-def test_best_has_the_highest_likelihood_of_the_lanes_that_did_not_fail(log_likelihoods, statuses, expected):
-    assert chosen(results_of(log_likelihoods, statuses)) == expected
+    ]:
+        with case(log_likelihoods):
+            assert chosen(results_of(log_likelihoods, statuses)) == expected
 
 
-@pytest.mark.parametrize("status", [BAD, Status.NONFINITE, Status.DECREASED])
-def test_if_all_failed_best_returns_one_that_says_so(status):
-    results = results_of([np.nan, -1.0, 0.0], [status] * 3)
-    assert jaxgmm.best(results).status == status
-    with pytest.raises(RuntimeError, match=status.name):
-        jaxgmm.check(jaxgmm.best(results))
+def test_if_all_failed_best_returns_one_that_says_so():
+    for status in [BAD, Status.NONFINITE, Status.DECREASED]:
+        with case(status):
+            results = results_of([np.nan, -1.0, 0.0], [status] * 3)
+            assert jaxgmm.best(results).status == status
+            with pytest.raises(RuntimeError, match=status.name):
+                jaxgmm.check(jaxgmm.best(results))
 
 
 def test_best_takes_the_smallest_of_a_criterion():
@@ -206,24 +210,22 @@ def test_check_returns_what_converged_as_it_is():
     assert jaxgmm.check(one) is one
 
 
-@pytest.mark.parametrize(
-    ("status", "remedy"),
-    [
+def test_check_raises_once_with_the_status_the_lane_and_the_remedy():
+    for status, remedy in [
         (Status.MAX_ITER, "max_iter"),
         (Status.NONFINITE, "NaN"),
         (Status.DECREASED, "likelihood"),
         (Status.DEGENERATE, "reg_covar"),
-    ],
-)
-def test_check_raises_once_with_the_status_the_lane_and_the_remedy(status, remedy):
-    results = results_of([-3, -1, -2], [OK, OK, status])
-    with pytest.raises(RuntimeError, match=rf"(?s){status.name}.*fit 2.*{remedy}.*1 of 3"):
-        jaxgmm.check(results)
-    with pytest.raises(RuntimeError, match=rf"(?s){status.name}.*the fit.*{remedy}"):
-        jaxgmm.check(jax.tree.map(lambda a: a[2], results))
-    nested = jax.tree.map(lambda a: a[None], results)
-    with pytest.raises(RuntimeError, match="fit 0, 2"):
-        jaxgmm.check(nested)
+    ]:
+        with case(status, remedy):
+            results = results_of([-3, -1, -2], [OK, OK, status])
+            with pytest.raises(RuntimeError, match=rf"(?s){status.name}.*fit 2.*{remedy}.*1 of 3"):
+                jaxgmm.check(results)
+            with pytest.raises(RuntimeError, match=rf"(?s){status.name}.*the fit.*{remedy}"):
+                jaxgmm.check(jax.tree.map(lambda a: a[2], results))
+            nested = jax.tree.map(lambda a: a[None], results)
+            with pytest.raises(RuntimeError, match="fit 0, 2"):
+                jaxgmm.check(nested)
 
 
 def test_check_inside_jit_says_to_look_at_the_status():

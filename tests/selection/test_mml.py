@@ -8,7 +8,7 @@ import pytest
 import jaxgmm
 from jaxgmm.selection import fit_mml
 from jaxgmm.selection._mml import _Charge
-from tests.conftest import on_host
+from tests.conftest import case, on_host
 from tests.quick import quick_jit
 from tests.selection.test_grid import X  # three clusters
 
@@ -81,19 +81,17 @@ def test_counts_are_repeated_rows_and_the_fits_of_a_batch_do_not_meet():
     assert np.isfinite(sparse.params.means).all()
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
+def test_bad_arguments():
+    for options, message in [
         ({"max_components": N + 1}, "max_components must not exceed"),
         ({"min_components": 9}, "min_components must lie between"),
         ({"criterion": "aic"}, "criterion must be one of"),
         ({"covariance_type": "full-equal"}, "weights that are free"),
         ({"covariance_type": "background(full)"}, "no component to remove"),
-    ],
-)
-def test_bad_arguments(options, message):
-    with pytest.raises(ValueError, match=message):
-        fit_mml(jax.random.key(0), X, **{"max_components": MOST, **options})
-    data = jaxgmm.observe(X, groups=np.arange(N) // 2)
-    with pytest.raises(ValueError, match="groups"):
-        fit_mml(jax.random.key(0), data, MOST)
+    ]:
+        with case(options, message):
+            with pytest.raises(ValueError, match=message):
+                fit_mml(jax.random.key(0), X, **{"max_components": MOST, **options})
+            data = jaxgmm.observe(X, groups=np.arange(N) // 2)
+            with pytest.raises(ValueError, match="groups"):
+                fit_mml(jax.random.key(0), data, MOST)

@@ -17,7 +17,7 @@ from jaxgmm.selection import Spurious
 from jaxgmm.selection import _search as searching
 from jaxgmm.selection._programs import draw_moves, overlaps
 from jaxgmm.selection._search import Field, Tournament, best_of, plan
-from tests.conftest import overlapping
+from tests.conftest import case, overlapping
 from tests.quick import quick_jit
 
 # One shape, structure and precision, and always weights: one set of programs.
@@ -122,20 +122,17 @@ def test_it_can_be_traced():
     assert result.params.means.shape == (K, D)
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
+def test_bad_arguments():
+    for options, message in [
         ({"budget": 0}, "budget must be at least 1"),
         ({"budget": 1.5}, "budget must be an int"),
         ({"max_ratio": 0.5}, "max_ratio must be at least 1"),
         ({"max_ratio": "big"}, "max_ratio must be a number"),
         ({"init": "hclust"}, "init must be one of"),
         ({"covariance_type": "fulll"}, "did you mean 'full'"),
-    ],
-)
-def test_bad_arguments(options, message):
-    with pytest.raises((ValueError, TypeError), match=message):
-        jaxgmm.fit_best(jax.random.key(0), X, 2, **options)
+    ]:
+        with case(options, message), pytest.raises((ValueError, TypeError), match=message):
+            jaxgmm.fit_best(jax.random.key(0), X, 2, **options)
 
 
 def test_a_sound_optimum_wins_over_a_spurious_one_and_a_failed_one_over_none():

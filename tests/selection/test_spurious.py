@@ -4,7 +4,6 @@ import functools
 
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from jaxgmm.components import get_covariance, get_model
 from jaxgmm.components.covariance.base import Collapse
@@ -12,6 +11,7 @@ from jaxgmm.data import Data
 from jaxgmm.selection import Spurious
 from jaxgmm.selection._grid import STRUCTURES
 from jaxgmm.selection._spurious import describe, spurious, total_factor, total_for
+from tests.conftest import case
 from tests.quick import quick_jit
 
 D = 3
@@ -46,17 +46,15 @@ def smallest_counts(name):
     return max(small, default=0) + 1
 
 
-@pytest.mark.parametrize(
-    ("names", "count"),
-    [
+def test_a_component_has_few_samples_only_where_it_could_collapse_on_them():
+    for names, count in [
         (("VVV", "EVV", "VVE", "EVE", "factor(2)", "full-equal"), D + 2),
         (("factor(1)",), 4),
         (("VVI", "EVI", "VII", "VEI", "VEE", "VEV", "spherical-equal"), 3),
         (("EII", "EEI", "EEE", "EEV", "full-ratio(100)"), 1),
-    ],
-)
-def test_a_component_has_few_samples_only_where_it_could_collapse_on_them(names, count):
-    assert {name: smallest_counts(name) for name in names} == dict.fromkeys(names, count)
+    ]:
+        with case(names, count):
+            assert {name: smallest_counts(name) for name in names} == dict.fromkeys(names, count)
 
 
 _one = quick_jit(
@@ -64,15 +62,18 @@ _one = quick_jit(
 )
 
 
-@pytest.mark.parametrize("name", [*STRUCTURES, *OTHERS])
-def test_one_component_is_never_narrow_and_few_only_where_the_data_are(name):
-    narrow = np.square(FEATURES)[None, :] * np.array([1.0, 1.0, 1e-9])
-    assert flags(name, [1.0], narrow) == 0
-    assert flags(name, [1.0], np.ones((1, D))) == 0
-    c = get_model(name).covariance.collapse(D)
-    needed = max(c.each, c.largest, c.pooled)
-    few = [int(_one(np.float32(n), get_model(name).covariance.collapse(D))) for n in (needed - 1, needed)]
-    assert few == [Spurious.FEW, 0]
+def test_one_component_is_never_narrow_and_few_only_where_the_data_are():
+    for name in [*STRUCTURES, *OTHERS]:
+        with case(name):
+            narrow = np.square(FEATURES)[None, :] * np.array([1.0, 1.0, 1e-9])
+            assert flags(name, [1.0], narrow) == 0
+            assert flags(name, [1.0], np.ones((1, D))) == 0
+            c = get_model(name).covariance.collapse(D)
+            needed = max(c.each, c.largest, c.pooled)
+            few = [
+                int(_one(np.float32(n), get_model(name).covariance.collapse(D))) for n in (needed - 1, needed)
+            ]
+            assert few == [Spurious.FEW, 0]
 
 
 def test_narrowness_is_measured_in_what_a_structure_can_say():

@@ -10,6 +10,7 @@ from sklearn.linear_model import LinearRegression
 
 from jaxgmm import select
 from jaxgmm.sklearn import GaussianMixture, GaussianMixtureClassifier, GaussianMixtureRegressor
+from tests.conftest import case
 
 IRIS, SPECIES = datasets.load_iris(return_X_y=True)
 RNG = np.random.default_rng(0)
@@ -106,20 +107,17 @@ def test_weights_of_the_classifier_are_as_good_as_repetition():
         assert_allclose(by_weight.predict_proba(IRIS), repeated.predict_proba(IRIS), atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("parameters", "words"),
-    [
+def test_what_does_not_fit_the_classes_is_named():
+    for parameters, words in [
         ({"model_type": "LDA"}, "'model_type'"),
         ({"n_components": [1, 2, 3]}, "one for each of the 2 classes"),
         ({"model_type": "EDDA", "n_components": 2}, "n_components=1"),
         ({"n_components": 200}, "class 'even'.*n_samples >= n_components"),
         ({"n_components": 1, "class_prior": [0.9, 0.9]}, "normalized"),
         ({"n_components": 0}, "'n_components' parameter"),
-    ],
-)
-def test_what_does_not_fit_the_classes_is_named(parameters, words):
-    with pytest.raises(ValueError, match=words):
-        GaussianMixtureClassifier(**parameters).fit(ROW, SIDE)
+    ]:
+        with case(parameters, words), pytest.raises(ValueError, match=words):
+            GaussianMixtureClassifier(**parameters).fit(ROW, SIDE)
 
 
 def test_one_component_is_linear_regression_even_far_from_zero():
