@@ -138,6 +138,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if name not in _HOME:
         return importlib.import_module(f"{__name__}.{name}")
+    importlib.import_module(f"{__name__}.io")  # tells jax.export how to write the package's records
     value = globals()[name] = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
     return value
 

@@ -228,6 +228,7 @@ def test_a_fit_imports_no_search_and_no_stream():
     )
     apart = ("selection", "outofcore", "variational", "gradients", "inference", "distributions", "parallel")
     assert [name for name in loaded if name.startswith(tuple(f"jaxgmm.{a}" for a in apart))] == []
+    assert "jaxgmm.io.exported" in loaded  # or jax.export would not know the records
 
 
 def test_every_export_is_documented():
