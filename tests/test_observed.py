@@ -20,7 +20,7 @@ from jaxgmm.data import summarise
 from jaxgmm.density import sample_as
 from jaxgmm.init import _starts as starts
 from jaxgmm.init._clusters import lloyd, squared_distances
-from jaxgmm.kernels.observed import in_tiles
+from jaxgmm.kernels.observed import in_tiles, part_of
 from jaxgmm.selection._programs import certainty
 from tests.conftest import start_from, x64
 from tests.problems import LABELS, WEIGHT, D, K, N, X, largest_slope, quick_fit
@@ -141,8 +141,7 @@ def test_a_students_marginal_is_a_students(double):
         assert_allclose(jaxgmm.log_prob(params, data(name)), expected, rtol=1e-12, atol=1e-12)
 
 
-# One for each part of the second moments that a structure reads, and one with a rotation; the fifth part, a
-# function, is factor(1)'s below.
+# One for each part of the second moments that a structure reads, and one with a rotation.
 @pytest.mark.parametrize("name", ["full", "tied", "diag", "spherical", "VVE"])
 def test_a_fit_ends_where_the_observed_likelihood_is_stationary(name, double):
     """With gaps, noise, labels and weights; densities are SciPy's; no plain step lowers the likelihood."""
@@ -225,6 +224,18 @@ def test_rows_by_pattern_and_one_by_one_have_the_same_sums(double):
         assert_allclose(tiled.weight.sum(), rows.weight.sum(), rtol=1e-12)
         grouped, alone = (quick_step(begin(name), d) for d in (rows, rows.by_row()))
         jax.tree.map(lambda a, b: assert_allclose(a, b, rtol=1e-9, atol=1e-9), grouped, alone)
+
+
+@pytest.mark.parametrize("name", ["full", "tied", "diag", "spherical", "factor(1)"])
+def test_a_structures_part_of_a_matrix_is_that_of_residuals_with_this_sum(name, double):
+    params, y = begin(name), np.linalg.cholesky(np.stack([np.cov(rng.normal(size=(D, 9))) for _ in range(K)]))
+
+    @quick_jit
+    def both(params, y):
+        matrices = jnp.einsum("kdb,keb->kde", y, y)
+        return part_of(params, matrices), params.covariance.moments(params.scatter, y, jnp.ones((K, D)))
+
+    jax.tree.map(functools.partial(assert_allclose, rtol=1e-12, atol=1e-12), *both(params, y))
 
 
 def deconvolve(weights, means, covariances, x, noise, projection, n_steps):
