@@ -22,7 +22,7 @@ from jaxgmm.init import _starts as starts
 from jaxgmm.init._clusters import lloyd, squared_distances
 from jaxgmm.kernels.observed import in_tiles, part_of
 from jaxgmm.selection._programs import certainty
-from tests.conftest import start_from, x64
+from tests.conftest import case, start_from, x64
 from tests.problems import LABELS, WEIGHT, D, K, N, X, largest_slope, quick_fit
 from tests.quick import quick_jit
 
@@ -226,17 +226,20 @@ def test_rows_by_pattern_and_one_by_one_have_the_same_sums(double):
         jax.tree.map(lambda a, b: assert_allclose(a, b, rtol=1e-9, atol=1e-9), grouped, alone)
 
 
-@pytest.mark.parametrize("name", ["full", "tied", "diag", "spherical", "factor(1)"])
-def test_a_structures_part_of_a_matrix_is_that_of_residuals_with_this_sum(name, double):
-    rows = np.random.default_rng(0).normal(size=(K, D, 9))
-    params, y = begin(name), np.linalg.cholesky(np.stack([np.cov(r) for r in rows]))
+@quick_jit
+def parts_of_moments(params, y):
+    """What a structure reads of Σ y yᵀ, y (K, D, D): of the matrices, and of the residuals themselves."""
+    matrices = jnp.einsum("kdb,keb->kde", y, y)
+    return part_of(params, matrices), params.covariance.moments(params.scatter, y, jnp.ones((K, D)))
 
-    @quick_jit
-    def both(params, y):
-        matrices = jnp.einsum("kdb,keb->kde", y, y)
-        return part_of(params, matrices), params.covariance.moments(params.scatter, y, jnp.ones((K, D)))
 
-    jax.tree.map(functools.partial(assert_allclose, rtol=1e-12, atol=1e-12), *both(params, y))
+def test_a_structures_part_of_a_matrix_is_that_of_residuals_with_this_sum(double):
+    y = np.linalg.cholesky(np.stack([np.cov(r) for r in np.random.default_rng(0).normal(size=(K, D, 9))]))
+    for name in ("full", "tied", "diag", "spherical", "factor(1)"):
+        with case(name):
+            of_matrices, of_residuals = parts_of_moments(begin(name), y)
+            close = functools.partial(assert_allclose, rtol=1e-12, atol=1e-12)
+            jax.tree.map(close, of_matrices, of_residuals)
 
 
 def deconvolve(weights, means, covariances, x, noise, projection, n_steps):
