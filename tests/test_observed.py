@@ -22,7 +22,7 @@ from jaxgmm.init import _starts as starts
 from jaxgmm.init._clusters import lloyd, squared_distances
 from jaxgmm.kernels.observed import in_tiles, part_of
 from jaxgmm.selection._programs import certainty
-from tests.conftest import start_from, x64
+from tests.conftest import case, start_from, x64
 from tests.problems import LABELS, WEIGHT, D, K, N, X, largest_slope, quick_fit
 from tests.quick import quick_jit
 
@@ -226,16 +226,20 @@ def test_rows_by_pattern_and_one_by_one_have_the_same_sums(double):
         jax.tree.map(lambda a, b: assert_allclose(a, b, rtol=1e-9, atol=1e-9), grouped, alone)
 
 
-@pytest.mark.parametrize("name", ["full", "tied", "diag", "spherical", "factor(1)"])
-def test_a_structures_part_of_a_matrix_is_that_of_residuals_with_this_sum(name, double):
-    params, y = begin(name), np.linalg.cholesky(np.stack([np.cov(rng.normal(size=(D, 9))) for _ in range(K)]))
+@quick_jit
+def parts_of_moments(params, y):
+    """What a structure reads of Σ y yᵀ, y (K, D, D): of the matrices, and of the residuals themselves."""
+    matrices = jnp.einsum("kdb,keb->kde", y, y)
+    return part_of(params, matrices), params.covariance.moments(params.scatter, y, jnp.ones((K, D)))
 
-    @quick_jit
-    def both(params, y):
-        matrices = jnp.einsum("kdb,keb->kde", y, y)
-        return part_of(params, matrices), params.covariance.moments(params.scatter, y, jnp.ones((K, D)))
 
-    jax.tree.map(functools.partial(assert_allclose, rtol=1e-12, atol=1e-12), *both(params, y))
+def test_a_structures_part_of_a_matrix_is_that_of_residuals_with_this_sum(double):
+    y = np.linalg.cholesky(np.stack([np.cov(r) for r in np.random.default_rng(0).normal(size=(K, D, 9))]))
+    for name in ("full", "tied", "diag", "spherical", "factor(1)"):
+        with case(name):
+            of_matrices, of_residuals = parts_of_moments(begin(name), y)
+            close = functools.partial(assert_allclose, rtol=1e-12, atol=1e-12)
+            jax.tree.map(close, of_matrices, of_residuals)
 
 
 def deconvolve(weights, means, covariances, x, noise, projection, n_steps):
@@ -304,16 +308,17 @@ def fit_with_slopes(name):
 @pytest.mark.parametrize("name", ["full", "diag"])
 def test_a_fits_derivatives_by_rows_noise_and_weights_are_differences(name, double):
     value_and_slopes = fit_with_slopes(name)
-    given = [GAPS[:80], 0.0005 + 0.002 * NOISE[:80], WEIGHT[:80]]
-    directions = [rng.normal(size=a.shape) for a in given]
-    _, slopes = value_and_slopes(*given)
-    for i, step in enumerate((1e-4, 1e-6, 1e-4)):
-        away = [step * (i == j) * b for j, b in enumerate(directions)]
-        ahead, back = (
-            value_and_slopes(*(a + s * b for a, b in zip(given, away, strict=True)))[0] for s in (1, -1)
-        )
-        slope = np.nansum(np.asarray(slopes[i]) * directions[i])
-        assert_allclose(slope, (float(ahead) - float(back)) / (2 * step), rtol=1e-6)
+    draw = np.random.default_rng(0)
+    given = [a[:80] for a in (GAPS, NOISE, WEIGHT)]
+    directions = [draw.normal(size=a.shape) * s for a, s in zip(given, (1.0, 0.1, 0.1), strict=True)]
+    step = 1e-4
+    ahead, back = (
+        float(value_and_slopes(*(a + t * b for a, b in zip(given, directions, strict=True)))[0])
+        for t in (step, -step)
+    )
+    slopes = map(np.asarray, value_and_slopes(*given)[1])
+    slope = sum(np.nansum(a * b) for a, b in zip(slopes, directions, strict=True))
+    assert_allclose(slope, (ahead - back) / (2 * step), rtol=1e-6)
 
 
 def test_a_derivative_by_noise_that_is_zero_is_one_sided(double):
