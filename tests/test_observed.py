@@ -20,7 +20,7 @@ from jaxgmm.data import summarise
 from jaxgmm.density import sample_as
 from jaxgmm.init import _starts as starts
 from jaxgmm.init._clusters import lloyd, squared_distances
-from jaxgmm.kernels.observed import in_tiles, part_of
+from jaxgmm.kernels.observed import in_tiles
 from jaxgmm.selection._programs import certainty
 from tests.conftest import case, start_from, x64
 from tests.problems import LABELS, WEIGHT, D, K, N, X, largest_slope, quick_fit
@@ -230,7 +230,9 @@ def test_rows_by_pattern_and_one_by_one_have_the_same_sums(double):
 def parts_of_moments(params, y):
     """What a structure reads of Σ y yᵀ, y (K, D, D): of the matrices, and of the residuals themselves."""
     matrices = jnp.einsum("kdb,keb->kde", y, y)
-    return part_of(params, matrices), params.covariance.moments(params.scatter, y, jnp.ones((K, D)))
+    return params.covariance.part_of(params.scatter, matrices), params.covariance.moments(
+        params.scatter, y, jnp.ones((K, D))
+    )
 
 
 def test_a_structures_part_of_a_matrix_is_that_of_residuals_with_this_sum(double):

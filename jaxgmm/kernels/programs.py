@@ -62,10 +62,14 @@ def work_of_fits(n_samples: int, n_components: int, n_features: int, n_fits: int
 
 def options(platform: str, small: bool = False) -> dict[str, bool | int | str] | None:
     """What to tell the compiler of a platform: None for nothing, also where it knows none of the words."""
+    return {name: value for name, value in _wanted(platform, small).items() if name not in _unknown} or None
+
+
+def _wanted(platform: str, small: bool) -> dict[str, bool | int | str]:
+    """The same, before any release has refused a word: it is part of a stored program's name."""
     if platform != "cpu":
-        return None
-    wanted = CPU_OPTIONS | SMALL_LEVEL if small else CPU_OPTIONS
-    return {name: value for name, value in wanted.items() if name not in _unknown} or None
+        return {}
+    return CPU_OPTIONS | SMALL_LEVEL if small else CPU_OPTIONS
 
 
 _unknown: set[str] = set()  # options that this release of XLA does not have: some are retired in time
@@ -88,7 +92,6 @@ class _Program(Generic[R]):
         functools.update_wrapper(self, function)
         self._function = function
         self._static = frozenset([static_argnames] if isinstance(static_argnames, str) else static_argnames)
-        # Where static arguments are not given by name, jax.jit sorts them out.
         self._names = tuple(inspect.signature(function).parameters)
         self._jit = functools.partial(jax.jit, function, static_argnames=static_argnames)
         self._part = self._jit()
@@ -103,7 +106,13 @@ class _Program(Generic[R]):
         if is_tracing() or not is_concrete(args, kwargs):
             return cast(R, self._part(*args, **kwargs))
         key = jax.default_backend(), self._work(*args, **kwargs) < SMALL
-        if self._name is not None and not self._static.intersection(self._names[: len(args)]):
+        if self._name is not None:
+            by_name = next(
+                (i for i, name in enumerate(self._names[: len(args)]) if name in self._static), None
+            )
+            if by_name is not None:
+                kwargs |= dict(zip(self._names[by_name:], args[by_name:], strict=False))
+                args = args[:by_name]
             call, leaves = store.call(args, kwargs, self._static)
             program = call and self._program(call, leaves, key)
             if call and program:
@@ -133,7 +142,7 @@ class _Program(Generic[R]):
         if this not in self._kept:
             with self._locks.setdefault(this, threading.Lock()):  # two threads compile it once
                 if this not in self._kept:
-                    entry = store.name_of(self._name, call, options(*key))
+                    entry = store.name_of(self._name, call, _wanted(*key))
                     loaded = entry and store.load(entry)
                     self._kept[this] = loaded or (entry and self._compile(entry, call, leaves, key))
         return self._kept[this]
@@ -202,7 +211,7 @@ def jit(
 
     Args:
       function: what to compile.
-      static_argnames: as in `jax.jit`. A program is stored where these are given by name.
+      static_argnames: as in `jax.jit`.
       work: of the same arguments, the predicted multiply–adds; by default a guess from their size.
       name: of the stored program; by default the function's. A local function without one is not stored.
     """

@@ -137,6 +137,35 @@ def test_the_environment_names_source_releases_and_processor(monkeypatch):
             assert store._environment.__wrapped__() != digest
 
 
+def multiple(x, times, shift):
+    return times * x + shift
+
+
+def test_static_arguments_may_be_given_by_position(folder, again):
+    fresh, compiled = again
+    x = np.ones(3, np.float32)
+    for _ in range(2):
+        fresh()  # another process
+        function = programs.jit(multiple, static_argnames="times", name="jaxgmm.tests.multiple")
+        np.testing.assert_array_equal(function(x, 3, x), 4 * x)
+        np.testing.assert_array_equal(function(x, times=3, shift=x), 4 * x)
+    assert compiled() == 1
+    assert len(entries(folder)) == 1
+
+
+def test_a_name_is_the_same_before_and_after_xla_refuses_an_option(folder, again, monkeypatch):
+    """Some options are retired in time: a process that has compiled nothing yet does not know which."""
+    fresh, compiled = again
+    monkeypatch.setattr(programs, "CPU_OPTIONS", programs.CPU_OPTIONS | {"xla_cpu_no_such_option": True})
+    monkeypatch.setattr(programs, "_unknown", set())
+    fresh()(given(3))
+    assert programs._unknown == {"xla_cpu_no_such_option"}
+    fresh()(given(4))
+    programs._unknown.clear()
+    fresh()(given(4))
+    assert compiled() == 2
+
+
 def test_two_threads_that_ask_for_a_program_compile_it_once(folder, again):
     fresh, compiled = again
     function, at_once, found = fresh(), threading.Barrier(2), []
@@ -336,6 +365,8 @@ def test_threads_that_load_at_once_leave_stderr_as_it_was(capfd):
 
 def test_every_program_of_the_package_has_a_name_of_its_own():
 
+    for name in jaxgmm.__all__:
+        getattr(jaxgmm, name)  # imports the module that has it
     functions = {}
     modules = [module for name, module in sys.modules.items() if name.startswith("jaxgmm.")]
     made = [v for module in modules for v in vars(module).values() if isinstance(v, programs._Program)]
