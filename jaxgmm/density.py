@@ -366,8 +366,8 @@ def score(params: GMMParams, X: ArrayLike | Data, sample_weight: ArrayLike | Non
     return _score(params, padded_data(data) if is_concrete(params) else data)
 
 
-@jit
-def _outliers(params: GMMParams, data: Data) -> Array:
+def _share(params: GMMParams, data: Data, which: int) -> Array:
+    """(N,) Σ_k r_nk times the probability that a row of k is an outlier (which = 0), or is none (1)."""
     c, d = params.component, params.n_features
 
     def block(rows: Data) -> Array:
@@ -378,9 +378,20 @@ def _outliers(params: GMMParams, data: Data) -> Array:
         else:
             seen = observed.viewer(params, rows).look(rows.rows).seen
         assert c.outlier is not None
-        return (posterior(params, rows)[0].T * c.outlier(c, params.scale, seen)).sum(0)
+        return (posterior(params, rows)[0].T * c.outlier(c, params.scale, seen)[which]).sum(0)
 
     return _map(block, params, data)
+
+
+@jit
+def _outliers(params: GMMParams, data: Data) -> Array:
+    return _share(params, data, 0)
+
+
+@jit
+def regular(params: GMMParams, data: Data) -> Array:
+    """1 − `outliers`, without its rounding: rows far out still differ."""
+    return _share(params, data, 1)
 
 
 @jit

@@ -46,9 +46,10 @@ def _marginal(c: Component, scale: Scale, seen: Seen) -> tuple[Array, Any]:
     return jnp.where(_is_last(inner.shape[0])[:, None], total - seen.offset, inner), latent
 
 
-def _outlier(c: Component, scale: Scale, seen: Seen) -> Array:
+def _outlier(c: Component, scale: Scale, seen: Seen) -> tuple[Array, Array]:
     last = _is_last(seen.length.shape[0])[:, None]
-    return jnp.broadcast_to(last, seen.length.shape).astype(seen.length.dtype)
+    whole = jnp.broadcast_to(last, seen.length.shape).astype(seen.length.dtype)
+    return whole, 1 - whole
 
 
 def _part(

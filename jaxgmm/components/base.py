@@ -107,8 +107,9 @@ class Component(NamedTuple):
       marginal: (scale, `Seen`) -> the log density (K, B) of what is observed of each row, less the offset,
         and what `statistics` needs, as `expect` gives it. None: rows must be complete.
       accepts: of "missing", "noise" and "projection", for which of them `marginal` holds.
-      outlier: (scale, `Seen`) -> (K, B) the probability that a row of the component is an outlier of it; or,
-        where the component knows of none, that a row of it lies nearer to its centre. None: unknown.
+      outlier: (scale, `Seen`) -> (K, B), (K, B), the probability that a row of the component is an outlier of
+        it, or, where the component knows of none, that a row of it lies nearer to its centre; and one minus
+        it, to all its digits. None: unknown.
       part: (scale, columns, `Covariance`, its arrays, `Seen` or None) -> (component, scale) of the features
         `columns` alone, whose scatter matrices the arrays hold. With `Seen`, of one row (B = 1), those of
         these features given the others: the structure is "full", the arrays hold factors of the Schur
@@ -137,7 +138,7 @@ class Component(NamedTuple):
     from_free: Callable[[Component, Scale, Array], Scale] | None = None
     marginal: Callable[[Component, Scale, Seen], tuple[Array, Any]] | None = None
     accepts: tuple[str, ...] = ()
-    outlier: Callable[[Component, Scale, Seen], Array] | None = None
+    outlier: Callable[[Component, Scale, Seen], tuple[Array, Array]] | None = None
     part: Callable[..., tuple[Component, Scale]] | None = None
     is_gaussian: bool = False
     options: Any = None

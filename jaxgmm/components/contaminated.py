@@ -82,9 +82,9 @@ def _marginal(c: Component, scale: Scale, seen: Seen) -> tuple[Array, _Latent]:
     return seen.base + both.total, _Latent(seen.y, seen.length, good, seen.n_observed)
 
 
-def _outlier(c: Component, scale: Scale, seen: Seen) -> Array:
+def _outlier(c: Component, scale: Scale, seen: Seen) -> tuple[Array, Array]:
     both = _both(scale, seen.length, seen.n_observed)
-    return jnp.exp(both.bad - both.total)
+    return jnp.exp(both.bad - both.total), jnp.exp(both.good - both.total)
 
 
 def _log_density(c: Component, prepared: Any, x: Array, on: Array) -> tuple[Array, Array]:

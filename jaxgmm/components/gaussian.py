@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-from jax.scipy.special import gammainc
+from jax.scipy.special import gammainc, gammaincc
 
 from jaxgmm.components.base import Columns, Component, Scale, Seen, Shape, Sums, Target
 from jaxgmm.components.covariance.base import Covariance
@@ -107,11 +107,12 @@ def _marginal(c: Component, scale: Scale, seen: Seen) -> tuple[Array, Array]:
     return seen.base - 0.5 * seen.length, seen.y
 
 
-def _outlier(c: Component, scale: Scale, seen: Seen) -> Array:
+def _outlier(c: Component, scale: Scale, seen: Seen) -> tuple[Array, Array]:
     # Squared distances of n entries have a χ² distribution with n degrees of freedom.
     n = jnp.asarray(seen.n_observed, seen.length.dtype)
     half = jnp.broadcast_to(0.5 * n, seen.length.shape)
-    return jnp.where(half > 0, gammainc(jnp.maximum(half, 0.5), 0.5 * seen.length), 0)
+    some, both = half > 0, (jnp.maximum(half, 0.5), 0.5 * seen.length)
+    return jnp.where(some, gammainc(*both), 0), jnp.where(some, gammaincc(*both), 1)
 
 
 def _part(

@@ -13,7 +13,8 @@ from sklearn.utils.validation import check_is_fitted
 from jaxgmm.components.contaminated import contaminated
 from jaxgmm.components.registry import ModelLike, get_model
 from jaxgmm.components.student_t import student_t
-from jaxgmm.density import outliers
+from jaxgmm.data import Data
+from jaxgmm.density import regular
 from jaxgmm.em import fit
 from jaxgmm.kernels.programs import in_float64
 from jaxgmm.mixture import GMMParams, with_background
@@ -171,10 +172,10 @@ class GaussianMixtureOutliers(OutlierMixin, BaseEstimator):
         check_is_fitted(self)
         data = checks.data(self, X, reset=False)
         with in_float64():
-            found = in_blocks(
-                lambda x: (outliers(self._params, x),), data, self.location_, np.dtype(np.float64), _ROWS
+            found: Host = in_blocks(
+                lambda x: (regular(self._params, Data(x)),), data, self.location_, np.dtype(np.float64), _ROWS
             )[0]
-        return 1 - found
+        return found
 
     def decision_function(self, X: Any) -> Host:
         """(n_samples,) `score_samples` less `offset_`: negative for outliers."""

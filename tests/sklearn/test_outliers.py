@@ -51,10 +51,23 @@ def test_a_trimmed_fit_is_that_of_the_other_rows():
 
 
 def test_contamination_is_the_share_that_is_found():
-    for share in (0.1, 0.2):
+    for share in (0.05, 0.2):
         detector = GaussianMixtureOutliers(2, method="student_t", contamination=share, random_state=0)
         found = detector.fit(X, sample_weight=ONES).predict(X) == -1
         assert abs(found.mean() - share) < 0.01
+
+
+def test_rows_far_out_have_scores_that_differ():
+    """1 less a probability near 1 would be 0, or 1.1e-16, for all of them."""
+    far = np.array([[9.0, 9.0], [10.0, 10.0], [11.0, 11.0]])
+    for method in ("contaminated", "student_t", "gaussian"):
+        detector = GaussianMixtureOutliers(2, method=method, contamination=0.05, random_state=0)
+        scores = detector.fit(X, sample_weight=ONES).score_samples(far)
+        assert (scores > 0).all()
+        assert (np.diff(scores) < 0).all(), method
+        some = X[:50]
+        complement = 1 - np.asarray(jaxgmm.outliers(detector.params_, some - detector.location_))
+        np.testing.assert_allclose(detector.score_samples(some), complement, atol=1e-5)  # of float32
 
 
 def test_a_weight_of_zero_leaves_a_row_out():
