@@ -135,6 +135,10 @@ def test_the_environment_names_source_releases_and_processor(monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, value)
             assert store._environment.__wrapped__() != digest
+    for name in ("XLA_NO_SUCH_VARIABLE", "JAX_NO_SUCH_VARIABLE"):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, "1")
+            assert store._environment.__wrapped__() != digest
 
 
 def multiple(x, times, shift):
