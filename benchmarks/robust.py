@@ -253,6 +253,8 @@ def main() -> None:
     given = parser.parse_args()
     run, title, about, columns, notes = PARTS[given.part]
     rows = [[tables.significant(c) if isinstance(c, float) else c for c in row] for row in run(given.repeats)]
+    if given.part == "steps":  # vector instructions decide these ratios
+        title += f", one core with {(tables.processor()[1] or ['unknown vector instructions'])[-1]}"
     if given.json:
         packages = ("jax", "numpy", "scikit-learn", "tgmm", "torch")
         tables.add(given.json, title, about=about, columns=columns, rows=rows, packages=packages, notes=notes)
