@@ -89,8 +89,7 @@ __all__ = [
     "variational",
 ]
 
-
-# Where the names are that are no namespaces. `_public.py` tells type checkers the same.
+# The module of every public name that is not a namespace. `_public.py` says the same to type checkers.
 _NAMES = {
     "_summary": ("Summary", "summary"),
     "data": ("Data", "observe"),

@@ -389,7 +389,7 @@ def _outliers(params: GMMParams, data: Data) -> Array:
 
 
 @jit
-def regular(params: GMMParams, data: Data) -> Array:
+def inliers(params: GMMParams, data: Data) -> Array:
     """1 − `outliers`, without its rounding: rows far out still differ."""
     return _share(params, data, 1)
 

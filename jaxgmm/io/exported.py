@@ -59,7 +59,7 @@ def _register(
     def build(aux_data: Any, children: Any) -> Any:
         return record(*children, *aux_data)
 
-    # JAX has no question whether a name is taken, which it is where this module is imported once more.
+    # ValueError: the name is registered already, as where this module is loaded a second time.
     with contextlib.suppress(ValueError):
         export.register_pytree_node_serialization(
             record, serialized_name=f"jaxgmm.{record.__name__}", serialize_auxdata=write,

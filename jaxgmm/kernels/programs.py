@@ -61,12 +61,12 @@ def work_of_fits(n_samples: int, n_components: int, n_features: int, n_fits: int
 
 
 def options(platform: str, small: bool = False) -> dict[str, bool | int | str] | None:
-    """What to tell the compiler of a platform: None for nothing, also where it knows none of the words."""
+    """Options for the compiler of a platform, less those that it has refused; None where there are none."""
     return {name: value for name, value in _wanted(platform, small).items() if name not in _unknown} or None
 
 
 def _wanted(platform: str, small: bool) -> dict[str, bool | int | str]:
-    """The same, before any release has refused a word: it is part of a stored program's name."""
+    """Options for the compiler of a platform, known to it or not: part of a stored program's name."""
     if platform != "cpu":
         return {}
     return CPU_OPTIONS | SMALL_LEVEL if small else CPU_OPTIONS
@@ -107,12 +107,9 @@ class _Program(Generic[R]):
             return cast(R, self._part(*args, **kwargs))
         key = jax.default_backend(), self._work(*args, **kwargs) < SMALL
         if self._name is not None:
-            by_name = next(
-                (i for i, name in enumerate(self._names[: len(args)]) if name in self._static), None
-            )
-            if by_name is not None:
-                kwargs |= dict(zip(self._names[by_name:], args[by_name:], strict=False))
-                args = args[:by_name]
+            # Static arguments by name, and what stands behind them.
+            n = next((i for i, name in enumerate(self._names) if name in self._static), len(args))
+            args, kwargs = args[:n], kwargs | dict(zip(self._names[n:], args[n:], strict=False))
             call, leaves = store.call(args, kwargs, self._static)
             program = call and self._program(call, leaves, key)
             if call and program:
@@ -124,12 +121,12 @@ class _Program(Generic[R]):
                     program = self._kept[call, key[1]] = self._compile(None, call, leaves, key)
                     numbers = program.run(*leaves)
                 return cast(R, jax.tree.unflatten(program.tree, numbers))
-        while True:
-            known = options(*key)
-            try:
-                return cast(R, self._as_jit(key, known)(*args, **kwargs))
-            except RuntimeError as error:
-                _leave_out(known, error)
+        known = options(*key)
+        try:
+            return cast(R, self._as_jit(key, known)(*args, **kwargs))
+        except RuntimeError as error:
+            _leave_out(known, error)
+        return self(*args, **kwargs)
 
     def _as_jit(self, key: tuple[str, bool], known: Any) -> Any:
         if key not in self._whole or known != self._whole[key][0]:
@@ -160,11 +157,11 @@ class _Program(Generic[R]):
 
         flat.__name__ = self._function.__name__
         lowered = jax.jit(flat).lower(*leaves)
-        while True:
+        compiled: Any = None
+        while compiled is None:
             known: Any = options(*key)
             try:
                 compiled = lowered.compile(compiler_options=known)
-                break
             except RuntimeError as error:
                 _leave_out(known, error)
         if entry is not None:

@@ -7,7 +7,7 @@ covariance structure that stands for several, and an index among its arrays says
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -135,47 +135,50 @@ def own_params(params: GMMParams, covariance: Covariance) -> GMMParams:
     return GMMParams(params.log_weights, params.means, scale, gaussian(covariance), params.weights_rule)
 
 
+class _Place(NamedTuple):
+    """Where one of a structure's arrays is in the rows of `OneOf.own`."""
+
+    shape: tuple[int, ...]
+    by_component: bool  # or the same in every row
+    size: int  # numbers in a row
+
+
 @functools.lru_cache
-def _layout(covariance: Covariance, shape: Shape) -> tuple[Any, tuple[bool, ...]]:
-    """The shapes of a structure's arrays, and which of them have a row for each component."""
+def _layout(covariance: Covariance, shape: Shape) -> tuple[Any, tuple[_Place, ...]]:
+    """The tree of a structure's arrays, and their places."""
 
     def shapes(k: int) -> Any:
         return jax.eval_shape(covariance.from_variances, jax.ShapeDtypeStruct((k, shape[1]), jnp.float32))
 
     here, more = shapes(shape[0]), jax.tree.leaves(shapes(shape[0] + 1))
-    return here, tuple(a.shape != b.shape for a, b in zip(jax.tree.leaves(here), more, strict=True))
+    places = []
+    for a, b in zip(jax.tree.leaves(here), more, strict=True):
+        by_component = a.shape != b.shape
+        places.append(_Place(a.shape, by_component, a.size // shape[0] if by_component else a.size))
+    return jax.tree.structure(here), tuple(places)
 
 
-def _packed(covariance: Covariance, scale: Any, shape: Shape, width: int) -> Array:
+def _packed(structures: tuple[Covariance, ...], i: int, scale: Any, shape: Shape) -> Array:
+    """(K, P) the arrays of a structure; P is what the largest of them takes."""
     k = shape[0]
     rows = [
-        a.reshape(k, -1) if by_component else jnp.broadcast_to(a.reshape(1, -1), (k, a.size))
-        for a, by_component in zip(jax.tree.leaves(scale), _layout(covariance, shape)[1], strict=True)
+        a.reshape(k, -1) if place.by_component else jnp.broadcast_to(a.reshape(1, -1), (k, a.size))
+        for a, place in zip(jax.tree.leaves(scale), _layout(structures[i], shape)[1], strict=True)
     ]
     found = jnp.concatenate(rows, 1)
+    width = max(sum(place.size for place in _layout(c, shape)[1]) for c in structures)
     return jnp.pad(found, ((0, 0), (0, width - found.shape[1])))
 
 
 def _unpacked(covariance: Covariance, own: Any, shape: Shape) -> Any:
-    like, by_component = _layout(covariance, shape)
+    tree, places = _layout(covariance, shape)
     leaves, at = [], 0
-    for a, has_rows in zip(jax.tree.leaves(like), by_component, strict=True):
-        size = a.size // shape[0] if has_rows else a.size
-        part = own[..., at : at + size] if has_rows else own[..., 0, at : at + size]
-        leaves.append(part.reshape(own.shape[:-2] + a.shape))
-        at += size
-    return jax.tree.unflatten(jax.tree.structure(like), leaves)
-
-
-def _width(structures: Sequence[Covariance], shape: Shape) -> int:
-    """P, of the structure with most numbers for a component."""
-
-    def of(covariance: Covariance) -> int:
-        like, by_component = _layout(covariance, shape)
-        sizes = zip(jax.tree.leaves(like), by_component, strict=True)
-        return sum(a.size // shape[0] if has_rows else a.size for a, has_rows in sizes)
-
-    return max(map(of, structures))
+    for place in places:
+        part = own[..., at : at + place.size]
+        part = part if place.by_component else part[..., 0, :]
+        leaves.append(part.reshape(own.shape[:-2] + place.shape))
+        at += place.size
+    return jax.tree.unflatten(tree, leaves)
 
 
 def _each(branch: Callable[..., Any], structures: tuple[Covariance, ...]) -> tuple[Callable[..., Any], ...]:
@@ -208,9 +211,7 @@ _traced_once = functools.partial(jax.jit, static_argnums=(0, 1))
 
 
 def _next(structures: tuple[Covariance, ...], scale: Any, i: int, shape: Shape) -> tuple[Array, Factors]:
-    covariance = structures[i]
-    own = _packed(covariance, scale, shape, _width(structures, shape))
-    return own, _factors_of(covariance, scale, shape)
+    return _packed(structures, i, scale, shape), _factors_of(structures[i], scale, shape)
 
 
 @_traced_once
@@ -230,13 +231,20 @@ def _updated(
     return _next(structures, new, i, shape), change
 
 
+def _charts(covariance: Covariance) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """The coordinates of extrapolation, to and from, which all structures have that `can_be_one_of`."""
+    assert covariance.to_natural is not None
+    assert covariance.from_natural is not None
+    return covariance.to_natural, covariance.from_natural
+
+
 @functools.lru_cache
 def _natural_like(covariance: Covariance, shape: Shape) -> Any:
     """The shapes of a structure's coordinates of extrapolation."""
 
     def natural(variances: Array) -> Any:
         scale = covariance.from_variances(variances)
-        return covariance.to_natural(scale, variances[:, 0], scale, variances)  # type: ignore[misc]
+        return _charts(covariance)[0](scale, variances[:, 0], scale, variances)
 
     return jax.eval_shape(natural, jax.ShapeDtypeStruct(shape, jnp.float32))
 
@@ -247,7 +255,7 @@ def _to(
 ) -> Array:
     covariance, shape = structures[i], shift.shape
     before, after = (_unpacked(covariance, a, shape) for a in (reference, own))
-    natural = covariance.to_natural(before, weights, after, shift)  # type: ignore[misc]
+    natural = _charts(covariance)[0](before, weights, after, shift)
     flat = jnp.concatenate([a.reshape(-1) for a in jax.tree.leaves(natural)])
     sizes = (sum(a.size for a in jax.tree.leaves(_natural_like(c, shape))) for c in structures)
     return jnp.pad(flat, (0, max(sizes) - flat.size))
@@ -263,7 +271,7 @@ def _back(
         leaves.append(flat[at : at + a.size].reshape(a.shape))
         at += a.size
     natural = jax.tree.unflatten(jax.tree.structure(_natural_like(covariance, shape)), leaves)
-    scale, shift = covariance.from_natural(_unpacked(covariance, reference, shape), weights, natural)  # type: ignore[misc]
+    scale, shift = _charts(covariance)[1](_unpacked(covariance, reference, shape), weights, natural)
     return _next(structures, scale, i, shape), shift
 
 

@@ -286,10 +286,10 @@ def select(
 ) -> Selection:
     """Fit every covariance structure with every number of components, and choose.
 
-    Each structure is one `fit_best` over all numbers of components at once. Of few data, mclust's structures
-    share one program, for compiling takes longer than fitting. Mixtures of neighbouring sizes are starts for
-    one another: the smaller with a component split, the larger with two merged. Eager: for concrete data,
-    outside `jit`.
+    Each structure is one `fit_best` over all numbers of components at once. Small data sets take longer to
+    compile for than to fit: up to N · D · K = 2^20, mclust's structures are compiled as one program. Mixtures
+    of neighbouring sizes are starts for one another: the smaller with a component split, the larger with two
+    merged. Eager: for concrete data, outside `jit`.
 
     Args:
       key: a JAX PRNG key; same key, same answer.
@@ -313,8 +313,8 @@ def select(
       max_ratio: as in `fit_best`. Spurious cells are marked, and do not win while there is another.
       n_folds: number of folds of "cv"; for "heldout" the fold is one part in n_folds.
       progress: None or True for a line on a terminal (on stderr) or in a notebook, False for none, or a
-        function that is called with the name of each structure before it is waited for. For few data, two are
-        computed at a time.
+        function that is called with the name of each structure before it is waited for. For a small data set,
+        two are computed at a time.
 
     Returns:
       A `Selection`.

@@ -14,7 +14,7 @@ from jaxgmm.components.contaminated import contaminated
 from jaxgmm.components.registry import ModelLike, get_model
 from jaxgmm.components.student_t import student_t
 from jaxgmm.data import Data
-from jaxgmm.density import regular
+from jaxgmm.density import inliers
 from jaxgmm.em import fit
 from jaxgmm.kernels.programs import in_float64
 from jaxgmm.mixture import GMMParams, with_background
@@ -173,7 +173,7 @@ class GaussianMixtureOutliers(OutlierMixin, BaseEstimator):
         data = checks.data(self, X, reset=False)
         with in_float64():
             found: Host = in_blocks(
-                lambda x: (regular(self._params, Data(x)),), data, self.location_, np.dtype(np.float64), _ROWS
+                lambda x: (inliers(self._params, Data(x)),), data, self.location_, np.dtype(np.float64), _ROWS
             )[0]
         return found
 

@@ -389,7 +389,7 @@ from jax import monitoring
 seconds = []
 monitoring.register_event_duration_secs_listener(
     lambda name, took, **_: seconds.append(took) if "backend_compile" in name else None)
-X = np.random.default_rng(0).normal(size=(60, 3)).astype(np.float32)
+X = np.random.default_rng(int(sys.argv[1])).normal(size=(60, 3)).astype(np.float32)
 
 def fit():
     # The first act of a process is a program that calls LAPACK.
@@ -399,7 +399,7 @@ def fit():
 
 found = []
 run = lambda: found.append(fit())
-if sys.argv[1] == "thread":
+if sys.argv[2] == "thread":
     for act in (run, lambda: jax.jit(lambda a: a @ a)(np.eye(3))):
         thread = threading.Thread(target=act)
         thread.start()
@@ -410,10 +410,10 @@ print(json.dumps({"compiled": len(seconds), "found": found[0]}))
 """
 
 
-def start(folder, how="main"):
+def start(folder, seed, how="main"):
     variables = {k: v for k, v in os.environ.items() if k != "TF_CPP_MIN_LOG_LEVEL"}
     return subprocess.Popen(
-        [sys.executable, "-c", CALLS, how],
+        [sys.executable, "-c", CALLS, str(seed), how],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env=variables | {"JAXGMM_CACHE": str(folder)},
     )  # fmt: skip
@@ -427,13 +427,15 @@ def end(process):
 
 def test_other_processes_load_what_two_at_once_have_compiled(tmp_path):
     folder = tmp_path / "programs"
-    both = [start(folder) for _ in "ab"]
+    both = [start(folder, 0) for _ in "ab"]
     first, second = map(end, both)
     assert first["found"] == second["found"]
     assert min(first["compiled"], second["compiled"]) > 0
     assert all(path.suffix == ".program" for path in folder.iterdir())
     assert b"lapack" in b"".join(path.read_bytes() for path in folder.iterdir())
-    same, other = start(folder), start(folder, "thread")
-    same, other = end(same), end(other)
+    same, other, off = start(folder, 0), start(folder, 1, "thread"), start("off", 1)
+    same, other, off = end(same), end(other), end(off)
     assert same == first | {"compiled": 0}
-    assert other == first | {"compiled": 1}  # the thread's own
+    assert other["compiled"] == 1  # the thread's own
+    assert other["found"] == off["found"]
+    assert off["compiled"] > 0
