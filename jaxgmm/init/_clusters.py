@@ -29,7 +29,9 @@ def rows_at(share: Array, mass: Array) -> Array:
     """The rows at shares (n,) of the cumulated mass (N,), from 0 to 1; a row without mass is never one."""
     total = jnp.cumsum(mass)
     at = jnp.minimum(share * total[-1], jnp.nextafter(total[-1], jnp.zeros((), mass.dtype)))
-    return jnp.minimum(jnp.searchsorted(total, at, side="right"), mass.shape[0] - 1)
+    # To compare with all is the smallest program, and as fast for a few.
+    method = "compare_all" if share.size <= 8 else "scan"
+    return jnp.minimum(jnp.searchsorted(total, at, side="right", method=method), mass.shape[0] - 1)
 
 
 def squared_distances(x: Array, centre: Array, observed: Array | None = None) -> Array:
@@ -62,27 +64,26 @@ def plusplus(
         share = observed.astype(x.dtype).mean(1)
         w = w * jnp.where((w * share).sum() > 0, share, 1)
     n_trials = 2 + int(math.log(n_components))
-    key_first, key_rest = jax.random.split(key)
-    first = x[rows_at(jax.random.uniform(key_first, (1,), w.dtype), w)[0]]
-    centres = jnp.broadcast_to(first[None, :], (n_components, x.shape[1]))
+    draws = jax.random.uniform(key, (n_components, n_trials), w.dtype)
 
     def add(k: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         centres, closest = carry
         own = w if trim is None else w * kept_shares(-closest, w, trim)
         mass = jnp.where(own > 0, own * closest, 0)
-        # All remaining rows lie on a seed: there is nothing to choose between, so any row will do.
-        mass = jnp.where(mass.sum() > 0, mass, w)
-        draws = jax.random.uniform(jax.random.fold_in(key_rest, k), (n_trials,), w.dtype)
-        trials = x[rows_at(draws, mass)]
+        total = mass.sum()
+        # Before the first seed, and when all remaining rows lie on one, any row will do.
+        trials = x[rows_at(draws[k], jnp.where((total > 0) & (total < jnp.inf), mass, w))]
 
         def potential(c: Array) -> Array:
             return jnp.where(own > 0, own * jnp.minimum(closest, squared_distances(x, c, observed)), 0).sum()
 
-        chosen = trials[jnp.argmin(jax.vmap(potential)(trials))]
+        # The first seed is one draw: the best of several would be much the same for every key.
+        chosen = trials[jnp.where(k > 0, jnp.argmin(jax.vmap(potential)(trials)), 0)]
         return centres.at[k].set(chosen), jnp.minimum(closest, squared_distances(x, chosen, observed))
 
-    begin = varying_like((centres, squared_distances(x, first, observed)), w)
-    centres, _ = lax.fori_loop(1, n_components, add, begin)
+    centres = jnp.zeros((n_components, x.shape[1]), x.dtype)
+    begin = varying_like((centres, jnp.full_like(w, jnp.inf)), x, w)
+    centres, _ = lax.fori_loop(0, n_components, add, begin)
     return centres
 
 

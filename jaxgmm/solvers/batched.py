@@ -7,8 +7,9 @@ the cost of an iteration is shared, and none of it is wasted before the last sta
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -21,21 +22,35 @@ from jaxgmm.solvers.squarem import RUNNING, State, update
 PyTree = Any
 
 
+Packed = dict[Any, Array]  # by dtype, one row (P,) for each state
+
+
 class _Batch(NamedTuple):
     """W states that are iterated together, and the R of all fixed points."""
 
-    states: State  # (W, ...)
+    states: Packed  # (W, P)
     number: Array  # (W,) int32: whose state it is; R for nobody's
     waiting: Array  # () int32: the first index that has not begun
-    ended: State  # (R, ...)
+    ended: Packed  # (R, P)
 
 
-def _put(into: PyTree, at: Array, values: PyTree) -> PyTree:
-    return jax.tree.map(lambda a, v: a.at[at].set(v, mode="drop"), into, values)
+def _packed(states: PyTree) -> Packed:
+    """The numbers of each state as one row: to move a row is a program of its own, for each array anew."""
+    flat: dict[Any, list[Array]] = {}
+    for leaf in jax.tree.leaves(states):
+        flat.setdefault(leaf.dtype, []).append(leaf.reshape(leaf.shape[0], -1))
+    return {dtype: jnp.concatenate(leaves, axis=1) for dtype, leaves in flat.items()}
 
 
-def _take(tree: PyTree, at: Array) -> PyTree:
-    return jax.tree.map(lambda a: jnp.take(a, at, axis=0, mode="clip"), tree)
+def _unpacked(packed: Packed, like: PyTree) -> Any:
+    """States again, of the structure and the shapes of `like`."""
+    leaves, structure = jax.tree.flatten(like)
+    begun, found = dict.fromkeys(packed, 0), []
+    for leaf in leaves:
+        begin, rows = begun[leaf.dtype], packed[leaf.dtype]
+        begun[leaf.dtype] = end = begin + leaf[0].size
+        found.append(rows[:, begin:end].reshape(rows.shape[0], *leaf.shape[1:]))
+    return jax.tree.unflatten(structure, found)
 
 
 def advance(
@@ -71,24 +86,25 @@ def advance(
         return update(evaluate(s.point, lax.stop_gradient(data_of(index))), s, chart, tol, limit, accelerate)
 
     def iterate(b: _Batch) -> _Batch:
-        after = jax.vmap(one)(b.states, b.number)
+        after = jax.vmap(one)(_unpacked(b.states, states), b.number)
         over = (after.status != RUNNING) & (b.number < n_all)
         # Most iterations end nothing, and to replace none costs as much as to replace all.
-        seen = varying_like((b._replace(states=after), over), outside)
+        seen = varying_like((b._replace(states=_packed(after)), over), outside)
         return lax.cond(over.any(), lambda *a: varying_like(replaced(*a), outside), lambda b, _: b, *seen)
 
     def replaced(b: _Batch, over: Array) -> _Batch:
-        ended = _put(b.ended, jnp.where(over, b.number, n_all), b.states)
+        at = jnp.where(over, b.number, n_all)
+        ended = jax.tree.map(lambda a, v: a.at[at].set(v, mode="drop"), b.ended, b.states)
         following = b.waiting + jnp.cumsum(over.astype(jnp.int32)) - 1
         index = jnp.where(over, jnp.minimum(following, n_all), b.number)
-        fresh = over & (index < n_all)
-        taken = _take(states, index)
-        kept = jax.tree.map(
-            lambda a, b: jnp.where(fresh.reshape(-1, *(1,) * (a.ndim - 1)), a, b), taken, b.states
-        )
+        fresh = (over & (index < n_all))[:, None]
+        taken = jax.tree.map(lambda a: jnp.take(a, index, axis=0, mode="clip"), starts)
+        kept = jax.tree.map(functools.partial(jnp.where, fresh), taken, b.states)
         return _Batch(kept, index, b.waiting + over.sum(dtype=jnp.int32), ended)
 
     outside = states, max_iter, tol, accelerate, jax.eval_shape(data_of, indices[0])
-    begun = _Batch(_take(states, indices[:width]), indices[:width], jnp.asarray(width, jnp.int32), states)
+    starts = _packed(states)
+    first = jax.tree.map(lambda a: a[:width], starts)
+    begun = _Batch(first, indices[:width], jnp.asarray(width, jnp.int32), starts)
     end = lax.while_loop(lambda b: (b.number < n_all).any(), iterate, varying_like(begun, outside))
-    return end.ended
+    return cast(State, _unpacked(end.ended, states))

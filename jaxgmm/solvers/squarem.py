@@ -229,7 +229,7 @@ def update(
         horizon=horizon,
         n_iter=s.n_iter + jnp.where(status == RUNNING, 1, 0).astype(jnp.int32),
         status=status,
-        history=s.history.at[slot].set(report, mode="drop") if history_size else s.history,
+        history=jnp.where(jnp.arange(history_size, dtype=jnp.int32) == slot, report, s.history),
     )
 
 
