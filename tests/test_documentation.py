@@ -22,6 +22,7 @@ DOCS = ROOT / "docs"
 SITE = sorted([*DOCS.glob("*.md"), *(DOCS / "api").glob("*.md")])
 PAGES = [ROOT / "README.md", *SITE]
 STEP = "One EM step, one core of a 16-core machine"
+AVX512 = "One EM step, one core with AVX-512"
 OUTLIERS = "Clusters among 10 % uniform outliers"
 RESTARTS = "50 restarts, 50 plain EM steps each"
 # A source distribution has the pages but neither notebooks nor pictures.
@@ -223,6 +224,8 @@ def test_the_figures_of_the_front_page_are_those_that_were_measured():
     for title, row, column, words in [
         (STEP, [100000, 16, 16, "full"], "scikit-learn / jaxgmm", "{} times"),
         (STEP, [100000, 16, 16, "full"], "gmmx / jaxgmm", "{} times"),
+        (AVX512, [100000, 16, 16, "full", "separated"], "scikit-learn / jaxgmm", "{} times and"),
+        (AVX512, [100000, 16, 16, "full", "separated"], "gmmx / jaxgmm", "{} times on another"),
         ("Many fits: restarts, 2-core machine", [RESTARTS, "scikit-learn"], "library / jaxgmm", "{} times"),
         ("Many fits, 16-core machine", ["50 restarts"], "scikit-learn / jaxgmm", "{} times"),
         ("Coverage of 95 % intervals with 30 % of the entries missing", ["means"], "mean, %", "{} %"),
