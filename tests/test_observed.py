@@ -11,7 +11,7 @@ import optax
 import pytest
 from numpy.testing import assert_allclose
 from scipy.special import logsumexp
-from scipy.stats import multivariate_normal, multivariate_t
+from scipy.stats import multivariate_normal, multivariate_t, norm
 
 import jaxgmm
 from jaxgmm import Status, observe
@@ -186,9 +186,6 @@ def test_what_says_nothing_changes_nothing(double):
     found = fit(*nothing)
     assert_allclose(found.params.means, expected.params.means, rtol=1e-8)
     assert_allclose(found.log_likelihood, expected.log_likelihood, rtol=1e-13)
-    one = quick_jit(lambda *a: jaxgmm.em_step(start, observe(a[0], missing="nan", noise=a[1], labels=a[2])))
-    step, plain = one(*nothing[:3]), jaxgmm.em_step(start, X)
-    jax.tree.map(lambda a, b: assert_allclose(a, b, rtol=1e-12, atol=1e-12), step, plain)
     seen_at_once = observe(X, missing="nan", noise=0.0, labels=np.full(N, -1), log_prior=np.zeros((N, K)))
     assert seen_at_once.is_plain
 
@@ -266,13 +263,13 @@ def deconvolve(weights, means, covariances, x, noise, projection, n_steps):
     return weights, means, covariances
 
 
-@pytest.mark.parametrize("name", ["noise", "projections"])
-def test_ten_steps_are_those_of_extreme_deconvolution(name, double):
-    known, start = OBSERVATIONS[name], begin("full")
-    projection = known.get("projection", np.broadcast_to(np.eye(D), (N, D, D)))
+def test_ten_steps_are_those_of_extreme_deconvolution(double):
+    known, start = OBSERVATIONS["projections"], begin("full")
     arguments = map(np.asarray, (start.weights, start.means, start.covariances))
-    expected = deconvolve(*arguments, known["X"], known["noise"], projection, 10)
-    found = jaxgmm.fit(start, data(name), tol=0.0, max_iter=10, accelerate=False, reg_covar=0.0).params
+    expected = deconvolve(*arguments, known["X"], known["noise"], known["projection"], 10)
+    found = jaxgmm.fit(
+        start, data("projections"), tol=0.0, max_iter=10, accelerate=False, reg_covar=0.0
+    ).params
     for a, b in zip((found.weights, found.means, found.covariances), expected, strict=True):
         assert_allclose(a, b, rtol=1e-10, atol=1e-10)
 
@@ -291,28 +288,40 @@ def test_noisy_rows_recover_the_mixture_they_come_from(double):
     for field in ("weights", "means", "covariances"):
         away = np.asarray(getattr(result.params, field)) - np.asarray(getattr(truth, field))
         assert (np.abs(away) < 3 * np.asarray(getattr(errors, field)) + 1e-12).all(), field
-    blind = quick_fit(truth, observe(rows.x, noise=1e-9))
+    blind = quick_fit(truth, observe(rows.x, noise=1e-9 * noise))
     assert np.asarray(blind.params.covariances)[0, 0, 0] > 1.3  # the noise would be taken for spread
 
 
-@functools.cache
-def fit_with_slopes(name):
-    """Numbers of a fit's mixture, and their derivatives by rows, noise and weights, as one program."""
+def numbers_after(iterate, start):
+    """Numbers of a mixture after `iterate`, and their derivatives by rows, noise and weights, as one program."""
 
     def value(x, noise, weight):
         rows = observe(x, missing="nan", noise=noise, sample_weight=weight, labels=KNOWN[:80])
-        params = jaxgmm.fit(begin(name), rows, tol=1e-11, max_iter=5000).params
+        params = iterate(start, rows)
         return (params.means**2).sum() + params.covariances.sum() + params.weights[0]
 
     return quick_jit(jax.value_and_grad(value, argnums=(0, 1, 2)))
 
 
-@pytest.mark.parametrize("name", ["full", "diag"])
-def test_a_fits_derivatives_by_rows_noise_and_weights_are_differences(name, double):
-    value_and_slopes = fit_with_slopes(name)
+@functools.cache
+def fit_with_slopes():
+    def iterate(start, rows):
+        return jaxgmm.fit(start, rows, tol=1e-11, max_iter=5000).params
+
+    return numbers_after(iterate, begin("full"))
+
+
+def step_with_slopes():
+    """A step's derivatives are what those of a fit are made of."""
+    return numbers_after(lambda start, rows: jaxgmm.em_step(start, rows)[0], begin("diag"))
+
+
+@pytest.mark.parametrize("program", [fit_with_slopes, step_with_slopes], ids=["fit, full", "step, diag"])
+def test_derivatives_by_rows_noise_and_weights_are_differences(program, double):
+    value_and_slopes = program()
     draw = np.random.default_rng(0)
-    given = [a[:80] for a in (GAPS, NOISE, WEIGHT)]
-    directions = [draw.normal(size=a.shape) * s for a, s in zip(given, (1.0, 0.1, 0.1), strict=True)]
+    given = [a[:80] for a in (GAPS, 0.002 * NOISE + 0.001, WEIGHT)]
+    directions = [draw.normal(size=a.shape) * s for a, s in zip(given, (1.0, 0.01, 0.1), strict=True)]
     step = 1e-4
     ahead, back = (
         float(value_and_slopes(*(a + t * b for a, b in zip(given, directions, strict=True)))[0])
@@ -325,7 +334,7 @@ def test_a_fits_derivatives_by_rows_noise_and_weights_are_differences(name, doub
 
 def test_a_derivative_by_noise_that_is_zero_is_one_sided(double):
     noise = np.where(np.arange(80)[:, None] % 2 == 0, 0.0, 0.01 * NOISE[:80])
-    value_and_slopes = fit_with_slopes("full")
+    value_and_slopes = fit_with_slopes()
     slope = np.asarray(value_and_slopes(X[:80], noise, WEIGHT[:80])[1][1])
     assert np.isfinite(slope).all()
     direction = (noise == 0).astype(float)
@@ -355,7 +364,7 @@ def test_float32_keeps_its_digits_at_an_offset():
 def test_labels_of_all_rows_are_one_m_step(double):
     resp = np.eye(K)[LABELS]
     expected = jaxgmm.m_step(resp, X, reg_covar=0.0)
-    found = jaxgmm.fit(begin("full"), observe(X, labels=LABELS), tol=1e-10, reg_covar=0.0).params
+    found, _ = jaxgmm.em_step(begin("full"), observe(X, labels=LABELS), reg_covar=0.0)
     assert_allclose(found.means, expected.means, rtol=1e-9)
     assert_allclose(found.covariances, expected.covariances, rtol=1e-8, atol=1e-10)
     resp, _ = jaxgmm.e_step(found, observe(X, labels=LABELS))
@@ -423,7 +432,7 @@ def begun(rows):
 
 def test_starts_look_at_observed_entries_only(double):
     """A value that stands in a missing entry's place is nowhere looked at."""
-    rows = observe(GAPS, missing="nan")
+    rows = observe(GAPS, missing="nan", labels=np.full(N, -1))
     other = dataclasses.replace(rows, x=np.where(rows.observed, rows.x, 77.0))
     for a, b in zip(begun(rows), begun(other), strict=True):
         jax.tree.map(lambda a, b: assert_allclose(a, b, rtol=1e-12), a, b)
@@ -432,7 +441,10 @@ def test_starts_look_at_observed_entries_only(double):
 
 def test_components_begin_at_their_labelled_rows(double):
     truth = np.stack([X[k == LABELS].mean(0) for k in range(K)])
-    for start in begun(data("labels"))[:3]:  # random responsibilities know of none
+    # Rows that might have gaps and have none, for one program.
+    rows = observe(GAPS, missing="nan", labels=KNOWN)
+    rows = dataclasses.replace(rows, x=X, observed=np.ones((N, D), bool))
+    for start in begun(rows)[:3]:  # random responsibilities know of none
         away = np.linalg.norm(np.asarray(start.means)[:, None] - truth, axis=-1)
         assert (away.argmin(1) == np.arange(K)).all()
         assert np.diagonal(away).max() < 1.2
@@ -687,10 +699,6 @@ def test_leaving_out_a_row_with_gaps_is_what_a_refit_gives(double):
     assert np.median(errors) < 0.02
     assert max(errors) < 0.2
     assert left_out.leverage[0] < 1e-20  # nothing is observed of it
-    # Rows that might have gaps and have none are complete ones.
-    might = dataclasses.replace(rows, x=x, observed=np.ones((n, 2), bool))
-    expected = leave_out(whole, x, np.ones(n))
-    jax.tree.map(functools.partial(assert_allclose, rtol=1e-8), leave_out(whole, might), expected)
 
 
 def test_rows_are_drawn_and_seen_as_those_of_the_data(double):
@@ -771,13 +779,10 @@ def test_pairs_that_belong_together_tell_clusters_apart_that_overlap():
     groups = np.empty(600, int)
     groups[order] = np.arange(600) // 4  # fours of one cluster, but for one at the border
     start = jaxgmm.make_params([0.5, 0.5], [[0.0, 0.0], [1.6, 1.6]], np.stack([np.eye(2)] * 2))
-    right = [
-        max(np.mean(found == labels), np.mean(found != labels))
-        for rows in (observe(x), observe(x, groups=groups))
-        for found in [np.asarray(jaxgmm.predict(jaxgmm.fit(start, rows).params, rows))]
-    ]
-    assert right[0] < 0.93
-    assert right[1] > 0.97
+    rows = observe(x, groups=groups)
+    found = np.asarray(jaxgmm.predict(jaxgmm.fit(start, rows).params, rows))
+    alone = norm.cdf(1.6 * 2**0.5 / 2)  # what the true mixture gets right of single rows: 0.87
+    assert max(np.mean(found == labels), np.mean(found != labels)) > 0.97 > alone + 0.09
 
 
 def test_groups_keep_the_digits_of_float32_at_an_offset():
@@ -806,7 +811,7 @@ def test_the_certainty_of_groups_is_theirs(double):
 
 
 def test_steps_with_gaps_are_those_of_the_fit(double):
-    rows = observe(np.tile(GAPS, (3, 1)), missing="nan")
+    rows = seen(EVERYTHING)
 
     @quick_jit
     def four_steps(params):

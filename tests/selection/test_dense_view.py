@@ -13,7 +13,7 @@ from jaxgmm.components.gaussian import gaussian
 from jaxgmm.density import posterior
 from jaxgmm.selection._dense import alike, factors, one_of, own_params, start
 from tests.conftest import dense, equations, soft_labels
-from tests.problems import LABELS, D, K, X
+from tests.problems import LABELS, D, K, X, quick_fit
 from tests.quick import quick_jit
 
 # One for each shape of the second moment, and a rotation.
@@ -73,21 +73,9 @@ def test_thin_covariances_lose_nothing():
 SOME = tuple(STRUCTURES[name] for name in ("full", "tied", "VEI", "spherical", "VEE", "VVE", "EEV"))
 
 
-@functools.partial(quick_jit, static_argnames=("structure", "n_steps"))
-def fitted(means, variances, x, *, structure, n_steps):
-    """Two starts of one structure, accelerated for so many steps."""
-
-    def one(means):
-        scale = structure.from_variances(variances)
-        p = jaxgmm.GMMParams(jnp.full(K, -jnp.log(K), x.dtype), means, scale, gaussian(structure))
-        return jaxgmm.fit(p, x, tol=0, max_iter=n_steps)
-
-    return jax.vmap(one)(means)
-
-
-@functools.partial(quick_jit, static_argnames="n_steps")
-def fitted_as_one_of(which, means, variances, x, *, n_steps):
-    """The same, by a program that is told the structure when it runs."""
+@quick_jit
+def fitted_as_one_of(which, means, variances, x, n_steps):
+    """Fits from several means, accelerated for so many steps, by a program that is told the structure when it runs."""
     component = gaussian(one_of(SOME))
 
     def one(means):
@@ -104,13 +92,17 @@ def test_one_of_several_structures_takes_each_ones_steps(double):
     means = np.stack([x[:K], x[-K:]])
     variances = np.broadcast_to(x.var(0), (K, D))
     for i, structure in enumerate(SOME):
-        own = fitted(means, variances, x, structure=structure, n_steps=9)
-        found = fitted_as_one_of(np.int32(i), means, variances, x, n_steps=9)
-        params = own_params(jax.tree.map(np.asarray, found.params), structure)
-        assert jax.tree.structure(params) == jax.tree.structure(own.params)
-        for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(own.params), strict=True):
-            np.testing.assert_allclose(a, b, rtol=1e-7, atol=1e-7, err_msg=structure.name)
-        np.testing.assert_allclose(found.log_likelihood, own.log_likelihood, rtol=1e-10)
+        results = fitted_as_one_of(np.int32(i), means, variances, x, 9)
+        for j in range(2):
+            scale = jax.tree.map(np.asarray, structure.from_variances(variances))
+            begin = jaxgmm.GMMParams(np.full(K, -np.log(K)), means[j], scale, gaussian(structure))
+            own = quick_fit(begin, x, tol=0.0, max_iter=9)
+            found = jax.tree.map(lambda a, j=j: np.asarray(a[j]), results)
+            params = own_params(found.params, structure)
+            assert jax.tree.structure(params) == jax.tree.structure(own.params)
+            for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(own.params), strict=True):
+                np.testing.assert_allclose(a, b, rtol=1e-7, atol=1e-7, err_msg=structure.name)
+            np.testing.assert_allclose(found.log_likelihood, own.log_likelihood, rtol=1e-10)
 
 
 def test_a_batch_computes_the_branch_of_its_structure_alone():

@@ -6,6 +6,7 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn import datasets
 from sklearn.exceptions import ConvergenceWarning
+from sklearn.mixture import GaussianMixture as PlainMixture
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -65,8 +66,8 @@ def test_the_fit_is_that_of_the_library_from_the_same_start(name, dtype):
     assert_allclose(mixture.lower_bound_, result.log_likelihood, atol=tol)
     # Another fit altogether than that of rows filled in by the features' means.
     filled = np.where(GAPS, np.nanmean(HOLES, 0), IRIS)
-    other = jaxgmm.fit(start, filled.astype(dtype), reg_covar=0, tol=1e-7, max_iter=2000)
-    assert np.abs(np.asarray(other.params.means) - (mixture.means_ - FAR)).max() > 10 * tol
+    other = PlainMixture(2, covariance_type=name, means_init=means, tol=1e-7, max_iter=2000).fit(filled)
+    assert np.abs(other.means_ - (mixture.means_ - FAR)).max() > 10 * tol
 
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
@@ -162,10 +163,11 @@ def test_a_prior_and_weights_go_with_gaps():
 
 def test_one_component_is_fitted_by_em_and_goes_on_from_where_it_was():
     mixture = GaussianMixture(missing="nan", tol=1e-7, max_iter=300).fit(HOLES)
-    start = jaxgmm.make_params([1.0], IRIS[:1], np.eye(4)[None])
-    result = jaxgmm.fit(start, jaxgmm.observe(HOLES.astype(np.float32), missing="nan"), reg_covar=0)
-    assert_allclose(mixture.means_, result.params.means, atol=1e-3)
-    assert_allclose(mixture.covariances_, result.params.covariances, atol=2e-3)
+    data = jaxgmm.observe(HOLES.astype(np.float32), missing="nan")
+    after, _ = jaxgmm.em_step(mixture.to_params(), data, reg_covar=0)
+    # With a fifth of the entries missing a step takes away most of the error: what is left is about a step.
+    assert_allclose(mixture.means_, after.means, atol=1e-4)
+    assert_allclose(mixture.covariances_, after.covariances, atol=1e-4)
     assert mixture.n_iter_ > 2
     early = GaussianMixture(missing="nan", max_iter=1, tol=1e-7, warm_start=True)
     with pytest.warns(ConvergenceWarning):
