@@ -157,7 +157,7 @@ def test_a_prior_with_a_scale_for_each_component_is_the_common_one_where_they_ar
             for m, s in ((np.zeros(D), one), (np.zeros((K, D)), each))
         )
         jax.tree.map(lambda a, b: assert_allclose(a, b, rtol=1e-12, atol=1e-14), a, b)
-    # 100 times the scale of one component adds 99 of its own to that one's scatter matrix, and nothing to others'.
+    # 100 times the scale of one component adds 99 of its own to its scatter matrix, none to the others.
     wide = np.stack([scale, scale, 100 * scale])
     centre = {"mean": np.zeros((K, D)), "strength": 0.1, "dof": 5.0}
     found, plain = (

@@ -293,7 +293,7 @@ def test_noisy_rows_recover_the_mixture_they_come_from(double):
 
 
 def numbers_after(iterate, start):
-    """Numbers of a mixture after `iterate`, and their derivatives by rows, noise and weights, as one program."""
+    """Numbers of a mixture after `iterate`, and their derivatives by rows, noise and weights: one program."""
 
     def value(x, noise, weight):
         rows = observe(x, missing="nan", noise=noise, sample_weight=weight, labels=KNOWN[:80])

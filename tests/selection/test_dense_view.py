@@ -75,7 +75,7 @@ SOME = tuple(STRUCTURES[name] for name in ("full", "tied", "VEI", "spherical", "
 
 @quick_jit
 def fitted_as_one_of(which, means, variances, x, n_steps):
-    """Fits from several means, accelerated for so many steps, by a program that is told the structure when it runs."""
+    """Fits from several means, by a program that is told the structure when it runs."""
     component = gaussian(one_of(SOME))
 
     def one(means):
