@@ -373,7 +373,7 @@ def select(
 
     def one(name: str, model: Model) -> tuple[BestFit, list[Row]]:
         # The same key for every structure: they compete from the same seeds.
-        together = structures if model.covariance in structures else ()
+        together = structures if _is_plain(model) and model.covariance in structures else ()
         tournament = Tournament(settings, model, sizes, init, 0, prior, together, seeds)
         found = tournament.best(key, budget)
         rows = _rows(name, tournament, found, n, log_unit)
@@ -400,9 +400,14 @@ def select(
     return Selection(criterion, tuple(table), results, sizes, best, top)
 
 
+def _is_plain(model: Model) -> bool:
+    """Whether it is a Gaussian model with weights that are free."""
+    return model == Model(gaussian(model.covariance))
+
+
 def _together(models: Mapping[str, Model], n_features: int) -> tuple[Covariance, ...]:
     """The structures that share one program: of Gaussians of few features with weights that are free."""
-    found = (m.covariance for m in models.values() if m == Model(gaussian(m.covariance)))
+    found = (m.covariance for m in models.values() if _is_plain(m))
     several = tuple(dict.fromkeys(c for c in found if can_be_one_of(c)))
     return several if len(several) > 1 and n_features <= DENSE else ()
 
