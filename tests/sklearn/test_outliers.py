@@ -77,7 +77,7 @@ def test_rows_far_out_have_scores_that_differ():
 
 
 def test_a_weight_of_zero_leaves_a_row_out():
-    """Wherever it lies: the trimmed share is one of weight, so a row of weight 0 that counted would move it."""
+    """Wherever it lies. The trimmed share is one of weight: a row that counted would be trimmed first."""
     weight = np.where(np.arange(320) % 4 == 0, 0.0, 1.0)
     moved = np.where(weight[:, None] == 0, 40.0, X)
     for method in ("gaussian", "student_t"):
