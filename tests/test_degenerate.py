@@ -8,7 +8,7 @@ import pytest
 
 import jaxgmm
 from jaxgmm import Status
-from tests.conftest import dense, on_host, x64
+from tests.conftest import dense, on_host
 from tests.problems import few_structures
 from tests.quick import quick_jit
 
