@@ -54,7 +54,7 @@ objective = quick_jit(_objective)
 
 
 @functools.partial(quick_jit, static_argnames="name")
-def m_step(resp, x, w, prior, name="full"):
+def m_step(resp, x, w, prior, name):
     """Weights, means and covariances of an M-step without a ridge."""
     options = {"covariance_type": name, "sample_weight": w, "reg_covar": 0.0}
     params = jaxgmm.m_step(resp, x, prior=prior, **options)
@@ -205,7 +205,7 @@ def test_parts_that_are_absent_change_nothing(double):
     resp = soft_labels(LABELS, K)
 
     def step(prior):
-        return jax.tree.map(np.asarray, m_step(resp, X, np.ones(N), prior))
+        return jax.tree.map(np.asarray, m_step(resp, X, np.ones(N), prior, "full"))
 
     plain, whole = step(None), step(a_prior())
     for a, b in zip(step(Prior()), plain, strict=True):
@@ -310,7 +310,7 @@ def test_no_prior_revives_a_component_that_is_off(double):
         jaxgmm.log_prior(alone, without), jaxgmm.log_prior(result.params, prior), rtol=1e-10
     )
     resp = np.eye(K)[LABELS % 2]
-    weights, *_ = m_step(resp, X, np.ones(N), prior)
+    weights, *_ = m_step(resp, X, np.ones(N), prior, "full")
     np.testing.assert_array_equal(np.asarray(weights) == 0, [False, False, True])
 
 
@@ -332,7 +332,7 @@ def test_a_component_without_data_is_where_the_prior_puts_it(double, concentrati
 
 def test_a_concentration_below_one_empties_components(double):
     resp = np.where(np.arange(K) == 2, 1e-3, soft_labels(LABELS % 2, K))
-    start = mixture(*m_step(resp / resp.sum(1, keepdims=True), X, np.ones(N), None))
+    start = mixture(*m_step(resp / resp.sum(1, keepdims=True), X, np.ones(N), None, "full"))
     result = quick_fit(start, a_prior(weight_concentration=np.full(K, 0.5), strength=0.1), reg_covar=1e-6)
     assert result.status == Status.CONVERGED
     np.testing.assert_array_equal(np.isneginf(result.params.log_weights), [False, False, True])
