@@ -1,9 +1,9 @@
 """Densities against SciPy in float64, and at the ends of the number range."""
 
 import dataclasses
+import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import stats
@@ -11,8 +11,8 @@ from scipy.special import logsumexp
 
 import jaxgmm
 from jaxgmm.components import STRUCTURES as RECORDS
-from tests.conftest import dense, given, on_host, soft_labels
-from tests.problems import LABELS, K, N, X, fitted
+from tests.conftest import dense, given, on_host, soft_labels, start_from
+from tests.problems import LABELS, K, N, X
 from tests.quick import quick_jit
 
 each = pytest.mark.parametrize(
@@ -33,9 +33,15 @@ def oracle(params, x):
         )
 
 
+@functools.cache
+def begin(name="full", dtype="float32"):
+    """A mixture of a structure, near the clusters."""
+    return start_from(X, LABELS, name, dtype)
+
+
 @pytest.fixture
 def params(name, dtype):
-    return fitted(name, dtype.name).start
+    return begin(name, dtype.name)
 
 
 def _tolerance(dtype):
@@ -93,7 +99,7 @@ def test_responsibilities_far_away_are_finite_and_sum_to_one(params, dtype):
 
 
 def test_many_rows_go_by_blocks_and_agree_with_few():
-    x, params, _ = fitted("full")
+    x, params = X.astype(np.float32), begin()
     many = np.tile(x, (30, 1))[:-7]
     few = jaxgmm.log_prob(params, x)
     found = jaxgmm.log_prob(params, many)
@@ -149,7 +155,7 @@ def test_samples_have_the_mixtures_moments_and_labels(params, dtype):
 
 
 def test_samples_are_a_function_of_the_key():
-    params = fitted("full").start
+    params = begin()
     a, b, c = (jaxgmm.sample(jax.random.key(s), params, 40_000) for s in (0, 0, 1))
     np.testing.assert_array_equal(a[0], b[0])
     assert (np.asarray(a[0]) != np.asarray(c[0])).any()
@@ -165,13 +171,19 @@ def test_a_switched_off_component_is_never_sampled_or_predicted(name):
 
 
 def test_it_runs_inside_jit_and_vmap():
-    x, params, _ = fitted("full")
+    x, params = X.astype(np.float32), begin()
     eager = jaxgmm.log_prob(params, x)
-    np.testing.assert_allclose(jax.jit(jaxgmm.log_prob)(params, x), eager, rtol=1e-6)
+
+    @quick_jit
+    def each_way(batch, params, x):
+        together = jax.vmap(jaxgmm.log_prob, in_axes=(0, None))(batch, x)
+        rowwise = jax.vmap(lambda row: jaxgmm.log_prob(params, row[None, :])[0])(x)
+        return jaxgmm.log_prob(params, x), together, rowwise
+
     batch = jax.tree.map(lambda a: np.stack([a, a]), on_host(params))
-    both = jax.vmap(jaxgmm.log_prob, in_axes=(0, None))(batch, x)
-    np.testing.assert_allclose(both[1], eager, rtol=1e-6)
-    rowwise = jax.vmap(lambda row: jaxgmm.log_prob(params, row[None, :])[0])(jnp.asarray(x))
+    inside, together, rowwise = each_way(batch, params, x)
+    np.testing.assert_allclose(inside, eager, rtol=1e-6)
+    np.testing.assert_allclose(together[1], eager, rtol=1e-6)
     np.testing.assert_allclose(rowwise, eager, rtol=1e-5)
 
 

@@ -1,5 +1,7 @@
 """Features of extreme scale: fitted in units that are powers of two, with the results of ordinary ones."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -119,13 +121,23 @@ def test_seeds_centres_and_hierarchies_take_extreme_data():
 
 
 def test_searches_take_extreme_data():
+    """By one program for large and small data; its end is a fixed point of ordinary ones."""
     with x64(False):
-        options = {"covariance_type": "spherical", "budget": 12, "reg_covar": 0.0}
-        expected = jaxgmm.fit_best(KEY, SMALL, 2, **options)
-        found = jaxgmm.fit_best(KEY, SMALL * np.float32(2.0**100), 2, **options)
-        assert found.status == expected.status
+        unit = np.float32(2.0**100)
+        large, small = (
+            jaxgmm.fit_best(KEY, x, 2, covariance_type="spherical", budget=12, reg_covar=0.0)
+            for x in (SMALL * unit, SMALL / unit)
+        )
+        assert large.status == small.status == Status.CONVERGED
         shift = D * np.log(2.0**100)
-        np.testing.assert_allclose(found.log_likelihood + shift, expected.log_likelihood, atol=1e-5 * shift)
+        params = dataclasses.replace(
+            large.params, means=large.params.means / unit, scale=large.params.scale / unit
+        )
+        after, moments = jaxgmm.em_step(params, SMALL, reg_covar=0.0)
+        expected = float(moments.log_likelihood) / len(SMALL)
+        for found, sign in ((large, 1), (small, -1)):
+            np.testing.assert_allclose(found.log_likelihood + sign * shift, expected, atol=1e-5 * shift)
+        np.testing.assert_allclose(after.means, params.means, atol=1e-2)
         # Which component comes first is decided by likelihoods that are rounded about another constant.
-        means = (np.sort(np.asarray(p.means), axis=0) for p in (found.params, expected.params))
-        np.testing.assert_allclose(next(means) / 2.0**100, next(means), rtol=1e-4)
+        means = (np.sort(np.asarray(p.means), axis=0) for p in (params, small.params))
+        np.testing.assert_allclose(next(means), next(means) * unit, rtol=1e-4)
