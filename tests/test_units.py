@@ -137,7 +137,8 @@ def test_searches_take_extreme_data():
         expected = float(moments.log_likelihood) / len(SMALL)
         for found, sign in ((large, 1), (small, -1)):
             np.testing.assert_allclose(found.log_likelihood + sign * shift, expected, atol=1e-5 * shift)
-        np.testing.assert_allclose(after.means, params.means, atol=1e-2)
+        # A fit ends within 0.01 / √N of its fixed point, in widths, which are about 1 here.
+        np.testing.assert_allclose(after.means, params.means, atol=1e-2 / np.sqrt(len(SMALL)))
         # Which component comes first is decided by likelihoods that are rounded about another constant.
         means = (np.sort(np.asarray(p.means), axis=0) for p in (params, small.params))
         np.testing.assert_allclose(next(means), next(means) * unit, rtol=1e-4)

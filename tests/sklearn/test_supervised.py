@@ -8,6 +8,7 @@ from scipy.stats import multivariate_normal
 from sklearn import datasets
 from sklearn.linear_model import LinearRegression
 
+from jaxgmm import select
 from jaxgmm.sklearn import GaussianMixture, GaussianMixtureClassifier, GaussianMixtureRegressor
 from tests.conftest import case
 
@@ -18,6 +19,9 @@ RNG = np.random.default_rng(0)
 CLUMP = np.arange(300) % 6
 ROW = 5.0 * CLUMP[:, None] * np.eye(4)[0] + RNG.normal(size=(300, 4))
 SIDE = np.array(["even", "odd"])[CLUMP % 2]
+# A hundred of each class, of four clumps and of two: both are searched by one program.
+_SOME = np.flatnonzero((CLUMP >= 4) | (np.arange(300) < 150))
+SEARCHED = ROW[_SOME], np.where(CLUMP[_SOME] < 4, "several", "two")
 
 
 @pytest.mark.parametrize(
@@ -182,9 +186,7 @@ def test_masked_entries_are_refused_by_their_place():
 
 
 def test_the_number_of_components_of_each_class_is_chosen_by_bic():
-    # A hundred of each class: both are searched by one program.
-    some = np.flatnonzero((CLUMP >= 4) | (np.arange(300) < 150))
-    row, y = ROW[some], np.where(CLUMP[some] < 4, "several", "two")
+    row, y = SEARCHED
     model = GaussianMixtureClassifier(covariance_type="EII", missing="nan", random_state=0).fit(row, y)
     assert [mixture.n_components for mixture in model.estimators_] == [4, 2]
     assert [choice.best_row["n_components"] for choice in model.selections_] == [4, 2]
@@ -199,17 +201,24 @@ def test_the_number_of_components_of_each_class_is_chosen_by_bic():
 
 
 def test_by_default_bic_chooses_among_mclusts_grid_for_each_class(monkeypatch):
-    class Asked(Exception):
+    asked = []
+
+    class EnoughError(Exception):
         pass
 
-    def stop(key, rows, sizes, *, covariance_types, **options):
-        raise Asked(list(sizes), covariance_types)
+    def small(key, rows, sizes, *, covariance_types, **options):
+        asked.append((list(sizes), covariance_types))
+        if len(sizes) < 5:
+            raise EnoughError
+        return select(key, rows, sizes, covariance_types=("EII",), **options)
 
-    monkeypatch.setattr("jaxgmm.sklearn._classifier.select", stop)
+    monkeypatch.setattr("jaxgmm.sklearn._classifier.select", small)
+    GaussianMixtureClassifier(missing="nan", random_state=0).fit(*SEARCHED)
+    assert asked == [([1, 2, 3, 4, 5], None)] * 2
     few = np.flatnonzero(np.arange(150) % 50 < 4)
-    with pytest.raises(Asked) as asked:
+    with pytest.raises(EnoughError):
         GaussianMixtureClassifier(random_state=0).fit(IRIS[few], SPECIES[few])
-    assert asked.value.args == ([1, 2, 3, 4], None)
-    # A number that is given is not searched.
+    assert asked[2:] == [([1, 2, 3, 4], None)]
     model = GaussianMixtureClassifier(n_components=1, max_iter=0).fit(IRIS, SPECIES)
     assert [mixture.covariance_type for mixture in model.estimators_] == ["full"] * 3
+    assert len(asked) == 3
