@@ -73,7 +73,7 @@ def _forget_compiled_programs():
     yield
     gc.freeze()  # what a module leaves is nearly all in use: to look through it again takes seconds
     maps = pathlib.Path("/proc/self/maps")
-    if not maps.exists() or len(maps.read_bytes().splitlines()) > 45_000:
+    if not maps.exists() or len(maps.read_bytes().splitlines()) > 30_000:
         jax.clear_caches()
 
 
