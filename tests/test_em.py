@@ -1,7 +1,6 @@
 """What EM must conserve: the steps for every structure, the fits for a few."""
 
 import dataclasses
-import functools
 
 import chex
 import jax
@@ -22,8 +21,6 @@ from tests.problems import (
     N,
     X,
     every_structure,
-    few_structures,
-    few_structures_and_precision,
     fitted,
 )
 from tests.quick import quick_jit
@@ -31,6 +28,8 @@ from tests.quick import quick_jit
 two = pytest.mark.parametrize(
     ("name", "dtype"), [("full", "float64"), ("tied", "float32")], indirect=["dtype"]
 )
+# The M-step of the one is a closed form, that of the other an iteration with a rotation.
+closed_and_iterated = pytest.mark.parametrize("name", ["full", "VVE"])
 one_of_each = pytest.mark.parametrize(
     ("name", "dtype"), [("full", "float64"), ("VVE", "float32")], indirect=["dtype"]
 )
@@ -47,20 +46,27 @@ def same(a, b, rtol, atol=None):
         np.testing.assert_allclose(u, v, rtol=rtol, atol=rtol if atol is None else atol)
 
 
+_em_step = quick_jit(jaxgmm.em_step, static_argnames=("block_size",))
+
+
 def step(params, x=X32, w=W32, **options):
     """One EM step without a ridge: for every structure one program, which the tests of steps share."""
-    return jaxgmm.em_step(params, x, np.asarray(w, np.float32), **({"reg_covar": 0.0} | options))
+    return _em_step(params, x, np.asarray(w, np.float32), **({"reg_covar": 0.0} | options))
+
+
+@quick_jit
+def spheres(variances):
+    """The scale of every structure for these variances (K, D), as one program."""
+    return {name: get_covariance(name).from_variances(variances) for name in STRUCTURES}
 
 
 def begin(name, x=X32, labels=LABELS, n_steps=3):
     """A mixture of the structure, some EM steps from spheres about the means of the labels."""
     resp = soft_labels(labels, K, np.float32)
     means = (resp.T @ x / resp.sum(0)[:, None]).astype(np.float32)
-    family = get_covariance(name)
     variances = np.broadcast_to(x.var(0) / 4, (K, D)).astype(np.float32)
     weights = np.log(np.full(K, 1 / K, np.float32))
-    scale = quick_jit(family.from_variances)(variances)
-    params = jaxgmm.GMMParams(weights, means, scale, gaussian(family))
+    params = jaxgmm.GMMParams(weights, means, spheres(variances)[name], gaussian(get_covariance(name)))
     for _ in range(n_steps):
         params, _ = step(params, x)
     return params
@@ -207,10 +213,9 @@ def test_a_step_of_many_features_is_the_textbooks():
     resp = np.exp(joint - joint.max(1, keepdims=True))
     resp /= resp.sum(1, keepdims=True)
     expected = m_step_by_hand(resp, x.astype(float), "full", w.astype(float))
-    for block_size in (64, n):
-        found, _ = jaxgmm.em_step(params, x, w, reg_covar=0.0, block_size=block_size)
-        for a, b in zip(dense(found), expected, strict=True):
-            np.testing.assert_allclose(a, b, rtol=300 * EPS, atol=300 * EPS)
+    found, _ = step(params, x, w, block_size=64)  # the last block overlaps
+    for a, b in zip(dense(found), expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=300 * EPS, atol=300 * EPS)
 
 
 def test_the_ridge_is_absolute_above_unit_variance_and_relative_below(double):
@@ -223,11 +228,11 @@ def test_the_ridge_is_absolute_above_unit_variance_and_relative_below(double):
     np.testing.assert_allclose(np.einsum("kdd->kd", ridged - plain), added, rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["full", "diag"])
-def test_blocks_sum_to_the_whole(name):
-    params = begin(name)
+def test_blocks_sum_to_the_whole():
+    params = begin("full")
     whole, m_whole = step(params)
-    parts, m_parts = step(params, block_size=64)  # the last of them overlaps
+    # The last of them overlaps: concrete rows are padded to 256, those inside `jit` are not.
+    parts, m_parts = step(params, block_size=64)
     same(parts, whole, 30 * EPS)
     for a, b in zip(*map(jax.tree.leaves, (m_parts, m_whole)), strict=True):
         np.testing.assert_allclose(a, b, rtol=30 * EPS, atol=30 * N * EPS)
@@ -243,7 +248,7 @@ def test_both_steps_climb_the_bound_and_each_is_the_best_for_the_other(name, dty
     for _ in range(5):
         resp, log_prob = jaxgmm.e_step(params, x)
         after_e = float(jaxgmm.elbo(params, resp, x))
-        np.testing.assert_allclose(after_e, float(log_prob.sum()), rtol=2e-6)
+        np.testing.assert_allclose(after_e, np.asarray(log_prob, float).sum(), rtol=2e-6)
         assert after_e >= bound - slack
         params = jaxgmm.m_step(resp, x, covariance_type=name, reg_covar=0.0)
         bound = float(jaxgmm.elbo(params, resp, x))
@@ -258,12 +263,20 @@ def test_both_steps_climb_the_bound_and_each_is_the_best_for_the_other(name, dty
 # Fits
 
 
-@few_structures_and_precision
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [("full", "float32"), ("VVE", "float32"), ("full", "float64")],
+    indirect=["dtype"],
+)
 def test_a_fit_climbs_to_where_plain_steps_end_and_says_what_it_has(name, dtype):
     x, start, quick = fitted(name, dtype.name)
     plain = jaxgmm.fit(start, x, accelerate=False)
     allowed = {"float32": 1e-6, "float64": 1e-13}[dtype.name]
-    first = float(jaxgmm.score(start, x))
+
+    def mean_log_prob(params):
+        return np.asarray(jaxgmm.e_step(params, x)[1], float).mean()
+
+    first = mean_log_prob(start)
     # The default ridge is 1e-6 of variances of 1: it takes less than 1e-6 of the likelihood, but not 1e-13.
     for result in (quick, plain) if dtype == np.float32 else ():
         history = np.r_[first, np.asarray(result.history, float)]
@@ -273,14 +286,14 @@ def test_a_fit_climbs_to_where_plain_steps_end_and_says_what_it_has(name, dtype)
     without = jaxgmm.fit(start, x, reg_covar=0.0)
     history = np.asarray(without.history, float)
     assert (np.diff(history[np.isfinite(history)]) >= -allowed * 10).all()
-    assert quick.status == plain.status == without.status == Status.CONVERGED
+    assert {int(r.status) for r in (quick, plain, without)} == {Status.CONVERGED}
     # Between two points within tol of the optimum; in float32, within rounding of the likelihood.
     np.testing.assert_allclose(quick.log_likelihood, plain.log_likelihood, atol=2e-6)
-    assert quick.n_iter <= plain.n_iter + 2
+    assert int(quick.n_iter) <= int(plain.n_iter) + 2
     few = jaxgmm.fit(start, x, max_iter=3)
     none = jaxgmm.fit(start, x, max_iter=0)
     for result in (quick, plain, few, none):
-        score = jaxgmm.score(result.params, x)
+        score = mean_log_prob(result.params)
         np.testing.assert_allclose(result.log_likelihood, score, rtol=tolerance(dtype, 10))
     # A fixed number of steps is that many EM steps.
     result, params = jaxgmm.fit(start, x, max_iter=3, tol=0.0, accelerate=False), start
@@ -306,7 +319,7 @@ def test_the_gradient_of_the_likelihood_is_zero_at_the_fixed_point(double):
     assert max(abs(a).max() for a in jax.tree.leaves(gradient)) < 1e-8
 
 
-@few_structures
+@closed_and_iterated
 def test_fits_follow_the_transformations_of_their_structure(name):
     a, b = TRANSFORMS[EQUIVARIANCE[name]], np.array([3.0, -1.0, 2.0])
     moved = (X @ a.T + b).astype(np.float32)
@@ -321,7 +334,8 @@ def test_fits_follow_the_transformations_of_their_structure(name):
     np.testing.assert_allclose(m0 @ a.T + b, m1, atol=2e-2)
     np.testing.assert_allclose(a @ c0 @ a.T, c1, rtol=2e-3, atol=6e-2)
     shift = np.log(abs(np.linalg.det(a)))
-    np.testing.assert_allclose(results[1].log_likelihood + shift, results[0].log_likelihood, atol=5e-6)
+    here, there = (float(r.log_likelihood) for r in results)
+    np.testing.assert_allclose(there + shift, here, atol=5e-6)
 
 
 def test_one_component_is_the_sample_mean_and_covariance(double):
@@ -336,51 +350,67 @@ def test_one_component_is_the_sample_mean_and_covariance(double):
     assert all(np.isfinite(a).all() for a in jax.tree.leaves((result.params.means, result.params.scale)))
 
 
-def test_jit_of_a_fit_is_the_fit_and_leaves_out_rows_without_weight_whatever_they_hold():
-    x, start, expected = fitted("full")
-    fit = quick_jit(functools.partial(jaxgmm.fit, start))
-    # What is around it makes it another program: sums of products may be rounded in other places.
-    ones = np.ones(N, np.float32)
-    same(fit(x, ones).params, expected.params, 1000 * EPS)
-    # Inside jit the values are not looked at: a bad one is a status, and the start is kept.
-    result = fit(x.copy() + np.where(np.arange(N) == 7, np.float32(np.nan), np.float32(0))[:, None], ones)
-    assert (result.status, result.n_iter) == (Status.NONFINITE, 0)
-    chex.assert_trees_all_equal(result.params, start)
-    w = np.where(np.arange(N) < 50, 0, 1).astype(np.float32)
-    zero, *others = (
-        fit(np.r_[np.full((50, D), value, np.float32), x[50:]], w) for value in (0.0, np.nan, 1e25)
-    )
-    for other in others:
-        chex.assert_trees_all_equal(other, zero)
-    # The same rows by weights of another kind: those of the last 50, half and half.
-    halves = np.r_[np.ones(100, np.float32), np.full(100, 0.5, np.float32)]
-    again = fit(np.r_[x[50:150], x[150:], x[150:]], halves)
-    np.testing.assert_allclose(zero.log_likelihood, again.log_likelihood, rtol=2e-6)
-    same(zero.params, again.params, 5e-3)
+def stacked(*trees):
+    """Mixtures as one with a leading axis, of NumPy arrays."""
+    return jax.tree.map(lambda *a: np.stack(a), *map(on_host, trees))
 
 
-def test_vmap_is_a_loop_jit_is_eager_and_a_bad_lane_leaves_the_others_alone():
-    x, start, expected = fitted("full")
+def lane(results, i):
+    return jax.tree.map(lambda a: a[i], results)
+
+
+# Fits of two starts in one program, which a user's `jit` and `vmap` are around.
+fit_two = quick_jit(jax.vmap(jaxgmm.fit, in_axes=(0, None, None)))
+
+
+def two_starts():
+    """Data, one start of `fitted`, and another that converges, too."""
+    x, start, expected = fitted("full", "float64")
     start = on_host(start)
-    spoilt = dataclasses.replace(start, means=start.means * np.float32(np.nan))
-    collapsing = dataclasses.replace(start, scale=start.scale * 0)
     other = dataclasses.replace(start, means=start.means[::-1], log_weights=start.log_weights[::-1])
-    program = quick_jit(jax.vmap(jaxgmm.fit, in_axes=(0, None)))
-    good, mixed = (
-        on_host(program(jax.tree.map(lambda *a: np.stack(a), *starts), x))
-        for starts in ((start, other, start), (spoilt, other, collapsing))
+    return x, start, other, expected
+
+
+def test_jit_and_vmap_are_a_loop_and_a_bad_lane_leaves_the_other_alone(double):
+    x, start, other, expected = two_starts()
+    good = on_host(fit_two(stacked(start, other), x, np.ones(N)))
+    for i, alone in enumerate((expected, jaxgmm.fit(other, x))):
+        with case(i):
+            assert good.status[i] == int(alone.status) == Status.CONVERGED
+            # What is around a fit makes it another program: products are rounded in other places.
+            np.testing.assert_allclose(good.log_likelihood[i], alone.log_likelihood, rtol=1e-13)
+            same(lane(good.params, i), alone.params, 1e-9)
+    spoilt = dataclasses.replace(start, means=start.means * np.nan)
+    collapsing = dataclasses.replace(start, scale=start.scale * 0)
+    for bad, statuses in (
+        (spoilt, [Status.NONFINITE]),
+        (collapsing, [Status.NONFINITE, Status.DEGENERATE]),
+    ):
+        mixed = on_host(fit_two(stacked(bad, other), x, np.ones(N)))
+        assert mixed.status[0] in statuses
+        chex.assert_trees_all_equal(lane(mixed, 1), lane(good, 1))
+
+
+def test_inside_jit_rows_without_weight_are_left_out_whatever_they_hold(double):
+    x, start, other, _ = two_starts()
+    starts, ones = stacked(start, other), np.ones(N)
+    # Inside jit the values are not looked at: a bad one is a status, and the start is kept.
+    result = on_host(fit_two(starts, np.where(np.arange(N) == 7, np.nan, 0.0)[:, None] + x, ones))
+    assert result.status.tolist() == [Status.NONFINITE] * 2
+    assert result.n_iter.tolist() == [0, 0]
+    chex.assert_trees_all_equal(result.params, starts)
+    w = np.where(np.arange(N) < 50, 0.0, 1.0)
+    zero, *others = (
+        on_host(fit_two(starts, np.r_[np.full((50, D), value), x[50:]], w)) for value in (0.0, np.nan, 1e200)
     )
-    for lane, p in enumerate((start, other)):
-        alone = jaxgmm.fit(p, x)
-        assert good.status[lane] == alone.status == Status.CONVERGED
-        np.testing.assert_allclose(good.log_likelihood[lane], alone.log_likelihood, rtol=1e-6)
-        # Batched products may add in another order, and a rounding can change the number of steps.
-        same(jax.tree.map(lambda a, lane=lane: a[lane], good.params), alone.params, 5e-3)
-    np.testing.assert_allclose(good.log_likelihood[0], expected.log_likelihood, rtol=1e-6)
-    assert mixed.status.tolist()[0] == Status.NONFINITE
-    assert mixed.status.tolist()[2] in (Status.NONFINITE, Status.DEGENERATE)
-    middle = [jax.tree.map(lambda a: a[1], results) for results in (mixed, good)]
-    chex.assert_trees_all_equal(*middle)
+    for found in others:
+        chex.assert_trees_all_equal(found, zero)
+    # The same rows by weights of another kind: those of the last 50, half and half.
+    halves = np.r_[np.ones(100), np.full(100, 0.5)]
+    again = on_host(fit_two(starts, np.r_[x[50:150], x[150:], x[150:]], halves))
+    np.testing.assert_allclose(zero.log_likelihood, again.log_likelihood, rtol=1e-13)
+    for i in range(2):
+        same(lane(zero.params, i), lane(again.params, i), 1e-9)
 
 
 def test_data_that_a_users_jit_closes_over_are_checked():
@@ -396,7 +426,7 @@ def test_data_that_a_users_jit_closes_over_are_checked():
 
 
 def test_steps_of_ones_own_are_those_of_a_fit():
-    x, start, expected = fitted("diag")
+    x, start, expected = fitted("full")
     state = jaxgmm.em.init(start, x)
     same(state.params, start, 30 * EPS)
     for _ in range(int(expected.n_iter) + 1):
@@ -409,27 +439,25 @@ def test_steps_of_ones_own_are_those_of_a_fit():
     chex.assert_trees_all_equal(again, state)
 
 
-def test_the_first_step_is_an_em_step_and_plain_ones_never_fall_in_scan():
+def test_the_first_step_is_an_em_step_and_plain_ones_never_fall():
     x = X32 + np.float32(20)  # far enough from 0 for the data to be centred
-    start = begin("diag", x)
+    start = begin("full", x)
     state = jaxgmm.em.init(start, x)
     after, info = jaxgmm.em.step(state, x)
     expected, moments = step(start, x, np.ones(N), reg_covar=1e-6)
     same(after.params, expected, 30 * EPS)
-    np.testing.assert_allclose(info.log_likelihood, moments.log_likelihood / N, rtol=1e-5)
-
-    def plain(state, _):
-        return jaxgmm.em.step(state, x, tol=0.0, accelerate=False)
-
-    _, infos = quick_jit(lambda state: jax.lax.scan(plain, state, length=8))(state)
-    climbs = np.asarray(infos.log_likelihood, float)
+    np.testing.assert_allclose(info.log_likelihood, float(moments.log_likelihood) / N, rtol=1e-5)
+    climbs = []
+    for number in range(1, 9):
+        state, info = jaxgmm.em.step(state, x, tol=0.0, accelerate=False)
+        climbs.append(float(info.log_likelihood))
+        assert int(info.n_iter) == number
+        assert not info.accelerated
     assert (np.diff(climbs) >= -64 * EPS * abs(climbs[0])).all()
-    assert infos.n_iter.tolist() == list(range(1, 9))
-    assert not infos.accelerated.any()
 
 
 def test_a_step_refuses_what_is_no_state_and_other_data():
-    x, start, _ = fitted("diag")
+    x, start, _ = fitted("full")
     state = jaxgmm.em.init(start, x)
     with pytest.raises(TypeError, match=r"state must be what jaxgmm\.em\.init gives"):
         jaxgmm.em.step(start, x)
