@@ -76,6 +76,3 @@ few_structures = pytest.mark.parametrize("name", FEW)
 every_structure_and_precision = pytest.mark.parametrize(
     ("name", "dtype"), [(n, "float32") for n in STRUCTURES] + [("full", "float64")], indirect=["dtype"]
 )
-few_structures_and_precision = pytest.mark.parametrize(
-    ("name", "dtype"), [(n, "float32") for n in FEW] + [("full", "float64")], indirect=["dtype"]
-)
