@@ -81,6 +81,23 @@ def test_counts_are_repeated_rows_and_the_fits_of_a_batch_do_not_meet():
     assert np.isfinite(sparse.params.means).all()
 
 
+def test_data_of_extreme_scale_have_the_mixture_of_ordinary_ones_in_their_units():
+    unit = np.float32(2.0**100)
+    options = {"covariance_type": "spherical", "init": "kmeans++", "tol": 1e-4, "reg_covar": 0.0}
+    large, small = (on_host(fit_mml(KEYS[0], x, MOST, **options)) for x in (X * unit, X / unit))
+    mixtures = []
+    for found, scale in ((large, unit), (small, 1 / unit)):
+        assert found.n_components == 3
+        on = np.isfinite(found.params.log_weights)
+        means, width = found.params.means[on] / scale, found.params.scale[on] / scale
+        first = np.argsort(means[:, 0])
+        mixtures.append((means[first], width[first]))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3), *mixtures)
+    np.testing.assert_allclose(mixtures[0][0], [[-6, 0], [0, 6], [6, 0]], atol=0.7)  # as X was drawn
+    # A density in units u times as large is u^−D of it.
+    np.testing.assert_allclose(large.length - small.length, 200 * N * D * np.log(2), rtol=1e-5)
+
+
 def test_bad_arguments():
     for options, message in [
         ({"max_components": N + 1}, "max_components must not exceed"),
