@@ -214,7 +214,9 @@ def test_a_step_of_a_t_mixture_never_lowers_its_likelihood(double):
     [
         "contaminated(full)",
         "contaminated(tied)",
+        "contaminated(diag)",
         "contaminated(VVE)",
+        "contaminated(EVV)",
     ],
 )
 def test_a_step_of_a_contaminated_mixture_never_lowers_its_likelihood(name, double):
@@ -429,7 +431,7 @@ def test_outliers_are_what_each_family_takes_for_one(double):
         jaxgmm.outliers(start("background(full)"), x), resp[:, -1], rtol=1e-10, atol=1e-14
     )
     gaps = np.where(np.random.default_rng(0).random(x.shape) < 0.3, np.nan, x)
-    for name in ("student_t(full)", "contaminated(full)"):
+    for name in ("full", "student_t(diag)", "contaminated(full)", "background(diag)"):
         found = np.asarray(jaxgmm.outliers(start(name), jaxgmm.observe(gaps, missing="nan")))
         assert ((found >= 0) & (found <= 1)).all()
         whole = ~np.isnan(gaps).any(1)

@@ -433,7 +433,9 @@ def test_other_processes_load_what_two_at_once_have_compiled(tmp_path):
     assert min(first["compiled"], second["compiled"]) > 0
     assert all(path.suffix == ".program" for path in folder.iterdir())
     assert b"lapack" in b"".join(path.read_bytes() for path in folder.iterdir())
-    same, other = start(folder, 0), start(folder, 0, "thread")
-    same, other = end(same), end(other)
+    same, other, off = start(folder, 0), start(folder, 1, "thread"), start("off", 1)
+    same, other, off = end(same), end(other), end(off)
     assert same == first | {"compiled": 0}
-    assert other == first | {"compiled": 1}  # the thread's own
+    assert other["compiled"] == 1  # the thread's own
+    assert other["found"] == off["found"]
+    assert off["compiled"] > 0

@@ -70,8 +70,7 @@ def test_thin_covariances_lose_nothing():
 
 
 # One for each part of second moments, and for each way in which a scale or its coordinates are laid out.
-# "spherical" is in tests/selection/test_grid.py, and "VEE" is laid out as "VEI" with a matrix for the vector.
-SOME = tuple(STRUCTURES[name] for name in ("full", "tied", "VEI", "VVE", "EEV"))
+SOME = tuple(STRUCTURES[name] for name in ("full", "tied", "VEI", "spherical", "VEE", "VVE", "EEV"))
 
 
 @quick_jit
